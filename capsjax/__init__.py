@@ -1,0 +1,81 @@
+"""Capsule networks (Sabour, Frosst & Hinton 2017) in JAX and Flax.
+
+Equations are pure functions, written for one example and batched by ``jax.vmap``; Flax
+NNX modules own parameters and call them; :func:`create` turns a network into two pure
+functions, ``init`` and ``apply``.
+
+Letters of array shapes, everywhere in this package:
+
+    B batch    I input capsules     K pose size of an input capsule
+    H height   J output capsules    D pose size of an output capsule
+    W width    C channels           O output channels
+    R routing iterations
+
+    u [I, K]   W [I, J, D, K]   votes [I, J, D]   coupling [I, J]   s, v [J, D]
+"""
+
+from capsjax.conv import conv2d
+from capsjax.functional import Model, count_parameters, create, from_module
+from capsjax.losses import (
+    argmax_mask,
+    label_mask,
+    margin_loss,
+    mask_capsules,
+    reconstruction_loss,
+)
+from capsjax.models import CNN, PRESETS, CapsNet, CapsNetConfig, CNNConfig, Prediction, preset
+from capsjax.modules import Conv, Decoder, PrimaryCapsules, RoutedCapsules
+from capsjax.routing import RoutingOutput, dynamic_routing
+from capsjax.squash import safe_norm, squash
+from capsjax.train import (
+    RECIPES,
+    TrainState,
+    adam,
+    capsnet_loss,
+    cross_entropy_loss,
+    init_state,
+    make_eval_step,
+    make_gradient,
+    make_train_step,
+)
+from capsjax.votes import prediction_vectors
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CNN",
+    "CNNConfig",
+    "CapsNet",
+    "CapsNetConfig",
+    "Conv",
+    "Decoder",
+    "Model",
+    "PRESETS",
+    "Prediction",
+    "PrimaryCapsules",
+    "RECIPES",
+    "RoutedCapsules",
+    "RoutingOutput",
+    "TrainState",
+    "adam",
+    "argmax_mask",
+    "capsnet_loss",
+    "conv2d",
+    "count_parameters",
+    "create",
+    "cross_entropy_loss",
+    "dynamic_routing",
+    "from_module",
+    "init_state",
+    "label_mask",
+    "make_eval_step",
+    "make_gradient",
+    "make_train_step",
+    "margin_loss",
+    "mask_capsules",
+    "prediction_vectors",
+    "preset",
+    "reconstruction_loss",
+    "safe_norm",
+    "squash",
+]

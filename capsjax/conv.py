@@ -1,0 +1,189 @@
+"""Valid 2-D convolution, in the form that is fast on the backend at hand.
+
+XLA's convolution is right on GPU and TPU, and slow on CPU: the gradient of CapsNet's
+9x9, 256 -> 256, stride 2 layer takes 27 times as long as the same arithmetic as a matrix
+product. On CPU two forms built from matrix products stand in for it:
+
+* ``im2col``: gather the k x k patches, multiply once. Any size.
+* ``fourier``: the convolution theorem. Split image and kernel by stride phase, which
+  leaves stride-1 correlations of short length, transform both with an exact discrete
+  Fourier transform written as a matrix, multiply frequency by frequency, transform back.
+  Phases and channels are summed inside the product. A 9x9 stride-2 layer on 20x20 needs
+  a fifth of the multiplications of the direct form.
+
+All are differentiated by JAX; all give the same values to rounding.
+"""
+
+import functools
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+IMPLEMENTATIONS = ("xla", "im2col", "fourier")
+
+
+def conv2d(
+    x: chex.Array, w: chex.Array, stride: int = 1, *, implementation: str | None = None
+) -> jax.Array:
+    r"""Valid (unpadded) cross-correlation, what neural networks call a convolution.
+
+    .. math:: y_{bhwo} = \sum_{ijc} x_{b,\,sh+i,\,sw+j,\,c} \, w_{ijco}
+
+    Args:
+      x: images ``[B, H, W, C]``.
+      w: kernels ``[k, k, C, O]``, square.
+      stride: the same step in both directions.
+      implementation: ``xla``, ``im2col`` or ``fourier``; None chooses for the default
+        backend and the sizes.
+
+    Returns:
+      ``[B, (H - k) // stride + 1, (W - k) // stride + 1, O]``, of the dtype of x.
+
+    Raises:
+      ValueError: unknown implementation, or an image smaller than the kernel.
+      AssertionError: ranks or channels do not agree, or the kernel is not square.
+    """
+    chex.assert_rank([x, w], 4)
+    B, H, W, C = x.shape
+    k, _, _, O = w.shape
+    chex.assert_shape(w, (k, k, C, O), custom_message=f"w must be [k, k, C, O], x is {x.shape}")
+    if min(H, W) < k:
+        raise ValueError(f"an image of {H}x{W} pixels is smaller than the {k}x{k} kernel")
+    if implementation is None:
+        implementation = _fastest(x.shape, w.shape, stride)
+    if implementation == "xla":
+        return lax.conv_general_dilated(
+            x, w, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+    if implementation == "im2col":
+        return _im2col(x, w, stride)
+    if implementation == "fourier":
+        return _fourier(x, w, stride)
+    raise ValueError(
+        f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, not {implementation!r}"
+    )
+
+
+def _fastest(x_shape, w_shape, stride) -> str:
+    if jax.default_backend() != "cpu":
+        return "xla"
+    B, H, W, C = x_shape
+    k, _, _, O = w_shape
+    h, w = _phase_sizes(H, k, stride), _phase_sizes(W, k, stride)
+    channels = C * stride**2
+    points = _points(h.length, w.length)
+    transforms = (
+        h.length * w.length * channels * B  # of the images
+        + h.kernel * w.kernel * channels * O  # of the kernels
+        + h.out * w.out * O * B  # of the results
+    )
+    direct = h.out * w.out * k * k * C * O * B
+    return "fourier" if points * (channels * O * B + transforms) < direct else "im2col"
+
+
+def _product(a, b, spec):
+    """einsum in the dtype of ``a``, accumulated in float32 or wider."""
+    wide = jnp.promote_types(a.dtype, jnp.float32)
+    return jnp.einsum(spec, a, b, preferred_element_type=wide).astype(a.dtype)
+
+
+def _im2col(x, w, stride):
+    k, _, C, O = w.shape
+    out_h, out_w = (x.shape[1] - k) // stride + 1, (x.shape[2] - k) // stride + 1
+    patches = [
+        lax.slice(
+            x,
+            (0, i, j, 0),
+            (x.shape[0], i + stride * (out_h - 1) + 1, j + stride * (out_w - 1) + 1, C),
+            (1, stride, stride, 1),
+        )
+        for i in range(k)
+        for j in range(k)
+    ]
+    return _product(jnp.concatenate(patches, axis=-1), w.reshape(k * k * C, O), "bhwp,po->bhwo")
+
+
+class _PhaseSizes(NamedTuple):
+    """Sizes along one image axis after splitting it by stride phase."""
+
+    out: int  # outputs
+    kernel: int  # kernel taps of one phase
+    length: int  # input samples of one phase, and the length of the transform
+
+
+def _phase_sizes(size: int, k: int, stride: int) -> _PhaseSizes:
+    out = (size - k) // stride + 1
+    kernel = -(-k // stride)
+    return _PhaseSizes(out, kernel, out + kernel - 1)
+
+
+def _frequencies(height: int, width: int):
+    """One of each conjugate pair of frequencies, real ones first."""
+    pairs = [(f, g) for f in range(height) for g in range(width)]
+    mirror = {(f, g): (-f % height, -g % width) for f, g in pairs}
+    real = [p for p in pairs if mirror[p] == p]
+    return real, [p for p in pairs if p < mirror[p]]
+
+
+def _points(height: int, width: int) -> int:
+    """Real products per channel pair: one for a real frequency, three for a complex one."""
+    real = (1 + (height % 2 == 0)) * (1 + (width % 2 == 0))
+    return real + 3 * (height * width - real) // 2
+
+
+@functools.cache
+def _transforms(h: _PhaseSizes, w: _PhaseSizes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Matrices of the transforms of image, kernel and result, in float64.
+
+    With X = a + ib the transform of the image and conj(W) = c + id that of the kernel,
+    a complex product costs three real ones, p = ac, q = bd, r = (a + b)(c + d):
+    its real part is p - q and its imaginary part r - p - q.
+
+    Returns:
+      image ``[P, L L]``, kernel ``[P, k k]`` and result ``[out out, P]`` matrices.
+    """
+    real, pairs = (np.array(f).reshape(-1, 2) for f in _frequencies(h.length, w.length))
+
+    def angles(frequencies, height, width):
+        y, x = np.divmod(np.arange(height * width), width)
+        f, g = frequencies.T
+        return 2 * np.pi * ((np.outer(f, y) / h.length + np.outer(g, x) / w.length) % 1)
+
+    theta = angles(pairs, h.length, w.length)
+    a, b = np.cos(theta), -np.sin(theta)
+    image = np.concatenate([np.cos(angles(real, h.length, w.length)), a, b, a + b])
+    theta = angles(pairs, h.kernel, w.kernel)
+    c, d = np.cos(theta), np.sin(theta)
+    kernel = np.concatenate([np.cos(angles(real, h.kernel, w.kernel)), c, d, c + d])
+    theta = angles(pairs, h.out, w.out)
+    cos, sin = np.cos(theta), np.sin(theta)
+    result = np.concatenate(
+        [np.cos(angles(real, h.out, w.out)), 2 * (cos + sin), 2 * (sin - cos), -2 * sin]
+    )
+    return image, kernel, result.T / (h.length * w.length)
+
+
+def _fourier(x, w, stride):
+    B, H, W, C = x.shape
+    k, _, _, O = w.shape
+    h, v = _phase_sizes(H, k, stride), _phase_sizes(W, k, stride)
+    image, kernel, result = (jnp.asarray(m, x.dtype) for m in _transforms(h, v))
+
+    # Crop or pad to whole phases; samples beyond the last output never matter.
+    y0, x0 = stride * h.length, stride * v.length
+    x = x[:, :y0, :x0]
+    x = jnp.pad(x, ((0, 0), (0, y0 - x.shape[1]), (0, x0 - x.shape[2]), (0, 0)))
+    x = x.reshape(B, h.length, stride, v.length, stride, C).transpose(1, 3, 0, 2, 4, 5)
+    x = x.reshape(h.length * v.length, B, stride * stride * C)
+    w = jnp.pad(w, ((0, stride * h.kernel - k), (0, stride * v.kernel - k), (0, 0), (0, 0)))
+    w = w.reshape(h.kernel, stride, v.kernel, stride, C, O).transpose(0, 2, 1, 3, 4, 5)
+    w = w.reshape(h.kernel * v.kernel, stride * stride * C, O)
+
+    x = _product(image, x, "pn,nbc->pbc")
+    w = _product(kernel, w, "pn,nco->pco")
+    y = _product(result, _product(x, w, "pbc,pco->pbo"), "np,pbo->nbo")
+    return y.reshape(h.out, v.out, B, O).transpose(2, 0, 1, 3)

@@ -1,0 +1,240 @@
+"""One frozen dataclass is the configuration of every program, and its flags.
+
+A field becomes a flag of its name; its metadata hold the help text, the legal values,
+and whether a run may be continued with another value (``free``).
+"""
+
+import dataclasses
+import sys
+import typing
+import zlib
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+from capsjax.models import CapsNetConfig, CNNConfig, preset
+from capsjax.routing import GRADIENTS
+from capsjax.train import RECIPES
+from experiments.errors import UserError
+
+
+def _field(default, help, *, choices=None, low=None, high=None, free=False):
+    metadata = {"help": help, "choices": choices, "low": low, "high": high, "free": free}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides what a run does."""
+
+    program: str = dataclasses.field(default="mnist", metadata={"flag": False})
+
+    # Data
+    dataset: str = _field(
+        "auto",
+        "auto (MNIST where it can be had, otherwise digits), digits (scikit-learn's), or any "
+        "image-classification name of TensorFlow Datasets",
+    )
+    data_dir: str = _field("", "prepared TensorFlow Datasets directory", free=True)
+    cache_dir: str = _field(
+        "",
+        "decoded data sets and compiled programs; the user's cache folder by default, "
+        "'none' to keep no compiled programs",
+        free=True,
+    )
+    validation_fraction: float = _field(
+        0.05, "share of the training data held out for validation", low=0.0, high=0.9
+    )
+    max_shift: int = _field(2, "largest random shift of training images, in pixels", low=0)
+
+    # Network
+    model: str = _field("capsnet", "network", choices=("capsnet", "cnn"))
+    preset: str = _field("mnist", "size of the network", choices=("mnist", "multimnist", "tiny"))
+    routing_iterations: int = _field(3, "routing iterations", low=1, high=1000)
+    routing_gradient: str = _field("full", "what is differentiated in routing", choices=GRADIENTS)
+    reconstruction: bool = _field(True, "decoder and reconstruction loss")
+    dtype: str = _field(
+        "float32", "type of convolutions and votes", choices=("float32", "bfloat16")
+    )
+
+    # Recipe, and the switches that it sets
+    recipe: str = _field(
+        "paper",
+        "paper: the text. official: the authors' code. Sets the flags whose default is 'recipe'",
+        choices=tuple(RECIPES),
+    )
+    init: str | None = _field(None, "initial weights", choices=("lecun", "official"))
+    routing_bias: bool | None = _field(None, "learned bias of s_j")
+    primary_scale: float | None = _field(None, "factor on primary pre-activations")
+    margin_weight: float | None = _field(None, "weight of the margin loss", low=0.0)
+    learning_rate_floor: float | None = _field(None, "smallest learning rate", low=0.0)
+
+    # Training
+    epochs: int = _field(
+        0, "passes over the training data; 0: 15 for digits, else 50", low=0, free=True
+    )
+    steps: int = _field(0, "training steps instead of epochs", low=0, free=True)
+    batch_size: int = _field(
+        0, "images a step, over all devices; 0: 64 for digits, else 128", low=0
+    )
+    learning_rate: float = _field(1e-3, "Adam's first learning rate", low=0.0)
+    decay_rate: float = _field(0.96, "the learning rate is multiplied by this", low=0.0, high=1.0)
+    decay_steps: int = _field(2000, "once every so many steps (continuously)", low=1)
+    reconstruction_weight: float = _field(
+        0.0005, "weight of the summed squared reconstruction error", low=0.0
+    )
+    seed: int = _field(0, "of everything random", low=0, high=2**32 - 1)
+
+    # Machine
+    accelerator: str = _field(
+        "auto", "where to compute", choices=("auto", "cpu", "gpu", "tpu"), free=True
+    )
+    parallel: str = _field(
+        "jit", "how devices share a batch", choices=("jit", "shard_map", "pmap"), free=True
+    )
+    num_devices: int = _field(
+        0, "devices to use; 0: all (on CPU one; more are simulated)", low=0, free=True
+    )
+
+    # Output
+    workdir: str = _field("", "where the run is kept; by default under runs/", free=True)
+    log_every: int = _field(10, "steps between two lines of metrics.jsonl", low=1, free=True)
+
+    def resolved(self, dataset: str) -> "Config":
+        """With every default that depends on the data set or the recipe filled in."""
+        small = dataset == "digits"
+        recipe = {
+            name: value
+            for name, value in RECIPES[self.recipe].items()
+            if getattr(self, name) is None
+        }
+        return dataclasses.replace(
+            self,
+            dataset=dataset,
+            epochs=self.epochs or (15 if small else 50),
+            batch_size=self.batch_size or (64 if small else 128),
+            **recipe,
+        )
+
+    def identity(self) -> dict:
+        """The fields that two runs must share to be the same run."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if not f.metadata.get("free")
+        }
+
+    def default_workdir(self) -> str:
+        """``runs/NAME-...``: the same for the same (resolved) configuration."""
+        code = zlib.crc32(repr(sorted(self.identity().items())).encode())
+        return f"runs/{self.program}-{self.dataset}-{self.model}-{code:08x}"
+
+    def command(self) -> str:
+        """The command that gives this (resolved) run on any machine."""
+        defaults = Config(program=self.program)
+        local = ("data_dir", "cache_dir", "workdir")
+        recipe = RECIPES[self.recipe]
+        given = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in local
+            and getattr(self, f.name) not in (getattr(defaults, f.name), recipe.get(f.name))
+        }
+        return " ".join(
+            [f"python -m experiments.{self.program}", *(f"--{k}={v}" for k, v in given.items())]
+        )
+
+    def model_config(
+        self, image_shape: tuple[int, int, int], num_classes: int
+    ) -> CapsNetConfig | CNNConfig:
+        """The network of a (resolved) configuration.
+
+        Raises:
+          UserError: the images are too small for it.
+        """
+        changes = {
+            "image_shape": tuple(image_shape),
+            "num_classes": num_classes,
+            "dtype": self.dtype,
+        }
+        if self.model == "capsnet":
+            changes |= {
+                "routing_iterations": self.routing_iterations,
+                "routing_gradient": self.routing_gradient,
+                "init": self.init,
+                "routing_bias": self.routing_bias,
+                "primary_scale": self.primary_scale,
+            }
+            if not self.reconstruction:
+                changes["decoder"] = None
+        try:
+            return preset(f"{self.model}_{self.preset}", **changes)
+        except ValueError as error:
+            raise UserError(f"--dataset={self.dataset}: {error}") from error
+
+
+def define_flags(defaults: Config, flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """One absl flag per field of the configuration."""
+    module = sys.argv[0]
+    for f in dataclasses.fields(defaults):
+        if not f.metadata.get("flag", True):
+            continue
+        kinds = set(typing.get_args(f.type)) - {type(None)} or {f.type}
+        (kind,) = kinds
+        value, text = getattr(defaults, f.name), f.metadata["help"]
+        low, high = f.metadata["low"], f.metadata["high"]
+        if value is None:
+            text += " (default: recipe)"
+        common = {"flag_values": flag_values, "module_name": module}
+        if f.metadata["choices"]:
+            flags.DEFINE_enum(f.name, value, f.metadata["choices"], text, **common)
+        elif kind is bool:
+            flags.DEFINE_boolean(f.name, value, text, **common)
+        elif kind is int:
+            flags.DEFINE_integer(f.name, value, text, low, high, **common)
+        elif kind is float:
+            flags.DEFINE_float(f.name, value, text, low, high, **common)
+        else:
+            flags.DEFINE_string(f.name, value, text, **common)
+
+
+def from_flags(defaults: Config, flag_values: flags.FlagValues = flags.FLAGS) -> Config:
+    """The configuration that parsed flags describe."""
+    names = [f.name for f in dataclasses.fields(defaults) if f.metadata.get("flag", True)]
+    return dataclasses.replace(defaults, **{name: flag_values[name].value for name in names})
+
+
+def run(main: Callable[[Config], None], defaults: Config) -> None:
+    """Run a program: parse the flags, call ``main``, end in one line where the user erred.
+
+    Exit status 2 and ``error: ...`` on standard error for a wrong flag and for
+    :class:`UserError`; 130 when interrupted.
+    """
+    define_flags(defaults)
+
+    def parse(argv):
+        try:
+            rest = flags.FLAGS(argv)[1:]
+            if rest:
+                raise flags.Error(f"unexpected argument {rest[0]!r}; flags look like --name=value")
+        except flags.Error as error:
+            _fail(str(error))
+        return argv[:1]
+
+    def wrapped(_):
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # Orbax tells every step of every save
+        try:
+            main(from_flags(defaults))
+        except UserError as error:
+            _fail(str(error))
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+
+    app.run(wrapped, flags_parser=parse)
+
+
+def _fail(message: str) -> None:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,183 @@
+"""What a run leaves on disk: config.json, metrics.jsonl, events, checkpoints, summary.json.
+
+Every file is replaced in one move or appended line by line, so that a run killed at any
+moment can be continued.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.config import Config
+from experiments.errors import UserError
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file in one move."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def open_workdir(config: Config) -> Path:
+    """Create the folder of a run, or open it again for the same configuration.
+
+    Raises:
+      UserError: it can't be written, belongs to another configuration, or is in use.
+    """
+    workdir = Path(config.workdir or config.default_workdir())
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        # Held until the process ends, however it ends.
+        lock = os.open(workdir / ".lock", os.O_CREAT | os.O_RDWR)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} can't be written: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise UserError(f"another process is training in {workdir}") from error
+    path = workdir / "config.json"
+    if path.exists():
+        _check_same(config, path)
+    write_json(path, dataclasses.asdict(config))
+    return workdir
+
+
+def _check_same(config: Config, path: Path) -> None:
+    try:
+        stored = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); choose another --workdir") from error
+    different = [
+        f"{name}={stored.get(name)} there, {value} here"
+        for name, value in config.identity().items()
+        if stored.get(name) != value
+    ]
+    if different:
+        raise UserError(
+            f"{path.parent} holds another run ({'; '.join(different)}); choose another --workdir"
+        )
+
+
+class Metrics:
+    """metrics.jsonl, and TensorBoard events where tensorboardX is installed.
+
+    Args:
+      workdir: folder of the run.
+      step: rows of later steps are removed, because the run continues from here.
+    """
+
+    def __init__(self, workdir: Path, step: int):
+        self.path = workdir / "metrics.jsonl"
+        self.rows = [row for row in _read_rows(self.path) if row["step"] <= step]
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        os.replace(temporary, self.path)
+        self._file = open(self.path, "a")
+        self._board = _tensorboard(workdir, step)
+
+    def write(self, row: dict[str, float]) -> None:
+        """Append a row; it must have a ``step``."""
+        self.rows.append(row)
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        if self._board:
+            for name, value in row.items():
+                if name not in ("step", "epoch", "seconds"):
+                    self._board.add_scalar(name, value, row["step"])
+
+    def sync(self) -> None:
+        """Make sure that all rows are on the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board:
+            self._board.close()
+
+
+def _read_rows(path: Path) -> list[dict]:
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # the line that was being written when the run was killed
+            break
+    return rows
+
+
+def _tensorboard(workdir: Path, step: int):
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+
+class Checkpoints:
+    """Orbax checkpoints of a training state, the last two kept."""
+
+    def __init__(self, workdir: Path):
+        import orbax.checkpoint as ocp
+
+        self._args = ocp.args
+        self._manager = ocp.CheckpointManager(
+            (workdir / "checkpoints").absolute(),
+            options=ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True),
+        )
+
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, state: Any, step: int) -> None:
+        """Save in the background."""
+        self._manager.save(step, args=self._args.StandardSave(state._asdict()))
+
+    def restore(self, state: Any) -> Any:
+        """The newest checkpoint, in the shapes and on the devices of ``state``.
+
+        Raises:
+          UserError: it can't be read.
+        """
+        step = self.latest()
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state._asdict()
+        )
+        try:
+            restored = self._manager.restore(step, args=self._args.StandardRestore(target))
+        except Exception as error:  # Orbax raises many types for a damaged checkpoint
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"checkpoint {step} in {self._manager.directory} can't be read ({reason}); "
+                "delete that folder to go on from an earlier one"
+            ) from error
+        return type(state)(**restored)
+
+    def close(self) -> None:
+        """Wait for the last save."""
+        self._manager.close()
+
+
+def commit() -> str | None:
+    """The commit of the code that runs, with ``+changes`` when files differ from it."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments):
+        return subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,329 @@
+"""The training loop that all programs share: train, validate, checkpoint, resume, report."""
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from capsjax import functional, train
+from capsjax.models import CapsNetConfig
+from experiments import data, io, report, runtime, sampling
+from experiments.config import Config
+from experiments.errors import UserError
+
+EVALUATION_BATCH = 128
+
+
+class Setup(NamedTuple):
+    """What follows from a configuration before anything is trained."""
+
+    config: Config  # resolved
+    dataset: data.Dataset
+    devices: list
+    model: functional.Model
+    loss: train.LossFn
+    optimizer: object
+    parameters: int
+
+
+def run(config: Config) -> dict:
+    """Train, or continue, the run that a configuration describes; returns its summary.
+
+    Raises:
+      UserError: anything that the user can mend, before or without harm to the run.
+    """
+    started = time.monotonic()
+    setup = prepare(config)
+    config = setup.config
+    total = total_steps(setup)
+    workdir = io.open_workdir(config)
+    print(banner(setup), file=sys.stderr)
+
+    checkpoints = io.Checkpoints(workdir)
+    state = initial_state(setup)
+    done = checkpoints.latest()
+    if done is not None:
+        if done > total:
+            raise UserError(
+                f"{workdir} has already done {done} steps and {total} are asked for; "
+                "raise --epochs or --steps, or choose another --workdir"
+            )
+        state = checkpoints.restore(state)
+        print(f"continuing {workdir} after step {done}", file=sys.stderr)
+    metrics = io.Metrics(workdir, done or 0)
+    try:
+        state = fit(setup, state, total, metrics, checkpoints)
+        summary = report.finish(
+            setup, state, workdir, metrics.rows, evaluator(setup), time.monotonic() - started
+        )
+    finally:
+        metrics.close()
+        checkpoints.close()
+    return summary
+
+
+def prepare(config: Config) -> Setup:
+    """Devices, data, network, loss and optimiser of a configuration."""
+    runtime.keep_compiled_programs(config.cache_dir)
+    devices = runtime.devices(config.accelerator, config.num_devices)
+    dataset = data.load(
+        config.dataset,
+        data_dir=config.data_dir or None,
+        cache_dir=runtime.cache_folder(config.cache_dir),
+        validation_fraction=config.validation_fraction,
+    )
+    config = config.resolved(dataset.name)
+    if config.batch_size % len(devices):
+        raise UserError(
+            f"--batch_size={config.batch_size} can't be divided among {len(devices)} devices"
+        )
+    model_config = config.model_config(dataset.image_shape, dataset.num_classes)
+    model = functional.create(model_config)
+    if isinstance(model_config, CapsNetConfig):
+        loss = train.capsnet_loss(
+            model,
+            margin_weight=config.margin_weight,
+            reconstruction_weight=config.reconstruction_weight,
+        )
+    else:
+        loss = train.cross_entropy_loss(model)
+    optimizer = train.adam(
+        config.learning_rate, config.decay_rate, config.decay_steps, config.learning_rate_floor
+    )
+    parameters = functional.count_parameters(jax.eval_shape(model.init, jax.random.key(0)))
+    return Setup(config, dataset, devices, model, loss, optimizer, parameters)
+
+
+def steps_per_epoch(setup: Setup) -> int:
+    return sampling.steps_per_epoch(len(setup.dataset.train_labels), setup.config.batch_size)
+
+
+def total_steps(setup: Setup) -> int:
+    return setup.config.steps or setup.config.epochs * steps_per_epoch(setup)
+
+
+def banner(setup: Setup) -> str:
+    """Device, versions, network and data in one line."""
+    c, d = setup.config, setup.dataset
+    device = setup.devices[0]
+    return (
+        f"capsjax {c.program} | {len(setup.devices)} x {device.device_kind} ({device.platform}), "
+        f"JAX {jax.__version__}, Flax {flax.__version__} | {c.model} {setup.parameters:,} "
+        f"parameters, recipe {c.recipe} | {d.name}: {len(d.train_labels):,} training, "
+        f"{len(d.validation_labels):,} validation, {len(d.test_labels):,} test images"
+    )
+
+
+def initial_state(setup: Setup) -> train.TrainState:
+    """The state before the first step, on all devices."""
+    key = jax.random.fold_in(jax.random.key(setup.config.seed), 0)
+    init = jax.jit(lambda key: train.init_state(setup.model, setup.optimizer, key))
+    return runtime.replicate(init(key), setup.devices)
+
+
+def make_chunk(setup: Setup) -> Callable:
+    """Many steps in one call: ``chunk(state, source, order, key, count)``.
+
+    Returns the state after ``count`` steps (a traced number, so that one compiled program
+    serves chunks of any length up to ``log_every``) and the sums of the metrics.
+    """
+    config = setup.config
+
+    def make_body(axis_name, parts, constrain):
+        step = train.make_train_step(setup.loss, setup.optimizer, axis_name=axis_name)
+
+        def body(state, source, order, key, count, which):
+            def one(state):
+                images, labels, dropout_key = sampling.batch(
+                    source,
+                    order,
+                    key,
+                    state.step,
+                    batch_size=config.batch_size,
+                    max_shift=config.max_shift,
+                    part=(which, parts),
+                )
+                return step(state, *constrain((images, labels)), dropout_key)
+
+            sums = jax.tree.map(
+                lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, state)[1]
+            )
+
+            def several(_, carry):
+                state, sums = carry
+                state, metrics = one(state)
+                return state, jax.tree.map(jnp.add, sums, metrics)
+
+            return jax.lax.fori_loop(0, count, several, (state, sums))
+
+        return body
+
+    return runtime.parallelize(make_body, config.parallel, setup.devices)
+
+
+def evaluator(setup: Setup) -> Callable:
+    """``evaluate(params, images, labels)``: per-example metrics, NumPy arrays ``[N]``.
+
+    The last batch is filled up and the filling cut off, so every example counts once.
+    """
+    size = -(-EVALUATION_BATCH // len(setup.devices)) * len(setup.devices)
+    step = train.make_eval_step(setup.loss)
+    one = jax.jit(lambda params, images, labels: step(params, sampling.to_unit(images), labels))
+
+    def evaluate(params, images, labels):
+        parts = []
+        for start in range(0, len(labels), size):
+            rows = np.arange(start, start + size) % len(labels)
+            batch = runtime.split((images[rows], labels[rows]), setup.devices)
+            parts.append(one(params, *batch))
+        return {
+            name: np.concatenate([np.asarray(p[name]) for p in parts])[: len(labels)]
+            for name in parts[0]
+        }
+
+    return evaluate
+
+
+def fit(setup, state, total, metrics, checkpoints) -> train.TrainState:
+    """Train up to step ``total``, writing metrics and checkpoints as it goes."""
+    config, dataset = setup.config, setup.dataset
+    per_epoch = steps_per_epoch(setup)
+    step = int(state.step)
+    if step >= total:
+        return state
+    chunk, evaluate = make_chunk(setup), evaluator(setup)
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    source = sampling.Source(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
+    source, key = runtime.replicate((source, key), setup.devices)
+    make_order = jax.jit(sampling.epoch_order, static_argnums=2)
+    order = None
+
+    with Display(config, metrics, step, total, per_epoch) as display, Stop() as stop:
+        while step < total:
+            epoch, within = divmod(step, per_epoch)
+            if order is None or within == 0:
+                order = make_order(key, epoch, len(dataset.train_labels))
+            to_log = config.log_every - step % config.log_every
+            count = min(to_log, per_epoch - within, total - step)
+            state, sums = chunk(state, source, order, key, count)
+            step += count
+            display.trained(step, count, sums)
+            epoch_ends = step % per_epoch == 0 or step == total
+            if epoch_ends or stop.requested:
+                display.flush()
+                if epoch_ends and len(dataset.validation_labels):
+                    held_out = dataset.validation_images, dataset.validation_labels
+                    display.validated(step, evaluate(state.params, *held_out))
+                metrics.sync()
+                checkpoints.save(state, step)
+                if stop.requested and step < total:
+                    checkpoints.close()
+                    display.say(f"stopped after step {step}; the same command continues")
+                    sys.exit(128 + stop.requested)
+    return state
+
+
+class Display:
+    """Progress bar on a terminal, a line an epoch anywhere, rows for metrics.jsonl.
+
+    Sums of a chunk are read one chunk late, so that the device never waits for the host.
+    """
+
+    def __init__(self, config: Config, metrics: io.Metrics, step: int, total: int, per_epoch: int):
+        self._config, self._metrics, self._per_epoch = config, metrics, per_epoch
+        self._seconds = metrics.rows[-1]["seconds"] if metrics.rows else 0.0
+        self._last = time.monotonic()
+        self._pending = None
+        self._bar = tqdm(
+            total=total, initial=step, unit="step", disable=not sys.stderr.isatty(), leave=False
+        )
+        self._epochs = -(-total // per_epoch)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._bar.clear()
+        print(line, file=sys.stderr)
+
+    def trained(self, step: int, count: int, sums: dict) -> None:
+        """Take the sums of a chunk that ended at ``step``."""
+        self.flush()
+        self._pending = step, count, sums
+
+    def flush(self) -> None:
+        """Wait for the pending chunk and write its row.
+
+        Raises:
+          UserError: the loss is not finite.
+        """
+        if self._pending is None:
+            return
+        (step, count, sums), self._pending = self._pending, None
+        means = {name: float(value) / count for name, value in sums.items()}
+        if not np.isfinite(means["loss"]):
+            raise UserError(
+                f"the loss is {means['loss']} after step {step}; the last checkpoint is kept; "
+                "try a smaller --learning_rate, or --dtype=float32"
+            )
+        seconds = self._clock()
+        rate = count * self._config.batch_size / seconds
+        self._metrics.write(self._where(step) | means | {"images_per_second": round(rate, 2)})
+        self._row = means | {"rate": rate}
+        accuracy = f"accuracy {100 * means['accuracy']:.2f}%"
+        self._bar.set_postfix_str(f"loss {means['loss']:.4f}, {accuracy}, {rate:.0f} images/s")
+        self._bar.update(count)
+
+    def validated(self, step: int, values: dict[str, np.ndarray]) -> None:
+        """Write and print the validation error after an epoch."""
+        error = 100 * (1 - float(values["accuracy"].mean()))
+        self._clock()
+        self._metrics.write(
+            self._where(step)
+            | {"validation_error": error, "validation_loss": float(values["loss"].mean())}
+        )
+        self.say(
+            f"epoch {-(-step // self._per_epoch)}/{self._epochs}: loss {self._row['loss']:.4f}, "
+            f"validation error {error:.2f}%, {self._row['rate']:.0f} images/s"
+        )
+
+    def _where(self, step: int) -> dict:
+        epoch = round(step / self._per_epoch, 4)
+        return {"step": step, "epoch": epoch, "seconds": round(self._seconds, 3)}
+
+    def _clock(self) -> float:
+        now = time.monotonic()
+        passed, self._last = now - self._last, now
+        self._seconds += passed
+        return passed
+
+
+class Stop:
+    """Turns the first Ctrl-C (or SIGTERM) into a request to stop after the current chunk."""
+
+    requested = 0
+
+    def __enter__(self):
+        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number, _):
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = number
+        print("\nstopping after this chunk of steps; again: at once", file=sys.stderr)

@@ -1,0 +1,19 @@
+"""CapsNet, or the paper's CNN baseline, on MNIST and other image-classification data.
+
+    python -m experiments.mnist                      MNIST, or offline the bundled digits
+    python -m experiments.mnist --dataset=digits     8x8 digits, about 3 minutes on 2 cores
+    python -m experiments.mnist --dataset=mnist --recipe=official --seed=1
+    python -m experiments.mnist --dataset=fashion_mnist --model=cnn
+
+Running the same command again continues a run that was interrupted. Results are in
+README.md and results/.
+"""
+
+from experiments import loop
+from experiments.config import Config, run
+
+DEFAULTS = Config(program="mnist")
+
+
+if __name__ == "__main__":
+    run(loop.run, DEFAULTS)
