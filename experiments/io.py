@@ -4,11 +4,13 @@ Every file is replaced in one move or appended line by line, so that a run kille
 moment can be continued.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,9 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
-def open_workdir(config: Config) -> Path:
-    """Create the folder of a run, or open it again for the same configuration.
+@contextlib.contextmanager
+def open_workdir(config: Config) -> Iterator[Path]:
+    """Create the folder of a run, or open it again, for one process at a time.
 
     Raises:
       UserError: it can't be written, belongs to another configuration, or is in use.
@@ -34,19 +37,21 @@ def open_workdir(config: Config) -> Path:
     workdir = Path(config.workdir or config.default_workdir())
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        # Held until the process ends, however it ends.
+        # The lock ends with the process, however that ends.
         lock = os.open(workdir / ".lock", os.O_CREAT | os.O_RDWR)
     except OSError as error:
         raise UserError(f"--workdir={workdir} can't be written: {error.strerror}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+        path = workdir / "config.json"
+        if path.exists():
+            _check_same(config, path)
+        write_json(path, dataclasses.asdict(config))
+        yield workdir
+    except BlockingIOError as error:
         raise UserError(f"another process is training in {workdir}") from error
-    path = workdir / "config.json"
-    if path.exists():
-        _check_same(config, path)
-    write_json(path, dataclasses.asdict(config))
-    return workdir
+    finally:
+        os.close(lock)
 
 
 def _check_same(config: Config, path: Path) -> None:
@@ -96,7 +101,10 @@ class Metrics:
         """Make sure that all rows are on the disk."""
         os.fsync(self._file.fileno())
 
-    def close(self) -> None:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         self._file.close()
         if self._board:
             self._board.close()
@@ -162,9 +170,11 @@ class Checkpoints:
             ) from error
         return type(state)(**restored)
 
-    def close(self) -> None:
-        """Wait for the last save."""
-        self._manager.close()
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._manager.close()  # waits for the last save
 
 
 def commit() -> str | None:

@@ -4,6 +4,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import flax
@@ -13,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from capsjax import functional, train
-from capsjax.models import CapsNetConfig
+from capsjax.models import CapsNetConfig, CNNConfig
 from experiments import data, io, report, runtime, sampling
 from experiments.config import Config
 from experiments.errors import UserError
@@ -27,6 +28,7 @@ class Setup(NamedTuple):
     config: Config  # resolved
     dataset: data.Dataset
     devices: list
+    model_config: CapsNetConfig | CNNConfig
     model: functional.Model
     loss: train.LossFn
     optimizer: object
@@ -41,39 +43,30 @@ def run(config: Config) -> dict:
     """
     started = time.monotonic()
     setup = prepare(config)
-    config = setup.config
     total = total_steps(setup)
-    workdir = io.open_workdir(config)
-    print(banner(setup), file=sys.stderr)
-
-    checkpoints = io.Checkpoints(workdir)
-    state = initial_state(setup)
-    done = checkpoints.latest()
-    if done is not None:
-        if done > total:
-            raise UserError(
-                f"{workdir} has already done {done} steps and {total} are asked for; "
-                "raise --epochs or --steps, or choose another --workdir"
-            )
-        state = checkpoints.restore(state)
-        print(f"continuing {workdir} after step {done}", file=sys.stderr)
-    metrics = io.Metrics(workdir, done or 0)
-    try:
-        state = fit(setup, state, total, metrics, checkpoints)
-        summary = report.finish(
-            setup, state, workdir, metrics.rows, evaluator(setup), time.monotonic() - started
-        )
-    finally:
-        metrics.close()
-        checkpoints.close()
-    return summary
+    with io.open_workdir(setup.config) as workdir:
+        print(banner(setup), file=sys.stderr)
+        with io.Checkpoints(workdir) as checkpoints:
+            state = resume(setup, checkpoints, workdir, total)
+            with io.Metrics(workdir, int(state.step)) as metrics:
+                evaluate = evaluator(setup)
+                state, stopped = fit(setup, state, total, metrics, checkpoints, evaluate)
+        if stopped:
+            print(f"stopped after step {state.step}; the same command continues", file=sys.stderr)
+            sys.exit(128 + stopped)
+        seconds = time.monotonic() - started
+        return report.finish(setup, state, workdir, metrics.rows, evaluate, seconds)
 
 
-def prepare(config: Config) -> Setup:
-    """Devices, data, network, loss and optimiser of a configuration."""
+def prepare(config: Config, dataset: data.Dataset | None = None) -> Setup:
+    """Devices, data, network, loss and optimiser of a configuration.
+
+    Args:
+      config: as the flags give it. dataset: in place of the one that it names.
+    """
     runtime.keep_compiled_programs(config.cache_dir)
     devices = runtime.devices(config.accelerator, config.num_devices)
-    dataset = data.load(
+    dataset = dataset or data.load(
         config.dataset,
         data_dir=config.data_dir or None,
         cache_dir=runtime.cache_folder(config.cache_dir),
@@ -98,7 +91,7 @@ def prepare(config: Config) -> Setup:
         config.learning_rate, config.decay_rate, config.decay_steps, config.learning_rate_floor
     )
     parameters = functional.count_parameters(jax.eval_shape(model.init, jax.random.key(0)))
-    return Setup(config, dataset, devices, model, loss, optimizer, parameters)
+    return Setup(config, dataset, devices, model_config, model, loss, optimizer, parameters)
 
 
 def steps_per_epoch(setup: Setup) -> int:
@@ -126,6 +119,31 @@ def initial_state(setup: Setup) -> train.TrainState:
     key = jax.random.fold_in(jax.random.key(setup.config.seed), 0)
     init = jax.jit(lambda key: train.init_state(setup.model, setup.optimizer, key))
     return runtime.replicate(init(key), setup.devices)
+
+
+def training_inputs(setup: Setup) -> tuple[sampling.Source, jax.Array]:
+    """Training data and the key of batches and augmentation, on all devices."""
+    key = jax.random.fold_in(jax.random.key(setup.config.seed), 1)
+    source = sampling.Source(setup.dataset.train_images, setup.dataset.train_labels)
+    return runtime.replicate((source, key), setup.devices)
+
+
+def resume(setup: Setup, checkpoints: io.Checkpoints, workdir: Path, total: int):
+    """The state of the newest checkpoint, or the initial one.
+
+    Raises:
+      UserError: the run has already gone beyond ``total`` steps.
+    """
+    state, done = initial_state(setup), checkpoints.latest()
+    if done is None:
+        return state
+    if done > total:
+        raise UserError(
+            f"{workdir} has already done {done} steps and {total} are asked for; "
+            "raise --epochs or --steps, or choose another --workdir"
+        )
+    print(f"continuing {workdir} after step {done}", file=sys.stderr)
+    return checkpoints.restore(state)
 
 
 def make_chunk(setup: Setup) -> Callable:
@@ -191,22 +209,22 @@ def evaluator(setup: Setup) -> Callable:
     return evaluate
 
 
-def fit(setup, state, total, metrics, checkpoints) -> train.TrainState:
-    """Train up to step ``total``, writing metrics and checkpoints as it goes."""
+def fit(setup, state, total, metrics, checkpoints, evaluate) -> tuple[train.TrainState, int]:
+    """Train up to step ``total``, writing metrics and checkpoints as it goes.
+
+    Returns:
+      The state, and 0 or the number of the signal that stopped training before the end.
+    """
     config, dataset = setup.config, setup.dataset
     per_epoch = steps_per_epoch(setup)
     step = int(state.step)
-    if step >= total:
-        return state
-    chunk, evaluate = make_chunk(setup), evaluator(setup)
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    source = sampling.Source(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
-    source, key = runtime.replicate((source, key), setup.devices)
+    chunk = make_chunk(setup)
+    source, key = training_inputs(setup)
     make_order = jax.jit(sampling.epoch_order, static_argnums=2)
     order = None
 
     with Display(config, metrics, step, total, per_epoch) as display, Stop() as stop:
-        while step < total:
+        while step < total and not stop.requested:
             epoch, within = divmod(step, per_epoch)
             if order is None or within == 0:
                 order = make_order(key, epoch, len(dataset.train_labels))
@@ -223,11 +241,7 @@ def fit(setup, state, total, metrics, checkpoints) -> train.TrainState:
                     display.validated(step, evaluate(state.params, *held_out))
                 metrics.sync()
                 checkpoints.save(state, step)
-                if stop.requested and step < total:
-                    checkpoints.close()
-                    display.say(f"stopped after step {step}; the same command continues")
-                    sys.exit(128 + stop.requested)
-    return state
+    return state, stop.requested if step < total else 0
 
 
 class Display:

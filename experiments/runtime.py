@@ -1,5 +1,6 @@
 """Accelerators and the ways to share a batch among them."""
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -122,10 +123,10 @@ def parallelize(make_body: Callable, strategy: str, devices: list[jax.Device]) -
     if strategy == "pmap":
         which = np.arange(count)
 
-        def run(state, *inputs):
-            in_axes = (None,) * (1 + len(inputs)) + (0,)
-            mapped = jax.pmap(body, AXIS, in_axes=in_axes, out_axes=None, devices=devices)
-            return mapped(state, *inputs, which)
+        @functools.cache
+        def mapped(inputs: int):
+            in_axes = (None,) * (1 + inputs) + (0,)
+            return jax.pmap(body, AXIS, in_axes=in_axes, out_axes=None, devices=devices)
 
-        return run
+        return lambda state, *inputs: mapped(len(inputs))(state, *inputs, which)
     raise ValueError(f"strategy must be jit, shard_map or pmap, not {strategy!r}")
