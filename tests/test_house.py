@@ -1,0 +1,83 @@
+"""The structure of the repository: who may import whom, and what is public."""
+
+import ast
+import inspect
+import pathlib
+import tomllib
+
+import pytest
+
+import capsjax
+import kernels
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+ALLOWED = {
+    "capsjax": {"capsjax", "jax", "flax", "optax", "chex", "numpy"},
+    "kernels": {"kernels", "capsjax", "jax", "numpy"},
+}
+# The input and output that the library leaves to the programs.
+FORBIDDEN_IN_CAPSJAX = {"open", "print", "input"}
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in {path}"
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_imports_go_one_way(room):
+    standard = set(__import__("sys").stdlib_module_names)
+    files = sorted((ROOT / room).rglob("*.py"))
+    assert files
+    for path in files:
+        assert set(imported(path)) - standard <= ALLOWED[room], path
+
+
+def test_experiments_do_not_import_tests():
+    for path in (ROOT / "experiments").glob("*.py"):
+        assert "tests" not in set(imported(path)), path
+
+
+def test_library_does_no_input_or_output():
+    for path in (ROOT / "capsjax").rglob("*.py"):
+        called = {
+            node.func.id
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }
+        assert not called & FORBIDDEN_IN_CAPSJAX, path
+
+
+def test_wheel_holds_all_of_capsjax_and_nothing_else():
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {p.parent for p in (ROOT / "capsjax").rglob("*.py")}
+    names = {".".join(f.relative_to(ROOT).parts) for f in folders}
+    assert set(packages["packages"]) == names
+
+
+def test_kernels_are_ours():
+    where = pathlib.Path(kernels.__file__).resolve()
+    assert ROOT in where.parents, f"{where} is Hugging Face's package; run from the root"
+
+
+def test_public_names_exist_and_are_documented():
+    for name in capsjax.__all__:
+        value = getattr(capsjax, name)
+        if inspect.isfunction(value) or inspect.isclass(value):
+            assert inspect.getdoc(value), name
+
+
+def test_requirements_cover_every_import_of_the_programs():
+    written = (ROOT / "requirements.txt").read_text().lower()
+    distributions = {"absl": "absl-py", "PIL": "pillow", "sklearn": "scikit-learn",
+                     "orbax": "orbax-checkpoint", "tensorflow_datasets": "tensorflow-datasets"}
+    ours = {"capsjax", "kernels", "experiments"} | set(__import__("sys").stdlib_module_names)
+    # NumPy comes with JAX, requests with TensorFlow Datasets.
+    ours |= {"numpy", "requests"}
+    for path in (ROOT / "experiments").glob("*.py"):
+        for name in set(imported(path)) - ours:
+            assert distributions.get(name, name).lower() in written, (name, path)

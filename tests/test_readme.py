@@ -1,0 +1,71 @@
+"""README says what can be run."""
+
+import importlib
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import venv
+
+import pytest
+from absl import flags
+
+from experiments import config as config_lib
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.S | re.M)
+
+
+def program_calls():
+    for block in blocks("sh"):
+        for line in block.splitlines():
+            for call in line.split("&&"):
+                words = shlex.split(call, comments=True)
+                if "-m" in words and words[words.index("-m") + 1].startswith("experiments."):
+                    yield words[words.index("-m") + 1:]
+
+
+def test_there_are_calls():
+    assert len(list(program_calls())) >= 5
+
+
+@pytest.mark.parametrize("words", program_calls(), ids=" ".join)
+def test_commands_parse(words):
+    module, *arguments = words
+    values = flags.FlagValues()
+    defaults = importlib.import_module(module).DEFAULTS
+    config_lib.define_flags(defaults, values)
+    assert values(["program", *arguments])[1:] == []
+
+
+def test_the_ci_command_is_the_readmes():
+    commands = re.search(r"<!-- test -->\n```sh\n(.*?)```\n<!-- end -->", README, re.S)[1]
+    assert "requirements-dev.txt" in commands and "pytest" in commands
+
+
+def test_the_library_example_runs(capsys):
+    (example,) = blocks("python")
+    exec(compile(example, "README.md", "exec"), {})
+    assert "(8, 4, 16) (8, 24, 24, 3)" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_wheel_is_capsjax_alone_and_runs_the_example_elsewhere(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    venv.create(tmp_path / "venv", with_pip=True, system_site_packages=False)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", wheel], check=True)
+    listing = subprocess.run(
+        [python, "-m", "zipfile", "-l", wheel], capture_output=True, text=True, check=True).stdout
+    names = [line.split()[0] for line in listing.splitlines()[1:]]
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"capsjax"}
+    (tmp_path / "example.py").write_text(blocks("python")[0])
+    done = subprocess.run([python, "example.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert "(8, 4, 16) (8, 24, 24, 3)" in done.stdout, done.stderr

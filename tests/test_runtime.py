@@ -1,0 +1,109 @@
+"""Accelerators, and the three ways to share a batch, on four simulated devices."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from experiments import data, loop, runtime, sampling
+from experiments.config import Config
+from experiments.errors import UserError
+
+
+@pytest.mark.parametrize("accelerator", ["gpu", "tpu"])
+def test_an_absent_accelerator_is_an_error(accelerator):
+    with pytest.raises(UserError, match=f"--accelerator={accelerator}"):
+        runtime.devices(accelerator)
+
+
+def test_too_many_devices_is_an_error():
+    with pytest.raises(UserError, match="--num_devices=9: only 4 cpu"):
+        runtime.devices("auto", 9)
+    assert len(runtime.devices("cpu", 3)) == 3
+
+
+def test_unknown_strategy():
+    with pytest.raises(ValueError, match="pmap"):
+        runtime.parallelize(lambda **_: None, "magic", jax.devices())
+
+
+def setup(parallel, num_devices, **changes):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (24, 18, 18, 1), np.uint8)
+    labels = rng.integers(0, 10, 24, np.int32)
+    arrays = images, labels, images[:0], labels[:0], images[:10], labels[:10]
+    dataset = data.Dataset("noise", "noise", *arrays, tuple("0123456789"))
+    config = Config(dataset="noise", preset="tiny", batch_size=8, parallel=parallel,
+                    num_devices=num_devices, cache_dir="none", **changes)
+    return loop.prepare(config, dataset)
+
+
+def gradients(made):
+    """What one step of plain descent with rate 1 subtracts from the parameters."""
+    made = made._replace(optimizer=optax.sgd(1.0))
+    state = loop.initial_state(made)
+    before = jax.device_get(state.params)
+    source, key = loop.training_inputs(made)
+    order = sampling.epoch_order(key, 0, 24)
+    after, sums = loop.make_chunk(made)(state, source, order, key, 1)
+    assert int(after.step) == 1
+    difference = jax.tree.map(lambda a, b: a - b, before, jax.device_get(after.params))
+    return difference, {name: float(value) for name, value in sums.items()}
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return setup("jit", 1)
+
+
+@pytest.fixture(scope="module")
+def one_device_gradients(one_device):
+    return gradients(one_device)
+
+
+@pytest.mark.parametrize("parallel", ["jit", "shard_map", "pmap"])
+def test_four_devices_take_the_step_of_one(parallel, one_device_gradients):
+    want, want_sums = one_device_gradients
+    got, sums = gradients(setup(parallel, 4))
+    for (path, a), b in zip(
+            jax.tree_util.tree_leaves_with_path(want), jax.tree.leaves(got), strict=True):
+        scale = np.abs(a).max()
+        assert scale > 0, path
+        # Differences of parameters lose digits of the gradient: 2^-24 of a weight near 0.3.
+        np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * scale + 4e-8, err_msg=str(path))
+    assert sums == pytest.approx(want_sums, rel=1e-5)
+
+
+def test_a_chunk_of_any_length_equals_single_steps(one_device):
+    made = one_device
+    chunk = loop.make_chunk(made)
+    source, key = loop.training_inputs(made)
+    order = sampling.epoch_order(key, 0, 24)
+    together, _ = chunk(loop.initial_state(made), source, order, key, 3)
+    state = loop.initial_state(made)
+    for _ in range(3):
+        state, _ = chunk(state, source, order, key, 1)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(together), jax.device_get(state))
+
+
+def test_batch_must_divide_among_devices():
+    with pytest.raises(UserError, match="--batch_size=8 .* 3 devices"):
+        setup("jit", 3)
+
+
+def test_evaluation_counts_every_example_once_on_any_number_of_devices(one_device):
+    d = one_device.dataset
+    params = jax.device_get(loop.initial_state(one_device).params)
+    scores = jax.jit(one_device.model.apply)(params, sampling.to_unit(d.test_images)).scores
+    want = np.asarray(scores).argmax(1) == d.test_labels
+    for made in (one_device, setup("jit", 4)):
+        replicated = runtime.replicate(params, made.devices)
+        values = loop.evaluator(made)(replicated, d.test_images, d.test_labels)
+        assert {v.shape for v in values.values()} == {(10,)}
+        np.testing.assert_array_equal(values["accuracy"] > 0, want)
+
+
+def test_prepare_resolves_the_configuration_and_counts_parameters(one_device):
+    assert one_device.config.margin_weight == 1.0
+    shapes = jax.eval_shape(one_device.model.init, jax.random.key(0))
+    assert one_device.parameters == sum(x.size for x in jax.tree.leaves(shapes))
