@@ -23,6 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from capsjax.precision import accumulator
+
 IMPLEMENTATIONS = ("xla", "im2col", "fourier")
 
 
@@ -87,8 +89,8 @@ def _fastest(x_shape, w_shape, stride) -> str:
 
 def _product(a, b, spec):
     """einsum in the dtype of ``a``, accumulated in float32 or wider."""
-    wide = jnp.promote_types(a.dtype, jnp.float32)
-    return jnp.einsum(spec, a, b, preferred_element_type=wide).astype(a.dtype)
+    wide = jnp.einsum(spec, a, b, preferred_element_type=accumulator(a.dtype))
+    return wide.astype(a.dtype)
 
 
 def _im2col(x, w, stride):

@@ -4,10 +4,12 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from capsjax.precision import accumulator
+
 
 def _at_least_float32(x):
     x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(accumulator(x.dtype))
 
 
 def safe_norm(x: chex.Array, axis: int = -1, keepdims: bool = False) -> jax.Array:

@@ -4,6 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from capsjax.precision import accumulator
+
 
 def prediction_vectors(u: chex.Array, W: chex.Array) -> jax.Array:
     r"""Votes of all input capsules for all output capsules, for one example.
@@ -26,5 +28,5 @@ def prediction_vectors(u: chex.Array, W: chex.Array) -> jax.Array:
     chex.assert_rank([u, W], [2, 4])
     I, J, D, K = W.shape
     chex.assert_shape(u, (I, K), custom_message=f"u must be [I, K] of W [I, J, D, K] = {W.shape}")
-    wide = jnp.promote_types(jnp.result_type(u, W), jnp.float32)
+    wide = accumulator(u.dtype, W.dtype)
     return jnp.einsum("ijdk,ik->ijd", W, u, preferred_element_type=wide)

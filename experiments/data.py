@@ -1,8 +1,4 @@
-"""Image classification data sets as arrays in host memory.
-
-A TFDS data set is read once and kept as one ``.npz`` file: later runs need no TFDS, TensorFlow
-or network. ``digits`` comes with scikit-learn and needs none of them at any time.
-"""
+"""Image classification data sets as host arrays: those of TFDS, and bundled digits."""
 
 import contextlib
 import difflib
@@ -10,16 +6,17 @@ import importlib.util
 import os
 import re
 import sys
+import tempfile
 import threading
-import uuid
 from typing import NamedTuple
 
 import numpy as np
 
 from experiments.errors import UserError
 
-_KEYS = "train_images train_labels test_images test_labels class_names source".split()
-_NAME = r"[a-z]\w*(/[\w.-]+)?(:\d+\.\d+\.\d+)?"  # no namespace: TFDS looks those up online
+_FORM = {"train_images": (np.uint8, 4), "train_labels": (np.int32, 1),  # dtype and rank
+         "test_images": (np.uint8, 4), "test_labels": (np.int32, 1),
+         "class_names": (np.str_, 1), "source": (np.str_, 0)}
 
 
 class Dataset(NamedTuple):
@@ -51,226 +48,192 @@ class _Unavailable(UserError):
 
 
 def load(name, *, data_dir=None, cache_dir, validation_fraction=0.05):
-    """Loads a Dataset: from the cache, else from a prepared TFDS folder, else by download.
+    """Loads a Dataset from the cache, else from a prepared TFDS folder, else by download.
+
+    Raises UserError if it is unknown, unusable or not to be had, or if its cache is corrupt.
 
     Args:
-      name: 'digits', a TFDS 'name[/config][:version]', or 'auto': MNIST or, where that is not
-        to be had, the digits and a warning on standard error.
-      data_dir: TFDS folder that holds the data set prepared; never downloaded into. None:
-        TFDS's own default folder, in which the data set is prepared if need be.
+      name: 'digits', a TFDS 'name[/config][:version]', or 'auto': MNIST or else the digits.
+      data_dir: TFDS folder that holds it prepared; never downloaded into. None: TFDS's own.
       cache_dir: folder in which ``datasets/<name>.npz`` is read or, where possible, written.
-      validation_fraction: share in [0, 1) of the training examples, rounded, to set apart for
-        validation. Which ones depends only on how many there are.
-
-    Raises:
-      UserError: the data set is unknown, unusable or not to be had, or its cache is corrupt.
+      validation_fraction: share in [0, 1) of the training examples, the same ones for all seeds.
     """
     data_dir = os.path.abspath(os.path.expanduser(data_dir)) if data_dir else None
-    cache = os.path.join(os.path.expanduser(cache_dir), "datasets")
-    if name == "auto":
-        try:
-            return _split("mnist", _cached_or_read("mnist", data_dir, cache), validation_fraction)
-        except _Unavailable as error:
-            _say(f"WARNING: using scikit-learn's small handwritten digits, NOT MNIST: {error}")
-            name = "digits"
-    arrays = _digits() if name == "digits" else _cached_or_read(name, data_dir, cache)
-    return _split(name, arrays, validation_fraction)
-
-
-def _say(message):
-    print(message, file=sys.stderr, flush=True)
-
-
-def _reason(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    wanted = "mnist" if name == "auto" else name
+    try:
+        arrays = _digits() if name == "digits" else _cached_or_read(wanted, data_dir, cache_dir)
+    except _Unavailable as error:
+        if name != "auto":
+            raise
+        print(f"WARNING: scikit-learn's small digits instead of MNIST: {error}", file=sys.stderr)
+        wanted, arrays = "digits", _digits()
+    return _split(wanted, arrays, validation_fraction)
 
 
 def _split(name, arrays, fraction):
-    images, labels = arrays["train_images"], arrays["train_labels"]
-    if not (0 <= fraction < 1 and (held_out := round(fraction * len(labels))) < len(labels)):
-        raise UserError(f"validation fraction {fraction}: must be in [0, 1) and leave training data")
-    chosen = np.zeros(len(labels), bool)
+    parts = [arrays[key] for key in _FORM]
+    size = len(parts[1])
+    if not (0 <= fraction < 1 and (held_out := round(fraction * size)) < size):
+        raise UserError(f"validation fraction {fraction}: not in [0, 1), or no training data left")
     # RandomState's stream is frozen; that of np.random.Generator may change with NumPy.
-    chosen[np.random.RandomState(20171026).permutation(len(labels))[:held_out]] = True
-    return Dataset(name, str(arrays["source"]), images[~chosen], labels[~chosen], images[chosen],
-                   labels[chosen], arrays["test_images"], arrays["test_labels"],
-                   tuple(arrays["class_names"].tolist()))
+    chosen = np.random.RandomState(20171026).permutation(size) < held_out
+    return Dataset(name, str(parts[5]), *(part[~chosen] for part in parts[:2]),
+                   *(part[chosen] for part in parts[:2]), *parts[2:4], tuple(parts[4].tolist()))
 
 
 def _digits():
     from scipy import ndimage
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
-
-    small, labels = load_digits(return_X_y=True)
-    large = ndimage.zoom(small.reshape(-1, 8, 8), (1, 3.5, 3.5), order=1, mode="nearest",
-                         grid_mode=True)
+    digits = load_digits()
+    large = ndimage.zoom(digits.images, (1, 3.5, 3.5), order=1, mode="nearest", grid_mode=True)
     # 8 of 16 is a tie at 127.5: the margin sends it up whatever the rounding errors.
     images = np.floor(large * (255 / 16) + 0.5 + 1e-6).astype(np.uint8)[..., None]
-    train, test, train_labels, test_labels = train_test_split(
-        images, labels.astype(np.int32), test_size=360, random_state=0, stratify=labels)
-    source = "scikit-learn digits, 8x8 enlarged to 28x28"
-    return _arrays(train, train_labels, test, test_labels, list("0123456789"), source)
+    labels = digits.target.astype(np.int32)
+    parts = train_test_split(images, labels, test_size=360, random_state=0, stratify=labels)
+    names, source = digits.target_names.astype(str), "scikit-learn digits, 8x8 enlarged to 28x28"
+    return dict(zip(_FORM, (*parts[::2], *parts[1::2], names, source), strict=True))
 
 
-def _arrays(*values):
-    return dict(zip(_KEYS, map(np.asarray, values), strict=True))
-
-
-def _cached_or_read(name, data_dir, folder):
-    path = os.path.join(folder, re.sub("[/:]", "+", name) + ".npz")
-    if re.fullmatch(_NAME, name) and os.path.exists(path):
-        arrays = _read_cache(path, name)
-        if data_dir is None or str(arrays["source"]).endswith(f" from {data_dir}"):
-            return arrays
-    arrays = _read_tfds(name, data_dir, path)
-    _write_cache(path, arrays)
+def _cached_or_read(name, data_dir, cache_dir):
+    path = os.path.join(os.path.expanduser(cache_dir), "datasets", name.replace("/", "+") + ".npz")
+    arrays = _read_cache(path, name) if os.path.exists(path) else None
+    if not arrays or (data_dir and not str(arrays["source"]).endswith(f" from {data_dir}")):
+        arrays = _read_tfds(name, data_dir, path)
+        _write_cache(path, arrays)
     return arrays
 
 
 def _check(arrays):
-    names = arrays["class_names"]
+    for key, (kind, rank) in _FORM.items():
+        if arrays[key].dtype.type is not kind or arrays[key].ndim != rank:
+            raise ValueError(f"{key} is not {kind.__name__} of rank {rank}")
     for split in ("train", "test"):
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        if (images.dtype, images.ndim, labels.dtype, labels.ndim) != (np.uint8, 4, np.int32, 1):
-            raise ValueError(f"{split} images are not uint8 of rank 4, or labels not int32")
         if not 0 < len(images) == len(labels):
             raise ValueError(f"{len(images)} {split} images and {len(labels)} labels")
-        if names.ndim != 1 or labels.min() < 0 or labels.max() >= len(names):
-            raise ValueError(f"{split} labels outside 0..{names.size - 1}")
+        if labels.min() < 0 or labels.max() >= len(arrays["class_names"]):
+            raise ValueError(f"{split} labels that are no class")
     if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
         raise ValueError("train and test images differ in shape")
+    return arrays
 
 
 def _read_cache(path, name):
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in _KEYS}
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            arrays = _check({key: stored[key] for key in _FORM})
         if not str(arrays["source"]).startswith(f"tfds {name} "):
             raise ValueError(f"it does not hold {name}")
-        _check(arrays)
     except Exception as error:  # whatever zipfile, zlib and NumPy say to a damaged file
         raise UserError(f"bad data set cache {path}: {_reason(error)}; delete this file") from error
     return arrays
 
 
 def _write_cache(path, arrays):
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    folder = os.path.dirname(path)
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(temporary, "xb") as file:
-            np.savez(file, **arrays)
-        os.replace(temporary, path)
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            np.savez(os.path.join(scratch, "whole.npz"), **arrays)
+            os.replace(os.path.join(scratch, "whole.npz"), path)
     except OSError as error:
-        _say(f"cannot write {path} ({error.strerror or error}); going on without a cache")
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+        print(f"going on without a cache: cannot write {path} ({error})", file=sys.stderr)
+
+
+def _reason(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _read_tfds(name, data_dir, cache_path):
-    builder = _builder(name, data_dir)
-    folder, splits = str(builder.data_dir), builder.info.splits
-    class_names = _class_names(name, builder.info.features)
-    # Not builder.is_prepared(), which logs a warning where it is not.
-    if not os.path.exists(os.path.join(folder, "dataset_info.json")):
-        _prepare(builder, name, data_dir)
+    try:
+        from tensorflow_datasets import public_api as tfds  # the package itself hides failures
+    except Exception as error:  # not ImportError only: a wrong protobuf raises TypeError
+        raise _Unavailable(f"{name} needs: pip install -U tensorflow-datasets ({_reason(error)}); "
+                           "or use --dataset=digits") from error
+    builder = _builder(tfds, name, data_dir)
+    features, folder = builder.info.features, builder.data_dir
+    image, label = (features[key] if key in features else None for key in ("image", "label"))
+    if not (isinstance(image, tfds.features.Image) and image.np_dtype == np.uint8
+            and isinstance(label, tfds.features.ClassLabel) and None not in image.shape):
+        raise UserError(f"cannot use {name}: not 8-bit images of one size with a class label")
+    if not os.path.exists(os.path.join(folder, "dataset_info.json")):  # is_prepared() warns
+        _prepare(tfds, builder, name, data_dir)
     test = "test" if "test" in builder.info.splits else "validation"
     if not {"train", test} <= set(builder.info.splits):
-        raise UserError(f"{name} has no split 'train', or neither 'test' nor 'validation': "
-                        f"it has {', '.join(builder.info.splits) or 'none'}")
-    _say(f"reading {name} from {folder} (once; cached in {cache_path})")
+        raise UserError(f"{name} has no split 'train', or none of 'test' and 'validation'")
+    print(f"reading {name} from {folder} (once; cached in {cache_path})", file=sys.stderr)
+    source = f"tfds {name} {builder.version} from {data_dir or builder.data_dir_root}"
     try:
-        arrays = _arrays(*_read_split(builder, "train"), *_read_split(builder, test), class_names,
-                         f"tfds {name} {builder.version} from {builder.data_dir_root}")
-        _check(arrays)
+        values = *_read_split(builder, "train"), *_read_split(builder, test), label.names, source
+        return _check(dict(zip(_FORM, map(np.asarray, values), strict=True)))
     except Exception as error:  # TFDS, array_record and PIL raise what they like
         raise UserError(f"cannot read {name} from {folder}: {_reason(error)}") from error
-    return arrays
 
 
-def _builder(name, data_dir):
+def _builder(tfds, name, data_dir):
     try:
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise _Unavailable(f"{name} needs TensorFlow Datasets ({_reason(error)}): pip install "
-                           "tensorflow-datasets, or use --dataset=digits") from error
-    try:
-        if re.fullmatch(_NAME, name):
+        if re.fullmatch(r"[a-z][a-z0-9_]*(/[\w.-]+)?(:\d+\.\d+\.\d+)?", name):
             return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
         pass
     except Exception as error:
         raise UserError(f"TFDS cannot open {name}: {_reason(error)}") from error
-    # Without community data sets: listing those goes to the network.
+    # No community data sets, here and in the pattern: TFDS looks for those on the network.
     known = ["auto", "digits", *tfds.list_builders(with_community_datasets=False)]
     near = difflib.get_close_matches(name.lower(), known) or ["digits", "mnist"]
     raise UserError(f"unknown data set {name!r}; did you mean {' or '.join(near)}?")
 
 
-def _class_names(name, features):
-    from tensorflow_datasets.features import ClassLabel, Image
-
-    image, label = (features[key] if key in features else None for key in ("image", "label"))
-    if not (isinstance(image, Image) and image.np_dtype == np.uint8 and None not in image.shape
-            and isinstance(label, ClassLabel) and label.num_classes):
-        raise UserError(f"cannot use {name}: not 8-bit images of one size with a class label")
-    return label.names
-
-
-def _prepare(builder, name, data_dir):
-    import tensorflow_datasets as tfds
-
+def _prepare(tfds, builder, name, data_dir):
     if data_dir:
-        there = os.listdir(data_dir) if os.path.isdir(data_dir) else ["no folder"]
-        raise UserError(f"{name} is not prepared in {data_dir}: no {builder.data_dir}; "
-                        f"there is {', '.join(sorted(there)[:9]) or 'nothing'}")
-    problem = f"{name} is not prepared in {builder.data_dir_root}, and "
-    advice = "; use --data_dir, or --dataset=digits"
-    # TFDS retries an unreachable host for minutes: find that out first.
-    if builder.url_infos and (silence := _network_problem(min(builder.url_infos))):
-        raise _Unavailable(f"{problem}no network: {silence}{advice}")
-    if not all(map(importlib.util.find_spec, ("tensorflow", "importlib_resources"))):
-        raise _Unavailable(f"{problem}TFDS cannot prepare it without more: pip install "
-                           f"tensorflow-cpu importlib_resources{advice}")
-    _say(f"downloading and preparing {name} with TFDS in {builder.data_dir} (once)")
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            builder.download_and_prepare(
-                file_format="array_record",
-                download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-    except Exception as error:
-        raise _Unavailable(f"{problem}TFDS failed to: {_reason(error)}{advice}") from error
+        there = sorted(os.listdir(data_dir))[:9] if os.path.isdir(data_dir) else "no such folder"
+        raise UserError(f"{name} is not prepared in {data_dir} ({there}): looked for "
+                        f"{builder.data_dir}; correct --data_dir")
+    problem = None
+    if None in map(importlib.util.find_spec, ("tensorflow", "importlib_resources")):
+        problem = "TFDS needs more for that: pip install tensorflow-cpu importlib_resources"
+    elif builder.url_infos:  # TFDS itself would try an unreachable host for minutes
+        problem = _network_problem(min(builder.url_infos))
+    if not problem:
+        print(f"preparing {name} with TFDS in {builder.data_dir} (once)", file=sys.stderr)
+        config = tfds.download.DownloadConfig(try_download_gcs=False)
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                return builder.download_and_prepare(
+                    download_config=config, file_format="array_record")
+        except Exception as error:
+            problem = f"TFDS failed to: {_reason(error)}"
+    raise _Unavailable(f"{name} is not prepared in {builder.data_dir_root}, and {problem}; "
+                       "use --data_dir, or --dataset=digits")
 
 
 def _network_problem(url, seconds=4):
     import requests  # what TFDS itself uses, so the same proxies and certificates
-
-    host = url.split("/")[2]
-    problem = [f"{host} does not answer"]
+    outcome = ["no answer"]
 
     def ask():
         try:
             with requests.get(url, stream=True, timeout=seconds) as answer:
-                problem[0] = "" if answer.ok else f"{host} answers {answer.status_code}"
+                outcome[0] = "" if answer.ok else f"status {answer.status_code}"
         except requests.RequestException as error:
-            problem[0] = f"cannot reach {host} ({type(error).__name__})"
+            outcome[0] = type(error).__name__
 
     # In a thread because no time limit of requests covers name resolution.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds + 1)
-    return problem[0]
+    return outcome[0] and f"no network: {outcome[0]} from {url.split('/')[2]}"
 
 
 def _read_split(builder, split):
     features, record = builder.info.features, builder.info.splits[split]
     shape, size = features["image"].shape, record.num_examples
-    if "tfrecord" == builder.info.file_format.value:
+    if builder.info.file_format.value == "tfrecord":
         examples = map(features.deserialize_example_np, _tfrecords(record.filepaths))
     else:
         source = builder.as_data_source(split=split, file_format="array_record")
-        examples = (example for start in range(0, len(source), 1000)
+        examples = (example for start in range(0, size, 1000)
                     for example in source.__getitems__(range(start, min(start + 1000, size))))
     images, labels = np.empty((size, *shape), np.uint8), np.empty(size, np.int32)
     for index, example in zip(range(size), examples, strict=True):
@@ -283,6 +246,5 @@ def _read_split(builder, split):
 def _tfrecords(paths):
     for path in paths:
         with open(path, "rb") as file:
-            while header := file.read(12):  # the length of the record and its checksum
-                yield file.read(int.from_bytes(header[:8], "little"))
-                file.read(4)  # checksum of the record
+            while header := file.read(12):  # length of the record, checksum of the length
+                yield file.read(int.from_bytes(header[:8], "little") + 4)[:-4]  # checksum

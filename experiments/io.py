@@ -31,6 +31,8 @@ def write_json(path: Path, value: Any) -> None:
 def open_workdir(config: Config) -> Iterator[Path]:
     """Create the folder of a run, or open it again, for one process at a time.
 
+    Nothing in an existing folder is changed.
+
     Raises:
       UserError: it can't be written, belongs to another configuration, or is in use.
     """
@@ -46,12 +48,16 @@ def open_workdir(config: Config) -> Iterator[Path]:
         path = workdir / "config.json"
         if path.exists():
             _check_same(config, path)
-        write_json(path, dataclasses.asdict(config))
         yield workdir
     except BlockingIOError as error:
         raise UserError(f"another process is training in {workdir}") from error
     finally:
         os.close(lock)
+
+
+def write_config(config: Config, workdir: Path) -> None:
+    """Write config.json."""
+    write_json(workdir / "config.json", dataclasses.asdict(config))
 
 
 def _check_same(config: Config, path: Path) -> None:

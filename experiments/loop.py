@@ -48,6 +48,7 @@ def run(config: Config) -> dict:
         print(banner(setup), file=sys.stderr)
         with io.Checkpoints(workdir) as checkpoints:
             state = resume(setup, checkpoints, workdir, total)
+            io.write_config(setup.config, workdir)
             with io.Metrics(workdir, int(state.step)) as metrics:
                 evaluate = evaluator(setup)
                 state, stopped = fit(setup, state, total, metrics, checkpoints, evaluate)

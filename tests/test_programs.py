@@ -155,15 +155,17 @@ def assert_same_run(got, want):
 
 def interrupt(command, workdir, number, after_rows):
     """Start the program and send it a signal once it has written so many rows."""
-    child = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     path = workdir / "metrics.jsonl"
-    while child.poll() is None:
-        if path.exists() and len(path.read_text().splitlines()) >= after_rows:
-            os.kill(child.pid, number)
-            break
-        time.sleep(0.002)
-    return child.wait(), child.stderr.read()
+    with subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as child:
+        while child.poll() is None:
+            if path.exists() and len(path.read_text().splitlines()) >= after_rows:
+                os.kill(child.pid, number)
+                break
+            time.sleep(0.002)
+        _, err = child.communicate()
+    return child.returncode, err
 
 
 def test_killed_and_resumed_equals_undisturbed(undisturbed, tmp_path):

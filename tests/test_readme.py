@@ -34,7 +34,7 @@ def test_there_are_calls():
     assert len(list(program_calls())) >= 5
 
 
-@pytest.mark.parametrize("words", program_calls(), ids=" ".join)
+@pytest.mark.parametrize("words", list(program_calls()), ids=" ".join)
 def test_commands_parse(words):
     module, *arguments = words
     values = flags.FlagValues()

@@ -1,0 +1,166 @@
+"""conv2d in its three forms against loops and against each other."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from flax import nnx
+
+from capsjax import Conv, conv2d
+from capsjax.conv import IMPLEMENTATIONS
+
+# (B, H, W, C, k, stride, O)
+SIZES = [
+    (2, 7, 7, 2, 3, 1, 3),
+    (1, 8, 6, 1, 3, 2, 2),  # H != W
+    (3, 9, 12, 2, 3, 3, 1),  # stride = k
+    (1, 5, 7, 3, 5, 1, 2),  # H = k
+    (2, 5, 5, 1, 5, 2, 2),  # one output
+    (1, 8, 9, 2, 4, 2, 2),  # even k, left-over pixels
+    (2, 10, 11, 1, 4, 3, 2),  # left-over pixels of two kinds
+    (1, 6, 5, 2, 1, 1, 3),  # k = 1
+    (2, 7, 8, 1, 1, 2, 2),  # k < stride
+    (1, 11, 8, 2, 2, 3, 1),  # k < stride, left-over pixels
+    (1, 13, 10, 1, 7, 4, 2),
+    (1, 1, 1, 1, 1, 1, 1),
+]
+
+
+def data(B, H, W, C, k, stride, O, dtype=np.float64):
+    rng = np.random.default_rng(H * W + k)
+    x, w = rng.normal(size=(B, H, W, C)), rng.normal(size=(k, k, C, O))
+    g = rng.normal(size=(B, (H - k) // stride + 1, (W - k) // stride + 1, O))
+    return x.astype(dtype), w.astype(dtype), g.astype(dtype)
+
+
+def expected(x, w, stride, g):
+    """Value and both gradients."""
+    y = np.stack([reference.convolution(image, w, stride) for image in x])
+    dx, dw = zip(*[reference.convolution_gradients(*pair, stride, gi) for *pair, gi in
+                   zip(x, [w] * len(x), g)])
+    return y, np.stack(dx), sum(dw)
+
+
+@functools.cache
+def jitted(stride):
+    """Value and both gradients in every form."""
+
+    @jax.jit
+    def everything(x, w, g):
+        out = {}
+        for form in IMPLEMENTATIONS:
+            conv = functools.partial(conv2d, stride=stride, implementation=form)
+            y, vjp = jax.vjp(conv, x, w)
+            out[form] = (y, *vjp(g))
+        return out
+
+    return everything
+
+
+def relative_error(a, b):
+    """Largest difference relative to the largest value."""
+    return abs(np.asarray(a, np.float64) - b).max() / abs(b).max()
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_value_and_gradients(x64, size):
+    stride = size[5]
+    x, w, g = data(*size)
+    exact = expected(x, w, stride, g)
+    for form, results in jitted(stride)(x, w, g).items():
+        for got, true in zip(results, exact, strict=True):
+            assert got.shape == true.shape and got.dtype == np.float64
+            assert relative_error(got, true) < 1e-13, form
+
+
+@pytest.mark.parametrize(
+    "size", [(1, 20, 20, 16, 9, 2, 4), (1, 28, 28, 1, 9, 1, 4)], ids=["primary", "first"]
+)
+def test_float32_error_at_the_sizes_of_capsnet(size):
+    x, w, g = data(*size, dtype=np.float32)
+    exact = expected(*(a.astype(np.float64) for a in (x, w)), size[5], g.astype(np.float64))
+    for form, results in jitted(size[5])(x, w, g).items():
+        for got, true in zip(results, exact, strict=True):
+            assert got.dtype == jnp.float32
+            assert relative_error(got, true) < 2e-6, form
+
+
+def test_bfloat16_is_accumulated_in_float32():
+    """Errors are those of a few roundings to bfloat16, not of sums of 512 terms in it."""
+    args = [jnp.asarray(a, jnp.bfloat16) for a in data(2, 8, 8, 32, 4, 2, 8)]
+    exact = expected(*(np.asarray(a.astype(jnp.float32), np.float64) for a in args[:2]), 2,
+                     np.asarray(args[2].astype(jnp.float32), np.float64))
+    for form, results in jitted(2)(*args).items():
+        for name, got, true in zip(["y", "dx", "dw"], results, exact, strict=True):
+            assert got.dtype == jnp.bfloat16
+            # One rounding at the end, except that fourier also rounds both transforms and
+            # their product, and im2col's dx is a sum of patches in bfloat16.
+            once = form == "xla" or (form == "im2col" and name != "dx")
+            assert relative_error(got.astype(jnp.float32), true) < (2**-8 if once else 2**-7)
+
+
+@pytest.mark.parametrize("size", [(2, 20, 20, 4, 9, 2, 4), (1, 9, 9, 1, 9, 1, 1)], ids=str)
+def test_default_is_one_of_the_forms_for_cpu(size):
+    x, w, _ = data(*size, dtype=np.float32)
+    default = functools.partial(conv2d, stride=size[5])
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(default)(x, w))
+    exact = jax.jit(functools.partial(default, implementation="xla"))(x, w)
+    assert relative_error(jax.jit(default)(x, w), np.asarray(exact)) < 2e-6
+
+
+def test_default_stride_is_one():
+    x, w, _ = data(*SIZES[0], dtype=np.float32)
+    np.testing.assert_array_equal(conv2d(x, w), conv2d(x, w, 1))
+
+
+def test_vmap_equals_a_loop():
+    x, w, _ = data(3, 8, 6, 2, 3, 2, 2, dtype=np.float32)
+    for implementation in IMPLEMENTATIONS:
+        conv = functools.partial(conv2d, stride=2, implementation=implementation)
+        mapped = jax.jit(jax.vmap(lambda x, conv=conv: conv(x[None], w)[0]))(x)
+        np.testing.assert_allclose(mapped, jax.jit(conv)(x, w), rtol=1e-5, atol=1e-5)
+
+
+def test_errors():
+    x = np.zeros((1, 6, 8, 2), np.float32)
+    for implementation in (*IMPLEMENTATIONS, None):
+        with pytest.raises(ValueError, match="6x8 pixels is smaller than the 7x7 kernel"):
+            conv2d(x, np.zeros((7, 7, 2, 1), np.float32), implementation=implementation)
+    with pytest.raises(ValueError, match="xla, im2col, fourier, not 'winograd'"):
+        conv2d(x, np.zeros((3, 3, 2, 1), np.float32), implementation="winograd")
+    for shape in [(3, 3, 1, 4), (3, 4, 2, 1), (3, 3, 2)]:
+        with pytest.raises(AssertionError):
+            conv2d(x, np.zeros(shape, np.float32))
+
+
+# The module around it
+
+
+@pytest.mark.parametrize("kernel", [1, 4, 5])
+def test_same_padding(kernel):
+    conv = Conv(2, 3, kernel, padding="SAME", rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).normal(size=(2, 6, 7, 2)).astype(np.float32)
+    exact = jax.lax.conv_general_dilated(
+        x, conv.kernel[...], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    assert conv(x).shape == (2, 6, 7, 3)
+    np.testing.assert_allclose(conv(x), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_conv_module_is_scale_times_convolution_plus_bias():
+    conv = Conv(
+        2, 3, 3, stride=2, scale=0.25, bias_init=jax.nn.initializers.normal(1), rngs=nnx.Rngs(0)
+    )
+    x = np.random.default_rng(0).normal(size=(1, 8, 7, 2)).astype(np.float32)
+    kernel, bias = np.asarray(conv.kernel[...]), np.asarray(conv.bias[...])
+    exact = 0.25 * reference.convolution(x[0], kernel, 2) + bias
+    np.testing.assert_allclose(conv(x)[0], exact, rtol=1e-5, atol=1e-5)
+
+
+def test_conv_module_rejects_padding_it_does_not_have():
+    for options in ({"padding": "FULL"}, {"padding": "SAME", "stride": 2}):
+        with pytest.raises(ValueError, match="SAME with stride 1"):
+            Conv(1, 1, 3, rngs=nnx.Rngs(0), **options)
