@@ -35,10 +35,12 @@ def safe_norm(x: chex.Array, axis: int = -1, keepdims: bool = False) -> jax.Arra
     """
     x = _at_least_float32(x)
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=True))
-    scale = jnp.where(largest > 0, largest, 1)
+    # Written so that a NaN fails the comparisons and stays a NaN.
+    scale = jnp.where(largest < jnp.finfo(x.dtype).tiny, 1, largest)
     squares = jnp.sum(jnp.square(x / scale), axis=axis, keepdims=True)
+    zero = squares == 0
     # The inner `where` keeps the derivative of sqrt finite, the outer one makes it zero.
-    length = jnp.where(squares > 0, scale * jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+    length = jnp.where(zero, 0, scale * jnp.sqrt(jnp.where(zero, 1, squares)))
     return length if keepdims else jnp.squeeze(length, axis)
 
 
@@ -59,8 +61,8 @@ def squash(s: chex.Array, axis: int = -1) -> jax.Array:
       Array of the shape of ``s``, float32 or wider.
 
     Example:
-      >>> squash(jnp.array([3.0, 4.0])).round(4).tolist()  # 25/26 of the unit vector
-      [0.5769000053405762, 0.7692000269889832]
+      >>> [round(v, 4) for v in squash(jnp.array([3.0, 4.0])).tolist()]  # length 25/26
+      [0.5769, 0.7692]
     """
     s = _at_least_float32(s)
     n = safe_norm(s, axis, keepdims=True)

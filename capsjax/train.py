@@ -58,7 +58,11 @@ def adam(
       learning_rate: the first rate, eta. decay_rate: r. decay_steps: T, in steps.
       floor: smallest rate.
     """
-    schedule = optax.exponential_decay(learning_rate, decay_steps, decay_rate, end_value=floor)
+
+    def schedule(step):
+        # optax.exponential_decay takes the floor for a ceiling when decay_rate is one.
+        return jnp.maximum(learning_rate * decay_rate ** (step / decay_steps), floor)
+
     return optax.adam(schedule)
 
 

@@ -100,6 +100,12 @@ def test_bfloat16_is_accumulated_in_float32():
             # their product, and im2col's dx is a sum of patches in bfloat16.
             once = form == "xla" or (form == "im2col" and name != "dx")
             assert relative_error(got.astype(jnp.float32), true) < (2**-8 if once else 2**-7)
+    # CPUs accumulate so whether asked or not; accelerators need to be asked.
+    for form in ("im2col", "fourier"):
+        conv = functools.partial(conv2d, stride=2, implementation=form)
+        products = [e for e in jax.make_jaxpr(conv)(*args[:2]).eqns if "dot" in e.primitive.name]
+        assert len(products) == {"im2col": 1, "fourier": 4}[form]
+        assert {e.params["preferred_element_type"] for e in products} == {np.dtype("float32")}
 
 
 @pytest.mark.parametrize("size", [(2, 20, 20, 4, 9, 2, 4), (1, 9, 9, 1, 9, 1, 1)], ids=str)

@@ -29,10 +29,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 network_problem = data._network_problem
 
 
-def png(pixels):
+def png(image):
     """An image as a file, which TFDS stores as it is: from an array it needs TensorFlow."""
     file = io.BytesIO()
-    PIL.Image.fromarray(pixels.squeeze()).save(file, format="PNG")
+    PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, format="PNG")
     file.seek(0)
     return file
 
@@ -75,6 +75,12 @@ class TinyMnist(Tiny):
     """To be put in MNIST's place."""
 
     SHAPE = (28, 28, 1)
+
+
+class TinyRow(Tiny):
+    """Images that NumPy would broadcast to others."""
+
+    SHAPE = (1, 4, 3)
 
 
 class TinyValidation(Tiny):
@@ -130,7 +136,8 @@ class TinyText(Tiny):
 
 
 PREPARED = (
-    TinyGrey, TinyColour, TinyMnist, TinyValidation, TinyBoth, TinyUntested, TinyUntrained)
+    TinyGrey, TinyColour, TinyMnist, TinyRow, TinyValidation, TinyBoth, TinyUntested,
+    TinyUntrained)
 
 
 def prepare(folder, builders=PREPARED, file_format="array_record"):
@@ -275,6 +282,15 @@ def test_other_kinds_of_data_are_refused_before_a_download(name, tmp_path, no_do
         assert name in message and "8-bit images of one size with a class label" in message
 
 
+def test_tfrecord_files_are_read_without_tensorflow(prepared, tmp_path):
+    copy(prepared / "tiny_grey" / "1.2.3", tmp_path / "tiny_copy" / "1.2.3", "tiny_copy")
+    arrays = data.load("tiny_copy", data_dir=tmp_path, cache_dir=tmp_path / "a")
+    put_tfrecords(tmp_path / "tiny_copy")
+    for path in tmp_path.rglob("*array_record*"):
+        path.unlink()
+    assert_same(arrays, data.load("tiny_copy", data_dir=tmp_path, cache_dir=tmp_path / "b"))
+
+
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="needs TensorFlow")
 def test_tfrecord_files_hold_the_same_in_the_same_order(prepared, tmp_path):
     """In another process: TensorFlow is slow to import and has no business in this one."""
@@ -309,13 +325,17 @@ def truncate(folder):
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def put_records(folder, cut):
-    """As if prepared as TFRecord, with the first ``cut`` bytes of the file."""
-    record = b"\x0a\x00"  # a message without features
-    raw = (len(record).to_bytes(8, "little") + bytes(4) + record + bytes(4)) * 20
+def put_tfrecords(folder, left_out=0, cut=None):
+    """Writes the records as TFRecord: each between its length and checksums, which nobody reads."""
+    info, = folder.rglob("dataset_info.json")
+    for split in ("train", "test"):
+        records = tfds.builder_from_directory(info.parent).as_data_source(split).data_source
+        raw = b"".join(
+            len(record).to_bytes(8, "little") + bytes(4) + record + bytes(4)
+            for record in (records[i] for i in range(len(records) - left_out)))
+        name = f"{folder.name}-{split}.tfrecord-00000-of-00001"
+        (info.parent / name).write_bytes(raw[:cut])
     edit_info(folder, lambda text: text.replace("array_record", "tfrecord"))
-    for path in folder.rglob("*array_record*"):
-        path.with_name(path.name.replace("array_record", "tfrecord")).write_bytes(raw[:cut])
 
 
 def edit_features(folder, old, new):
@@ -333,9 +353,9 @@ DAMAGES = {
     "information": lambda folder: edit_info(folder, lambda t: t[:-9]),
     "shape": lambda folder: edit_features(folder, '"5"', '"1"'),
     "classes": lambda folder: edit_features(folder, '"numClasses": "3"', '"numClasses": "1"'),
-    "records": lambda folder: put_records(folder, None),
-    "no records": lambda folder: put_records(folder, 0),
-    "half a record": lambda folder: put_records(folder, 13),
+    "tfrecord, one missing": lambda folder: put_tfrecords(folder, left_out=1),
+    "tfrecord, empty": lambda folder: put_tfrecords(folder, cut=0),
+    "tfrecord, cut short": lambda folder: put_tfrecords(folder, cut=-20),
 }
 
 
@@ -348,6 +368,13 @@ def test_damaged_prepared_data(damage, prepared, tmp_path):
     message = error_of("tiny_copy", data_dir=tmp_path, cache_dir=tmp_path / "b")
     assert "tiny_copy" in message
     assert not (tmp_path / "b").exists()
+
+
+def test_images_of_another_shape_are_not_broadcast(prepared, tmp_path):
+    copy(prepared / "tiny_row" / "1.2.3", tmp_path / "tiny_copy" / "1.2.3", "tiny_copy")
+    edit_features(tmp_path, '"1"', '"5"')
+    message = error_of("tiny_copy", data_dir=tmp_path, cache_dir=tmp_path)
+    assert "(1, 4, 3)" in message and "(5, 4, 3)" in message
 
 
 # The digits
@@ -754,7 +781,7 @@ def test_tfds_that_cannot_be_imported(tmp_path):
 
 @pytest.mark.parametrize("name, near", [
     ("mnits", "mnist"), ("MNIST", "mnist"), ("digit", "digits"), ("Auto", "auto"),
-    ("cifar-10", "cifar10"), ("fashionmnist", "fashion_mnist"), ("tinygrey", "tiny_grey"),
+    ("cifar-10", "cifar10"), ("FashionMNIST", "fashion_mnist"), ("tinygrey", "tiny_grey"),
     ("huggingface:mnist", "digits"), ("kubric:movi_a", "digits"), ("../mnist", "mnist"),
     ("", "digits"), ("mnist\n", "mnist"),
 ])

@@ -278,6 +278,9 @@ def test_bfloat16_is_close_to_float32():
     np.testing.assert_allclose(half.scores, full.scores, atol=4 * 2**-8)
     np.testing.assert_allclose(half.reconstruction, full.reconstruction, atol=4 * 2**-8)
     assert abs(np.asarray(half.pose) - np.asarray(full.pose)).max() > 1e-5  # it did something
+    for name in ("capsnet_tiny", "cnn_tiny"):
+        shapes = jax.eval_shape(create(preset(name, dtype="bfloat16")).init, KEY)
+        assert {p.dtype for p in jax.tree.leaves(shapes)} == {np.dtype("float32")}
 
 
 # Bugs that other implementations have
@@ -459,10 +462,11 @@ def test_layers_start_from_different_random_numbers():
 
 
 def test_from_module_is_the_module():
-    module = nnx.Linear(3, 2, rngs=nnx.Rngs(KEY))
+    key = jax.random.key(5)
+    module = nnx.Linear(3, 2, rngs=nnx.Rngs(key))
     model = from_module(lambda rngs: nnx.Linear(3, 2, rngs=rngs))
     assert isinstance(model, Model)
-    params = model.init(KEY)
+    params = model.init(key)
     assert type(params) is dict and params.keys() == {"kernel", "bias"}
     np.testing.assert_array_equal(params["kernel"], module.kernel[...])
     x = np.ones((4, 3), np.float32)
@@ -491,6 +495,8 @@ def test_seeds_are_a_vmap():
     model = from_module(lambda rngs: Decoder(2, (), (1, 2, 1), rngs=rngs))
     keys = jax.random.split(KEY, 2)
     many = jax.jit(jax.vmap(model.init))(keys)
+    kernels = np.asarray(many["layers"][0]["kernel"])
+    assert abs(kernels[0] - kernels[1]).max() > 0.1
     for n in range(2):
         for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(model.init(keys[n])), strict=True):
             np.testing.assert_allclose(a[n], b, rtol=1e-6)
