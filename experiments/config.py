@@ -71,7 +71,7 @@ class Config:
 
     # Training
     epochs: int = _field(
-        0, "passes over the training data; 0: 15 for digits, else 50", low=0, free=True
+        0, "passes over the training data; 0: 10 for digits, else 50", low=0, free=True
     )
     steps: int = _field(0, "training steps instead of epochs", low=0, free=True)
     batch_size: int = _field(
@@ -111,7 +111,7 @@ class Config:
         return dataclasses.replace(
             self,
             dataset=dataset,
-            epochs=self.epochs or (15 if small else 50),
+            epochs=self.epochs or (10 if small else 50),
             batch_size=self.batch_size or (64 if small else 128),
             **recipe,
         )

@@ -77,7 +77,7 @@ def test_every_switch_of_a_recipe_is_a_flag_without_default():
 
 
 def test_defaults_depend_on_the_data_set():
-    assert (DEFAULTS.resolved("digits").epochs, DEFAULTS.resolved("digits").batch_size) == (15, 64)
+    assert (DEFAULTS.resolved("digits").epochs, DEFAULTS.resolved("digits").batch_size) == (10, 64)
     assert DEFAULTS.resolved("mnist").batch_size == 128
     assert dataclasses.replace(DEFAULTS, epochs=3).resolved("digits").epochs == 3
 
