@@ -39,6 +39,7 @@ def main(config: Config) -> None:
     """Measure and print."""
     if config.model != "capsnet" or config.dataset != "random":
         raise UserError("experiments.benchmark measures --model=capsnet on random images")
+    command = config.command(DEFAULTS)
     first = first_step_seconds(config)
     setup = loop.prepare(config, random_images(config))
     config = setup.config
@@ -46,7 +47,7 @@ def main(config: Config) -> None:
     limit = 1e9 * float(np.median(products)) / flops_per_image(setup.model_config)
     result = {
         "program": config.program,
-        "command": config.command(),
+        "command": command,
         "batch_size": config.batch_size,
         "images_per_second": summarize(rates),
         "matmul_gflops": summarize(products),

@@ -129,9 +129,9 @@ class Config:
         code = zlib.crc32(repr(sorted(self.identity().items())).encode())
         return f"runs/{self.program}-{self.dataset}-{self.model}-{code:08x}"
 
-    def command(self) -> str:
-        """The command that gives this (resolved) run on any machine."""
-        defaults = Config(program=self.program)
+    def command(self, defaults: "Config | None" = None) -> str:
+        """The command that gives this run on any machine, given its program's defaults."""
+        defaults = defaults or Config(program=self.program)
         local = ("data_dir", "cache_dir", "workdir")
         recipe = RECIPES[self.recipe]
         given = {
