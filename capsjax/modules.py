@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from capsjax.conv import conv2d
+from capsjax.precision import accumulator
 from capsjax.routing import RoutingOutput, dynamic_routing
 from capsjax.squash import squash
 from capsjax.votes import prediction_vectors
@@ -63,8 +64,9 @@ class Conv(nnx.Module):
             high = kernel.shape[0] - 1 - low
             x = jnp.pad(x, ((0, 0), (low, high), (low, high), (0, 0)))
         y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
-        bias = self.bias[...].astype(y.dtype)[None, None, None]
-        return y * jnp.asarray(self.scale, y.dtype) + bias
+        # In float32, because the gradient of the bias is a sum over all pixels.
+        y = self.scale * y.astype(accumulator(y.dtype)) + self.bias[...][None, None, None]
+        return y.astype(self.dtype)
 
 
 class PrimaryCapsules(nnx.Module):

@@ -9,7 +9,7 @@ import pytest
 import reference
 from flax import nnx
 
-from capsjax import Conv, conv2d
+from capsjax import Conv, conv2d, from_module
 from capsjax.conv import IMPLEMENTATIONS
 
 # (B, H, W, C, k, stride, O)
@@ -164,6 +164,21 @@ def test_conv_module_is_scale_times_convolution_plus_bias():
     kernel, bias = np.asarray(conv.kernel[...]), np.asarray(conv.bias[...])
     exact = 0.25 * reference.convolution(x[0], kernel, 2) + bias
     np.testing.assert_allclose(conv(x)[0], exact, rtol=1e-5, atol=1e-5)
+
+
+def test_bias_gradient_in_bfloat16_is_a_float32_sum():
+    """A sum of ones in bfloat16 stops at 256; this one has 3,000 terms."""
+    x = np.random.default_rng(0).uniform(size=(30, 10, 10, 1)).astype(np.float32)
+
+    def gradient(dtype):
+        model = from_module(lambda rngs: Conv(1, 2, 1, dtype=dtype, rngs=rngs))
+        params = {"kernel": np.ones((1, 1, 1, 2), np.float32), "bias": np.zeros(2, np.float32)}
+        return jax.jit(jax.grad(lambda p: model.apply(p, x).astype(jnp.float32).sum()))(params)
+
+    half, full = gradient(jnp.bfloat16), gradient(jnp.float32)
+    np.testing.assert_array_equal(full["bias"], 3000)
+    np.testing.assert_allclose(half["bias"], full["bias"], rtol=2**-8)
+    np.testing.assert_allclose(half["kernel"], full["kernel"], rtol=2**-8)
 
 
 def test_conv_module_rejects_padding_it_does_not_have():

@@ -31,13 +31,13 @@ from capsjax import (
 )
 
 CAPSNET = CapsNetConfig(
-    image_shape=(6, 7, 1),
+    image_shape=(7, 8, 1),
     num_classes=3,
     conv_channels=3,
-    conv_kernel=2,
+    conv_kernel=3,
     primary_types=2,
     primary_pose=3,
-    primary_kernel=2,
+    primary_kernel=3,
     primary_stride=2,
     class_pose=4,
     decoder=(5,),
