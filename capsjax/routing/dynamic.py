@@ -3,6 +3,7 @@
 Every function is written for one example; batch with :func:`jax.vmap`.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import chex
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from capsjax.squash import safe_norm, squash
 
 GRADIENTS = ("full", "stop", "last")
+NORMALIZERS = ("softmax", "leaky")
 
 
 class RoutingOutput(NamedTuple):
@@ -19,25 +21,35 @@ class RoutingOutput(NamedTuple):
 
     pose: jax.Array  # [J, D] outputs v_j of the output capsules
     activation: jax.Array  # [J] in [0, 1): probability that the entity is present
-    coupling: jax.Array  # [I, J] coupling coefficients of the last iteration
+    # [I, J] coupling coefficients of the last iteration; None from the implementations
+    # that never hold all of them.
+    coupling: jax.Array | None
 
 
-def coupling_coefficients(logits: chex.Array) -> jax.Array:
+def coupling_coefficients(
+    logits: chex.Array, normalizer: str = "softmax", axis: int = 1
+) -> jax.Array:
     r"""How each input capsule divides itself among the output capsules.
 
-    .. math:: c_{ij} = \exp(b_{ij}) / \textstyle\sum_k \exp(b_{ik})
+    .. math:: c_{ij} = \exp(b_{ij}) / (\lambda + \textstyle\sum_k \exp(b_{ik}))
 
-    Equation 3 of the paper. The softmax runs over the *parents* j: the coefficients
-    of one input capsule sum to one.
+    ``softmax`` (lambda = 0) is equation 3 of the paper: over the *parents* j, so that the
+    coefficients of one input capsule sum to one. ``leaky`` (lambda = 1) is the authors'
+    code for CIFAR-10: one more parent with logit zero, whose share is dropped, takes what
+    belongs to none of the others.
 
     Args:
-      logits: ``[I, J]``.
+      logits: ``[I, J]``. normalizer: softmax or leaky. axis: the axis of the parents.
 
     Returns:
-      Coupling coefficients ``[I, J]``.
+      Coupling coefficients, of the shape of ``logits``.
     """
-    chex.assert_rank(logits, 2)
-    return jax.nn.softmax(logits, axis=1)
+    check_choice("normalizer", normalizer, NORMALIZERS)
+    if normalizer == "softmax":
+        return jax.nn.softmax(logits, axis)
+    nobody = jnp.zeros_like(jax.lax.slice_in_dim(logits, 0, 1, axis=axis))
+    shares = jax.nn.softmax(jnp.concatenate([logits, nobody], axis), axis)
+    return jax.lax.slice_in_dim(shares, 0, logits.shape[axis], axis=axis)
 
 
 def weighted_sum(coupling: chex.Array, votes: chex.Array) -> jax.Array:
@@ -72,12 +84,14 @@ def dynamic_routing(
     votes: chex.Array,
     iterations: int = 3,
     *,
+    prior: chex.Array | None = None,
     bias: chex.Array | None = None,
+    normalizer: str = "softmax",
     gradient: str = "full",
 ) -> RoutingOutput:
     r"""Routing by agreement for one example.
 
-    Starting from :math:`b_{ij} = 0`, repeat
+    Starting from :math:`b_{ij} = 0` or a prior, repeat
 
     .. math::
        c_i = \mathrm{softmax}(b_i), \quad
@@ -92,7 +106,9 @@ def dynamic_routing(
     Args:
       votes: prediction vectors ``[I, J, D]``.
       iterations: how often s_j is computed; a Python integer, one at least.
+      prior: first logits ``[I, J]``, or None for zero.
       bias: ``[J, D]``, added to s_j in every iteration, or None.
+      normalizer: see :func:`coupling_coefficients`.
       gradient: what is differentiated. ``full``: everything, as the authors do.
         ``stop``: the coupling coefficients count as constants. ``last``: the last
         agreement is differentiated, the outputs of earlier iterations are constants.
@@ -102,8 +118,8 @@ def dynamic_routing(
       :class:`RoutingOutput`.
 
     Raises:
-      ValueError: iterations below one, or an unknown gradient.
-      AssertionError: votes are not ``[I, J, D]``, or bias is not ``[J, D]``.
+      ValueError: iterations below one, an unknown gradient or normalizer.
+      AssertionError: wrong shape of votes, prior or bias.
 
     Example:
       >>> votes = jnp.stack([jnp.ones((5, 4)), -jnp.ones((5, 4))], axis=1)  # I=5, J=2, D=4
@@ -111,16 +127,15 @@ def dynamic_routing(
       (2, 4)
     """
     chex.assert_rank(votes, 3)
-    if iterations < 1:
-        raise ValueError(f"iterations must be 1 or more, not {iterations}")
-    if gradient not in GRADIENTS:
-        raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)}, not {gradient!r}")
+    check_options(iterations, normalizer, gradient)
+    if prior is not None:
+        chex.assert_shape(prior, votes.shape[:2])
     if bias is not None:
         chex.assert_shape(bias, votes.shape[1:])
 
-    logits = jnp.zeros(votes.shape[:2], votes.dtype)
+    logits = jnp.zeros(votes.shape[:2], votes.dtype) if prior is None else prior
     for iteration in range(iterations):
-        coupling = coupling_coefficients(logits)
+        coupling = coupling_coefficients(logits, normalizer)
         if gradient == "stop":
             coupling = jax.lax.stop_gradient(coupling)
         s = weighted_sum(coupling, votes)
@@ -128,3 +143,17 @@ def dynamic_routing(
         if iteration + 1 < iterations:
             logits += agreement(votes, jax.lax.stop_gradient(v) if gradient == "last" else v)
     return RoutingOutput(pose=v, activation=safe_norm(v), coupling=coupling)
+
+
+def check_options(iterations: int, normalizer: str, gradient: str) -> None:
+    """Raise ValueError for values that :func:`dynamic_routing` does not know."""
+    if iterations < 1:
+        raise ValueError(f"iterations must be 1 or more, not {iterations}")
+    check_choice("normalizer", normalizer, NORMALIZERS)
+    check_choice("gradient", gradient, GRADIENTS)
+
+
+def check_choice(argument: str, value: str, legal: Sequence[str]) -> None:
+    """Raise ValueError unless ``value`` is one of the legal ones."""
+    if value not in legal:
+        raise ValueError(f"{argument} must be one of {', '.join(legal)}, not {value!r}")

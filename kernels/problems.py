@@ -1,0 +1,57 @@
+"""Named problem shapes, the same for tests, benchmarks and ahead-of-time compilation."""
+
+import dataclasses
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Shapes of a routed capsule layer: u ``[B, I, K]``, W ``[I, J, D, K]``."""
+
+    B: int  # batch
+    I: int  # input capsules
+    J: int  # output capsules
+    D: int = 16  # pose size of an output capsule
+    K: int = 8  # pose size of an input capsule
+    normalizer: str = "softmax"
+    prior: bool = False  # first logits [I, J] are given
+
+    @property
+    def votes_bytes(self) -> int:
+        """Memory of the votes ``[B, I, J, D]`` in float32."""
+        return 4 * self.B * self.I * self.J * self.D
+
+    def arrays(self, dtype="float32", seed: int = 0) -> dict[str, jax.Array]:
+        """Random u, W and, where there is one, prior; u is as long as squashed capsules are."""
+        keys = jax.random.split(jax.random.key(seed), 3)
+        u = 0.2 * jax.random.normal(keys[0], (self.B, self.I, self.K))
+        W = 0.1 * jax.random.normal(keys[1], (self.I, self.J, self.D, self.K))
+        out = {"u": u.astype(dtype), "W": W.astype(dtype)}
+        if self.prior:
+            out["prior"] = 0.5 * jax.random.normal(keys[2], (self.I, self.J))
+        return out
+
+    def specs(self, dtype="float32") -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and types of :meth:`arrays`."""
+        return jax.eval_shape(lambda: self.arrays(dtype))
+
+
+PROBLEMS = {
+    # The paper's networks at its batch size.
+    "mnist_b128": Problem(B=128, I=1152, J=10),
+    "multimnist_b128": Problem(B=128, I=3200, J=10),
+    "cifar_b128": Problem(B=128, I=9216, J=10, normalizer="leaky"),
+    # Inference of one image, and a batch that fills a large accelerator.
+    "mnist_b1": Problem(B=1, I=1152, J=10),
+    "mnist_b1024": Problem(B=1024, I=1152, J=10),
+    # Small enough for interpreters and float64 references.
+    "tiny": Problem(B=4, I=16, J=3, D=4, K=4),
+    "ragged": Problem(B=5, I=13, J=7, D=6, K=5, normalizer="leaky", prior=True),
+    "one_parent": Problem(B=3, I=9, J=1, D=16, K=8, normalizer="leaky"),
+    "one_example": Problem(B=1, I=20, J=5, D=16, K=8, prior=True),
+    "one_child": Problem(B=2, I=1, J=4, D=8, K=3, prior=True),
+    "d8": Problem(B=6, I=40, J=4, D=8, K=16),
+    "two_blocks": Problem(B=130, I=33, J=3, D=8, K=8, prior=True),
+}
+SMALL = ("tiny", "ragged", "one_parent", "one_example", "one_child", "d8", "two_blocks")
