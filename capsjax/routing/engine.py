@@ -73,10 +73,13 @@ def route(
         implementation = STREAM
 
     inputs = Inputs(
-        u.transpose(1, 2, 0), W.transpose(1, 2, 0, 3), None if prior is None else prior.T
+        u.transpose(2, 1, 0), W.transpose(1, 3, 2, 0), None if prior is None else prior.T
     )
-    options = (implementation, iterations, normalizer, gradient)
-    pose = _iterate(options, inputs, bias).transpose(2, 0, 1)
+    if iterations == 1 and prior is None:
+        v = _output(even_sweep(inputs, normalizer), bias)
+    else:
+        v = _iterate((implementation, iterations, normalizer, gradient), inputs, bias)
+    pose = v.transpose(2, 0, 1)
     return RoutingOutput(pose=pose, activation=safe_norm(pose), coupling=None)
 
 
@@ -107,7 +110,7 @@ def _forward(options, inputs, bias):
         else:
             if V is None:
                 wide = accumulator(inputs.W.dtype)
-                V = jnp.zeros((*inputs.W.shape[:2], inputs.u.shape[2]), wide)
+                V = jnp.zeros((*inputs.W.shape[0:3:2], inputs.u.shape[2]), wide)
             S = sweeps.forward(inputs, V, normalizer)
         states.append((V, S))
         v = _output(S, bias)
@@ -125,16 +128,17 @@ def _backward(options, residuals, dv):
     Vs, dSs = [], []
     for V, S in reversed(states):
         (dS,) = jax.vjp(lambda S: _output(S, bias), S)[1](dv)
-        Vs.append(V)
+        Vs += [] if V is None else [V]
         dSs.append(dS)
         if gradient != "full":
             break
         # v of the iteration before is a part of this V and of every later one.
-        if len(Vs) < len(states):
+        if len(dSs) < len(states):
             dV = sweeps.backward_state(inputs, V, dS, normalizer)
-            dv = dV if len(Vs) == 1 else dv + dV
-    dinputs = sweeps.backward_inputs(inputs, Vs, dSs, normalizer, gradient == "stop")
-    dbias = None if bias is None else sum(jnp.sum(dS, axis=2) for dS in dSs).astype(bias.dtype)
+            dv = dV if len(dSs) == 1 else dv + dV
+    dSs = jnp.stack(dSs)
+    dinputs = sweeps.backward_inputs(inputs, jnp.stack(Vs), dSs, normalizer, gradient == "stop")
+    dbias = None if bias is None else jnp.sum(dSs, axis=(0, 3)).astype(bias.dtype)
     return dinputs, dbias
 
 

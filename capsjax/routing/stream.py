@@ -2,10 +2,10 @@
 
 Runs on any backend. The equations, and the letters P, Q, dc, db, are those of
 :mod:`capsjax.routing.sweeps`; here they are written for one tile of n input capsules,
-u ``[n, K, B]`` and W ``[J, D, n, K]``, with all output capsules at once.
+u ``[K, n, B]`` and W ``[J, K, D, n]``, with all output capsules at once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from capsjax.precision import accumulator
 from capsjax.routing.dynamic import coupling_coefficients
 from capsjax.routing.sweeps import Inputs, Sweeps, even_coupling
 
-# Of the largest array of a tile, [J, n, K, B]. Measured on CPU: larger ones leave the cache
+# Of the largest array of a tile, [J, K, n, B]. Measured on CPU: larger ones leave the cache
 # of a core, smaller ones make short matrix products.
 TILE_BYTES = 640 * 1024
 
@@ -41,8 +41,8 @@ def backward_state(inputs: Inputs, V: jax.Array, dS: jax.Array, normalizer: str)
 
 def backward_inputs(
     inputs: Inputs,
-    Vs: Sequence[jax.Array | None],
-    dSs: Sequence[jax.Array],
+    Vs: jax.Array,
+    dSs: jax.Array,
     normalizer: str,
     constant: bool,
 ) -> Inputs:
@@ -52,20 +52,20 @@ def backward_inputs(
         wide = accumulator(tile.W.dtype)
         du, dW = jnp.zeros(tile.u.shape, wide), jnp.zeros(tile.W.shape, wide)
         dprior = None if tile.prior is None else jnp.zeros_like(tile.prior)
-        for V, dS in zip(Vs, dSs, strict=True):
+        for t, dS in enumerate(dSs):
             Q = _project(tile, dS)
-            if V is None:
+            if t == len(Vs):
                 even = even_coupling(len(dS), normalizer)
                 du += even * jnp.sum(Q, axis=0)
                 dW += even * _outer(dS, jnp.broadcast_to(tile.u[None], Q.shape))
                 continue
-            c, P = _coupling(tile, V, normalizer)
-            du += jnp.sum(c[:, :, None] * Q, axis=0)
+            c, P = _coupling(tile, V := Vs[t], normalizer)
+            du += jnp.sum(c[:, None] * Q, axis=0)
             dW += _outer(dS, _times(c, tile.u))
             if constant:
                 continue
             db = _logit_gradient(c, _dot(tile.u, Q))
-            du += jnp.sum(db[:, :, None] * P, axis=0)
+            du += jnp.sum(db[:, None] * P, axis=0)
             dW += _outer(V, _times(db, tile.u))
             if dprior is not None:
                 dprior += jnp.sum(db, axis=2)
@@ -78,14 +78,14 @@ STREAM = Sweeps(forward, backward_state, backward_inputs)
 
 
 def _project(tile, x):
-    """P or Q, ``[J, n, K, B]``, of V or dS."""
+    """P or Q, ``[J, K, n, B]``, of V or dS."""
     x = x.astype(tile.W.dtype)
-    return jnp.einsum("jdnk,jdb->jnkb", tile.W, x, preferred_element_type=accumulator(x.dtype))
+    return jnp.einsum("jkdn,jdb->jknb", tile.W, x, preferred_element_type=accumulator(x.dtype))
 
 
 def _dot(u, P):
     """u_i . P_ij for every example, ``[J, n, B]``."""
-    return jnp.sum(u[None].astype(P.dtype) * P, axis=2)
+    return jnp.sum(u[None].astype(P.dtype) * P, axis=1)
 
 
 def _coupling(tile, V, normalizer):
@@ -102,33 +102,33 @@ def _logit_gradient(c, dc):
 
 
 def _times(c, u):
-    """c_ij u_i, ``[J, n, K, B]``, in the type of u."""
-    return (c[:, :, None] * u[None].astype(c.dtype)).astype(u.dtype)
+    """c_ij u_i, ``[J, K, n, B]``, in the type of u."""
+    return (c[:, None] * u[None].astype(c.dtype)).astype(u.dtype)
 
 
 def _combine(tile, c):
     """sum_i W_ij (c_ij u_i), ``[J, D, B]``."""
     product = _times(c, tile.u)
-    return jnp.einsum("jdnk,jnkb->jdb", tile.W, product, preferred_element_type=c.dtype)
+    return jnp.einsum("jkdn,jknb->jdb", tile.W, product, preferred_element_type=c.dtype)
 
 
 def _outer(x, y):
-    """x_j y_ij^T summed over the batch, ``[J, D, n, K]``."""
+    """x_j y_ij^T summed over the batch, ``[J, K, D, n]``."""
     wide = x.dtype
-    return jnp.einsum("jdb,jnkb->jdnk", x.astype(y.dtype), y, preferred_element_type=wide)
+    return jnp.einsum("jdb,jknb->jkdn", x.astype(y.dtype), y, preferred_element_type=wide)
 
 
 # Tiles. Capsules that only fill the last tile have u = 0 and W = 0, hence add nothing to any sum.
 
 
 def _tile_size(inputs: Inputs) -> int:
-    (I, K, B), J = inputs.u.shape, inputs.W.shape[0]
+    (K, I, B), J = inputs.u.shape, inputs.W.shape[0]
     tile = max(1, TILE_BYTES // (4 * J * K * B))
     tiles = -(-I // tile)
     return -(-I // tiles)
 
 
-_CAPSULE_AXIS = Inputs(u=0, W=2, prior=1)
+_CAPSULE_AXIS = Inputs(u=1, W=3, prior=1)
 
 
 def _padded(inputs: Inputs, tile: int) -> Inputs:
@@ -155,7 +155,7 @@ def _over_tiles(add: Callable, start: jax.Array, inputs: Inputs) -> jax.Array:
     """``add(total, tile)`` for all tiles, one after another."""
     size = _tile_size(inputs)
     padded = _padded(inputs, size)
-    tiles = padded.u.shape[0] // size
+    tiles = padded.u.shape[1] // size
     return jax.lax.fori_loop(
         0, tiles, lambda n, total: add(total, _slice(padded, n * size, size)), start
     )
@@ -165,7 +165,7 @@ def _map_tiles(function: Callable, inputs: Inputs) -> Inputs:
     """``function(tile)`` of all tiles, each in its place."""
     size = _tile_size(inputs)
     padded = _padded(inputs, size)
-    tiles = padded.u.shape[0] // size
+    tiles = padded.u.shape[1] // size
 
     def put(n, out):
         part = function(_slice(padded, n * size, size))
@@ -178,4 +178,4 @@ def _map_tiles(function: Callable, inputs: Inputs) -> Inputs:
         )
 
     out = jax.lax.fori_loop(0, tiles, put, _by_axis(lambda x, a: jnp.zeros_like(x), padded))
-    return _slice(out, 0, inputs.u.shape[0])
+    return _slice(out, 0, inputs.u.shape[1])

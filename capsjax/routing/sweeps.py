@@ -34,9 +34,10 @@ Votes need not exist even for one capsule. With :math:`P_{ij} = W_{ij}^T V_j` an
    dW_{ij} = \textstyle\sum_t dS^t_j (c^t_{ij} u_i)^T + V^t_j (db^t_{ij} u_i)^T
 
 Sweeps work on batches, not on one example: under ``vmap`` the gradient of the shared W would
-be made for every example. The batch is the last axis, the one that vector units run along:
+be made for every example. Components k come before capsules i, so that sums over k are sums
+of whole arrays, and the batch, along which vector units run, comes last:
 
-    u [I, K, B]   W [J, D, I, K]   prior [J, I]   V, S, dV, dS [J, D, B]
+    u [K, I, B]   W [J, K, D, I]   prior [J, I]   V, S, dV, dS [J, D, B]
 """
 
 from collections.abc import Callable
@@ -52,8 +53,8 @@ from capsjax.precision import accumulator
 class Inputs(NamedTuple):
     """What routing is a function of, besides the bias; also its gradients."""
 
-    u: Any  # [I, K, B] outputs of the input capsules
-    W: Any  # [J, D, I, K] transformation matrices
+    u: Any  # [K, I, B] outputs of the input capsules
+    W: Any  # [J, K, D, I] transformation matrices
     prior: Any = None  # [J, I] first logits; None for zero
 
 
@@ -68,8 +69,9 @@ class Sweeps(NamedTuple):
     forward: Callable[..., jax.Array]
     # (inputs, V, dS, normalizer) -> dV
     backward_state: Callable[..., jax.Array]
-    # (inputs, [V^t], [dS^t], normalizer, constant) -> Inputs. V^t None: the coupling is even
-    # (V = 0 and no prior). constant: the coupling coefficients are, so that db = 0.
+    # (inputs, V^t, dS^t, normalizer, constant) -> Inputs. The iterations are a first axis of V^t
+    # and dS^t; if dS^t has one more, the last of them couples evenly (V = 0 and no prior).
+    # constant: the coupling coefficients are, so that db = 0.
     backward_inputs: Callable[..., Inputs]
 
 
@@ -81,7 +83,7 @@ def even_coupling(parents: int, normalizer: str) -> float:
 def even_sweep(inputs: Inputs, normalizer: str) -> jax.Array:
     """The sweep with even coupling, S ``[J, D, B]``: one matrix product."""
     wide = accumulator(inputs.u.dtype, inputs.W.dtype)
-    total = jnp.einsum("jdik,ikb->jdb", inputs.W, inputs.u, preferred_element_type=wide)
+    total = jnp.einsum("jkdi,kib->jdb", inputs.W, inputs.u, preferred_element_type=wide)
     return even_coupling(inputs.W.shape[0], normalizer) * total
 
 
