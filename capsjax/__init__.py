@@ -25,7 +25,7 @@ from capsjax.losses import (
 )
 from capsjax.models import CNN, PRESETS, CapsNet, CapsNetConfig, CNNConfig, Prediction, preset
 from capsjax.modules import Conv, Decoder, PrimaryCapsules, RoutedCapsules
-from capsjax.routing import RoutingOutput, dynamic_routing
+from capsjax.routing import RoutingOutput, dynamic_routing, route
 from capsjax.squash import safe_norm, squash
 from capsjax.train import (
     RECIPES,
@@ -76,6 +76,7 @@ __all__ = [
     "prediction_vectors",
     "preset",
     "reconstruction_loss",
+    "route",
     "safe_norm",
     "squash",
 ]

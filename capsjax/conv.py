@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from capsjax.backend import backend
 from capsjax.precision import accumulator
 
 IMPLEMENTATIONS = ("xla", "im2col", "fourier")
@@ -71,7 +72,7 @@ def conv2d(
 
 
 def _fastest(x_shape, w_shape, stride) -> str:
-    if jax.default_backend() != "cpu":
+    if backend() != "cpu":
         return "xla"
     B, H, W, C = x_shape
     k, _, _, O = w_shape

@@ -14,7 +14,7 @@ from jax.nn import initializers as init
 
 from capsjax.losses import argmax_mask, label_mask, mask_capsules
 from capsjax.modules import Conv, Decoder, PrimaryCapsules, RoutedCapsules
-from capsjax.routing import RoutingOutput
+from capsjax.routing import RoutingOutput, Sweeps
 
 INITS = ("lecun", "official")
 
@@ -46,6 +46,8 @@ class CapsNetConfig:
     class_pose: int = 16  # D
     routing_iterations: int = 3  # R
     routing_gradient: str = "full"  # full, stop or last
+    # auto, naive, stream or sweeps of one's own: how, not what, is computed
+    routing_implementation: str | Sweeps = "auto"
     decoder: tuple[int, ...] | None = (512, 1024)  # hidden widths; None: no reconstruction
     init: str = "lecun"  # lecun, or official: truncated normals, biases 0.1
     routing_bias: bool = False  # learned bias of s_j, 0.1 at first
@@ -108,6 +110,7 @@ class CapsNet(nnx.Module):
             c.class_pose,
             iterations=c.routing_iterations,
             gradient=c.routing_gradient,
+            implementation=c.routing_implementation,
             bias_init=init.constant(0.1) if c.routing_bias else None,
             **kernel(0.1),
             **common,

@@ -4,7 +4,6 @@ Modules take a batch. They hold no random state and no running statistics, so th
 :mod:`capsjax.functional` can treat them as pure functions of their parameters.
 """
 
-import functools
 from collections.abc import Sequence
 
 import chex
@@ -14,9 +13,8 @@ from flax import nnx
 
 from capsjax.conv import conv2d
 from capsjax.precision import accumulator
-from capsjax.routing import RoutingOutput, dynamic_routing
+from capsjax.routing import RoutingOutput, Sweeps, route
 from capsjax.squash import squash
-from capsjax.votes import prediction_vectors
 
 Initializer = jax.nn.initializers.Initializer
 LECUN_NORMAL = jax.nn.initializers.lecun_normal()
@@ -96,7 +94,7 @@ class RoutedCapsules(nnx.Module):
 
     Args:
       capsules_in: I. pose_in: K. capsules_out: J. pose_out: D.
-      iterations, gradient: see :func:`capsjax.routing.dynamic_routing`.
+      iterations, gradient, implementation: see :func:`capsjax.routing.route`.
       kernel_init: initialiser of the transformation matrices ``[I, J, D, K]``.
       bias_init: initialiser of the bias ``[J, D]`` of s_j; None for no bias.
       dtype: type in which votes are multiplied (they are summed in float32).
@@ -111,6 +109,7 @@ class RoutedCapsules(nnx.Module):
         *,
         iterations: int = 3,
         gradient: str = "full",
+        implementation: str | Sweeps = "auto",
         kernel_init: Initializer = NORMAL,
         bias_init: Initializer | None = None,
         dtype=jnp.float32,
@@ -120,21 +119,18 @@ class RoutedCapsules(nnx.Module):
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
         if bias_init is not None:
             self.bias = nnx.Param(bias_init(rngs.params(), shape[1:3], jnp.float32))
-        self.iterations, self.gradient, self.dtype = iterations, gradient, dtype
-        self.use_bias = bias_init is not None
+        self.options = {
+            "iterations": iterations,
+            "gradient": gradient,
+            "implementation": implementation,
+        }
+        self.use_bias, self.dtype = bias_init is not None, dtype
 
     def __call__(self, u: chex.Array) -> RoutingOutput:
         """Map capsules ``[B, I, K]`` to a batch of :class:`RoutingOutput`."""
-        votes = jax.vmap(prediction_vectors, (0, None))(
-            u.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        )
-        route = functools.partial(
-            dynamic_routing,
-            iterations=self.iterations,
-            gradient=self.gradient,
-            bias=self.bias[...] if self.use_bias else None,
-        )
-        return jax.vmap(route)(votes)
+        W = self.kernel[...].astype(self.dtype)
+        bias = self.bias[...] if self.use_bias else None
+        return route(u.astype(self.dtype), W, bias=bias, **self.options)
 
 
 class Decoder(nnx.Module):

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from absl import app, flags, logging
 
 from capsjax.models import CapsNetConfig, CNNConfig, preset
-from capsjax.routing import GRADIENTS
+from capsjax.routing import GRADIENTS, Sweeps
 from capsjax.train import RECIPES
 from experiments.errors import UserError
+from kernels.api import IMPLEMENTATIONS
 
 
 def _field(default, help, *, choices=None, low=None, high=None, free=False):
@@ -52,6 +53,12 @@ class Config:
     preset: str = _field("mnist", "size of the network", choices=("mnist", "multimnist", "tiny"))
     routing_iterations: int = _field(3, "routing iterations", low=1, high=1000)
     routing_gradient: str = _field("full", "what is differentiated in routing", choices=GRADIENTS)
+    routing_implementation: str = _field(
+        "auto",
+        "how routing is computed. naive: votes in memory. stream: tile by tile. pallas: kernels "
+        "for TPU and NVIDIA GPU. auto: the best that runs. pallas_interpret: for tests",
+        choices=IMPLEMENTATIONS,
+    )
     reconstruction: bool = _field(True, "decoder and reconstruction loss")
     dtype: str = _field(
         "float32", "type of convolutions and votes", choices=("float32", "bfloat16")
@@ -145,9 +152,16 @@ class Config:
         )
 
     def model_config(
-        self, image_shape: tuple[int, int, int], num_classes: int
+        self,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        routing_implementation: str | Sweeps = "auto",
     ) -> CapsNetConfig | CNNConfig:
         """The network of a (resolved) configuration.
+
+        Args:
+          image_shape, num_classes: of the data set.
+          routing_implementation: what the flag of that name means on the devices of the run.
 
         Raises:
           UserError: the images are too small for it.
@@ -161,6 +175,7 @@ class Config:
             changes |= {
                 "routing_iterations": self.routing_iterations,
                 "routing_gradient": self.routing_gradient,
+                "routing_implementation": routing_implementation,
                 "init": self.init,
                 "routing_bias": self.routing_bias,
                 "primary_scale": self.primary_scale,

@@ -18,6 +18,7 @@ from capsjax.models import CapsNetConfig, CNNConfig
 from experiments import data, io, report, runtime, sampling
 from experiments.config import Config
 from experiments.errors import UserError
+from kernels.api import select
 
 EVALUATION_BATCH = 128
 
@@ -78,7 +79,13 @@ def prepare(config: Config, dataset: data.Dataset | None = None) -> Setup:
         raise UserError(
             f"--batch_size={config.batch_size} can't be divided among {len(devices)} devices"
         )
-    model_config = config.model_config(dataset.image_shape, dataset.num_classes)
+    divided = config.parallel == "jit" and len(devices) > 1
+    try:
+        implementation = select(config.routing_implementation, devices, divided=divided)
+    except ValueError as error:
+        name = config.routing_implementation
+        raise UserError(f"--routing_implementation={name}: {error}") from error
+    model_config = config.model_config(dataset.image_shape, dataset.num_classes, implementation)
     model = functional.create(model_config)
     if isinstance(model_config, CapsNetConfig):
         loss = train.capsnet_loss(

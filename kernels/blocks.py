@@ -25,11 +25,14 @@ def cut(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return x if x.shape == shape else x[tuple(slice(size) for size in shape)]
 
 
-def check_dtypes(inputs) -> None:
-    """Raise TypeError for what no accelerator multiplies: float64."""
-    for name, x in inputs._asdict().items():
-        if x is not None and x.dtype == jnp.float64:
-            raise TypeError(f"{name} is {x.dtype}; Pallas kernels take float32, bfloat16, float16")
+class Unsupported(ValueError):
+    """A kernel can't do this; the message names the argument and what the kernel takes."""
+
+
+def check_dtype(name: str, x: jax.Array) -> None:
+    """Raise :class:`Unsupported` for what no accelerator multiplies: float64."""
+    if x.dtype == jnp.float64:
+        raise Unsupported(f"{name} is {x.dtype}; Pallas kernels take float32, bfloat16, float16")
 
 
 def times(weights: jax.Array, u: jax.Array) -> jax.Array:

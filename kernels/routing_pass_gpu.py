@@ -31,7 +31,7 @@ from jax.experimental.pallas import triton as pltriton
 
 from capsjax.routing import Inputs, Sweeps
 from capsjax.routing.sweeps import even_coupling
-from kernels.blocks import check_dtypes, cut, dot, pad
+from kernels.blocks import check_dtype, cut, dot, pad
 
 # Together 144 programs at B = 128, I = 1152: an H200 has 132 multiprocessors.
 BLOCK = 32
@@ -270,7 +270,7 @@ def _call(kernel, *, grid, in_specs, outputs, num_warps, interpret):
 
 def _arrange(inputs):
     """Inputs padded to whole blocks, and how many examples a block has."""
-    check_dtypes(inputs)
+    check_dtype("u", inputs.u)
     B = inputs.u.shape[2]
     examples = min(EXAMPLES, max(SMALLEST, pl.next_power_of_2(B)))
     u = pad(inputs.u, {1: BLOCK, 2: examples})

@@ -28,7 +28,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from capsjax.routing import Inputs, Sweeps, coupling_coefficients
 from capsjax.routing.sweeps import even_coupling
-from kernels.blocks import check_dtypes, cut, dot, pad, times
+from kernels.blocks import Unsupported, check_dtype, cut, dot, pad, times
 
 LANES = 128
 # Input capsules of a block.
@@ -97,9 +97,7 @@ def backward_inputs(inputs, Vs, dSs, normalizer, constant, *, interpret=False) -
     x = _arrange(inputs)
     _, J, D, _ = dSs.shape
     states = [pad(s, {3: LANES}) for s in (Vs, dSs)]
-    state_specs = [
-        pl.BlockSpec((len(s), J, D, LANES), lambda i, b: (0, 0, 0, b)) for s in states
-    ]
+    state_specs = [pl.BlockSpec((len(s), J, D, LANES), lambda i, b: (0, 0, 0, b)) for s in states]
     specs = _specs(x, lambda i, b: (i, b))
     (gradients,) = pl.pallas_call(
         functools.partial(_inputs_kernel, normalizer=normalizer, constant=constant),
@@ -187,7 +185,7 @@ def _for_each(count):
 
 def _arrange(inputs):
     """Padded to whole blocks; the prior ``[J, I, 1]``."""
-    check_dtypes(inputs)
+    check_dtype("u", inputs.u)
     u, W = pad(inputs.u, {1: BLOCK, 2: LANES}), pad(inputs.W, {3: BLOCK})
     if u.dtype == jnp.float16:  # which Mosaic can't load
         u, W = u.astype(jnp.float32), W.astype(jnp.float32)
@@ -208,7 +206,7 @@ def _parameters(x, states, gradients=False):
     """How to compile, with the VMEM that blocks (twice, to fetch the next) and scratch take.
 
     Raises:
-      ValueError: it is more than there is.
+      Unsupported: it is more than there is.
     """
     (K, _, _), (J, _, D, _) = x.u.shape, x.W.shape
     pairs = ((K * BLOCK * LANES, x.u.dtype), (J * K * max(D, 8) * BLOCK, x.W.dtype))
@@ -217,7 +215,7 @@ def _parameters(x, states, gradients=False):
     blocks += 4 * 2 * J * BLOCK * LANES * (x.prior is not None)
     needed = 2 * blocks + 4 * J * BLOCK * LANES * 2 + 2**21
     if needed > MOST_VMEM_BYTES:
-        raise ValueError(
+        raise Unsupported(
             f"W [J, K, D, I] = {x.W.shape}: the TPU kernel holds all J output capsules in "
             f"{MOST_VMEM_BYTES >> 20} MiB, these need {needed >> 20}; use stream"
         )

@@ -90,6 +90,12 @@ def over_parents(b):
     return c
 
 
+def over_parents_or_nobody(b):
+    """The leaky normaliser: one more parent with logit zero, whose share is dropped."""
+    I, _ = b.shape
+    return over_parents(np.concatenate([b, np.zeros((I, 1), b.dtype)], axis=1))[:, :-1]
+
+
 def weighted_sum(c, votes):
     """Equation 2, left."""
     I, J, D = votes.shape
@@ -123,10 +129,12 @@ def outputs(s, bias):
     return np.array([squash(s[j] if bias is None else s[j] + bias[j]) for j in range(J)])
 
 
-def routing(votes, iterations, bias=None, coupling=over_parents):
-    """Procedure 1. ``coupling`` is exchanged only to show what a wrong softmax does."""
+def routing(votes, iterations, bias=None, coupling=over_parents, prior=None):
+    """Procedure 1, with the logits ``prior`` in place of zero at first."""
     I, J, D = votes.shape
     b = np.zeros((I, J), votes.dtype)
+    if prior is not None:
+        b = b + prior
     earlier, v = np.zeros((J, D), votes.dtype), np.zeros((J, D), votes.dtype)
     for _ in range(iterations):
         earlier = earlier + v

@@ -13,7 +13,7 @@ import kernels
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ALLOWED = {
     "capsjax": {"capsjax", "jax", "flax", "optax", "chex", "numpy"},
-    "kernels": {"kernels", "capsjax", "jax", "numpy"},
+    "kernels": {"kernels", "capsjax", "jax", "chex", "numpy", "absl"},
 }
 # The input and output that the library leaves to the programs.
 FORBIDDEN_IN_CAPSJAX = {"open", "print", "input"}

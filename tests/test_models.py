@@ -408,7 +408,8 @@ def test_iterations_and_gradient_of_the_configuration_reach_the_layer():
             TINY, routing_iterations=iterations, routing_gradient=gradient
         )
         layer = nnx.eval_shape(lambda config=config: CapsNet(config, rngs=nnx.Rngs(0))).classes
-        assert (layer.iterations, layer.gradient) == (iterations, gradient)
+        options = layer.options
+        assert (options["iterations"], options["gradient"]) == (iterations, gradient)
 
 
 def test_decoder():

@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from capsjax.backend import backend
 from capsjax.precision import accumulator
 from capsjax.routing.dynamic import RoutingOutput, check_choice, check_options, dynamic_routing
 from capsjax.routing.stream import STREAM
@@ -62,7 +63,8 @@ def route(
     check_options(iterations, normalizer, gradient)
     check_inputs(u, W, prior)
     if bias is not None:
-        chex.assert_shape(bias, W.shape[1:3])
+        J, D = W.shape[1:3]
+        chex.assert_shape(bias, (J, D), custom_message=f"bias must be [J, D] of W {W.shape}")
     if not isinstance(implementation, Sweeps):
         check_choice("implementation", implementation, IMPLEMENTATIONS)
         if implementation == "auto":
@@ -86,7 +88,7 @@ def route(
 def _choose(u, W) -> str:
     I, J, D, _ = W.shape
     votes = 4 * u.shape[0] * I * J * D
-    return "stream" if jax.default_backend() == "cpu" or votes > VOTES_BYTES else "naive"
+    return "stream" if backend() == "cpu" or votes > VOTES_BYTES else "naive"
 
 
 def _route_votes(u, W, iterations, **options) -> RoutingOutput:

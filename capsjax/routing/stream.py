@@ -142,9 +142,7 @@ def _padded(inputs: Inputs, tile: int) -> Inputs:
 
 def _by_axis(function: Callable, inputs: Inputs) -> Inputs:
     """``function(leaf, axis of the input capsules)`` for every leaf that there is."""
-    return Inputs(
-        *(None if x is None else function(x, a) for x, a in zip(inputs, _CAPSULE_AXIS))
-    )
+    return Inputs(*(None if x is None else function(x, a) for x, a in zip(inputs, _CAPSULE_AXIS)))
 
 
 def _slice(inputs: Inputs, start, size: int) -> Inputs:

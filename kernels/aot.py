@@ -1,0 +1,200 @@
+"""What routing costs on TPUs and NVIDIA GPUs, from their compilers alone.
+
+``python -m kernels.aot --target=tpu_v5e`` compiles, for a device that need not be there (see
+:mod:`kernels.targets`), five programs of every implementation: one sweep over the input
+capsules (pass), routing of three iterations, both also with gradients, and the training step
+of a whole CapsNet. Nothing is run, hence nothing is timed. A row of the table tells
+
+* temporaries: memory besides arguments and results; on a TPU without what stays in VMEM;
+* accessed: bytes that XLA's cost analysis counts, VMEM included. None for GPUs ("-"); a lower
+  bound (">") where a program has loops, whose body counts once;
+* the largest array, and where there are any of B*I*J*D elements or more, votes or (in a step)
+  of convolutions: "memory", "VMEM", "fused" (values inside one kernel of XLA) or "no".
+"""
+
+import dataclasses
+import json
+import math
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+
+import capsjax
+from capsjax.routing import coupling_coefficients, route
+from capsjax.routing.stream import STREAM
+from capsjax.routing.sweeps import Inputs
+from kernels import targets
+from kernels.problems import PROBLEMS
+
+IMPLEMENTATIONS = {"naive", "stream", "pallas"}
+TARGETS = {name: (name,) for name in targets.TARGETS} | {"all": targets.TARGETS}
+# The networks that the first words of the names of problems mean; cifar with I = 9216.
+NETWORKS = {
+    "mnist": capsjax.preset("capsnet_mnist"),
+    "multimnist": capsjax.preset("capsnet_multimnist"),
+    "cifar": capsjax.CapsNetConfig(image_shape=(40, 40, 3), primary_types=64),
+}
+
+
+def programs(name: str, dtype: str, implementation) -> dict[str, tuple]:
+    """Functions and their arguments, for a problem and an implementation: naive, or Sweeps."""
+    p, spec = PROBLEMS[name], jax.ShapeDtypeStruct
+    normalizer, arrays = p.normalizer, p.specs(dtype)
+    prior = spec((p.J, p.I), "float32") if p.prior else None
+    inputs = Inputs(spec((p.K, p.I, p.B), dtype), spec((p.J, p.K, p.D, p.I), dtype), prior)
+    V = spec((p.J, p.D, p.B), "float32")
+
+    def sweep(inputs, V):
+        forward = _naive_sweep if implementation == "naive" else implementation.forward
+        return forward(inputs, V, normalizer)
+
+    def sweep_gradients(inputs, V):
+        if implementation == "naive":
+            return jax.value_and_grad(lambda *xs: jnp.sum(sweep(*xs) ** 2), (0, 1))(inputs, V)
+        dS = 2 * sweep(inputs, V)
+        dV = implementation.backward_state(inputs, V, dS, normalizer)
+        dinputs = implementation.backward_inputs(inputs, V[None], dS[None], normalizer, False)
+        return jnp.sum(dS**2) / 4, (dinputs, dV)
+
+    def routing(arrays):
+        return route(**arrays, normalizer=normalizer, implementation=implementation).pose
+
+    out = {
+        "pass": (sweep, inputs, V),
+        "pass, gradients": (sweep_gradients, inputs, V),
+        "routing": (routing, arrays),
+        "routing, gradients": (jax.value_and_grad(lambda xs: jnp.sum(routing(xs) ** 2)), arrays),
+    }
+    if network := NETWORKS.get(name.split("_")[0]):
+        options = {"dtype": dtype, "routing_implementation": implementation}
+        out["step"] = _step(p, dataclasses.replace(network, **options))
+    return out
+
+
+def _naive_sweep(inputs, V, normalizer):
+    """The sweep ``forward`` with the votes ``[J, D, I, B]`` held."""
+    votes = jnp.einsum("jkdi,kib->jdib", inputs.W, inputs.u, preferred_element_type=V.dtype)
+    prior = 0 if inputs.prior is None else inputs.prior[:, :, None]
+    logits = jnp.einsum("jdib,jdb->jib", votes, V) + prior
+    return jnp.einsum("jib,jdib->jdb", coupling_coefficients(logits, normalizer, axis=0), votes)
+
+
+def _step(problem, config):
+    """The training step of a network, and its arguments."""
+    assert config.input_capsules == problem.I, config
+    model, optimizer = capsjax.create(config), capsjax.adam()
+    step = capsjax.make_train_step(capsjax.capsnet_loss(model), optimizer)
+    key = jax.eval_shape(jax.random.key, 0)
+    state = jax.eval_shape(lambda key: capsjax.init_state(model, optimizer, key), key)
+    images = jax.ShapeDtypeStruct((problem.B, *config.image_shape), "float32")
+    return step, state, images, jax.ShapeDtypeStruct((problem.B,), "int32"), key
+
+
+def describe(compiled: jax.stages.Compiled, votes: int) -> dict:
+    """What a row tells of a compiled program; ``votes`` is their number of elements."""
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    arrays = list(_arrays(text))
+    elements, largest, _ = max(arrays)
+    places = {place for size, _, place in arrays if size >= votes}
+    return {
+        "temporaries": memory.temp_size_in_bytes,
+        "accessed": (compiled.cost_analysis() or {}).get("bytes accessed"),
+        "arguments": memory.argument_size_in_bytes,
+        "loops": " while(" in text,
+        "largest_array": largest,
+        "largest_elements": elements,
+        "votes": next((p for p in ("memory", "VMEM", "fused") if p in places), "no"),
+    }
+
+
+def _arrays(text):
+    """Number of elements, type and shape, and place, of every array in compiled HLO."""
+    fusions = set(re.findall(r" fusion\(.*calls=%?([\w.-]+)", text))
+    array = re.compile(r"\b((?:pred|bf16|[fsuc]\d\w*)\[([\d,]+)\])(\{[^}]*\})?")
+    fused = False
+    for line in text.splitlines():
+        if start := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line):
+            fused = start[1] in fusions
+        elif line.startswith("  "):
+            for name, shape, layout in array.findall(line):
+                place = "fused" if fused else "VMEM" if "S(1)" in layout else "memory"
+                yield math.prod(map(int, shape.split(","))), name, place
+
+
+def table(target: str, name: str, dtype: str, implementations: list[str]) -> list[dict]:
+    """Compile the programs of all implementations, and print a row as soon as there is one."""
+    votes = PROBLEMS[name].votes_bytes // 4
+    print(f"\n{target}, {name}, {dtype}; votes have {votes:,} elements; memory in 10^6 bytes\n")
+    print("|implementation|function|temporaries|accessed|arguments|largest array|votes|")
+    print("|---" * 7 + "|")
+    rows = []
+    for label in implementations:
+        for function, program in programs(name, dtype, _implementation(label, target)).items():
+            rows.append({"target": target, "implementation": label, "function": function})
+            try:
+                rows[-1] |= describe(targets.compile(*program, target=target), votes)
+            except Exception as error:  # of whatever type: the compiler refuses a program
+                rows[-1]["error"] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            print(_markdown(rows[-1]), flush=True)
+    return rows
+
+
+def _implementation(name, target):
+    if name == "pallas":
+        from kernels import api  # here, as only this needs Pallas
+
+        return api.sweeps("tpu" if target in targets.TPUS else "gpu")
+    return STREAM if name == "stream" else name
+
+
+def _markdown(row):
+    cells = [row["implementation"], row["function"]]
+    if "error" in row:
+        return f"|{'|'.join([*cells, row['error'].replace('|', '/')])}|||||"
+    for name in ("temporaries", "accessed", "arguments"):
+        bound = "> " if name == "accessed" and row["loops"] else ""
+        cells.append("-" if row[name] is None else f"{bound}{row[name] / 1e6:,.1f}")
+    return f"|{'|'.join([*cells, row['largest_array'], row['votes']])}|"
+
+
+def _parse(argv):
+    """Flags; one line on standard error and exit status 2 where they cannot be followed."""
+    flags.DEFINE_enum("target", None, TARGETS, "compile for", required=True)
+    flags.DEFINE_enum("problem", "mnist_b128", list(PROBLEMS), "sizes")
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of u and W")
+    flags.DEFINE_list("implementation", "naive,stream,pallas", "of routing")
+    flags.register_validator("implementation", IMPLEMENTATIONS.issuperset, "naive, stream, pallas")
+    flags.DEFINE_string("json", None, "file for the rows")
+    try:
+        for rest in flags.FLAGS(argv)[1:]:
+            raise flags.Error(f"unexpected argument {rest!r}; flags look like --name=value")
+        for lack in filter(None, map(targets.available, TARGETS[flags.FLAGS.target])):
+            raise flags.Error(lack)
+    except flags.Error as error:
+        print("error:", *str(error).split(), file=sys.stderr)
+        sys.exit(2)
+
+
+def main(_):
+    jax.config.update("jax_platforms", "cpu")  # an accelerator that is there is left alone
+    F = flags.FLAGS
+    rows = [r for t in TARGETS[F.target] for r in table(t, F.problem, F.dtype, F.implementation)]
+    if F.json:
+        git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+        about = {
+            "command": shlex.join(["python", "-m", "kernels.aot", *sys.argv[1:]]),
+            "versions": dict(v for t in TARGETS[F.target] for v in targets.versions(t).items()),
+            "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() or None,
+        }
+        about |= {"target": F.target, "problem": F.problem, "dtype": F.dtype, "rows": rows}
+        Path(F.json).write_text(json.dumps(about, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse)
