@@ -25,9 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from capsjax.models import CapsNetConfig
-from experiments import data, io, loop, report, sampling
+from experiments import data, loop, report, sampling
 from experiments.config import Config, run
 from experiments.errors import UserError
+from kernels.program import commit
 
 DEFAULTS = Config(program="benchmark", dataset="random", batch_size=128)
 REPETITIONS = 7
@@ -60,7 +61,7 @@ def main(config: Config) -> None:
         "num_devices": len(setup.devices),
         "cpu_count": os.cpu_count(),
         "versions": report.versions(),
-        "commit": io.commit(),
+        "commit": commit(),
     }
     print(json.dumps(result))
 

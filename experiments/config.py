@@ -10,12 +10,13 @@ import typing
 import zlib
 from collections.abc import Callable
 
-from absl import app, flags, logging
+from absl import flags
 
 from capsjax.models import CapsNetConfig, CNNConfig, preset
 from capsjax.routing import GRADIENTS, Sweeps
 from capsjax.train import RECIPES
 from experiments.errors import UserError
+from kernels import program
 from kernels.api import IMPLEMENTATIONS
 
 
@@ -222,34 +223,7 @@ def from_flags(defaults: Config, flag_values: flags.FlagValues = flags.FLAGS) ->
 def run(main: Callable[[Config], None], defaults: Config) -> None:
     """Run a program: parse the flags, call ``main``, end in one line where the user erred.
 
-    Exit status 2 and ``error: ...`` on standard error for a wrong flag and for
-    :class:`UserError`; 130 when interrupted.
+    See :func:`kernels.program.run`.
     """
     define_flags(defaults)
-
-    def parse(argv):
-        try:
-            rest = flags.FLAGS(argv)[1:]
-            if rest:
-                raise flags.Error(f"unexpected argument {rest[0]!r}; flags look like --name=value")
-        except flags.Error as error:
-            _fail(str(error))
-        return argv[:1]
-
-    def wrapped(_):
-        if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # Orbax tells every step of every save
-        try:
-            main(from_flags(defaults))
-        except UserError as error:
-            _fail(str(error))
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            sys.exit(130)
-
-    app.run(wrapped, flags_parser=parse)
-
-
-def _fail(message: str) -> None:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    sys.exit(2)
+    program.run(lambda: main(from_flags(defaults)), UserError)

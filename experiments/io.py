@@ -9,7 +9,6 @@ import dataclasses
 import fcntl
 import json
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -181,19 +180,3 @@ class Checkpoints:
 
     def __exit__(self, *_):
         self._manager.close()  # waits for the last save
-
-
-def commit() -> str | None:
-    """The commit of the code that runs, with ``+changes`` when files differ from it."""
-    root = Path(__file__).resolve().parent.parent
-
-    def git(*arguments):
-        return subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from experiments import figures, io, sampling
+from kernels.program import commit
 
 COLUMNS = 8  # correct examples in the figure of reconstructions
 WRONG = 4  # wrong ones; each takes two columns
@@ -66,7 +67,7 @@ def finish(setup, state, workdir: Path, rows: list, evaluate: Callable, seconds:
         "num_devices": len(setup.devices),
         "parallel": c.parallel,
         "versions": versions(),
-        "commit": io.commit(),
+        "commit": commit(),
     }
     io.write_json(workdir / "summary.json", summary)
     pictures = draw(setup, state, workdir, rows, correct)

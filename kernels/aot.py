@@ -8,8 +8,8 @@ of a whole CapsNet. Nothing is run, hence nothing is timed. A row of the table t
 * temporaries: memory besides arguments and results; on a TPU without what stays in VMEM;
 * accessed: bytes that XLA's cost analysis counts, VMEM included. None for GPUs ("-"); a lower
   bound (">") where a program has loops, whose body counts once;
-* the largest array, and where there are any of B*I*J*D elements or more, votes or (in a step)
-  of convolutions: "memory", "VMEM", "fused" (values inside one kernel of XLA) or "no".
+* the largest array, and where there are votes, arrays of B*I*J*D elements: in "memory", in
+  "VMEM", "fused" (values inside one kernel of XLA), or "no".
 """
 
 import dataclasses
@@ -17,22 +17,21 @@ import json
 import math
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 
 import capsjax
 from capsjax.routing import coupling_coefficients, route
 from capsjax.routing.stream import STREAM
 from capsjax.routing.sweeps import Inputs
-from kernels import targets
+from kernels import api, program, targets
 from kernels.problems import PROBLEMS
 
-IMPLEMENTATIONS = {"naive", "stream", "pallas"}
+IMPLEMENTATIONS = ("naive", "stream", "pallas")
 TARGETS = {name: (name,) for name in targets.TARGETS} | {"all": targets.TARGETS}
 # The networks that the first words of the names of problems mean; cifar with I = 9216.
 NETWORKS = {
@@ -101,7 +100,7 @@ def describe(compiled: jax.stages.Compiled, votes: int) -> dict:
     text, memory = compiled.as_text(), compiled.memory_analysis()
     arrays = list(_arrays(text))
     elements, largest, _ = max(arrays)
-    places = {place for size, _, place in arrays if size >= votes}
+    places = {place for size, _, place in arrays if size == votes}
     return {
         "temporaries": memory.temp_size_in_bytes,
         "accessed": (compiled.cost_analysis() or {}).get("bytes accessed"),
@@ -135,10 +134,10 @@ def table(target: str, name: str, dtype: str, implementations: list[str]) -> lis
     print("|---" * 7 + "|")
     rows = []
     for label in implementations:
-        for function, program in programs(name, dtype, _implementation(label, target)).items():
+        for function, call in programs(name, dtype, _implementation(label, target)).items():
             rows.append({"target": target, "implementation": label, "function": function})
             try:
-                rows[-1] |= describe(targets.compile(*program, target=target), votes)
+                rows[-1] |= describe(targets.compile(*call, target=target), votes)
             except Exception as error:  # of whatever type: the compiler refuses a program
                 rows[-1]["error"] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             print(_markdown(rows[-1]), flush=True)
@@ -147,8 +146,6 @@ def table(target: str, name: str, dtype: str, implementations: list[str]) -> lis
 
 def _implementation(name, target):
     if name == "pallas":
-        from kernels import api  # here, as only this needs Pallas
-
         return api.sweeps("tpu" if target in targets.TPUS else "gpu")
     return STREAM if name == "stream" else name
 
@@ -163,38 +160,42 @@ def _markdown(row):
     return f"|{'|'.join([*cells, row['largest_array'], row['votes']])}|"
 
 
-def _parse(argv):
-    """Flags; one line on standard error and exit status 2 where they cannot be followed."""
-    flags.DEFINE_enum("target", None, TARGETS, "compile for", required=True)
-    flags.DEFINE_enum("problem", "mnist_b128", list(PROBLEMS), "sizes")
-    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of u and W")
-    flags.DEFINE_list("implementation", "naive,stream,pallas", "of routing")
-    flags.register_validator("implementation", IMPLEMENTATIONS.issuperset, "naive, stream, pallas")
-    flags.DEFINE_string("json", None, "file for the rows")
-    try:
-        for rest in flags.FLAGS(argv)[1:]:
-            raise flags.Error(f"unexpected argument {rest!r}; flags look like --name=value")
-        for lack in filter(None, map(targets.available, TARGETS[flags.FLAGS.target])):
-            raise flags.Error(lack)
-    except flags.Error as error:
-        print("error:", *str(error).split(), file=sys.stderr)
-        sys.exit(2)
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    common = {"flag_values": flag_values}
+    flags.DEFINE_enum("target", None, TARGETS, "compile for", required=True, **common)
+    flags.DEFINE_enum("problem", "mnist_b128", list(PROBLEMS), "sizes", **common)
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of u and W", **common)
+    flags.DEFINE_list("implementation", ",".join(IMPLEMENTATIONS), "of routing", **common)
+    flags.register_validator(
+        "implementation",
+        lambda names: set(names) <= set(IMPLEMENTATIONS),
+        f"must be among {', '.join(IMPLEMENTATIONS)}",
+        **common,
+    )
+    flags.DEFINE_string("json", None, "file for the rows", **common)
 
 
-def main(_):
-    jax.config.update("jax_platforms", "cpu")  # an accelerator that is there is left alone
+def main():
+    """Compile and print.
+
+    Raises:
+      ValueError: the compiler of a target is not installed.
+    """
     F = flags.FLAGS
+    for lack in filter(None, map(targets.available, TARGETS[F.target])):
+        raise ValueError(lack)
+    jax.config.update("jax_platforms", "cpu")  # an accelerator that is there is left alone
     rows = [r for t in TARGETS[F.target] for r in table(t, F.problem, F.dtype, F.implementation)]
     if F.json:
-        git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
         about = {
             "command": shlex.join(["python", "-m", "kernels.aot", *sys.argv[1:]]),
             "versions": dict(v for t in TARGETS[F.target] for v in targets.versions(t).items()),
-            "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() or None,
+            "commit": program.commit(),
+            "rows": [r | {"problem": F.problem, "dtype": F.dtype} for r in rows],
         }
-        about |= {"target": F.target, "problem": F.problem, "dtype": F.dtype, "rows": rows}
         Path(F.json).write_text(json.dumps(about, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    define_flags()
+    program.run(main)

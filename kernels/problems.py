@@ -25,11 +25,11 @@ class Problem:
     def arrays(self, dtype="float32", seed: int = 0) -> dict[str, jax.Array]:
         """Random u, W and, where there is one, prior; u is as long as squashed capsules are."""
         keys = jax.random.split(jax.random.key(seed), 3)
-        u = 0.2 * jax.random.normal(keys[0], (self.B, self.I, self.K))
-        W = 0.1 * jax.random.normal(keys[1], (self.I, self.J, self.D, self.K))
+        u = 0.2 * jax.random.normal(keys[0], (self.B, self.I, self.K), "float32")
+        W = 0.1 * jax.random.normal(keys[1], (self.I, self.J, self.D, self.K), "float32")
         out = {"u": u.astype(dtype), "W": W.astype(dtype)}
         if self.prior:
-            out["prior"] = 0.5 * jax.random.normal(keys[2], (self.I, self.J))
+            out["prior"] = 0.5 * jax.random.normal(keys[2], (self.I, self.J), "float32")
         return out
 
     def specs(self, dtype="float32") -> dict[str, jax.ShapeDtypeStruct]:

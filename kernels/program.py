@@ -1,0 +1,59 @@
+"""What all programs do alike: flags, errors that a user can mend, the commit they run."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags, logging
+
+
+def run(main: Callable[[], None], errors: type[Exception] = ValueError) -> None:
+    """Parse the flags, call ``main``, end in one line where the user erred.
+
+    Exit status 2 and ``error: ...`` on standard error for a wrong flag and for ``errors``;
+    130 when interrupted.
+    """
+
+    def parse(argv):
+        try:
+            rest = flags.FLAGS(argv)[1:]
+            if rest:
+                raise flags.Error(f"unexpected argument {rest[0]!r}; flags look like --name=value")
+        except flags.Error as error:
+            _fail(error)
+        return argv[:1]
+
+    def wrapped(_):
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # Orbax tells every step of every save
+        try:
+            main()
+        except errors as error:
+            _fail(error)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+
+    app.run(wrapped, flags_parser=parse)
+
+
+def _fail(error: Exception) -> None:
+    print("error:", *str(error).split(), file=sys.stderr)
+    sys.exit(2)
+
+
+def commit() -> str | None:
+    """The commit of the code that runs, with ``+changes`` when files differ from it."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments):
+        return subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
