@@ -45,6 +45,7 @@ def finish(setup, state, workdir: Path, rows: list, evaluate: Callable, seconds:
         "recipe": c.recipe,
         "routing": "dynamic" if c.model == "capsnet" else None,
         "routing_iterations": c.routing_iterations if c.model == "capsnet" else None,
+        "routing_implementation": c.routing_implementation if c.model == "capsnet" else None,
         "reconstruction": c.reconstruction if c.model == "capsnet" else None,
         "seed": c.seed,
         "parameters": setup.parameters,

@@ -1,4 +1,4 @@
-"""The examples in the docstrings of capsjax are run, all of them."""
+"""The examples in the docstrings of capsjax and kernels are run, all of them."""
 
 import doctest
 import importlib
@@ -9,9 +9,14 @@ import jax.numpy as jnp
 import pytest
 
 import capsjax
+import kernels
 
 MODULES = sorted(
-    ["capsjax", *(m.name for m in pkgutil.walk_packages(capsjax.__path__, "capsjax."))]
+    [
+        "capsjax",
+        *(m.name for m in pkgutil.walk_packages(capsjax.__path__, "capsjax.")),
+        *(m.name for m in pkgutil.walk_packages(kernels.__path__, "kernels.")),
+    ]
 )
 
 

@@ -59,6 +59,29 @@ def test_every_path_for_two_steps(changes, tmp_path, capsys):
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+@pytest.mark.parametrize("implementation, steps, batch_size", [
+    ("stream", 20, 64), ("pallas_interpret", 3, 4),
+])
+def test_implementations_of_routing_give_the_same_losses(
+    implementation, steps, batch_size, tmp_path
+):
+    losses = []
+    for name in ("naive", implementation):
+        loop.run(dataclasses.replace(
+            TINY, steps=steps, batch_size=batch_size, log_every=1, workdir=str(tmp_path / name),
+            routing_implementation=name))
+        losses.append([row["loss"] for row in rows(tmp_path / name) if "loss" in row])
+    assert len(losses[0]) == steps and losses[0][-1] != losses[0][0]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_kernels_are_refused_where_they_cannot_run(tmp_path):
+    config = dataclasses.replace(TINY, routing_implementation="pallas", workdir=str(tmp_path / "x"))
+    with pytest.raises(UserError, match="--routing_implementation=pallas: .* not on cpu"):
+        loop.run(config)
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished")

@@ -1,0 +1,77 @@
+"""The kernels, and whole training steps with them, compile for TPUs and GPUs that are not here.
+
+Needs the compilers of requirements-aot.txt; without them every test here is skipped.
+"""
+
+import functools
+
+import jax
+import pytest
+
+from kernels import aot, api, targets
+from kernels.problems import PROBLEMS
+
+
+@functools.cache
+def row(target, problem, implementation, function, dtype="float32"):
+    """What kernels.aot says of a compiled program."""
+    if lack := targets.available(target):
+        pytest.skip(lack)
+    how = aot._implementation(implementation, target)
+    call = aot.programs(problem, dtype, how)[function]
+    return aot.describe(targets.compile(*call, target=target), PROBLEMS[problem].votes_bytes // 4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("problem", ["mnist_b128", "ragged"])
+@pytest.mark.parametrize("target", targets.TARGETS)
+def test_kernels_compile(target, problem, dtype):
+    for function in ("pass", "pass, gradients"):
+        assert row(target, problem, "pallas", function, dtype)["votes"] == "no"
+
+
+@pytest.mark.parametrize("target", targets.TARGETS)
+def test_the_training_step_compiles_without_votes(target):
+    assert row(target, "mnist_b128", "pallas", "step")["votes"] == "no"
+
+
+@pytest.mark.parametrize("target", ["tpu_v5e", "h200"])
+def test_the_training_step_on_cifar_has_no_votes(target):
+    assert row(target, "cifar_b128", "pallas", "step")["votes"] == "no"
+    # The same look at a step that holds them finds them.
+    assert row(target, "cifar_b128", "naive", "step")["votes"] != "no"
+
+
+def test_the_sweep_moves_its_arguments_and_its_result():
+    p = PROBLEMS["mnist_b128"]
+    sizes = [p.B * p.I * p.K, p.I * p.J * p.D * p.K, 2 * p.J * p.D * p.B]  # u, W, V and S
+    sweep = row("tpu_v5e", "mnist_b128", "pallas", "pass")
+    assert sweep["temporaries"] == 0
+    assert 4 * sum(sizes) <= sweep["accessed"] <= 1.1 * 4 * sum(sizes)
+
+
+@pytest.mark.parametrize("target", ["tpu_v5e", "h200"])
+def test_routing_needs_an_eighth_of_the_memory_of_votes(target):
+    naive, pallas = (
+        row(target, "mnist_b128", how, "routing, gradients") for how in ("naive", "pallas")
+    )
+    assert naive["votes"] != "no" and pallas["votes"] == "no"
+    assert pallas["temporaries"] <= naive["temporaries"] / 8
+    if target == "tpu_v5e":
+        assert pallas["accessed"] <= naive["accessed"] / 8
+
+
+@pytest.mark.parametrize("target", ["tpu_v5e", "h200"])
+def test_the_kernels_of_votes_compile(target):
+    platform = "tpu" if target in targets.TPUS else "gpu"
+    if lack := targets.available(target):
+        pytest.skip(lack)
+    for dtype in ("float32", "bfloat16"):
+        specs = PROBLEMS["mnist_b128"].specs(dtype)
+
+        def loss(u, W):
+            votes = api.prediction_vectors(u, W, implementation="pallas", platform=platform)
+            return (votes**2).sum()
+
+        compiled = targets.compile(jax.grad(loss, (0, 1)), specs["u"], specs["W"], target=target)
+        assert compiled.memory_analysis().argument_size_in_bytes > 0

@@ -1,0 +1,130 @@
+"""Which kernel runs where, the votes' kernel behind its function, and bad input."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from capsjax.routing import Inputs, Sweeps, route
+from kernels import api, routing_pass_tpu
+from kernels.blocks import Unsupported
+from kernels.problems import PROBLEMS, SMALL
+
+
+def device(platform, **properties):
+    """What the choice looks at in a device that is not here."""
+    return [types.SimpleNamespace(platform=platform, **properties)]
+
+
+CPU, TPU = jax.devices("cpu"), device("tpu")
+H200 = device("gpu", compute_capability="9.0")
+
+
+# Which implementation
+
+
+@pytest.mark.parametrize("devices", [CPU, TPU, H200])
+@pytest.mark.parametrize("name", ["naive", "stream"])
+def test_plain_jax_runs_everywhere(name, devices):
+    assert api.select(name, devices) == name
+
+
+def test_kernels_on_their_own_device():
+    assert api.select("pallas", TPU).forward.func is routing_pass_tpu.forward
+    assert api.select("pallas", H200).forward.func.__module__ == "kernels.routing_pass_gpu"
+    assert isinstance(api.select("auto", TPU), Sweeps)
+    assert isinstance(api.select("auto", H200), Sweeps)
+    assert api.select("auto", CPU) == "auto"
+
+
+@pytest.mark.parametrize(
+    "devices, divided, reason",
+    [
+        (CPU, False, "run on TPU and NVIDIA GPU, not on cpu"),
+        (TPU, True, "can't divide pallas kernels among several devices: use shard_map"),
+        (device("gpu", compute_capability="7.5"), False, "A100's generation or later"),
+        (device("gpu", compute_capability="gfx942"), False, "A100's generation or later"),
+    ],
+)
+def test_a_named_one_that_cannot_run_says_why_and_auto_does_not_care(devices, divided, reason):
+    with pytest.raises(ValueError, match=reason) as error:
+        api.select("pallas", devices, divided=divided)
+    assert "\n" not in str(error.value)
+    assert api.select("auto", devices, divided=divided) == "auto"
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match="implementation must be one of auto, naive, .* 'fast'"):
+        api.select("fast", CPU)
+    with pytest.raises(ValueError, match="platform must be one of tpu, gpu, not 'cpu'"):
+        api.sweeps("cpu")
+
+
+def test_auto_streams_what_a_kernel_refuses():
+    x = PROBLEMS["tiny"].arrays()
+    with jax.enable_x64():
+        wide = {key: jnp.asarray(np.float64(a)) for key, a in x.items()}
+        with pytest.raises(Unsupported, match="u is float64; Pallas kernels take float32"):
+            route(**wide, implementation=api.select("pallas", TPU))
+        pose = jax.jit(lambda x: route(**x, implementation=api.select("auto", TPU)).pose)(wide)
+        exact = jax.jit(lambda x: route(**x, implementation="naive").pose)(wide)
+    assert pose.dtype == jnp.float64
+    np.testing.assert_allclose(pose, exact, rtol=1e-12)
+
+
+def test_too_many_parents_for_a_tpu():
+    spec = jax.ShapeDtypeStruct
+    inputs = Inputs(spec((8, 128, 128), "float32"), spec((2000, 8, 16, 128), "float32"))
+    V = spec((2000, 16, 128), "float32")
+    kernel = api.sweeps("tpu", interpret=True).forward
+    with pytest.raises(Unsupported, match=r"W \[J, K, D, I\] = \(2000, 8, 16, 128\).*use stream"):
+        jax.eval_shape(lambda *x: kernel(*x, "softmax"), inputs, V)
+
+
+# Votes
+
+
+@pytest.mark.parametrize("platform", api.PLATFORMS)
+@pytest.mark.parametrize("name", ["ragged", "two_blocks"])
+def test_votes_and_their_gradients(platform, name):
+    x = PROBLEMS[name].arrays()
+    x.pop("prior")
+
+    def loss(x, how):
+        votes = api.prediction_vectors(**x, implementation=how, platform=platform)
+        return jnp.sum(jnp.sin(votes)), votes
+
+    results = []
+    for how in ("pallas_interpret", "xla"):
+        step = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+        results.append(step(x, how))
+    for got, expected in zip(*map(jax.tree.leaves, results)):
+        assert np.abs(got - expected).max() <= 2e-6 * np.abs(expected).max()
+
+
+def test_votes_without_a_kernel():
+    u, W = jnp.ones((2, 5, 8)), jnp.ones((5, 3, 16, 8))
+    np.testing.assert_array_equal(api.prediction_vectors(u, W), 8)
+    with pytest.raises(ValueError, match="run on TPU and NVIDIA GPU, not on cpu; use xla"):
+        api.prediction_vectors(u, W, implementation="pallas")
+    with pytest.raises(ValueError, match="implementation must be one of auto, xla.*'naive'"):
+        api.prediction_vectors(u, W, implementation="naive")
+    with pytest.raises(AssertionError, match=r"u must be \[B, I, K\]"):
+        api.prediction_vectors(u[0], W)
+
+
+# Problems
+
+
+def test_problems():
+    assert set(SMALL) < set(PROBLEMS)
+    for name, problem in PROBLEMS.items():
+        specs = problem.specs("bfloat16")
+        assert specs["u"].shape == (problem.B, problem.I, problem.K), name
+        assert specs["W"].shape == (problem.I, problem.J, problem.D, problem.K), name
+        assert ("prior" in specs) == problem.prior and specs["u"].dtype == jnp.bfloat16
+    # What the papers' networks have.
+    assert [PROBLEMS[f"{n}_b128"].I for n in ("mnist", "multimnist", "cifar")] == [1152, 3200, 9216]
+    assert PROBLEMS["cifar_b128"].votes_bytes == 754_974_720
