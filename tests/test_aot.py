@@ -6,10 +6,14 @@ Needs the compilers of requirements-aot.txt; without them every test here is ski
 import functools
 
 import jax
+import jax.numpy as jnp
 import pytest
 
+from capsjax.routing import route
 from kernels import aot, api, targets
 from kernels.problems import PROBLEMS
+
+MAIN = ("tpu_v5e", "tpu_v6e", "tpu_7x", "h100", "h200")
 
 
 @functools.cache
@@ -30,7 +34,13 @@ def test_kernels_compile(target, problem, dtype):
         assert row(target, problem, "pallas", function, dtype)["votes"] == "no"
 
 
-@pytest.mark.parametrize("target", targets.TARGETS)
+@pytest.mark.parametrize(
+    "target",
+    [
+        target if target in MAIN else pytest.param(target, marks=pytest.mark.slow)
+        for target in targets.TARGETS
+    ],
+)
 def test_the_training_step_compiles_without_votes(target):
     assert row(target, "mnist_b128", "pallas", "step")["votes"] == "no"
 
@@ -59,6 +69,22 @@ def test_routing_needs_an_eighth_of_the_memory_of_votes(target):
     assert pallas["temporaries"] <= naive["temporaries"] / 8
     if target == "tpu_v5e":
         assert pallas["accessed"] <= naive["accessed"] / 8
+
+
+@pytest.mark.parametrize("target", ["tpu_v5e", "h200"])
+def test_seeds_in_one_program_compile(target):
+    if lack := targets.available(target):
+        pytest.skip(lack)
+    problem, how = PROBLEMS["mnist_b128"], aot._implementation("pallas", target)
+
+    def loss(x):
+        return (route(**x, iterations=2, implementation=how).pose ** 2).sum()
+
+    seeds = jax.eval_shape(lambda x: jax.tree.map(lambda a: jnp.stack([a, a]), x), problem.specs())
+    compiled = targets.compile(jax.vmap(jax.grad(loss)), seeds, target=target)
+    # Two gradients by W, and none for each example.
+    votes = 2 * problem.votes_bytes // 4
+    assert aot.describe(compiled, votes)["largest_elements"] < votes / 4
 
 
 @pytest.mark.parametrize("target", ["tpu_v5e", "h200"])

@@ -107,7 +107,7 @@ def test_votes_held_whole_are_the_paper(x64, normalizer):
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_stream_in_float64(x64, monkeypatch, gradient, iterations, normalizer):
     # Tiles of 3 capsules: the last of five has one.
-    monkeypatch.setattr(stream, "TILE_BYTES", 3 * 4 * 7 * 5 * 5)
+    monkeypatch.setattr(stream, "TILE_BYTES", 3 * 4 * 7 * 3 * 5)
     inputs, weight = problem_data("ragged", bias=iterations != 2)
     inputs = {key: jnp.asarray(x, jnp.float64) for key, x in inputs.items()}
     if iterations > 3:
