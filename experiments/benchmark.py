@@ -146,6 +146,7 @@ def first_step_seconds(config: Config) -> dict[str, float]:
             "preset": config.preset,
             "recipe": config.recipe,
             "dtype": config.dtype,
+            "routing_implementation": config.routing_implementation,
             "accelerator": config.accelerator,
             "parallel": config.parallel,
             "num_devices": config.num_devices,

@@ -78,6 +78,6 @@ def test_requirements_cover_every_import_of_the_programs():
     ours = {"capsjax", "kernels", "experiments"} | set(__import__("sys").stdlib_module_names)
     # NumPy comes with JAX, requests with TensorFlow Datasets.
     ours |= {"numpy", "requests"}
-    for path in (ROOT / "experiments").glob("*.py"):
+    for path in [*(ROOT / "experiments").glob("*.py"), *(ROOT / "kernels").glob("*.py")]:
         for name in set(imported(path)) - ours:
             assert distributions.get(name, name).lower() in written, (name, path)

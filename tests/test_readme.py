@@ -15,6 +15,7 @@ from experiments import config as config_lib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+PROGRAMS = ("experiments", "kernels")
 
 
 def blocks(language):
@@ -26,7 +27,7 @@ def program_calls():
         for line in block.splitlines():
             for call in line.split("&&"):
                 words = shlex.split(call, comments=True)
-                if "-m" in words and words[words.index("-m") + 1].startswith("experiments."):
+                if "-m" in words and words[words.index("-m") + 1].split(".")[0] in PROGRAMS:
                     yield words[words.index("-m") + 1:]
 
 
@@ -38,14 +39,21 @@ def test_there_are_calls():
 def test_commands_parse(words):
     module, *arguments = words
     values = flags.FlagValues()
-    defaults = importlib.import_module(module).DEFAULTS
-    config_lib.define_flags(defaults, values)
+    program = importlib.import_module(module)
+    if hasattr(program, "DEFAULTS"):
+        config_lib.define_flags(program.DEFAULTS, values)
+    else:
+        program.define_flags(values)
     assert values(["program", *arguments])[1:] == []
 
 
-def test_the_ci_command_is_the_readmes():
-    commands = re.search(r"<!-- test -->\n```sh\n(.*?)```\n<!-- end -->", README, re.S)[1]
-    assert "requirements-dev.txt" in commands and "pytest" in commands
+@pytest.mark.parametrize("part", ["test", "aot"])
+def test_the_ci_commands_are_the_readmes(part):
+    pattern = rf"<!-- {part} -->\n```sh\n(.*?)```\n<!-- end -->"
+    commands = re.search(pattern, README, re.S)[1]
+    requirements = {"test": "requirements-dev.txt", "aot": "requirements-aot.txt"}[part]
+    assert requirements in commands and "pytest" in commands
+    assert part in (ROOT / ".ci" / "run").read_text()
 
 
 def test_the_library_example_runs(capsys):
