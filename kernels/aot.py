@@ -17,7 +17,6 @@ import json
 import math
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import jax
@@ -185,14 +184,16 @@ def main():
     for lack in filter(None, map(targets.available, TARGETS[F.target])):
         raise ValueError(lack)
     jax.config.update("jax_platforms", "cpu")  # an accelerator that is there is left alone
+    names = ("target", "problem", "dtype", "implementation")
+    options = [F[name].serialize() for name in names if F[name].present]
+    about = {
+        "command": shlex.join(["python", "-m", "kernels.aot", *options]),
+        "versions": dict(v for t in TARGETS[F.target] for v in targets.versions(t).items()),
+        "commit": program.commit(),
+    }
     rows = [r for t in TARGETS[F.target] for r in table(t, F.problem, F.dtype, F.implementation)]
     if F.json:
-        about = {
-            "command": shlex.join(["python", "-m", "kernels.aot", *sys.argv[1:]]),
-            "versions": dict(v for t in TARGETS[F.target] for v in targets.versions(t).items()),
-            "commit": program.commit(),
-            "rows": [r | {"problem": F.problem, "dtype": F.dtype} for r in rows],
-        }
+        about["rows"] = [r | {"problem": F.problem, "dtype": F.dtype} for r in rows]
         Path(F.json).write_text(json.dumps(about, indent=1) + "\n")
 
 

@@ -46,7 +46,7 @@ PROBLEMS = {
     "mnist_b1": Problem(B=1, I=1152, J=10),
     "mnist_b1024": Problem(B=1024, I=1152, J=10),
     # Small enough for interpreters and float64 references.
-    "tiny": Problem(B=4, I=16, J=3, D=4, K=4),
+    "tiny": Problem(B=8, I=16, J=3, D=4, K=4),
     "ragged": Problem(B=5, I=13, J=7, D=6, K=3, normalizer="leaky", prior=True),
     "one_parent": Problem(B=3, I=9, J=1, D=16, K=8, normalizer="leaky"),
     "one_example": Problem(B=1, I=20, J=5, D=16, K=8, prior=True),
