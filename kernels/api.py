@@ -106,7 +106,9 @@ def sweeps(platform: str, *, interpret=False) -> Sweeps:
     Raises:
       ValueError: unknown platform.
     """
-    return _module("routing_pass", platform).sweeps(interpret=interpret)
+    module = _module("routing_pass", platform)
+    functions = (getattr(module, name) for name in Sweeps._fields)
+    return Sweeps(*(functools.partial(function, interpret=interpret) for function in functions))
 
 
 def _module(kernel: str, platform: str) -> ModuleType:

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
-from capsjax.routing import Inputs, Sweeps
+from capsjax.routing import Inputs
 from capsjax.routing.sweeps import even_coupling
 from kernels.blocks import check_dtype, cut, dot, pad
 
@@ -37,15 +37,6 @@ from kernels.blocks import check_dtype, cut, dot, pad
 BLOCK = 32
 EXAMPLES = 32
 SMALLEST = 16  # side of a matrix in Triton's products
-
-
-def sweeps(interpret=False) -> Sweeps:
-    """The three sweeps; ``interpret`` as in ``pl.pallas_call``."""
-    return Sweeps(
-        functools.partial(forward, interpret=interpret),
-        functools.partial(backward_state, interpret=interpret),
-        functools.partial(backward_inputs, interpret=interpret),
-    )
 
 
 def forward(inputs: Inputs, V, normalizer: str, *, interpret=False):

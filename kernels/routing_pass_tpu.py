@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from capsjax.routing import Inputs, Sweeps, coupling_coefficients
+from capsjax.routing import Inputs, coupling_coefficients
 from capsjax.routing.sweeps import even_coupling
 from kernels.blocks import Unsupported, check_dtype, cut, dot, pad, times
 
@@ -35,15 +35,6 @@ LANES = 128
 BLOCK = LANES
 # What a kernel may take of VMEM unless it says otherwise, and the most that it may ask for.
 VMEM_BYTES, MOST_VMEM_BYTES = 16 * 2**20, 64 * 2**20
-
-
-def sweeps(interpret=False) -> Sweeps:
-    """The three sweeps; ``interpret`` as in ``pl.pallas_call``."""
-    return Sweeps(
-        functools.partial(forward, interpret=interpret),
-        functools.partial(backward_state, interpret=interpret),
-        functools.partial(backward_inputs, interpret=interpret),
-    )
 
 
 def forward(inputs: Inputs, V, normalizer: str, *, interpret=False):

@@ -123,7 +123,7 @@ def _outer(x, y):
 
 def _tile_size(inputs: Inputs) -> int:
     (K, I, B), J = inputs.u.shape, inputs.W.shape[0]
-    tile = max(1, TILE_BYTES // (4 * J * K * B))
+    tile = max(1, TILE_BYTES // max(1, 4 * J * K * B))
     tiles = -(-I // tile)
     return -(-I // tiles)
 
