@@ -487,10 +487,10 @@ def test_create_is_from_module_of_the_network():
 def test_other_methods():
     model, (_, params, _) = create(TINY), built()
     routed = jax.eval_shape(functools.partial(model.apply, method="encode"), params, images())
-    assert routed.pose.shape == (3, 3, TINY.class_pose) and routed.coupling is None
-    whole = create(dataclasses.replace(TINY, routing_implementation="naive"))
-    routed = jax.eval_shape(functools.partial(whole.apply, method="encode"), params, images())
     assert routed.coupling.shape == (3, TINY.input_capsules, 3)
+    streamed = create(dataclasses.replace(TINY, routing_implementation="stream"))
+    routed = jax.eval_shape(functools.partial(streamed.apply, method="encode"), params, images())
+    assert routed.pose.shape == (3, 3, TINY.class_pose) and routed.coupling is None
     with pytest.raises(AttributeError):
         model.apply(params, images(), method="enchant")
 

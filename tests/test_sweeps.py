@@ -308,6 +308,13 @@ def test_stream_needs_a_tenth_of_the_memory():
     assert memory[1] <= memory[0] / 10
 
 
+@pytest.mark.parametrize("batch, streams", [(1, False), (8, False), (16, True), (128, True)])
+def test_auto_streams_what_does_not_fit_the_cache(batch, streams):
+    u, W = (jax.ShapeDtypeStruct(s, "float32") for s in ((batch, 1152, 8), (1152, 10, 16, 8)))
+    out = jax.eval_shape(lambda u, W: route(u, W), u, W)
+    assert (out.coupling is None) == streams
+
+
 # Bad input
 
 
