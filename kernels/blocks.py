@@ -35,11 +35,6 @@ def check_dtype(name: str, x: jax.Array) -> None:
         raise Unsupported(f"{name} is {x.dtype}; Pallas kernels take float32, bfloat16, float16")
 
 
-def times(weights: jax.Array, u: jax.Array) -> jax.Array:
-    """Capsules times their weights, in the type of the capsules."""
-    return (weights * u.astype(weights.dtype)).astype(u.dtype)
-
-
 def dot(x: jax.Array, y: jax.Array, contract: tuple[int, int]) -> jax.Array:
     """Product of two matrices over one axis of each.
 

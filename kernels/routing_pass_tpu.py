@@ -28,7 +28,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from capsjax.routing import Inputs, coupling_coefficients
 from capsjax.routing.sweeps import even_coupling
-from kernels.blocks import Unsupported, check_dtype, cut, dot, pad, times
+from kernels.blocks import Unsupported, check_dtype, cut, dot, pad
 
 LANES = 128
 # Input capsules of a block.
@@ -80,7 +80,7 @@ def _reduce_kernel(x, states, total, c, *db, normalizer):
     @_for_each(len(total))
     def _(j):
         for k in range(len(x.u)):
-            total[j] += dot(x.W[j, k], times(weights[j], x.u[k]), (1, 0))
+            total[j] += dot(x.W[j, k], _times(weights[j], x.u[k]), (1, 0))
 
 
 def backward_inputs(inputs, Vs, dSs, normalizer, constant, *, interpret=False) -> Inputs:
@@ -163,7 +163,12 @@ def _add_products(dx, x, weights, y):
     def _(j):
         for k in range(len(x.u)):
             dx.u[k] += weights[j] * dot(x.W[j, k], y[j], (0, 0))
-            dx.W[j, k] += dot(y[j], times(weights[j], x.u[k]), (1, 1))
+            dx.W[j, k] += dot(y[j], _times(weights[j], x.u[k]), (1, 1))
+
+
+def _times(weights, u):
+    """Capsules times their weights, in the type of the capsules."""
+    return (weights * u.astype(weights.dtype)).astype(u.dtype)
 
 
 def _for_each(count):
