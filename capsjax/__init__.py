@@ -17,16 +17,35 @@ Letters of array shapes, everywhere in this package:
 from capsjax.conv import conv2d
 from capsjax.functional import Model, count_parameters, create, from_module
 from capsjax.losses import (
+    LOSSES,
     argmax_mask,
+    cross_entropy,
     label_mask,
     margin_loss,
     mask_capsules,
     reconstruction_loss,
+    spread_loss,
 )
 from capsjax.models import CNN, PRESETS, CapsNet, CapsNetConfig, CNNConfig, Prediction, preset
-from capsjax.modules import Conv, Decoder, PrimaryCapsules, RoutedCapsules
-from capsjax.routing import RoutingOutput, dynamic_routing, route
-from capsjax.squash import safe_norm, squash
+from capsjax.modules import (
+    Capsules,
+    Conv,
+    ConvCapsules,
+    Decoder,
+    PrimaryCapsules,
+    RoutedCapsules,
+)
+from capsjax.routing import (
+    ROUTINGS,
+    Routing,
+    RoutingOutput,
+    Sizes,
+    dynamic_routing,
+    log_mean_coupling,
+    make,
+    route,
+)
+from capsjax.squash import SQUASHES, safe_norm, squash
 from capsjax.train import (
     RECIPES,
     TrainState,
@@ -38,7 +57,7 @@ from capsjax.train import (
     make_gradient,
     make_train_step,
 )
-from capsjax.votes import prediction_vectors
+from capsjax.votes import VOTES, prediction_vectors
 
 __version__ = "0.1.0"
 
@@ -47,27 +66,38 @@ __all__ = [
     "CNNConfig",
     "CapsNet",
     "CapsNetConfig",
+    "Capsules",
     "Conv",
+    "ConvCapsules",
     "Decoder",
+    "LOSSES",
     "Model",
     "PRESETS",
     "Prediction",
     "PrimaryCapsules",
     "RECIPES",
+    "ROUTINGS",
     "RoutedCapsules",
+    "Routing",
     "RoutingOutput",
+    "SQUASHES",
+    "Sizes",
     "TrainState",
+    "VOTES",
     "adam",
     "argmax_mask",
     "capsnet_loss",
     "conv2d",
     "count_parameters",
     "create",
+    "cross_entropy",
     "cross_entropy_loss",
     "dynamic_routing",
     "from_module",
     "init_state",
     "label_mask",
+    "log_mean_coupling",
+    "make",
     "make_eval_step",
     "make_gradient",
     "make_train_step",
@@ -78,5 +108,6 @@ __all__ = [
     "reconstruction_loss",
     "route",
     "safe_norm",
+    "spread_loss",
     "squash",
 ]

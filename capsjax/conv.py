@@ -71,6 +71,24 @@ def conv2d(
     )
 
 
+def depthwise_conv2d(x: chex.Array, w: chex.Array, stride: int = 1) -> jax.Array:
+    r"""Valid cross-correlation of every channel with a filter of its own.
+
+    .. math:: y_{bhwc} = \sum_{ij} x_{b,\,sh+i,\,sw+j,\,c} \, w_{ij1c}
+
+    Args:
+      x: images ``[B, H, W, C]``. w: kernels ``[k, k, 1, C]``. stride: in both directions.
+
+    Raises:
+      AssertionError: ranks or channels do not agree.
+    """
+    chex.assert_rank([x, w], 4)
+    k, C = w.shape[0], x.shape[3]
+    chex.assert_shape(w, (k, k, 1, C), custom_message=f"w must be [k, k, 1, C], x is {x.shape}")
+    # Channels as a batch: on CPU faster, and by far in its gradient, than grouped convolution.
+    return _product(_patches(x, k, stride), w.reshape(k * k, C), "bhwpc,pc->bhwc")
+
+
 def _fastest(x_shape, w_shape, stride) -> str:
     if backend() != "cpu":
         return "xla"
@@ -94,8 +112,9 @@ def _product(a, b, spec):
     return wide.astype(a.dtype)
 
 
-def _im2col(x, w, stride):
-    k, _, C, O = w.shape
+def _patches(x, k, stride):
+    """Pixels seen from each position, ``[B, H', W', k k, C]``."""
+    C = x.shape[3]
     out_h, out_w = (x.shape[1] - k) // stride + 1, (x.shape[2] - k) // stride + 1
     patches = [
         lax.slice(
@@ -107,7 +126,14 @@ def _im2col(x, w, stride):
         for i in range(k)
         for j in range(k)
     ]
-    return _product(jnp.concatenate(patches, axis=-1), w.reshape(k * k * C, O), "bhwp,po->bhwo")
+    return jnp.stack(patches, axis=3)
+
+
+def _im2col(x, w, stride):
+    k, _, C, O = w.shape
+    patches = _patches(x, k, stride)
+    flat = patches.reshape(*patches.shape[:3], k * k * C)
+    return _product(flat, w.reshape(k * k * C, O), "bhwp,po->bhwo")
 
 
 class _PhaseSizes(NamedTuple):

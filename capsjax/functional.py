@@ -58,7 +58,7 @@ def from_module(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     return Model(init, apply)
 
 
-def create(config: models.CapsNetConfig | models.CNNConfig) -> Model:
+def create(config: models.Config) -> Model:
     """:func:`from_module` of the network that a configuration describes.
 
     Example:

@@ -5,19 +5,36 @@ Modules take a batch. They hold no random state and no running statistics, so th
 """
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from capsjax.conv import conv2d
+from capsjax.conv import conv2d, depthwise_conv2d
 from capsjax.precision import accumulator
-from capsjax.routing import RoutingOutput, Sweeps, route
-from capsjax.squash import squash
+from capsjax.routing import (
+    Children,
+    Routing,
+    RoutingOutput,
+    Sizes,
+    Sweeps,
+    check_choice,
+    dynamic,
+    field_index,
+    over_field,
+    route,
+    run,
+    start,
+    step,
+)
+from capsjax.squash import no_squash, safe_norm, squash, squash_by_name
+from capsjax.votes import VOTES
 
 Initializer = jax.nn.initializers.Initializer
 LECUN_NORMAL = jax.nn.initializers.lecun_normal()
+ACTIVATIONS = ("length", "sigmoid")
 NORMAL = jax.nn.initializers.normal(0.1)
 
 
@@ -29,6 +46,8 @@ class Conv(nnx.Module):
       kernel: side k of the kernel in pixels. stride: step in pixels.
       padding: ``VALID`` (none) or ``SAME`` (zeros, output as large as the input; stride 1).
       scale: factor on the weighted sum before the bias.
+      depthwise: every output channel sees the input channel of its number alone, O = C; the
+        kernel is ``[k, k, 1, C]``.
       kernel_init, bias_init: initialisers of kernel ``[k, k, C, O]`` and bias ``[O]``.
       dtype: computation type; parameters stay float32.
     """
@@ -42,6 +61,7 @@ class Conv(nnx.Module):
         stride: int = 1,
         padding: str = "VALID",
         scale: float = 1.0,
+        depthwise: bool = False,
         kernel_init: Initializer = LECUN_NORMAL,
         bias_init: Initializer = jax.nn.initializers.zeros,
         dtype=jnp.float32,
@@ -49,10 +69,13 @@ class Conv(nnx.Module):
     ):
         if padding not in ("VALID", "SAME") or (padding == "SAME" and stride != 1):
             raise ValueError(f"padding must be VALID, or SAME with stride 1, not {padding!r}")
-        shape = (kernel, kernel, channels_in, channels_out)
+        if depthwise and channels_in != channels_out:
+            raise ValueError(f"depthwise: {channels_in} channels can't become {channels_out}")
+        shape = (kernel, kernel, 1 if depthwise else channels_in, channels_out)
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
         self.bias = nnx.Param(bias_init(rngs.params(), (channels_out,), jnp.float32))
         self.stride, self.padding, self.scale, self.dtype = stride, padding, scale, dtype
+        self.depthwise = depthwise
 
     def __call__(self, x: chex.Array) -> jax.Array:
         """Map ``[B, H, W, C]`` to ``[B, H', W', O]``."""
@@ -61,10 +84,18 @@ class Conv(nnx.Module):
             low = (kernel.shape[0] - 1) // 2
             high = kernel.shape[0] - 1 - low
             x = jnp.pad(x, ((0, 0), (low, high), (low, high), (0, 0)))
-        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+        convolve = depthwise_conv2d if self.depthwise else conv2d
+        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
         # In float32, because the gradient of the bias is a sum over all pixels.
         y = self.scale * y.astype(accumulator(y.dtype)) + self.bias[...][None, None, None]
         return y.astype(self.dtype)
+
+
+class Capsules(NamedTuple):
+    """The capsules of a layer, for a batch."""
+
+    pose: jax.Array  # [B, I, K]
+    activation: jax.Array  # [B, I]
 
 
 class PrimaryCapsules(nnx.Module):
@@ -76,17 +107,43 @@ class PrimaryCapsules(nnx.Module):
     Args:
       channels_in: channels of the feature map. types: capsule types.
       pose: pose size K. kernel, stride: of the convolution, in pixels.
+      squash: of the poses, a name of :data:`capsjax.squash.SQUASHES`.
+      activation: ``length`` of the squashed pose, whether or not the pose itself is, or
+        ``sigmoid`` of a second convolution (Hinton, Sabour & Frosst 2018).
+      depthwise: see :class:`Conv` (Efficient-CapsNet, Mazzia et al. 2021).
       conv: further arguments of :class:`Conv`.
     """
 
-    def __init__(self, channels_in: int, types: int, pose: int, kernel: int, stride: int, **conv):
-        self.conv = Conv(channels_in, types * pose, kernel, stride=stride, **conv)
-        self.pose = pose
+    def __init__(
+        self,
+        channels_in: int,
+        types: int,
+        pose: int,
+        kernel: int,
+        stride: int,
+        *,
+        squash: str = "paper",
+        activation: str = "length",
+        depthwise: bool = False,
+        **conv,
+    ):
+        check_choice("activation", activation, ACTIVATIONS)
+        self.conv = Conv(
+            channels_in, types * pose, kernel, stride=stride, depthwise=depthwise, **conv
+        )
+        if activation == "sigmoid":
+            self.present = Conv(channels_in, types, kernel, stride=stride, **conv)
+        self.pose, self.squash, self.activation = pose, squash_by_name(squash), activation
 
-    def __call__(self, x: chex.Array) -> jax.Array:
+    def __call__(self, x: chex.Array) -> Capsules:
         """Map a feature map ``[B, H, W, C]`` to capsules ``[B, I, K]``, I = H' W' types."""
         features = self.conv(x)
-        return squash(features.reshape(features.shape[0], -1, self.pose))
+        pose = self.squash(features.reshape(features.shape[0], -1, self.pose))
+        if self.activation == "length":
+            bounded = squash(pose) if self.squash is no_squash else pose
+            return Capsules(pose, safe_norm(bounded))
+        present = self.present(x).astype(pose.dtype)
+        return Capsules(pose, jax.nn.sigmoid(present.reshape(present.shape[0], -1)))
 
 
 class RoutedCapsules(nnx.Module):
@@ -94,10 +151,15 @@ class RoutedCapsules(nnx.Module):
 
     Args:
       capsules_in: I. pose_in: K. capsules_out: J. pose_out: D.
-      iterations, gradient, implementation: see :func:`capsjax.routing.route`.
-      kernel_init: initialiser of the transformation matrices ``[I, J, D, K]``.
-      bias_init: initialiser of the bias ``[J, D]`` of s_j; None for no bias.
+      routing: the algorithm, by default dynamic routing with three iterations.
+      votes: a name of :data:`capsjax.votes.VOTES`. types: T of votes that share by type.
+      gradient, implementation: see :func:`capsjax.routing.route`.
+      kernel_init: initialiser of the parameters of the votes, ``[I, J, D, K]`` for full ones;
+        those of matrices are added to the identity.
       dtype: type in which votes are multiplied (they are summed in float32).
+
+    Raises:
+      ValueError: the votes do not fit the sizes.
     """
 
     def __init__(
@@ -107,30 +169,171 @@ class RoutedCapsules(nnx.Module):
         capsules_out: int,
         pose_out: int,
         *,
-        iterations: int = 3,
+        routing: Routing | None = None,
+        votes: str = "full",
+        types: int = 1,
         gradient: str = "full",
         implementation: str | Sweeps = "auto",
         kernel_init: Initializer = NORMAL,
-        bias_init: Initializer | None = None,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        shape = (capsules_in, capsules_out, pose_out, pose_in)
-        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
-        if bias_init is not None:
-            self.bias = nnx.Param(bias_init(rngs.params(), shape[1:3], jnp.float32))
-        self.options = {
-            "iterations": iterations,
-            "gradient": gradient,
-            "implementation": implementation,
-        }
-        self.use_bias, self.dtype = bias_init is not None, dtype
+        routing = routing or dynamic()
+        sizes = Sizes(capsules_in, capsules_out, pose_out, pose_in)
+        shape = VOTES[votes].shape(*sizes, types)
+        key = rngs.params()
+        kernel = routing.gain(sizes) * kernel_init(key, shape, jnp.float32)
+        if "matrix" in votes:
+            kernel += jnp.eye(shape[-1])
+        self.kernel = nnx.Param(kernel)
+        params = routing.init_params(jax.random.fold_in(key, 1), sizes)
+        for name, value in params.items():
+            setattr(self, name, nnx.Param(value.astype(jnp.float32)))
+        self.names, self.routing, self.votes, self.dtype = tuple(params), routing, votes, dtype
+        self.options = {"gradient": gradient, "implementation": implementation}
 
-    def __call__(self, u: chex.Array) -> RoutingOutput:
-        """Map capsules ``[B, I, K]`` to a batch of :class:`RoutingOutput`."""
+    def __call__(self, x: Capsules, *, trace: bool = False) -> RoutingOutput:
+        """Map capsules to a batch of :class:`RoutingOutput`.
+
+        Args:
+          x: capsules ``[B, I, K]``. trace: see :func:`capsjax.routing.route`.
+        """
+        u, W = x.pose.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        options = self.options | {"votes": self.votes, "trace": trace}
+        return route(self.routing, self.params(), u, W, x.activation, **options)
+
+    def params(self) -> dict[str, jax.Array]:
+        """Parameters of the routing."""
+        return {name: getattr(self, name)[...] for name in self.names}
+
+    # Pass by pass, for networks whose layers are routed together.
+
+    def children(self, x: Capsules) -> Children:
+        """Input capsules with their votes, a batch."""
         W = self.kernel[...].astype(self.dtype)
-        bias = self.bias[...] if self.use_bias else None
-        return route(u.astype(self.dtype), W, bias=bias, **self.options)
+        votes = jax.vmap(VOTES[self.votes].function, (0, None))(x.pose.astype(self.dtype), W)
+        return Children(votes, x.pose.astype(votes.dtype), x.activation.astype(votes.dtype))
+
+    def start(self, x: Capsules) -> Any:
+        """The state before the first pass."""
+        params = self.params()
+        return jax.vmap(lambda one: start(self.routing, params, one))(self.children(x))
+
+    def step(self, x: Capsules, state: Any, t: int) -> Any:
+        """The state after pass t."""
+        params = self.params()
+        return jax.vmap(lambda one, state: step(self.routing, params, one, state, t)[0])(
+            self.children(x), state
+        )
+
+    def output(self, state: Any) -> RoutingOutput:
+        """Poses and activations of a state."""
+        return RoutingOutput(*jax.vmap(self.routing.finalize, (None, 0))(self.params(), state))
+
+
+class ConvCapsules(RoutedCapsules):
+    """A convolutional capsule layer: it stands where a convolution stood.
+
+    Every position of the output grid routes the input capsules that it sees, a square of
+    positions with all their types, to its own; all positions share parameters. Algorithms that
+    are mixture models (EM, variational Bayes) let an input capsule compete for the parents at
+    all positions that see it, see :func:`capsjax.routing.over_field`.
+
+    Args:
+      grid_in: (H, W). types_in: T. pose_in: K.
+      types_out: J. pose_out: D.
+      kernel, stride: side and step of the square, in positions; no padding.
+      others: see :class:`RoutedCapsules`; ``kernel_init`` None scales with the sizes.
+
+    Raises:
+      ValueError: the grid is smaller than the kernel, or the votes do not fit the sizes.
+    """
+
+    def __init__(
+        self,
+        grid_in: tuple[int, int],
+        types_in: int,
+        pose_in: int,
+        types_out: int,
+        pose_out: int,
+        kernel: int,
+        stride: int = 1,
+        *,
+        kernel_init: Initializer | None = None,
+        **others,
+    ):
+        if min(grid_in) < kernel:
+            raise ValueError(f"a grid of {grid_in} capsules is too small for {kernel}x{kernel}")
+        children = kernel * kernel * types_in
+        if kernel_init is None:
+            # Even couplings 1/J of votes for unit poses then give a vector of length one.
+            kernel_init = jax.nn.initializers.normal(types_out / (children * pose_out) ** 0.5)
+        others |= {"types": types_in, "kernel_init": kernel_init}
+        super().__init__(children, pose_in, types_out, pose_out, **others)
+        self.grid_in, self.types_in, self.size, self.stride = grid_in, types_in, kernel, stride
+        self.grid = tuple((n - kernel) // stride + 1 for n in grid_in)
+
+    def __call__(self, x: Capsules, *, trace: bool = False) -> RoutingOutput:
+        """Map capsules ``[B, H W T, K]`` to ``[B, H' W' J, D]``, positions row by row.
+
+        ``coupling`` is ``[B, H' W', k k T, J]`` where there is one.
+        """
+        seen = self._patches(x)
+        if not self.routing.field:
+            out = super().__call__(_fold(seen), trace=trace)
+            return self._unfold(out, x.pose.shape[0])
+        index = field_index(self.grid_in, self.types_in, self.size, self.stride)
+        routing = over_field(self.routing, index)
+        params, W = self.params(), self.kernel[...].astype(self.dtype)
+        gradient = self.options["gradient"]
+
+        def one(pose, activation):
+            votes = jax.vmap(VOTES[self.votes].function, (0, None))(pose.astype(self.dtype), W)
+            children = Children(votes, pose.astype(votes.dtype), activation.astype(votes.dtype))
+            return run(routing, params, children, gradient=gradient, trace=trace)
+
+        out = jax.vmap(one)(*seen)
+        B, D = x.pose.shape[0], out.pose.shape[-1]
+        pose, activation = out.pose.reshape(B, -1, D), out.activation.reshape(B, -1)
+        return out._replace(pose=pose, activation=activation)
+
+    def children(self, x: Capsules) -> Children:
+        return super().children(_fold(self._patches(x)))
+
+    def output(self, state: Any) -> RoutingOutput:
+        out = super().output(state)
+        return self._unfold(out, out.pose.shape[0] // (self.grid[0] * self.grid[1]))
+
+    def _patches(self, x: Capsules) -> Capsules:
+        """Capsules seen from each position, poses ``[B, P, k k T, K]``."""
+        (H, W), k, s, (h, w) = self.grid_in, self.size, self.stride, self.grid
+
+        def gather(x):
+            x = x.reshape(x.shape[0], H, W, self.types_in, *x.shape[2:])
+            parts = [
+                x[:, i : i + s * (h - 1) + 1 : s, j : j + s * (w - 1) + 1 : s]
+                for i in range(k)
+                for j in range(k)
+            ]
+            x = jnp.concatenate(parts, axis=3)
+            return x.reshape(x.shape[0], h * w, *x.shape[3:])
+
+        return Capsules(*map(gather, x))
+
+    def _unfold(self, out: RoutingOutput, batch: int) -> RoutingOutput:
+        positions = self.grid[0] * self.grid[1]
+        coupling = out.coupling
+        if coupling is not None:
+            coupling = coupling.reshape(batch, positions, *coupling.shape[1:])
+        pose = out.pose.reshape(batch, -1, out.pose.shape[-1])
+        return out._replace(
+            pose=pose, activation=out.activation.reshape(batch, -1), coupling=coupling
+        )
+
+
+def _fold(seen: Capsules) -> Capsules:
+    """Positions as further examples."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
 
 
 class Decoder(nnx.Module):

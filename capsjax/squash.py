@@ -1,4 +1,12 @@
-"""Length of a vector, and the non-linearity that turns it into a probability."""
+r"""Length of a vector, and the non-linearities that turn it into a probability.
+
+All shrink a vector of length n to a length below one, v = g(n) s. They differ where lengths are
+small: the paper's gain n / (1 + n^2) is never above 1/2 and vanishes at zero, a contraction in
+every direction (spectral norm at most 0.65), so that stacked layers fade: 0.9, 0.45, 0.17,
+0.027, 7e-4. The gain of :func:`squash_exponential` is one at zero: 0.9, 0.59, 0.45, 0.36, 0.30.
+"""
+
+from collections.abc import Callable
 
 import chex
 import jax
@@ -71,3 +79,65 @@ def squash(s: chex.Array, axis: int = -1) -> jax.Array:
     gain = r / (1 + r * r)
     longest = 1 - 16 * jnp.finfo(s.dtype).eps
     return s * jnp.where(n > 1, jnp.minimum(gain, longest * r), gain)
+
+
+def squash_exponential(s: chex.Array, axis: int = -1) -> jax.Array:
+    r"""Squash whose gain is one at zero.
+
+    .. math:: v = (1 - e^{-\|s\|}) \frac{s}{\|s\|}
+
+    Xi, Bing & Jin, "Capsule Network Performance on Complex Data" (2017); Efficient-CapsNet
+    (Mazzia et al. 2021). The safer choice for stacks of capsule layers.
+
+    Args:
+      s, axis: see :func:`squash`.
+
+    Example:
+      >>> [round(v, 4) for v in squash_exponential(jnp.array([0.3, 0.4])).tolist()]
+      [0.2361, 0.3148]
+    """
+    s = _at_least_float32(s)
+    n = safe_norm(s, axis, keepdims=True)
+    zero = n == 0
+    gain = jnp.where(zero, 1, -jnp.expm1(-n) / jnp.where(zero, 1, n))
+    longest = 1 - 16 * jnp.finfo(s.dtype).eps
+    return s * jnp.where(n > 1, jnp.minimum(gain, longest / jnp.where(n > 1, n, 1)), gain)
+
+
+def squash_half(s: chex.Array, axis: int = -1) -> jax.Array:
+    r"""Squash that lengthens vectors of medium length.
+
+    .. math:: v = \frac{\|s\|^2}{0.5 + \|s\|^2} \frac{s}{\|s\|}
+
+    From public code (bojone's Capsule; NLP-Capsule, Zhao et al. 2019). It is the paper's squash
+    of a vector sqrt(2) times as long, with a gain of at most sqrt(1/2).
+
+    Args:
+      s, axis: see :func:`squash`.
+    """
+    # With t = s sqrt(2): n^2 / (0.5 + n^2) = |t|^2 / (1 + |t|^2).
+    return squash(_at_least_float32(s) * 2**0.5, axis)
+
+
+def no_squash(s: chex.Array, axis: int = -1) -> jax.Array:
+    """The vector itself, for algorithms whose activation is not a length."""
+    return _at_least_float32(s)
+
+
+SQUASHES = {
+    "paper": squash,
+    "exponential": squash_exponential,
+    "half": squash_half,
+    "none": no_squash,
+}
+
+
+def squash_by_name(name: str) -> Callable:
+    """The function ``(s, axis=-1) -> v`` of a name of :data:`SQUASHES`.
+
+    Raises:
+      ValueError: unknown name.
+    """
+    if name not in SQUASHES:
+        raise ValueError(f"squash must be one of {', '.join(SQUASHES)}, not {name!r}")
+    return SQUASHES[name]

@@ -13,7 +13,16 @@ import jax.numpy as jnp
 import optax
 
 from capsjax.functional import Model
-from capsjax.losses import label_mask, margin_loss, reconstruction_loss
+from capsjax.losses import (
+    LOSSES,
+    cross_entropy,
+    label_mask,
+    margin_loss,
+    reconstruction_loss,
+    spread_loss,
+    spread_margin,
+)
+from capsjax.routing import check_choice
 
 Metrics = dict[str, jax.Array]
 LossFn = Callable[..., tuple[jax.Array, Metrics]]
@@ -67,22 +76,49 @@ def adam(
 
 
 def capsnet_loss(
-    model: Model, *, margin_weight: float = 1.0, reconstruction_weight: float = 0.0005
+    model: Model,
+    *,
+    loss: str = "margin",
+    logit: bool = False,
+    margin_weight: float = 1.0,
+    reconstruction_weight: float = 0.0005,
 ) -> LossFn:
     r"""Loss of CapsNet: :math:`\alpha L_{margin} + \beta \sum (image - reconstruction)^2`.
 
     Without a decoder the second term is absent. The decoder sees the capsule of the label.
 
-    Returns:
-      ``loss(params, images, labels, key=None) -> (losses [B], metrics)``; every metric is
-      ``[B]``: loss, accuracy, margin_loss and reconstruction_loss (unweighted).
-    """
+    Args:
+      model: the network.
+      loss: of the class scores, a name of :data:`capsjax.losses.LOSSES`. The margin of the
+        spread loss grows with the progress of training.
+      logit: the scores are logits.
+      margin_weight: alpha, of whichever loss. reconstruction_weight: beta.
 
-    def loss(params, images, labels, key=None):
+    Returns:
+      ``loss(params, images, labels, key=None, progress=1) -> (losses [B], metrics)``; every
+      metric is ``[B]``: loss, accuracy, the loss of the scores (margin_loss, spread_loss or
+      cross_entropy_loss) and reconstruction_loss, both unweighted. ``progress`` is the share of
+      the training that is done.
+
+    Raises:
+      ValueError: unknown loss, or one that logits do not fit.
+    """
+    check_choice("loss", loss, LOSSES)
+    if logit and loss != "cross_entropy":
+        raise ValueError(f"loss {loss!r} needs scores in [0, 1], not logits: use cross_entropy")
+
+    def of_scores(scores, targets, progress):
+        if loss == "spread":
+            return spread_loss(scores, targets, spread_margin(progress))
+        if loss == "cross_entropy":
+            return cross_entropy(scores, targets, logit=logit)
+        return margin_loss(scores, targets)
+
+    def whole(params, images, labels, key=None, progress=1.0):
         prediction = model.apply(params, images, labels, key)
         targets = label_mask(labels, prediction.scores.shape[1])
-        margin = jax.vmap(margin_loss)(prediction.scores, targets)
-        metrics = {"margin_loss": margin}
+        margin = jax.vmap(of_scores, (0, 0, None))(prediction.scores, targets, progress)
+        metrics = {f"{loss}_loss": margin}
         total = margin_weight * margin
         if prediction.reconstruction is not None:
             error = jax.vmap(reconstruction_loss)(prediction.reconstruction, images)
@@ -90,7 +126,7 @@ def capsnet_loss(
             total += reconstruction_weight * error
         return total, metrics | {"loss": total, "accuracy": _correct(prediction.scores, labels)}
 
-    return loss
+    return whole
 
 
 def cross_entropy_loss(model: Model) -> LossFn:
@@ -100,7 +136,7 @@ def cross_entropy_loss(model: Model) -> LossFn:
       As :func:`capsnet_loss`, with the metrics loss and accuracy.
     """
 
-    def loss(params, images, labels, key=None):
+    def loss(params, images, labels, key=None, progress=1.0):
         logits = model.apply(params, images, labels, key).scores
         total = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return total, {"loss": total, "accuracy": _correct(logits, labels)}
@@ -130,15 +166,15 @@ def make_gradient(loss: LossFn, *, axis_name: str | None = None) -> Callable:
         ``check_vma=False`` (otherwise JAX sums the gradients once more by itself).
 
     Returns:
-      ``gradient(params, images, labels, key) -> (grads, metrics)``, metrics scalars.
+      ``gradient(params, images, labels, key, progress=1) -> (grads, metrics)``, metrics scalars.
     """
 
-    def mean_loss(params, images, labels, key):
-        losses, metrics = loss(params, images, labels, key)
+    def mean_loss(params, images, labels, key, progress):
+        losses, metrics = loss(params, images, labels, key, progress)
         return jnp.mean(losses), jax.tree.map(jnp.mean, metrics)
 
-    def gradient(params, images, labels, key):
-        grads, metrics = jax.grad(mean_loss, has_aux=True)(params, images, labels, key)
+    def gradient(params, images, labels, key, progress=1.0):
+        grads, metrics = jax.grad(mean_loss, has_aux=True)(params, images, labels, key, progress)
         if axis_name is not None:
             grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
         return grads, metrics
@@ -147,12 +183,18 @@ def make_gradient(loss: LossFn, *, axis_name: str | None = None) -> Callable:
 
 
 def make_train_step(
-    loss: LossFn, optimizer: optax.GradientTransformation, *, axis_name: str | None = None
+    loss: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    axis_name: str | None = None,
+    total_steps: int | None = None,
 ) -> Callable:
     """One step of gradient descent.
 
     Args:
       loss, axis_name: see :func:`make_gradient`. optimizer: from Optax.
+      total_steps: of the whole training, for losses that change with its progress; None: they
+        stay as they are at the end.
 
     Returns:
       ``step(state, images, labels, key) -> (state, metrics)``, to be wrapped in jit.
@@ -160,7 +202,8 @@ def make_train_step(
     gradient = make_gradient(loss, axis_name=axis_name)
 
     def step(state, images, labels, key):
-        grads, metrics = gradient(state.params, images, labels, key)
+        progress = state.step.astype(jnp.float32) / total_steps if total_steps else 1.0
+        grads, metrics = gradient(state.params, images, labels, key, progress)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), metrics

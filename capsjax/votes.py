@@ -1,4 +1,13 @@
-"""Prediction vectors: what each input capsule predicts for each output capsule."""
+r"""Votes: what each input capsule predicts for each output capsule.
+
+How votes depend on the pose of an input capsule is a choice of its own, apart from routing.
+Every map is a function of one example, ``(u [I, K], W) -> votes [I, J, D]``, float32 or wider;
+half-precision inputs are multiplied as they are and accumulated in float32.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
 
 import chex
 import jax
@@ -8,19 +17,16 @@ from capsjax.precision import accumulator
 
 
 def prediction_vectors(u: chex.Array, W: chex.Array) -> jax.Array:
-    r"""Votes of all input capsules for all output capsules, for one example.
+    r"""A matrix for every pair of capsules: :math:`\hat u_{j|i} = W_{ij} u_i`.
 
-    .. math:: \hat u_{j|i} = W_{ij} u_i
-
-    Equation 2 (right) of Sabour, Frosst & Hinton (2017). Half-precision inputs are
-    multiplied as they are and accumulated in float32.
+    Equation 2 (right) of Sabour, Frosst & Hinton (2017).
 
     Args:
       u: outputs of the input capsules, ``[I, K]``.
       W: transformation matrices, ``[I, J, D, K]``.
 
     Returns:
-      Votes ``[I, J, D]``, float32 or wider.
+      Votes ``[I, J, D]``.
 
     Raises:
       AssertionError: the ranks or the sizes I and K do not agree.
@@ -28,5 +34,132 @@ def prediction_vectors(u: chex.Array, W: chex.Array) -> jax.Array:
     chex.assert_rank([u, W], [2, 4])
     I, J, D, K = W.shape
     chex.assert_shape(u, (I, K), custom_message=f"u must be [I, K] of W [I, J, D, K] = {W.shape}")
+    return _einsum("ijdk,ik->ijd", W, u)
+
+
+def shared_votes(u: chex.Array, W: chex.Array) -> jax.Array:
+    r"""One matrix for each output capsule: :math:`\hat u_{j|i} = W_j u_i`.
+
+    Gu & Tresp, "Improving the Robustness of Capsule Networks to Image Affine Transformations"
+    (2020): I times fewer parameters. Input capsules then differ by their poses alone.
+
+    Args:
+      u: ``[I, K]``. W: ``[J, D, K]``.
+    """
+    chex.assert_rank([u, W], [2, 3])
+    return _einsum("jdk,ik->ijd", W, u)
+
+
+def conv_votes(u: chex.Array, W: chex.Array) -> jax.Array:
+    r"""One matrix for each type of input capsule, the same at every position of the grid.
+
+    :math:`\hat u_{j|i} = W_{\tau(i) j} u_i` with the type :math:`\tau(i) = i \bmod T`: types
+    follow each other at a position, as they do in :class:`~capsjax.modules.PrimaryCapsules`.
+
+    Args:
+      u: ``[I, K]``, I a multiple of T. W: ``[T, J, D, K]``.
+    """
+    chex.assert_rank([u, W], [2, 4])
+    T, J, D, K = W.shape
+    grid = u.reshape(-1, T, K)
+    return _einsum("tjdk,ptk->ptjd", W, grid).reshape(u.shape[0], J, D)
+
+
+def matrix_votes(u: chex.Array, W: chex.Array) -> jax.Array:
+    r"""Poses are square matrices: :math:`\hat U_{j|i} = U_i W_{ij}`.
+
+    Hinton, Sabour & Frosst, "Matrix Capsules with EM Routing" (2018): P^2 parameters a pair
+    where a full matrix has P^4.
+
+    Args:
+      u: ``[I, K]``, row by row, K = P^2. W: ``[I, J, P, P]``.
+    """
+    chex.assert_rank([u, W], [2, 4])
+    I, J, P, _ = W.shape
+    return _einsum("ixy,ijyz->ijxz", u.reshape(I, P, P), W).reshape(I, J, P * P)
+
+
+def conv_matrix_votes(u: chex.Array, W: chex.Array) -> jax.Array:
+    r"""Square matrices, one for each type: :math:`\hat U_{j|i} = U_i W_{\tau(i) j}`.
+
+    The class capsules of Hinton, Sabour & Frosst (2018); see :func:`conv_votes`.
+
+    Args:
+      u: ``[I, K]``, row by row, K = P^2, I a multiple of T. W: ``[T, J, P, P]``.
+    """
+    chex.assert_rank([u, W], [2, 4])
+    T, J, P, _ = W.shape
+    grid = u.reshape(-1, T, P, P)
+    return _einsum("tjyz,ptxy->ptjxz", W, grid).reshape(u.shape[0], J, P * P)
+
+
+def elementwise_votes(u: chex.Array, W: chex.Array) -> jax.Array:
+    r"""Component by component: :math:`\hat u_{j|i} = w_{ij} \odot u_i`.
+
+    Byerly, Kalganova & Dear, "No Routing Needed Between Capsules" (2021), whose homogeneous
+    vector capsules use it with uniform routing.
+
+    Args:
+      u: ``[I, K]``. W: ``[I, J, K]``.
+    """
+    chex.assert_rank([u, W], [2, 3])
     wide = accumulator(u.dtype, W.dtype)
-    return jnp.einsum("ijdk,ik->ijd", W, u, preferred_element_type=wide)
+    return W.astype(wide) * u[:, None].astype(wide)
+
+
+@dataclasses.dataclass(frozen=True)
+class Votes:
+    """A way to vote, by name: the function, and the shape of its parameters."""
+
+    name: str
+    function: Callable[[jax.Array, jax.Array], jax.Array]
+    # (I, J, D, K, T) -> shape of W; T is the number of capsule types at a position.
+    # ValueError where the sizes do not fit.
+    shape: Callable[[int, int, int, int, int], tuple[int, ...]]
+    per_child: bool  # W has a first axis I
+    # Input capsules are taken in multiples of this: axis 0 of W, or one.
+    by_types: bool = False
+
+    def unit(self, W: jax.Array) -> int:
+        """Input capsules are divided in multiples of this."""
+        return W.shape[0] if self.by_types else 1
+
+
+def _same_pose(name, D, K):
+    if D != K:
+        raise ValueError(f"votes {name!r} keep the pose size: {K} can't become {D}")
+
+
+def _matrix_shape(I, J, D, K, T):
+    _same_pose("matrix", D, K)
+    side = math.isqrt(K)
+    if side * side != K:
+        raise ValueError(f"votes 'matrix' need poses of a square number of components, not {K}")
+    return I, J, side, side
+
+
+def _conv_matrix_shape(I, J, D, K, T):
+    return _matrix_shape(T, J, D, K, T)
+
+
+def _elementwise_shape(I, J, D, K, T):
+    _same_pose("elementwise", D, K)
+    return I, J, K
+
+
+VOTES = {
+    v.name: v
+    for v in (
+        Votes("full", prediction_vectors, lambda I, J, D, K, T: (I, J, D, K), True),
+        Votes("shared", shared_votes, lambda I, J, D, K, T: (J, D, K), False),
+        Votes("conv", conv_votes, lambda I, J, D, K, T: (T, J, D, K), False, by_types=True),
+        Votes("matrix", matrix_votes, _matrix_shape, True),
+        Votes("conv_matrix", conv_matrix_votes, _conv_matrix_shape, False, by_types=True),
+        Votes("elementwise", elementwise_votes, _elementwise_shape, True),
+    )
+}
+
+
+def _einsum(spec, *arrays):
+    wide = accumulator(*(x.dtype for x in arrays))
+    return jnp.einsum(spec, *arrays, preferred_element_type=wide)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from absl import flags
 
 import capsjax
-from capsjax.routing import coupling_coefficients, route
+from capsjax.routing import normalize
 from capsjax.routing.stream import STREAM
 from capsjax.routing.sweeps import Inputs
 from kernels import api, program, targets
@@ -61,7 +61,7 @@ def programs(name: str, dtype: str, implementation) -> dict[str, tuple]:
         return jnp.sum(dS**2) / 4, (dinputs, dV)
 
     def routing(arrays):
-        return route(**arrays, normalizer=normalizer, implementation=implementation).pose
+        return p.route(arrays, implementation=implementation).pose
 
     out = {
         "pass": (sweep, inputs, V),
@@ -80,7 +80,7 @@ def _naive_sweep(inputs, V, normalizer):
     votes = jnp.einsum("jkdi,kib->jdib", inputs.W, inputs.u, preferred_element_type=V.dtype)
     prior = 0 if inputs.prior is None else inputs.prior[:, :, None]
     logits = jnp.einsum("jdib,jdb->jib", votes, V) + prior
-    return jnp.einsum("jib,jdib->jdb", coupling_coefficients(logits, normalizer, axis=0), votes)
+    return jnp.einsum("jib,jdib->jdb", normalize(logits, normalizer, axis=0), votes)
 
 
 def _step(problem, config):

@@ -141,7 +141,7 @@ def prediction_vectors(
       >>> prediction_vectors(u, W).shape
       (2, 5, 3, 16)
     """
-    check_inputs(u, W, None)
+    check_inputs(u, W)
     if implementation not in VOTES_IMPLEMENTATIONS:
         legal = ", ".join(VOTES_IMPLEMENTATIONS)
         raise ValueError(f"implementation must be one of {legal}, not {implementation!r}")

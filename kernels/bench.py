@@ -31,7 +31,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from capsjax.routing import route
 from kernels import api, program
 from kernels.problems import PROBLEMS, Problem
 
@@ -52,8 +51,7 @@ def function(name: str, problem: Problem, implementation) -> Callable | None:
     if kind == "routing":
 
         def run(x):
-            options = {"normalizer": problem.normalizer, "implementation": implementation}
-            return route(**x, iterations=ITERATIONS, **options).pose
+            return problem.route(x, ITERATIONS, implementation=implementation).pose
 
     elif implementation == "stream":
         return None

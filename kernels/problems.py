@@ -4,6 +4,8 @@ import dataclasses
 
 import jax
 
+from capsjax.routing import RoutingOutput, dynamic, route
+
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
@@ -35,6 +37,17 @@ class Problem:
     def specs(self, dtype="float32") -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and types of :meth:`arrays`."""
         return jax.eval_shape(lambda: self.arrays(dtype))
+
+    def route(self, arrays: dict, iterations: int = 3, **options) -> RoutingOutput:
+        """Dynamic routing of :meth:`arrays`, to which ``bias`` ``[J, D]`` may be added.
+
+        ``options`` are those of :func:`capsjax.routing.route`.
+        """
+        params = {name: arrays[name] for name in ("prior", "bias") if name in arrays}
+        prior = "learned" if "prior" in params else "zeros"
+        bias = "bias" in params
+        routing = dynamic(iterations, normalizer=self.normalizer, prior=prior, bias=bias)
+        return route(routing, params, arrays["u"], arrays["W"], **options)
 
 
 PROBLEMS = {

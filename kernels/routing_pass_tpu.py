@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from capsjax.routing import Inputs, coupling_coefficients
+from capsjax.routing import Inputs, normalize
 from capsjax.routing.sweeps import even_coupling
 from kernels.blocks import Unsupported, check_dtype, cut, dot, pad
 
@@ -136,7 +136,7 @@ def _set_coupling(c, x, V, normalizer):
     logits = c[...]
     if x.prior is not None:
         logits += jnp.broadcast_to(x.prior[...].astype(logits.dtype), logits.shape)
-    c[...] = coupling_coefficients(logits, normalizer, axis=0)
+    c[...] = normalize(logits, normalizer, axis=0)
 
 
 def _set_logit_gradient(db, c, x, dS):

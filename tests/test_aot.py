@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from capsjax.routing import route
 from kernels import aot, api, targets
 from kernels.problems import PROBLEMS
 
@@ -78,7 +77,7 @@ def test_seeds_in_one_program_compile(target):
     problem, how = PROBLEMS["mnist_b128"], aot._implementation("pallas", target)
 
     def loss(x):
-        return (route(**x, iterations=2, implementation=how).pose ** 2).sum()
+        return (problem.route(x, 2, implementation=how).pose ** 2).sum()
 
     seeds = jax.eval_shape(lambda x: jax.tree.map(lambda a: jnp.stack([a, a]), x), problem.specs())
     compiled = targets.compile(jax.vmap(jax.grad(loss)), seeds, target=target)

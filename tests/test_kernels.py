@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from capsjax.routing import Inputs, Sweeps, route
+from capsjax.routing import Inputs, Sweeps
 from kernels import api, routing_pass_tpu
 from kernels.blocks import Unsupported
 from kernels.problems import PROBLEMS, SMALL
@@ -63,13 +63,14 @@ def test_unknown_names():
 
 
 def test_auto_streams_what_a_kernel_refuses():
-    x = PROBLEMS["tiny"].arrays()
+    problem = PROBLEMS["tiny"]
+    x = problem.arrays()
     with jax.enable_x64():
         wide = {key: jnp.asarray(np.float64(a)) for key, a in x.items()}
         with pytest.raises(Unsupported, match="u is float64; Pallas kernels take float32"):
-            route(**wide, implementation=api.select("pallas", TPU))
-        pose = jax.jit(lambda x: route(**x, implementation=api.select("auto", TPU)).pose)(wide)
-        exact = jax.jit(lambda x: route(**x, implementation="naive").pose)(wide)
+            problem.route(wide, implementation=api.select("pallas", TPU))
+        pose = jax.jit(lambda x: problem.route(x, implementation=api.select("auto", TPU)).pose)(wide)
+        exact = jax.jit(lambda x: problem.route(x, implementation="naive").pose)(wide)
     assert pose.dtype == jnp.float64
     np.testing.assert_allclose(pose, exact, rtol=1e-12)
 

@@ -4,6 +4,7 @@ The oracle is autodiff of the votes held whole (``naive``), in float64, itself c
 NumPy loops here and in test_routing.py.
 """
 
+import dataclasses
 import functools
 import itertools
 
@@ -14,10 +15,11 @@ import pytest
 import reference
 from jax.sharding import PartitionSpec
 
-from capsjax.routing import GRADIENTS, NORMALIZERS, Inputs, route, stream
+from capsjax.routing import GRADIENTS, Inputs, dynamic, route, stream
 from kernels.api import sweeps
 from kernels.problems import PROBLEMS, SMALL
 
+NORMALIZERS = ("softmax", "leaky")
 IMPLEMENTATIONS = {
     "stream": "stream",
     "tpu": sweeps("tpu", interpret=True),
@@ -36,11 +38,14 @@ def problem_data(name, dtype="float32", bias=True):
     return inputs, rng.normal(size=(problem.B, problem.J, problem.D)).astype(np.float32)
 
 
-def value_and_gradients(inputs, weight, **options):
+def value_and_gradients(name, inputs, weight, iterations=3, normalizer=None, **options):
     """Pose, and gradients by all inputs of sum(weight * pose) + sum(activation^3)."""
+    problem = PROBLEMS[name]
+    if normalizer:
+        problem = dataclasses.replace(problem, normalizer=normalizer)
 
     def loss(inputs):
-        out = route(**inputs, **options)
+        out = problem.route(inputs, iterations, **options)
         return jnp.sum(weight.astype(out.pose.dtype) * out.pose) + jnp.sum(out.activation**3), out
 
     gradients, out = jax.jit(jax.grad(loss, has_aux=True))(inputs)
@@ -52,7 +57,7 @@ def exact(name, dtype, **options):
     inputs, weight = problem_data(name, dtype)
     with jax.enable_x64():
         wide = {key: jnp.asarray(x, jnp.float64) for key, x in inputs.items()}
-        out = value_and_gradients(wide, weight, implementation="naive", **options)
+        out = value_and_gradients(name, wide, weight, implementation="naive", **options)
         return {key: np.asarray(x) for key, x in out.items()}
 
 
@@ -68,11 +73,11 @@ def worst_error(got, expected):
 
 
 def check(name, implementation, dtype="float32", **options):
-    options = {"iterations": 3, "normalizer": PROBLEMS[name].normalizer} | options
+    options = {"iterations": 3} | options
     inputs, weight = problem_data(name, dtype)
     inputs = {k: jnp.asarray(x, dtype if k in "uW" else "float32") for k, x in inputs.items()}
     got = value_and_gradients(
-        inputs, weight, implementation=IMPLEMENTATIONS[implementation], **options
+        name, inputs, weight, implementation=IMPLEMENTATIONS[implementation], **options
     )
     assert got["pose"].dtype == jnp.float32 and got["u"].dtype == got["W"].dtype == dtype
     assert worst_error(got, exact(name, dtype, **options)) <= TOLERANCES[dtype]
@@ -85,8 +90,8 @@ def check(name, implementation, dtype="float32", **options):
 def test_votes_held_whole_are_the_paper(x64, normalizer):
     inputs, _ = problem_data("ragged")
     inputs = {key: np.asarray(x, np.float64) for key, x in inputs.items()}
-    options = {"normalizer": normalizer, "implementation": "naive"}
-    out = jax.jit(functools.partial(route, **options))(**inputs)
+    problem = dataclasses.replace(PROBLEMS["ragged"], normalizer=normalizer)
+    out = jax.jit(functools.partial(problem.route, implementation="naive"))(inputs)
     coupling = reference.over_parents
     if normalizer == "leaky":
         coupling = reference.over_parents_or_nobody
@@ -113,8 +118,8 @@ def test_stream_in_float64(x64, monkeypatch, gradient, iterations, normalizer):
     if iterations > 3:
         del inputs["prior"]
     options = {"iterations": iterations, "normalizer": normalizer, "gradient": gradient}
-    got = value_and_gradients(inputs, weight, implementation="stream", **options)
-    expected = value_and_gradients(inputs, weight, implementation="naive", **options)
+    got = value_and_gradients("ragged", inputs, weight, implementation="stream", **options)
+    expected = value_and_gradients("ragged", inputs, weight, implementation="naive", **options)
     assert got["pose"].dtype == jnp.float64
     assert worst_error(got, expected) <= 1e-12
 
@@ -244,7 +249,7 @@ def gradient(request):
     implementation = IMPLEMENTATIONS[request.param]
 
     def loss(u, W):
-        return jnp.sum(route(u, W, 2, implementation=implementation).pose ** 2)
+        return jnp.sum(route(dynamic(2), {}, u, W, implementation=implementation).pose ** 2)
 
     return jax.jit(jax.grad(loss, (0, 1)))
 
@@ -293,12 +298,10 @@ def test_scan(gradient):
 def compiled(name, implementation):
     problem = PROBLEMS[name]
 
-    def loss(u, W):
-        options = {"normalizer": problem.normalizer, "implementation": implementation}
-        return jnp.sum(route(u, W, **options).pose ** 2)
+    def loss(x):
+        return jnp.sum(problem.route(x, implementation=implementation).pose ** 2)
 
-    specs = problem.specs()
-    return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(specs["u"], specs["W"]).compile()
+    return jax.jit(jax.value_and_grad(loss)).lower(problem.specs()).compile()
 
 
 def test_stream_needs_a_tenth_of_the_memory():
@@ -311,7 +314,7 @@ def test_stream_needs_a_tenth_of_the_memory():
 @pytest.mark.parametrize("batch, streams", [(1, False), (8, False), (16, True), (128, True)])
 def test_auto_streams_what_does_not_fit_the_cache(batch, streams):
     u, W = (jax.ShapeDtypeStruct(s, "float32") for s in ((batch, 1152, 8), (1152, 10, 16, 8)))
-    out = jax.eval_shape(lambda u, W: route(u, W), u, W)
+    out = jax.eval_shape(lambda u, W: route(dynamic(), {}, u, W), u, W)
     assert (out.coupling is None) == streams
 
 
@@ -326,26 +329,39 @@ def test_auto_streams_what_does_not_fit_the_cache(batch, streams):
         ({"W": jnp.zeros((5, 3, 16))}, r"W must be \[I, J, D, K\]"),
         ({"u": jnp.zeros((2, 5, 8), jnp.int32)}, "u must be of a floating type, not int32"),
         ({"u": jnp.zeros((2, 5, 8), jnp.bfloat16)}, "u and W must be of one type"),
-        ({"prior": jnp.zeros((3, 5))}, r"prior must be \[I, J\]"),
-        ({"bias": jnp.zeros((16, 3))}, r"bias must be \[J, D\]"),
+        ({"prior": jnp.zeros((3, 5))}, r"prior must be \(5, 3\) for I, J, D, K = \(5, 3, 16, 8\)"),
+        ({"bias": jnp.zeros((16, 3))}, r"bias must be \(3, 16\)"),
     ],
 )
 @pytest.mark.parametrize("implementation", ["naive", "stream"])
 def test_wrong_arrays(implementation, changes, message):
     inputs = {"u": jnp.zeros((2, 5, 8)), "W": jnp.zeros((5, 3, 16, 8))} | changes
     with pytest.raises(AssertionError, match=message):
-        route(**inputs, implementation=implementation)
+        PROBLEMS["tiny"].route(inputs, implementation=implementation)
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
         ({"implementation": "pallas"}, "implementation must be one of auto, naive, stream, not"),
-        ({"normalizer": "sigmoid"}, "normalizer must be one of softmax, leaky, not 'sigmoid'"),
         ({"gradient": "none"}, "gradient must be one of full, stop, last, not 'none'"),
-        ({"iterations": 0}, "iterations must be 1 or more, not 0"),
+        ({"votes": "half"}, "votes must be one of full, shared, .*, not 'half'"),
     ],
 )
 def test_wrong_options(options, message):
     with pytest.raises(ValueError, match=message):
-        route(jnp.zeros((2, 5, 8)), jnp.zeros((5, 3, 16, 8)), **options)
+        route(dynamic(), {}, jnp.zeros((2, 5, 8)), jnp.zeros((5, 3, 16, 8)), **options)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"normalizer": "none"}, "normalizer must be one of softmax, leaky, .*, not 'none'"),
+        ({"iterations": 0}, "iterations must be 1 or more, not 0"),
+        ({"squash": "none of it"}, "squash must be one of paper, .*, not 'none of it'"),
+        ({"prior": "mine"}, "prior must be one of zeros, learned, not 'mine'"),
+    ],
+)
+def test_wrong_options_of_dynamic_routing(options, message):
+    with pytest.raises(ValueError, match=message):
+        dynamic(**options)

@@ -1,55 +1,16 @@
-"""Routing by agreement: Procedure 1 of "Dynamic Routing Between Capsules".
+"""Routing by agreement: Procedure 1 of "Dynamic Routing Between Capsules", and its relatives.
 
-Every function is written for one example; batch with :func:`jax.vmap`.
+:func:`dynamic_routing` is the paper's text, step by step. :func:`dynamic` is the same algorithm
+as a :class:`~capsjax.routing.base.Routing`. Every function is written for one example.
 """
-
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from capsjax.squash import safe_norm, squash
-
-GRADIENTS = ("full", "stop", "last")
-NORMALIZERS = ("softmax", "leaky")
-
-
-class RoutingOutput(NamedTuple):
-    """What a routing algorithm gives back for one example."""
-
-    pose: jax.Array  # [J, D] outputs v_j of the output capsules
-    activation: jax.Array  # [J] in [0, 1): probability that the entity is present
-    # [I, J] coupling coefficients of the last iteration; None from the implementations
-    # that never hold all of them.
-    coupling: jax.Array | None
-
-
-def coupling_coefficients(
-    logits: chex.Array, normalizer: str = "softmax", axis: int = 1
-) -> jax.Array:
-    r"""How each input capsule divides itself among the output capsules.
-
-    .. math:: c_{ij} = \exp(b_{ij}) / (\lambda + \textstyle\sum_k \exp(b_{ik}))
-
-    ``softmax`` (lambda = 0) is equation 3 of the paper: over the *parents* j, so that the
-    coefficients of one input capsule sum to one. ``leaky`` (lambda = 1) is the authors'
-    code for CIFAR-10: one more parent with logit zero, whose share is dropped, takes what
-    belongs to none of the others.
-
-    Args:
-      logits: ``[I, J]``. normalizer: softmax or leaky. axis: the axis of the parents.
-
-    Returns:
-      Coupling coefficients, of the shape of ``logits``.
-    """
-    check_choice("normalizer", normalizer, NORMALIZERS)
-    if normalizer == "softmax":
-        return jax.nn.softmax(logits, axis)
-    nobody = jnp.zeros_like(jax.lax.slice_in_dim(logits, 0, 1, axis=axis))
-    shares = jax.nn.softmax(jnp.concatenate([logits, nobody], axis), axis)
-    return jax.lax.slice_in_dim(shares, 0, logits.shape[axis], axis=axis)
+from capsjax.routing.base import GRADIENTS, Routing, RoutingOutput, by_agreement, check_choice
+from capsjax.routing.normalizers import NORMALIZERS, normalize
+from capsjax.squash import safe_norm, squash, squash_by_name
 
 
 def weighted_sum(coupling: chex.Array, votes: chex.Array) -> jax.Array:
@@ -108,7 +69,7 @@ def dynamic_routing(
       iterations: how often s_j is computed; a Python integer, one at least.
       prior: first logits ``[I, J]``, or None for zero.
       bias: ``[J, D]``, added to s_j in every iteration, or None.
-      normalizer: see :func:`coupling_coefficients`.
+      normalizer: softmax, or another name of :data:`capsjax.routing.NORMALIZERS`.
       gradient: what is differentiated. ``full``: everything, as the authors do.
         ``stop``: the coupling coefficients count as constants. ``last``: the last
         agreement is differentiated, the outputs of earlier iterations are constants.
@@ -127,7 +88,8 @@ def dynamic_routing(
       (2, 4)
     """
     chex.assert_rank(votes, 3)
-    check_options(iterations, normalizer, gradient)
+    check_iterations(iterations)
+    check_choice("gradient", gradient, GRADIENTS)
     if prior is not None:
         chex.assert_shape(prior, votes.shape[:2])
     if bias is not None:
@@ -135,7 +97,7 @@ def dynamic_routing(
 
     logits = jnp.zeros(votes.shape[:2], votes.dtype) if prior is None else prior
     for iteration in range(iterations):
-        coupling = coupling_coefficients(logits, normalizer)
+        coupling = normalize(logits, normalizer)
         if gradient == "stop":
             coupling = jax.lax.stop_gradient(coupling)
         s = weighted_sum(coupling, votes)
@@ -145,15 +107,112 @@ def dynamic_routing(
     return RoutingOutput(pose=v, activation=safe_norm(v), coupling=coupling)
 
 
-def check_options(iterations: int, normalizer: str, gradient: str) -> None:
-    """Raise ValueError for values that :func:`dynamic_routing` does not know."""
+def dynamic(
+    iterations: int = 3,
+    *,
+    normalizer: str = "softmax",
+    prior: str = "zeros",
+    bias: bool = False,
+    squash: str = "paper",
+    name: str = "dynamic",
+) -> Routing:
+    r"""Routing by agreement (Sabour, Frosst & Hinton 2017).
+
+    :func:`dynamic_routing`, with the logits written as
+    :math:`b_{ij} = b^0_{ij} + \hat u_{j|i} \cdot V_j`, V the sum of the earlier outputs v.
+
+    Cost: R passes, R - 1 of which compute agreements. Pitfalls: the softmax is over parents;
+    without a bias the output is odd, v(-u) = -v(u) (Peer et al. 2021); squash contracts, so that
+    stacked layers fade (see :mod:`capsjax.squash`).
+
+    Args:
+      iterations: how often s_j is computed.
+      normalizer: of logits to couplings, a name of :data:`capsjax.routing.NORMALIZERS`.
+      prior: first logits b^0. ``zeros``, or ``learned``: parameters ``prior`` ``[I, J]``, zero at
+        first; the paper's log priors, which "can be learned discriminatively".
+      bias: parameters ``bias`` ``[J, D]`` of s_j, 0.1 at first, as in the authors' code.
+      squash: a name of :data:`capsjax.squash.SQUASHES`.
+      name: of the variant.
+
+    Raises:
+      ValueError: iterations below one, or an unknown name.
+    """
+    check_iterations(iterations)
+    check_choice("normalizer", normalizer, NORMALIZERS)
+    check_choice("prior", prior, ("zeros", "learned"))
+    shrink = squash_by_name(squash)
+
+    def init_params(key, sizes):
+        params = {"prior": jnp.zeros((sizes.I, sizes.J))} if prior == "learned" else {}
+        return params | ({"bias": jnp.full((sizes.J, sizes.D), 0.1)} if bias else {})
+
+    def init(params, first):
+        zero = jnp.zeros_like(first.votes[0])
+        return zero, zero
+
+    def query(params, state, t):
+        return None if t == 0 else state[0]
+
+    def update(params, S, state, t):
+        v = shrink(S + params["bias"].astype(S.dtype) if "bias" in params else S)
+        return state[0] + v, v
+
+    def finalize(params, state):
+        return state[1], safe_norm(state[1])
+
+    return by_agreement(
+        name,
+        iterations,
+        query=query,
+        init=init,
+        update=update,
+        finalize=finalize,
+        init_params=init_params,
+        normalizer=normalizer,
+        child_params=("prior",) if prior == "learned" else (),
+        coupling_sum=1.0 if normalizer in ("softmax", "sparsemax", "entmax") else None,
+    )
+
+
+def kmeans(iterations: int = 3, *, squash: str = "paper") -> Routing:
+    r"""Soft k-means by direction: logits are scalar products with the unit vector of s_j.
+
+    .. math:: b_{ij} = \hat u_{j|i} \cdot s_j / \|s_j\|, \quad s_j = \textstyle\sum_i c_{ij}
+              \hat u_{j|i}, \quad v_j = \mathrm{squash}(s_j)
+
+    Unlike in dynamic routing logits do not accumulate, so iterating does not polarise the
+    couplings. No paper: public code names it k-means routing. No parameters; R passes.
+
+    Args:
+      iterations: passes, the first with even couplings. squash: see :func:`dynamic`.
+
+    Raises:
+      ValueError: see :func:`dynamic`.
+    """
+    check_iterations(iterations)
+    shrink = squash_by_name(squash)
+
+    def query(params, s, t):
+        if t == 0:
+            return None
+        n = safe_norm(s, keepdims=True)
+        return s / jnp.where(n > 0, n, 1)
+
+    def finalize(params, s):
+        v = shrink(s)
+        return v, safe_norm(v)
+
+    return by_agreement(
+        "kmeans",
+        iterations,
+        query=query,
+        init=lambda params, first: jnp.zeros_like(first.votes[0]),
+        update=lambda params, S, s, t: S,
+        finalize=finalize,
+    )
+
+
+def check_iterations(iterations: int) -> None:
+    """Raise ValueError below one."""
     if iterations < 1:
         raise ValueError(f"iterations must be 1 or more, not {iterations}")
-    check_choice("normalizer", normalizer, NORMALIZERS)
-    check_choice("gradient", gradient, GRADIENTS)
-
-
-def check_choice(argument: str, value: str, legal: Sequence[str]) -> None:
-    """Raise ValueError unless ``value`` is one of the legal ones."""
-    if value not in legal:
-        raise ValueError(f"{argument} must be one of {', '.join(legal)}, not {value!r}")

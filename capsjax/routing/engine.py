@@ -1,4 +1,12 @@
-"""Dynamic routing of a batch by whichever implementation: votes held whole, or sweeps."""
+r"""Routing of a batch, by whichever implementation: votes held whole, tiles of them, or none.
+
+The streaming engine repeats passes over the input capsules and keeps, besides the inputs, only
+the state and the statistics of every pass, O(J D) numbers an example. Its backward rule takes
+the passes last to first: the gradient by the statistics of pass t through ``update``, then, by
+one more pass over the input capsules, the gradient by the state that pass t started from. A last
+pass gives the gradients by the inputs, for all t at once, so that a tile of votes is computed
+once for all of them.
+"""
 
 import functools
 from typing import Any
@@ -9,144 +17,189 @@ import jax.numpy as jnp
 
 from capsjax.backend import backend
 from capsjax.precision import accumulator
-from capsjax.routing.dynamic import RoutingOutput, check_choice, check_options, dynamic_routing
+from capsjax.routing.base import (
+    GRADIENTS,
+    Children,
+    Passes,
+    Routing,
+    RoutingOutput,
+    Sizes,
+    check_choice,
+    hold_constants,
+    run,
+)
 from capsjax.routing.stream import STREAM
-from capsjax.routing.sweeps import Inputs, Sweeps, check_inputs, even_sweep
-from capsjax.squash import safe_norm, squash
-from capsjax.votes import prediction_vectors
+from capsjax.routing.sweeps import Sweeps, check_inputs, sweep_passes
+from capsjax.routing.tiles import tile_passes
+from capsjax.squash import safe_norm
+from capsjax.votes import VOTES
 
 IMPLEMENTATIONS = ("auto", "naive", "stream")
-# `auto` streams when the votes of a batch are larger than this. On CPU that is where streaming
-# becomes the faster one (16 images of MNIST): smaller votes stay in the cache, and streaming
-# has to transpose W first. On an accelerator it saves memory.
+# `auto` streams when the votes of a batch are larger than this. On CPU that is where sweeps
+# become the faster form (16 images of MNIST): smaller votes stay in the cache, and sweeping has
+# to transpose W first. On an accelerator it saves memory.
 VOTES_BYTES = {"cpu": 8 * 2**20, "accelerator": 2**30}
 
 
+def by_sweeps(routing: Routing, votes: str = "full") -> bool:
+    """Whether a routing runs on :class:`~capsjax.routing.Sweeps`, hence on kernels."""
+    return (
+        votes == "full"
+        and routing.query is not None
+        and routing.normalizer in ("softmax", "leaky")
+        and set(routing.child_params) <= {"prior"}
+    )
+
+
 def route(
+    routing: Routing,
+    params: dict[str, chex.Array],
     u: chex.Array,
     W: chex.Array,
-    iterations: int = 3,
+    activation: chex.Array | None = None,
     *,
-    prior: chex.Array | None = None,
-    bias: chex.Array | None = None,
-    normalizer: str = "softmax",
+    votes: str = "full",
     gradient: str = "full",
     implementation: str | Sweeps = "auto",
+    trace: bool = False,
 ) -> RoutingOutput:
-    r"""Dynamic routing from the outputs of input capsules, for a batch.
+    r"""Route a batch of input capsules to output capsules.
 
-    The value and the gradients of :func:`~capsjax.routing.dynamic_routing` on the votes
-    :math:`\hat u_{j|i} = W_{ij} u_i`, with or without the votes in memory.
+    The value and the gradients of :func:`~capsjax.routing.run` on the votes of every example,
+    with or without the votes in memory.
 
     Args:
-      u: outputs of the input capsules, ``[B, I, K]``.
-      W: transformation matrices, ``[I, J, D, K]``, of the type of u.
-      iterations, bias, normalizer, gradient: see :func:`~capsjax.routing.dynamic_routing`.
-      prior: first logits ``[I, J]``, or None for zero.
+      routing: the algorithm, for example ``capsjax.routing.make("em")``.
+      params: its parameters, from ``routing.init_params(key, Sizes(I, J, D, K))``.
+      u: poses of the input capsules, ``[B, I, K]``.
+      W: parameters of the votes, of the type of u; ``[I, J, D, K]`` for full ones.
+      activation: of the input capsules, ``[B, I]``; None for the lengths of u.
+      votes: how u votes, a name of :data:`capsjax.votes.VOTES`.
+      gradient: what is differentiated: full, stop or last, see :func:`~capsjax.routing.run`.
       implementation: ``naive`` holds the votes ``[B, I, J, D]`` and differentiates by JAX.
-        ``stream`` works on a few input capsules at a time, with a backward rule of its own
-        (see :mod:`capsjax.routing.sweeps`): a fraction of the memory, faster on CPU for
-        batches of 16 images and more, but without forward-mode differentiation and without
-        coupling coefficients in the output.
-        ``auto`` is ``stream`` for votes of more than 8 MiB on CPU, a GiB elsewhere. A
-        :class:`~capsjax.routing.Sweeps` brings kernels of its own.
+        ``stream`` works on a few input capsules at a time, with a backward rule of its own: a
+        fraction of the memory, but without forward-mode differentiation and without coupling
+        coefficients in the output. Where :func:`by_sweeps` holds it needs no votes at all
+        (:mod:`capsjax.routing.sweeps`) and is the faster one on CPU from 16 images on; a
+        :class:`~capsjax.routing.Sweeps` then brings kernels of its own. ``auto`` is ``stream``
+        for votes larger than a GiB, on CPU than 8 MiB if by sweeps, and otherwise ``naive``.
+      trace: also return a :class:`~capsjax.routing.Trace`; always ``naive``.
 
     Returns:
       :class:`~capsjax.routing.RoutingOutput` of a batch, ``coupling`` None unless ``naive``.
 
     Raises:
-      ValueError: iterations below one, or an unknown option.
+      ValueError: an unknown option, or sweeps for an algorithm that has none.
       AssertionError: wrong or different types, or shapes that do not agree.
 
     Example:
+      >>> from capsjax.routing import dynamic
       >>> u, W = jnp.ones((2, 5, 8)), jnp.ones((5, 3, 16, 8))  # B=2, I=5, K=8, J=3, D=16
-      >>> route(u, W, implementation="stream").pose.shape
+      >>> route(dynamic(3), {}, u, W, implementation="stream").pose.shape
       (2, 3, 16)
     """
-    check_options(iterations, normalizer, gradient)
-    check_inputs(u, W, prior)
-    if bias is not None:
-        J, D = W.shape[1:3]
-        chex.assert_shape(bias, (J, D), custom_message=f"bias must be [J, D] of W {W.shape}")
+    check_choice("gradient", gradient, GRADIENTS)
+    check_choice("votes", votes, VOTES)
+    sweepable = by_sweeps(routing, votes)
+    sizes = _check(routing, params, u, W, activation, VOTES[votes])
     if not isinstance(implementation, Sweeps):
         check_choice("implementation", implementation, IMPLEMENTATIONS)
-        if implementation == "auto":
-            implementation = _choose(u, W)
-        if implementation == "naive":
-            options = {"normalizer": normalizer, "gradient": gradient}
-            return _route_votes(u, W, iterations, prior=prior, bias=bias, **options)
-        implementation = STREAM
+    elif not sweepable:
+        raise ValueError(f"routing {routing.name!r} with {votes} votes has no sweeps: use stream")
+    params = hold_constants(routing, params)
+    if activation is None:
+        activation = safe_norm(u)
+    activation = activation.astype(accumulator(u.dtype))
 
-    inputs = Inputs(
-        u.transpose(2, 1, 0), W.transpose(1, 3, 2, 0), None if prior is None else prior.T
-    )
-    if iterations == 1 and prior is None:
-        v = _output(even_sweep(inputs, normalizer), bias)
+    if trace or implementation == "naive":
+        streams = False
+    elif implementation == "auto":
+        streams = _streams(4 * u.shape[0] * sizes.I * sizes.J * sizes.D, sweepable)
     else:
-        v = _iterate((implementation, iterations, normalizer, gradient), inputs, bias)
-    pose = v.transpose(2, 0, 1)
-    return RoutingOutput(pose=pose, activation=safe_norm(pose), coupling=None)
+        streams = True
+    if not streams:
+        return _run_batch(routing, params, u, W, activation, VOTES[votes], gradient, trace)
+    if sweepable:
+        sweeps = implementation if isinstance(implementation, Sweeps) else STREAM
+        passes, params, inputs = sweep_passes(routing, sweeps, params, u, W)
+    else:
+        passes, params, inputs = tile_passes(routing, VOTES[votes], sizes, params, u, W, activation)
+    state = _iterate((routing, passes, gradient), params, inputs)
+    finalize = jax.vmap(routing.finalize, (None, passes.batch_axis))
+    return RoutingOutput(*finalize(params, state))
 
 
-def _choose(u, W) -> str:
-    I, J, D, _ = W.shape
-    votes = 4 * u.shape[0] * I * J * D
-    return (
-        "stream" if votes > VOTES_BYTES["cpu" if backend() == "cpu" else "accelerator"] else "naive"
-    )
+def _check(routing, params, u, W, activation, votes) -> Sizes:
+    check_inputs(u, W, full=votes.name == "full")
+    B, I, K = u.shape
+    _, J, D = jax.eval_shape(votes.function, jax.ShapeDtypeStruct((I, K), u.dtype), W).shape
+    sizes = Sizes(I, J, D, K)
+    if activation is not None:
+        chex.assert_shape(activation, (B, I), custom_message="activation must be [B, I] of u")
+    expected = jax.eval_shape(lambda: routing.init_params(jax.random.key(0), sizes))
+    if params.keys() != expected.keys():
+        names = ", ".join(expected) or "none"
+        raise AssertionError(f"params of routing {routing.name!r} are {names}, not {list(params)}")
+    for name, value in params.items():
+        message = f"{name} must be {expected[name].shape} for I, J, D, K = {tuple(sizes)}"
+        chex.assert_shape(value, expected[name].shape, custom_message=message)
+    return sizes
 
 
-def _route_votes(u, W, iterations, **options) -> RoutingOutput:
-    votes = jax.vmap(prediction_vectors, (0, None))(u, W)
-    route_one = functools.partial(dynamic_routing, iterations=iterations, **options)
-    return jax.vmap(route_one)(votes)
+def _streams(votes: int, sweepable: bool) -> bool:
+    cpu = backend() == "cpu" and sweepable
+    return votes > VOTES_BYTES["cpu" if cpu else "accelerator"]
+
+
+def _run_batch(routing, params, u, W, activation, votes, gradient, trace) -> RoutingOutput:
+    def one(u, activation):
+        children = Children(votes.function(u, W), u.astype(activation.dtype), activation)
+        return run(routing, params, children, gradient=gradient, trace=trace)
+
+    return jax.vmap(one)(u, activation)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _iterate(options: tuple, inputs: Inputs, bias: Any) -> jax.Array:
-    """v ``[J, D, B]`` after the last iteration."""
-    return _forward(options, inputs, bias)[0]
+def _iterate(plan: tuple[Routing, Passes, str], params: Any, inputs: Any) -> Any:
+    """The state after the last pass."""
+    return _forward(plan, params, inputs)[0]
 
 
-def _forward(options, inputs, bias):
-    sweeps, iterations, normalizer, _ = options
-    V, states = None, []
-    for _ in range(iterations):
-        if V is None and inputs.prior is None:
-            S = even_sweep(inputs, normalizer)
-        else:
-            if V is None:
-                wide = accumulator(inputs.W.dtype)
-                V = jnp.zeros((*inputs.W.shape[0:3:2], inputs.u.shape[2]), wide)
-            S = sweeps.forward(inputs, V, normalizer)
-        states.append((V, S))
-        v = _output(S, bias)
-        V = v if V is None else V + v
-    return v, (inputs, bias, states)
+def _update(routing, passes, t):
+    axis = passes.batch_axis
+    function = functools.partial(routing.update, t=t)
+    return jax.vmap(function, in_axes=(None, axis, axis), out_axes=axis)
 
 
-def _output(S, bias):
-    return squash(S if bias is None else S + bias[:, :, None].astype(S.dtype), axis=1)
+def _forward(plan, params, inputs):
+    routing, passes, _ = plan
+    state = passes.start(params, inputs)
+    history = []
+    for t in range(routing.passes):
+        stats = passes.forward(params, inputs, state, t)
+        history.append((t, state, stats))
+        state = _update(routing, passes, t)(params, stats, state)
+    return state, (params, inputs, history)
 
 
-def _backward(options, residuals, dv):
-    sweeps, _, normalizer, gradient = options
-    inputs, bias, states = residuals
-    Vs, dSs = [], []
-    for V, S in reversed(states):
-        (dS,) = jax.vjp(lambda S: _output(S, bias), S)[1](dv)
-        Vs += [] if V is None else [V]
-        dSs.append(dS)
+def _backward(plan, residuals, dstate):
+    routing, passes, gradient = plan
+    params, inputs, history = residuals
+    dparams = jax.tree.map(jnp.zeros_like, params)
+    done = []
+    for t, state, stats in reversed(history):
+        pull = jax.vjp(_update(routing, passes, t), params, stats, state)[1]
+        dp, dstats, dstate = pull(dstate)
+        dparams = jax.tree.map(jnp.add, dparams, dp)
+        done.append((t, state, dstats))
         if gradient != "full":
             break
-        # v of the iteration before is a part of this V and of every later one.
-        if len(dSs) < len(states):
-            dV = sweeps.backward_state(inputs, V, dS, normalizer)
-            dv = dV if len(dSs) == 1 else dv + dV
-    dSs = jnp.stack(dSs)
-    dinputs = sweeps.backward_inputs(inputs, jnp.stack(Vs), dSs, normalizer, gradient == "stop")
-    dbias = None if bias is None else jnp.sum(dSs, axis=(0, 3)).astype(bias.dtype)
-    return dinputs, dbias
+        if t:
+            dp, through = passes.backward_state(params, inputs, state, dstats, t)
+            dstate = jax.tree.map(jnp.add, dstate, through)
+            dparams = jax.tree.map(jnp.add, dparams, dp)
+    dp, dinputs = passes.backward_inputs(params, inputs, done, gradient == "stop")
+    return jax.tree.map(jnp.add, dparams, dp), dinputs
 
 
 _iterate.defvjp(_forward, _backward)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from capsjax.precision import accumulator
-from capsjax.routing.dynamic import coupling_coefficients
+from capsjax.routing.normalizers import normalize
 from capsjax.routing.sweeps import Inputs, Sweeps, even_coupling
 
 # Of the largest array of a tile, [J, K, n, B]. Measured on CPU: larger ones leave the cache
@@ -94,7 +94,7 @@ def _coupling(tile, V, normalizer):
     logits = _dot(tile.u, P)
     if tile.prior is not None:
         logits += tile.prior[:, :, None].astype(logits.dtype)
-    return coupling_coefficients(logits, normalizer, axis=0), P
+    return normalize(logits, normalizer, axis=0), P
 
 
 def _logit_gradient(c, dc):

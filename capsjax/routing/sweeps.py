@@ -40,6 +40,7 @@ of whole arrays, and the batch, along which vector units run, comes last:
     u [K, I, B]   W [J, K, D, I]   prior [J, I]   V, S, dV, dS [J, D, B]
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -48,6 +49,8 @@ import jax
 import jax.numpy as jnp
 
 from capsjax.precision import accumulator
+from capsjax.routing.base import Children, Passes, Routing, start
+from capsjax.votes import prediction_vectors
 
 
 class Inputs(NamedTuple):
@@ -87,16 +90,66 @@ def even_sweep(inputs: Inputs, normalizer: str) -> jax.Array:
     return even_coupling(inputs.W.shape[0], normalizer) * total
 
 
-def check_inputs(u: chex.Array, W: chex.Array, prior: chex.Array | None) -> None:
-    """Raise AssertionError unless u ``[B, I, K]``, W ``[I, J, D, K]``, prior ``[I, J]`` agree."""
-    for name, array, letters in (("u", u, "BIK"), ("W", W, "IJDK")):
-        axes = f"[{', '.join(letters)}]"
-        chex.assert_rank(array, len(letters), custom_message=f"{name} must be {axes}")
+def sweep_passes(
+    routing: Routing, sweeps: Sweeps, params: dict, u: jax.Array, W: jax.Array
+) -> tuple[Passes, dict, Inputs]:
+    """What :mod:`capsjax.routing.engine` needs: passes, parameters without prior, inputs."""
+    prior = params.get("prior")
+    shared = {name: x for name, x in params.items() if name != "prior"}
+    inputs = Inputs(
+        u.transpose(2, 1, 0), W.transpose(1, 3, 2, 0), None if prior is None else prior.T
+    )
+    normalizer, has_prior = routing.normalizer, prior is not None
+    last = functools.partial(jax.vmap, out_axes=-1)
+
+    def begin(params, inputs):
+        def one(u):
+            child = Children(prediction_vectors(u.T, first), u.T.astype(wide), jnp.ones(1, wide))
+            return start(routing, params, child)
+
+        wide = accumulator(inputs.u.dtype)
+        first = inputs.W[:, :, :, :1].transpose(3, 0, 2, 1)
+        return last(one, in_axes=-1)(inputs.u[:, :1])
+
+    def query(params, state, t):
+        """V ``[J, D, B]``; None for zero without a prior, which couples evenly."""
+        V = last(lambda state: routing.query(params, state, t), in_axes=-1)(state)
+        if V is None and has_prior:
+            shape = inputs.W.shape[0], inputs.W.shape[2], inputs.u.shape[2]
+            return jnp.zeros(shape, accumulator(inputs.W.dtype))
+        return V
+
+    def forward(params, inputs, state, t):
+        V = query(params, state, t)
+        if V is None:
+            return even_sweep(inputs, normalizer)
+        return sweeps.forward(inputs, V, normalizer)
+
+    def backward_state(params, inputs, state, dS, t):
+        V, pull = jax.vjp(lambda params, state: query(params, state, t), params, state)
+        return pull(sweeps.backward_state(inputs, V, dS, normalizer).astype(V.dtype))
+
+    def backward_inputs(params, inputs, passes, constant):
+        Vs = [query(params, state, t) for t, state, _ in passes]
+        dSs = jnp.stack([dS for _, _, dS in passes])
+        zero = jax.tree.map(jnp.zeros_like, params)
+        if Vs == [None]:
+            return zero, jax.vjp(lambda x: even_sweep(x, normalizer), inputs)[1](dSs[0])[0]
+        Vs = jnp.stack([V for V in Vs if V is not None])
+        return zero, sweeps.backward_inputs(inputs, Vs, dSs, normalizer, constant)
+
+    return Passes(begin, forward, backward_state, backward_inputs, -1), shared, inputs
+
+
+def check_inputs(u: chex.Array, W: chex.Array, full: bool = True) -> None:
+    """Raise AssertionError unless u ``[B, I, K]`` and W, ``[I, J, D, K]`` if full, agree."""
+    chex.assert_rank(u, 3, custom_message="u must be [B, I, K]")
+    for name, array in (("u", u), ("W", W)):
         if array.dtype not in (jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16):
             raise AssertionError(f"{name} must be of a floating type, not {array.dtype}")
-    I, J, _, K = W.shape
-    chex.assert_shape(u, (None, I, K), custom_message=f"u must be [B, I, K] of W {W.shape}")
     if u.dtype != W.dtype:
         raise AssertionError(f"u and W must be of one type, not {u.dtype} and {W.dtype}")
-    if prior is not None:
-        chex.assert_shape(prior, (I, J), custom_message=f"prior must be [I, J] of W {W.shape}")
+    if full:
+        chex.assert_rank(W, 4, custom_message="W must be [I, J, D, K]")
+        message = f"u must be [B, I, K] of W {W.shape}"
+        chex.assert_shape(u, (None, W.shape[0], W.shape[3]), custom_message=message)

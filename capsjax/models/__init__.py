@@ -1,0 +1,101 @@
+"""Whole networks. A frozen configuration says what is built; presets name the literature's."""
+
+import dataclasses
+
+from flax import nnx
+
+from capsjax.models.capsnet import CapsNet, CapsNetConfig, Prediction
+from capsjax.models.cnn import CNN, CNNConfig
+
+__all__ = [
+    "CNN",
+    "CNNConfig",
+    "CapsNet",
+    "CapsNetConfig",
+    "Config",
+    "PRESETS",
+    "Prediction",
+    "build",
+    "preset",
+]
+
+Config = CapsNetConfig | CNNConfig
+
+PRESETS: dict[str, Config] = {
+    "capsnet_mnist": CapsNetConfig(),
+    "capsnet_multimnist": CapsNetConfig(image_shape=(36, 36, 1)),
+    # A sixteenth of the arithmetic, for comparisons on a small machine.
+    "capsnet_small": CapsNetConfig(conv_channels=64, primary_types=8, decoder=(128, 256)),
+    # Efficient-CapsNet (Mazzia, Salvetti & Chiaberge 2021): 161,824 parameters without decoder.
+    # Layer normalisation stands for its batch normalisation, with as many parameters.
+    "capsnet_efficient": CapsNetConfig(
+        conv_channels=32,
+        conv_kernel=5,
+        more_convs=((64, 3, 1), (64, 3, 1), (128, 3, 2)),
+        conv_norm=True,
+        primary_types=16,
+        primary_stride=1,
+        primary_depthwise=True,
+        squash="exponential",
+        routing="self_attention",
+    ),
+    # Matrix capsules with EM routing (Hinton, Sabour & Frosst 2018), with the small sizes of
+    # Gritzman (2019).
+    "capsnet_matrix": CapsNetConfig(
+        conv_channels=64,
+        conv_kernel=5,
+        conv_stride=2,
+        primary_types=8,
+        primary_pose=16,
+        primary_kernel=1,
+        primary_stride=1,
+        primary_activation="sigmoid",
+        squash="none",
+        coordinates=True,
+        capsule_layers=((16, 3, 2), (16, 3, 1)),
+        layer_votes="matrix",
+        votes="conv_matrix",
+        routing="em",
+        decoder=None,
+    ),
+    # Four routed layers, three of them convolutional: 6x6, 4x4, 2x2, 1x1, classes.
+    "capsnet_deep": CapsNetConfig(
+        conv_channels=64,
+        primary_types=8,
+        capsule_layers=((8, 3, 1), (8, 3, 1), (8, 2, 1)),
+        squash="exponential",
+        decoder=(128, 256),
+    ),
+    "capsnet_tiny": CapsNetConfig(
+        conv_channels=16, primary_types=4, primary_kernel=9, decoder=(32, 64)
+    ),
+    "cnn_mnist": CNNConfig(),
+    "cnn_multimnist": CNNConfig(
+        image_shape=(36, 36, 1), channels=(512, 256), kernels=(9, 5), pool=True, dense=(1024,)
+    ),
+    "cnn_tiny": CNNConfig(channels=(8, 8), kernels=(5, 5), pool=True, dense=(32,)),
+}
+
+
+def preset(name: str, **changes) -> Config:
+    """A named configuration, with fields replaced.
+
+    Args:
+      name: a key of :data:`PRESETS`.
+      **changes: fields of the configuration and their values.
+
+    Raises:
+      ValueError: unknown name. TypeError: unknown field.
+
+    Example:
+      >>> preset("capsnet_mnist", num_classes=5).input_capsules
+      1152
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {name!r}")
+    return dataclasses.replace(PRESETS[name], **changes)
+
+
+def build(config: Config, *, rngs: nnx.Rngs) -> CapsNet | CNN:
+    """The network that a configuration describes."""
+    return {CapsNetConfig: CapsNet, CNNConfig: CNN}[type(config)](config, rngs=rngs)

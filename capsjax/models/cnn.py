@@ -1,0 +1,64 @@
+"""The convolutional baselines of the paper."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from capsjax.models.capsnet import Prediction
+from capsjax.modules import Conv
+
+
+@dataclasses.dataclass(frozen=True)
+class CNNConfig:
+    """A convolutional baseline of the paper: SAME convolutions, then dense layers.
+
+    The defaults are the MNIST baseline (section 5: 256, 256 and 128 channels, 5x5).
+    """
+
+    image_shape: tuple[int, int, int] = (28, 28, 1)
+    num_classes: int = 10
+    channels: tuple[int, ...] = (256, 256, 128)
+    kernels: tuple[int, ...] = (5, 5, 5)
+    pool: bool = False  # 2x2 maximum after every convolution
+    dense: tuple[int, ...] = (328, 192)
+    dropout: float = 0.5  # before the last layer, in training
+    dtype: str = "float32"
+
+
+class CNN(nnx.Module):
+    """Convolutions with ReLU, optional pooling, dense layers, logits."""
+
+    def __init__(self, config: CNNConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        common = {"dtype": jnp.dtype(config.dtype), "rngs": rngs}
+        height, width, channels = config.image_shape
+        convs = []
+        for channels_out, kernel in zip(config.channels, config.kernels, strict=True):
+            convs.append(Conv(channels, channels_out, kernel, padding="SAME", **common))
+            channels = channels_out
+            if config.pool:
+                height, width = height // 2, width // 2
+        self.convs = nnx.List(convs)
+        sizes = (height * width * channels, *config.dense, config.num_classes)
+        self.dense = nnx.List(nnx.Linear(m, n, **common) for m, n in zip(sizes, sizes[1:]))
+
+    def __call__(
+        self, images: chex.Array, labels: chex.Array | None = None, key: chex.PRNGKey | None = None
+    ) -> Prediction:
+        """Logits of images ``[B, H, W, C]``; with a key, dropout is on. Labels are ignored."""
+        chex.assert_shape(images, (None, *self.config.image_shape))
+        x = images
+        for conv in self.convs:
+            x = jax.nn.relu(conv(x))
+            if self.config.pool:
+                x = nnx.max_pool(x, (2, 2), strides=(2, 2))
+        x = x.reshape(x.shape[0], -1)
+        for layer in self.dense[:-1]:
+            x = jax.nn.relu(layer(x))
+        if key is not None and self.config.dropout:
+            kept = jax.random.bernoulli(key, 1 - self.config.dropout, x.shape)
+            x = jnp.where(kept, x / (1 - self.config.dropout), 0)
+        return Prediction(self.dense[-1](x).astype(jnp.float32))

@@ -1,0 +1,97 @@
+"""From logits to coupling coefficients: how an input capsule divides itself among its parents.
+
+Each function works along one axis, that of the output capsules (the parents).
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def softmax(logits: chex.Array, axis: int = -1) -> jax.Array:
+    r""":math:`c_j = \exp(b_j) / \sum_k \exp(b_k)`; sums to one.
+
+    Equation 3 of Sabour, Frosst & Hinton (2017), over the *parents* j.
+    """
+    return jax.nn.softmax(logits, axis)
+
+
+def leaky(logits: chex.Array, axis: int = -1) -> jax.Array:
+    r""":math:`c_j = \exp(b_j) / (1 + \sum_k \exp(b_k))`; sums to less than one.
+
+    The authors' code for CIFAR-10: one more parent with logit zero, whose share is dropped,
+    takes what belongs to none of the others.
+    """
+    nobody = jnp.zeros_like(jax.lax.slice_in_dim(logits, 0, 1, axis=axis))
+    shares = jax.nn.softmax(jnp.concatenate([logits, nobody], axis), axis)
+    return jax.lax.slice_in_dim(shares, 0, logits.shape[axis], axis=axis)
+
+
+def sigmoid(logits: chex.Array, axis: int = -1) -> jax.Array:
+    r""":math:`c_j = 1 / (1 + \exp(-b_j))`: parents do not compete, 1/2 at zero."""
+    return jax.nn.sigmoid(logits)
+
+
+def maxmin(logits: chex.Array, axis: int = -1) -> jax.Array:
+    r""":math:`c_j = (b_j - \min_k b_k) / (\max_k b_k - \min_k b_k)`, in [0, 1].
+
+    Zhao et al., "Capsule Networks with Max-Min Normalization" (2019, arXiv 1903.09662), between
+    0 and 1: the best parent takes an input capsule wholly, the worst not at all. Where all
+    logits are equal, every parent takes it wholly.
+    """
+    low, high = (f(logits, axis, keepdims=True) for f in (jnp.min, jnp.max))
+    equal = high == low
+    return jnp.where(equal, 1, (logits - low) / jnp.where(equal, 1, high - low))
+
+
+def sparsemax(logits: chex.Array, axis: int = -1) -> jax.Array:
+    r""":math:`c = \arg\min_{p \in \Delta} \|p - b\|^2`; sums to one, with zeros.
+
+    Martins & Astudillo, "From Softmax to Sparsemax" (2016): c_j = max(0, b_j - tau).
+    """
+    z = jnp.sort(logits, axis, descending=True)
+    rank = _ranks(logits, axis)
+    total = jnp.cumsum(z, axis)
+    size = jnp.sum(1 + rank * z > total, axis, keepdims=True)
+    tau = (jnp.take_along_axis(total, size - 1, axis) - 1) / size.astype(z.dtype)
+    return jnp.maximum(logits - tau, 0)
+
+
+def entmax(logits: chex.Array, axis: int = -1) -> jax.Array:
+    r""":math:`c_j = \max(0, b_j / 2 - \tau)^2`; sums to one, with zeros.
+
+    Between softmax and sparsemax. Peters, Niculae & Martins, "Sparse Sequence-to-Sequence
+    Models" (2019), with alpha = 1.5.
+    """
+    half = (logits - jnp.max(logits, axis, keepdims=True)) / 2
+    z = jnp.sort(half, axis, descending=True)
+    rank = _ranks(logits, axis)
+    mean, square = jnp.cumsum(z, axis) / rank, jnp.cumsum(z * z, axis) / rank
+    left = (1 - rank * (square - mean * mean)) / rank
+    # The inner `where` keeps the derivative of sqrt finite.
+    taus = mean - jnp.where(left > 0, jnp.sqrt(jnp.where(left > 0, left, 1)), 0)
+    size = jnp.sum(taus <= z, axis, keepdims=True)
+    return jnp.square(jnp.maximum(half - jnp.take_along_axis(taus, size - 1, axis), 0))
+
+
+NORMALIZERS = {f.__name__: f for f in (softmax, leaky, sigmoid, maxmin, sparsemax, entmax)}
+
+
+def normalize(logits: chex.Array, normalizer: str = "softmax", axis: int = -1) -> jax.Array:
+    """Coupling coefficients, of the shape of ``logits``, by a name of :data:`NORMALIZERS`.
+
+    Args:
+      logits: ``[I, J]``. normalizer: a name. axis: the axis of the output capsules.
+
+    Raises:
+      ValueError: unknown name.
+    """
+    if normalizer not in NORMALIZERS:
+        legal = ", ".join(NORMALIZERS)
+        raise ValueError(f"normalizer must be one of {legal}, not {normalizer!r}")
+    return NORMALIZERS[normalizer](logits, axis)
+
+
+def _ranks(x, axis):
+    """1, 2, ... along an axis."""
+    return jnp.cumsum(jnp.ones_like(x), axis)

@@ -1,0 +1,64 @@
+"""Self-routing (Hahn, Pyeon & Kim 2019): every input capsule decides alone."""
+
+import jax
+import jax.numpy as jnp
+
+from capsjax.routing.base import Routing
+
+
+def self_routing() -> Routing:
+    r"""Self-Routing Capsule Networks (Hahn, Pyeon & Kim, NeurIPS 2019).
+
+    .. math::
+       c_i = \mathrm{softmax}_j(w_{ij} \cdot u_i + b_{ij}), \quad
+       a_j = \frac{\sum_i c_{ij} a_i}{\sum_i a_i}, \quad
+       v_j = \frac{\sum_i c_{ij} a_i \hat u_{j|i}}{\sum_i c_{ij} a_i}
+
+    No agreement and no iteration: a mixture of experts whose gate sees one input capsule.
+    Activations of the output capsules sum to one, so that cross-entropy on them is the paper's
+    negative log-likelihood.
+
+    Parameters: ``weights`` ``[I, J, K]``, normal with standard deviation K^-1/2, and ``offset``
+    ``[I, J]``, zero. One pass; couplings need no votes. Differences from the published code:
+    there weights start at zero, which learns more slowly; there poses are normalised over the
+    batch between layers, here an output never depends on other examples. Pitfall: a mean of
+    opinions, each of one place of the image, takes longer to train than routing by agreement.
+    """
+
+    def init_params(key, sizes):
+        return {
+            "weights": jax.random.normal(key, (sizes.I, sizes.J, sizes.K)) / sizes.K**0.5,
+            "offset": jnp.zeros((sizes.I, sizes.J)),
+        }
+
+    def init(params, first):
+        zero = jnp.zeros_like(first.votes[0])
+        return zero, zero[:, 0]
+
+    def logits(params, children, state, t):
+        return jnp.einsum("ijk,ik->ij", params["weights"], children.pose) + params["offset"]
+
+    def accumulate(params, children, coupling, state, t):
+        share = coupling * children.activation[:, None]
+        pose = jnp.einsum("ij,ijd->jd", share, children.votes)
+        return jnp.sum(children.activation), jnp.sum(share, axis=0), pose
+
+    def update(params, stats, state, t):
+        total, share, pose = stats
+        tiny = jnp.finfo(share.dtype).tiny
+        safe = jnp.maximum(share, tiny)
+        return pose / safe[:, None], share / jnp.maximum(total, tiny)
+
+    return Routing(
+        "self",
+        1,
+        init=init,
+        logits=logits,
+        accumulate=accumulate,
+        update=update,
+        finalize=lambda params, state: state,
+        init_params=init_params,
+        child_params=("weights", "offset"),
+        loss="cross_entropy",
+        squashes=False,
+    )

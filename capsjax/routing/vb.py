@@ -1,0 +1,117 @@
+"""Variational Bayes routing (Ribeiro, Leontidis & Kollias 2020): EM with priors."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import digamma
+
+from capsjax.routing.base import Routing
+from capsjax.routing.dynamic import check_iterations
+from capsjax.routing.moments import moments, sums
+
+
+class State(NamedTuple):
+    shift: jax.Array  # [J, D] mean of the votes
+    m: jax.Array  # [J, D] posterior mean
+    inverse_scale: jax.Array  # [J, D] diagonal of the inverse scale matrix
+    kappa: jax.Array  # [J]
+    nu: jax.Array  # [J]
+    log_pi: jax.Array  # [J] expected logarithm of the mixing coefficient
+    log_det: jax.Array  # [J] expected logarithm of the determinant of the precision
+
+
+def vb(iterations: int = 3) -> Routing:
+    r"""Capsule Routing via Variational Bayes (Ribeiro, Leontidis & Kollias, AAAI 2020).
+
+    A Bayesian mixture of Gaussians with diagonal precision, Dirichlet prior
+    :math:`\alpha_0 = 1` and Gaussian-Wishart prior :math:`m_0 = 0, \kappa_0 = 1, \Psi_0 = 1,
+    \nu_0 = D + 1`. With :math:`r_{ij} = 1/J` at first, :math:`R_{ij} = r_{ij} a_i`, their sum
+    R_j and the weighted mean mu_j of the votes,
+
+    .. math::
+       \alpha_j = \alpha_0 + R_j, \; \kappa_j = \kappa_0 + R_j, \; \nu_j = \nu_0 + R_j, \;
+       m_j = R_j \mu_j / \kappa_j, \;
+       \Psi_j^{-1} = \Psi_0 + \textstyle\sum_i R_{ij} (\hat u_{j|i} - \mu_j)^2
+                     + (\kappa_0 R_j / \kappa_j) \mu_j^2
+
+    .. math::
+       r_i = \mathrm{softmax}_j \big( E \log \pi_j + \tfrac12 E \log |\Lambda_j|
+       - \tfrac12 (D / \kappa_j + \nu_j \textstyle\sum_d (\hat u_{jd|i} - m_{jd})^2 \Psi_{jd}) \big)
+
+    The priors bound the variances that collapse in EM. The activation is
+    :math:`a_j = \mathrm{sigmoid}(\beta_{a,j} - \beta_{u,j} e^{E \log \pi_j} H_j)` with the entropy
+    :math:`H_j = \tfrac D2 \log 2 \pi e - \tfrac12 E \log |\Lambda_j|`. In the published code
+    batch normalisation stands around it and around m, which makes outputs depend on
+    batch-mates; here the gain beta_u, one at first, and beta_a, zero, take its place.
+
+    Parameters: ``beta_u``, ``beta_a`` ``[J]``. R passes.
+
+    Args:
+      iterations: passes.
+
+    Raises:
+      ValueError: iterations below one.
+    """
+    check_iterations(iterations)
+
+    def init_params(key, sizes):
+        return {"beta_u": jnp.ones(sizes.J), "beta_a": jnp.zeros(sizes.J)}
+
+    def init(params, first):
+        pose = first.votes[0]
+        number = jnp.ones_like(pose[:, 0])
+        return State(pose, pose, jnp.ones_like(pose), number, number, 0 * number, 0 * number)
+
+    def logits(params, children, state, t):
+        if t == 0:
+            return jnp.zeros(children.votes.shape[:2], children.votes.dtype)
+        distance = jnp.square(children.votes - state.m[None]) / state.inverse_scale[None]
+        quadratic = state.nu[None] * jnp.sum(distance, -1)
+        own = state.log_pi + (state.log_det - state.m.shape[1] / state.kappa) / 2
+        return own[None] - quadratic / 2
+
+    def accumulate(params, children, coupling, state, t):
+        return sums(coupling * children.activation[:, None], children.votes, state.shift)
+
+    def update(params, stats, state, t):
+        m = moments(stats, state.shift)
+        D = m.mean.shape[1]
+        R = m.weight
+        alpha, kappa, nu = 1 + R, 1 + R, D + 1 + R
+        scatter = R[:, None] * m.variance
+        inverse_scale = 1 + scatter + (R / kappa)[:, None] * jnp.square(m.mean)
+        log_pi = digamma(alpha) - digamma(jnp.sum(alpha))
+        d = jnp.arange(D).astype(R.dtype)
+        log_det = jnp.sum(digamma((nu[:, None] - d[None]) / 2) - jnp.log(inverse_scale), -1)
+        return State(
+            shift=m.mean,
+            m=(R / kappa)[:, None] * m.mean,
+            inverse_scale=inverse_scale,
+            kappa=kappa,
+            nu=nu,
+            log_pi=log_pi,
+            log_det=log_det + D * math.log(2),
+        )
+
+    def finalize(params, state):
+        D = state.m.shape[1]
+        entropy = D / 2 * math.log(2 * math.pi * math.e) - state.log_det / 2
+        energy = jnp.exp(state.log_pi) * entropy
+        return state.m, jax.nn.sigmoid(params["beta_a"] - params["beta_u"] * energy)
+
+    return Routing(
+        "vb",
+        iterations,
+        init=init,
+        logits=logits,
+        accumulate=accumulate,
+        update=update,
+        finalize=finalize,
+        init_params=init_params,
+        field=True,
+        squashes=False,
+        # Votes as long as poses, from weights of standard deviation 0.1.
+        gain=lambda sizes: 10 / sizes.K**0.5,
+    )
