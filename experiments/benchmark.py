@@ -13,7 +13,6 @@ programs in the cache. Each figure is the median of the repetitions, with the ra
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -54,7 +53,7 @@ def main(config: Config) -> None:
         "matmul_gflops": summarize(products),
         "gflop_per_image": round(flops_per_image(setup.model_config) / 1e9, 3),
         "share_of_limit": round(float(np.median(rates)) / limit, 3),
-        "peak_memory_mb": peak_memory_mb(setup.devices[0]),
+        "peak_memory_mb": report.peak_memory_mb(setup.devices[0]),
         "first_step_seconds": first,
         "accelerator": setup.devices[0].platform,
         "device_kind": setup.devices[0].device_kind,
@@ -126,14 +125,6 @@ def throughput(setup: loop.Setup) -> tuple[list[float], list[float]]:
             jax.block_until_ready(product(square, square))
         products.append(3 * 2 * SIDE**3 / (time.perf_counter() - start) / 1e9)
     return rates, products
-
-
-def peak_memory_mb(device: jax.Device) -> int:
-    """Of the accelerator, or on CPU of the whole process, so far."""
-    if stats := device.memory_stats():
-        return round(stats["peak_bytes_in_use"] / 2**20)
-    unit = 1 if sys.platform == "darwin" else 2**10
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)
 
 
 def first_step_seconds(config: Config) -> dict[str, float]:

@@ -5,6 +5,7 @@ and whether a run may be continued with another value (``free``).
 """
 
 import dataclasses
+import difflib
 import sys
 import typing
 import zlib
@@ -12,12 +13,20 @@ from collections.abc import Callable
 
 from absl import flags
 
-from capsjax.models import CapsNetConfig, CNNConfig, preset
-from capsjax.routing import GRADIENTS, Sweeps
+from capsjax.losses import LOSSES
+from capsjax.models import PRESETS, CapsNetConfig, preset
+from capsjax.models import Config as ModelConfig
+from capsjax.models.capsnet import SCHEDULES
+from capsjax.routing import GRADIENTS, ROUTINGS, Sweeps, make, options_of
+from capsjax.squash import SQUASHES
 from capsjax.train import RECIPES
+from capsjax.votes import VOTES
 from experiments.errors import UserError
 from kernels import program
 from kernels.api import IMPLEMENTATIONS
+
+PRESET_NAMES = tuple(dict.fromkeys(name.split("_", 1)[1] for name in PRESETS))
+OF_PRESET = ("routing", "votes", "squash")  # flags without a default of their own
 
 
 def _field(default, help, *, choices=None, low=None, high=None, free=False):
@@ -51,14 +60,44 @@ class Config:
 
     # Network
     model: str = _field("capsnet", "network", choices=("capsnet", "cnn"))
-    preset: str = _field("mnist", "size of the network", choices=("mnist", "multimnist", "tiny"))
-    routing_iterations: int = _field(3, "routing iterations", low=1, high=1000)
+    preset: str = _field("mnist", "size of the network", choices=PRESET_NAMES)
+    routing: str | None = _field(
+        None,
+        "routing algorithm. " + ". ".join(f"{n}: {line}" for n, (_, line) in ROUTINGS.items()),
+        choices=tuple(ROUTINGS),
+    )
+    routing_iterations: int = _field(
+        3, "routing iterations, of algorithms that iterate", low=1, high=1000
+    )
+    routing_prior: str = _field("zeros", "first logits of routing", choices=("zeros", "learned"))
+    routing_schedule: str = _field(
+        "sequential", "concurrent: all capsule layers in every iteration", choices=SCHEDULES
+    )
     routing_gradient: str = _field("full", "what is differentiated in routing", choices=GRADIENTS)
     routing_implementation: str = _field(
         "auto",
         "how routing is computed. naive: votes in memory. stream: tile by tile. pallas: kernels "
         "for TPU and NVIDIA GPU. auto: the best that runs. pallas_interpret: for tests",
         choices=IMPLEMENTATIONS,
+    )
+    frozen_from: str = _field(
+        "",
+        "folder of a finished --routing=dynamic run whose mean couplings --routing=frozen takes; "
+        "by default where the same command with --routing=dynamic keeps it",
+    )
+    votes: str | None = _field(None, "how capsules vote for classes", choices=tuple(VOTES))
+    squash: str | None = _field(
+        None,
+        "squash of capsules. auto: paper, for primary ones none where the routing's paper has none",
+        choices=("auto", *SQUASHES),
+    )
+    primary_types: int = _field(0, "types of primary capsules; 0: the preset's", low=0)
+    primary_pose: int = _field(0, "pose size of primary capsules; 0: the preset's", low=0)
+    class_pose: int = _field(
+        0, "pose size of later capsules; 0: the preset's, or what the votes demand", low=0
+    )
+    depth: int = _field(
+        0, "routed capsule layers of --preset=deep or matrix; 0: all of the preset's", low=0
     )
     reconstruction: bool = _field(True, "decoder and reconstruction loss")
     dtype: str = _field(
@@ -74,10 +113,13 @@ class Config:
     init: str | None = _field(None, "initial weights", choices=("lecun", "official"))
     routing_bias: bool | None = _field(None, "learned bias of s_j")
     primary_scale: float | None = _field(None, "factor on primary pre-activations")
-    margin_weight: float | None = _field(None, "weight of the margin loss", low=0.0)
+    margin_weight: float | None = _field(None, "weight of the loss of class scores", low=0.0)
     learning_rate_floor: float | None = _field(None, "smallest learning rate", low=0.0)
 
     # Training
+    loss: str = _field(
+        "auto", "of the class scores. auto: the routing's own", choices=("auto", *LOSSES)
+    )
     epochs: int = _field(
         0, "passes over the training data; 0: 10 for digits, else 50", low=0, free=True
     )
@@ -106,6 +148,9 @@ class Config:
 
     # Output
     workdir: str = _field("", "where the run is kept; by default under runs/", free=True)
+    diagnostics: bool = _field(
+        False, "measure and draw routing: entropy, change of logits, dead capsules", free=True
+    )
     log_every: int = _field(10, "steps between two lines of metrics.jsonl", low=1, free=True)
 
     def resolved(self, dataset: str) -> "Config":
@@ -116,12 +161,19 @@ class Config:
             for name, value in RECIPES[self.recipe].items()
             if getattr(self, name) is None
         }
+        network = PRESETS.get(f"{self.model}_{self.preset}")
+        if isinstance(network, CapsNetConfig):
+            own = {name: getattr(self, name) or getattr(network, name) for name in OF_PRESET}
+            own["loss"] = make(own["routing"]).loss if self.loss == "auto" else self.loss
+        else:
+            own = {}
         return dataclasses.replace(
             self,
             dataset=dataset,
             epochs=self.epochs or (10 if small else 50),
             batch_size=self.batch_size or (64 if small else 128),
             **recipe,
+            **own,
         )
 
     def identity(self) -> dict:
@@ -140,24 +192,35 @@ class Config:
     def command(self, defaults: "Config | None" = None) -> str:
         """The command that gives this run on any machine, given its program's defaults."""
         defaults = defaults or Config(program=self.program)
+        given = self.given(defaults)
+        return " ".join(
+            [f"python -m experiments.{self.program}", *(f"--{k}={v}" for k, v in given.items())]
+        )
+
+    def given(self, defaults: "Config") -> dict:
+        """The fields that differ from a program's defaults, its recipe's and its preset's.
+
+        Those that say where things are on this machine are left out.
+        """
         local = ("data_dir", "cache_dir", "workdir")
         recipe = RECIPES[self.recipe]
-        given = {
+        network = PRESETS.get(f"{self.model}_{self.preset}")
+        recipe = recipe | {name: getattr(network, name, None) for name in OF_PRESET}
+        if self.routing:
+            recipe["loss"] = make(self.routing).loss
+        return {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
             if f.name not in local
             and getattr(self, f.name) not in (getattr(defaults, f.name), recipe.get(f.name))
         }
-        return " ".join(
-            [f"python -m experiments.{self.program}", *(f"--{k}={v}" for k, v in given.items())]
-        )
 
     def model_config(
         self,
         image_shape: tuple[int, int, int],
         num_classes: int,
         routing_implementation: str | Sweeps = "auto",
-    ) -> CapsNetConfig | CNNConfig:
+    ) -> ModelConfig:
         """The network of a (resolved) configuration.
 
         Args:
@@ -165,7 +228,7 @@ class Config:
           routing_implementation: what the flag of that name means on the devices of the run.
 
         Raises:
-          UserError: the images are too small for it.
+          UserError: there is no such network, or the images are too small for it.
         """
         changes = {
             "image_shape": tuple(image_shape),
@@ -174,7 +237,13 @@ class Config:
         }
         if self.model == "capsnet":
             changes |= {
+                "routing": self.routing,
                 "routing_iterations": self.routing_iterations,
+                "routing_prior": self.routing_prior,
+                "routing_schedule": self.routing_schedule,
+                "votes": self.votes,
+                "squash": self.squash,
+                **self._sizes(),
                 "routing_gradient": self.routing_gradient,
                 "routing_implementation": routing_implementation,
                 "init": self.init,
@@ -186,7 +255,48 @@ class Config:
         try:
             return preset(f"{self.model}_{self.preset}", **changes)
         except ValueError as error:
-            raise UserError(f"--dataset={self.dataset}: {error}") from error
+            of_images = str(error).startswith("image_shape")
+            raise UserError(f"--dataset={self.dataset}: {error}" if of_images else error) from error
+
+    def _sizes(self) -> dict:
+        """Fields of the network that differ from those of the preset."""
+        network = PRESETS.get(f"{self.model}_{self.preset}")
+        if not isinstance(network, CapsNetConfig):
+            raise UserError(f"--preset={self.preset}: there is no such {self.model}")
+        if self.routing_prior != "zeros" and "prior" not in options_of(self.routing):
+            raise UserError(f"--routing_prior={self.routing_prior}: {self.routing} has no prior")
+        if self.diagnostics and self.routing_schedule != "sequential":
+            raise UserError("--diagnostics goes with --routing_schedule=sequential")
+        if self.frozen_from and self.routing != "frozen":
+            raise UserError("--frozen_from goes with --routing=frozen")
+        sizes = {
+            name: getattr(self, name)
+            for name in ("primary_types", "primary_pose", "class_pose")
+            if getattr(self, name)
+        }
+        keeps = self.votes in ("matrix", "conv_matrix", "elementwise")
+        if keeps and "class_pose" not in sizes and not network.capsule_layers:
+            sizes["class_pose"] = sizes.get("primary_pose", network.primary_pose)
+        if self.depth:
+            layers = network.capsule_layers
+            if self.depth > len(layers) + 1:
+                raise UserError(
+                    f"--depth={self.depth}: --preset={self.preset} has {len(layers) + 1} "
+                    "routed capsule layers"
+                )
+            sizes["capsule_layers"] = layers[: self.depth - 1]
+        return sizes
+
+
+class _Choice(flags.EnumParser):
+    """One of several names; a wrong one is answered with the nearest."""
+
+    def parse(self, argument):
+        try:
+            return super().parse(argument)
+        except ValueError as error:
+            near = difflib.get_close_matches(argument, self.enum_values, 1)
+            raise ValueError(f"{error}, did you mean {near[0]}?" if near else error) from error
 
 
 def define_flags(defaults: Config, flag_values: flags.FlagValues = flags.FLAGS) -> None:
@@ -200,10 +310,12 @@ def define_flags(defaults: Config, flag_values: flags.FlagValues = flags.FLAGS) 
         value, text = getattr(defaults, f.name), f.metadata["help"]
         low, high = f.metadata["low"], f.metadata["high"]
         if value is None:
-            text += " (default: recipe)"
+            text += f" (default: the {'preset' if f.name in OF_PRESET else 'recipe'}'s)"
         common = {"flag_values": flag_values, "module_name": module}
         if f.metadata["choices"]:
-            flags.DEFINE_enum(f.name, value, f.metadata["choices"], text, **common)
+            flag = flags.EnumFlag(f.name, value, text, f.metadata["choices"])
+            flag.parser = _Choice(f.metadata["choices"])
+            flags.DEFINE_flag(flag, flag_values, module)
         elif kind is bool:
             flags.DEFINE_boolean(f.name, value, text, **common)
         elif kind is int:
@@ -218,6 +330,18 @@ def from_flags(defaults: Config, flag_values: flags.FlagValues = flags.FLAGS) ->
     """The configuration that parsed flags describe."""
     names = [f.name for f in dataclasses.fields(defaults) if f.metadata.get("flag", True)]
     return dataclasses.replace(defaults, **{name: flag_values[name].value for name in names})
+
+
+def parse(defaults: Config, arguments: list[str]) -> Config:
+    """The configuration of a command line, without the process's own flags.
+
+    Raises:
+      flags.Error: an unknown flag or a wrong value.
+    """
+    values = flags.FlagValues()
+    define_flags(defaults, values)
+    values(["program", *arguments])
+    return from_flags(defaults, values)
 
 
 def run(main: Callable[[Config], None], defaults: Config) -> None:

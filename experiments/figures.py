@@ -50,10 +50,34 @@ def perturbations(path, images, values, dims=None, title="") -> None:
     _save(_perturbations_figure(images, values, dims, title), path)
 
 
+def logit_changes(path, rows, title="") -> None:
+    """Mean change of the logits in each pass over epochs, log y (the paper's Figure A.1).
+
+    Rows of metrics.jsonl with "epoch" and "logit_change" [R-1], from the second pass on, count.
+    """
+    _save(_logit_changes_figure(rows, title), path)
+
+
+def routing_diagnostics(path, entropy, logit_change, activity, names, title="") -> None:
+    """Of a layer of parents with names [J]: entropy [R], logit_change [R-1] and activity [J].
+
+    The numbers of :func:`capsjax.routing.diagnostics.diagnose` on test examples.
+    """
+    _save(_routing_diagnostics_figure(entropy, logit_change, activity, names, title), path)
+
+
+def coupling_matrix(path, coupling, names, title="", grid=None) -> None:
+    """Mean coupling [I, J] of children (down) to parents with names (across).
+
+    Given the grid (H, W, T) of the children, types last, a map for each parent: the mean over
+    types. White is 1/J, an even share; blue is more and red less.
+    """
+    _save(_coupling_matrix_figure(coupling, names, title, grid), path)
+
+
 def _training_curves_figure(rows, title=""):
-    figure = _page(7.0, 2.75, title).figure
-    high = figure.get_figheight()
-    left, right = (figure.add_axes((x, 0.45 / high, 0.36, 1.9 / high)) for x in (0.095, 0.54))
+    page = _page(7.0, 2.75, title)
+    left, right = (_panel(page, x, 0.4, 2.52, 1.9) for x in (0.665, 3.78))
     losses = np.concatenate([
         _plot(left, rows, "loss", label="total", color=_INK)[1],
         _plot(left, rows, "margin_loss", label="margin", color=_BLUE)[1],
@@ -67,7 +91,7 @@ def _training_curves_figure(rows, title=""):
     last = np.nan_to_num([0.0, *(row["epoch"] or 0.0 for row in rows)]).max() or 1.0
     _decorate(left, "Training loss", last, losses, smallest=1e-6)
     _decorate(right, "Error (%)", last, np.append(train, y), smallest=5e-3)
-    return figure
+    return page.figure
 
 
 def _plot(axes, rows, key, limit=150, dots=1, **style):
@@ -82,26 +106,150 @@ def _plot(axes, rows, key, limit=150, dots=1, **style):
     return points
 
 
-def _decorate(axes, name, last, values, smallest):
-    """Log y, but linear down to zero below smallest * maximum, or linear if all lie within 1:4."""
+def _decorate(axes, name, last, values, **scale):
+    _scale(axes, values, **scale)
+    _frame(axes, name, "epoch", axes.lines)
+    axes.set_xlim(0, last)
+    axes.locator_params(axis="x", nbins=6, steps=[1, 2, 5, 10])
+
+
+def _scale(axes, values, smallest, decade=False):
+    """Log y, but linear down to zero below smallest * maximum, or linear if all lie within 1:4.
+
+    With decade log y in this case too, over a decade.
+    """
     low, high = values.min(initial=np.inf), values.max(initial=0.0)
+    low = min(low, high / 10) if decade and high else low
     floor = 10 ** np.floor(np.log10(smallest * high or 1.0))
     if low <= high / 4:
         axes.set_yscale("symlog", linthresh=floor, linscale=0.4)
         subs = (1, 2, 5) if high < 300 * max(low, floor) else (1,)
         axes.yaxis.get_major_locator().set_params(subs=subs, numticks=8)
-    axes.set(xlim=(0, last), ylim=(low / 1.15 if floor <= low <= high / 4 else 0, 1.15 * high or 1))
-    axes.locator_params(axis="x", nbins=6, steps=[1, 2, 5, 10])
+    axes.set_ylim(low / 1.15 if floor <= low <= high / 4 else 0, 1.15 * high or 1)
+
+
+def _frame(axes, name, xlabel, keys=()):
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_title(name, loc="left", fontsize=9, color=_INK, pad=20)
-    axes.set_xlabel("epoch", fontsize=8, color=_GREY)
+    axes.set_title(name, loc="left", fontsize=9, color=_INK, pad=20 if keys else 6)
+    axes.set_xlabel(xlabel, fontsize=8, color=_GREY)
     axes.tick_params(labelsize=8, labelcolor=_GREY, color=_PALE, length=3)
     axes.grid(axis="y", color="#E9ECEE", lw=0.6)
+    axes.set_axisbelow(True)
     axes.spines[:].set_color(_PALE)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(handles=axes.lines, loc="lower left", bbox_to_anchor=(0, 1.04), ncols=3, fontsize=8,
-                frameon=False, labelcolor=_GREY, columnspacing=1.2, borderpad=0, borderaxespad=0)
+    if keys:
+        axes.legend(handles=keys, loc="lower left", bbox_to_anchor=(0, 1.04), ncols=11, fontsize=8,
+                    frameon=False, labelcolor=_GREY, columnspacing=1.2, borderpad=0,
+                    borderaxespad=0)
+
+
+def _logit_changes_figure(rows, title=""):
+    page = _page(7.0, 3.1, title)
+    axes = _panel(page, 0.665, 0.4, 5.9, 2.25)
+    rows = [row for row in rows if row.get("logit_change") and row.get("epoch") is not None]
+    passes, values = max((len(row["logit_change"]) for row in rows), default=0), [np.zeros(0)]
+    for k, shade in enumerate(_ramp(_INK, _BLUE, "#9CCFF2")(np.linspace(0, 1, passes + 2)[1:-1])):
+        one = [{"step": row["epoch"]} | row | {"change": row["logit_change"][k]}
+               for row in rows if k < len(row["logit_change"])]
+        style = dict(label=f"{k + 2}" if k else "pass 2", color=shade)
+        values.append(_plot(axes, one, "change", dots=60, **style)[1])
+    last = np.nan_to_num([0.0, *(row["epoch"] for row in rows)]).max() or 1.0
+    values = np.concatenate(values)
+    _decorate(axes, "Mean change of a logit", last, values, smallest=1e-6, decade=True)
+    if not values.size:
+        axes.set_yticks([])
+        _write(page, 3.6, 1.5, "no changes recorded", color=_GREY, ha="center")
+    return page.figure
+
+
+def _routing_diagnostics_figure(entropy, logit_change, activity, names, title=""):
+    entropy, change, activity = map(_finite, (entropy, logit_change, activity))
+    passes, J = len(entropy), len(activity)
+    x, pitch, numbers = 0.665, min(5.9 / J, 0.6), np.arange(J)
+    labels, height = _labels(names, J, pitch)
+    page = _page(7.0, 4.4 + height, title)
+    left, right, bars = (_panel(page, *place, 1.5) for place in (
+        (x, 0.3, 2.52), (4.045, 0.3, 2.52), (x, 2.75, pitch * J)))
+    left.set_ylim(0, 1.05)
+    _scale(right, change[~np.isnan(change)], smallest=1e-6, decade=True)
+    for axes, values, name in ((left, entropy, "Entropy of the couplings (0 decided, 1 even)"),
+                               (right, change, "Mean change of a logit")):
+        axes.plot(np.arange(passes - len(values), passes) + 1, values, color=_BLUE, lw=1.3,
+                  marker="o", ms=3.2, clip_on=False)
+        _frame(axes, name, "routing pass")
+        axes.set(xlim=(0.7, passes + 0.3), xticks=range(1, passes + 1, -(-passes // 10)))
+    if passes < 2:
+        right.set_yticks([])
+        _write(page, 5.305, 1.05, "a single pass: no change", color=_GREY, ha="center")
+    dead, always = activity <= 0, activity >= 1 - 1e-6
+    bars.bar(numbers, activity, 0.7, color=np.where(always, _INK, _BLUE))
+    bars.plot(numbers[dead], np.full(dead.sum(), 0.06), "x", color=_RED, ms=min(5, 50 * pitch),
+              label=f"{dead.sum()} never")
+    bars.plot([], "s", color=_INK, ms=5, label=f"{always.sum()} always")
+    _frame(bars, "Share of test examples in which a parent is active", "", bars.lines)
+    bars.set(xlim=(-0.5, J - 0.5), ylim=(0, 1.05), xticks=[])
+    for k, label, style in labels:
+        _write(page, x + (k + 0.5) * pitch, 4.33, label, va="top", **style)
+    return page.figure
+
+
+def _coupling_matrix_figure(coupling, names, title="", grid=None):
+    coupling = _finite(coupling)
+    I, J = coupling.shape
+    if grid is not None:
+        coupling = coupling.reshape(*grid, J).mean(axis=2)
+    away = max(0.1 / J, abs(coupling[~np.isnan(coupling)] - 1 / J).max(initial=0))
+    low, even, high = max(0, 1 / J - away), 1 / J, 1 / J + away
+    style = dict(cmap=_ramp(_RED, "white", _BLUE), vmin=even - away, vmax=high)
+    if grid is None:
+        x, pitch, tall = 0.85, min(5.9 / J, 0.6), min(0.3 * I, 4.5)
+        labels, y = _labels(names, J, pitch)
+        y += 0.6
+        page = _page(7.0, y + tall + 0.15, title)
+        # As many numbers as pixels, lest entries be left out or run into each other.
+        pixels = coupling.repeat(max(1, int(150 * tall / I)), 0).repeat(int(150 * pitch), 1)
+        _image(page, pixels, x, y, pitch * J, tall, **style)
+        _write(page, x - 0.1, y + tall / 2, f"{I}\nchildren", color=_GREY, ha="right")
+        for k, label, how in labels:
+            _write(page, x + (k + 0.5) * pitch, y - 0.06, label, va="bottom", **how)
+    else:
+        labels = [textwrap.fill(str(name), 12, max_lines=2, placeholder="…") for name in names]
+        longest = max(len(line) for label in labels for line in label.split("\n"))
+        lines = -(-J // int(6.8 / max(0.075 * longest + 0.1, 0.65)))
+        across = -(-J // lines)
+        pitch, top = min(6.8 / across, 1.4), 0.33 if "\n" in "".join(labels) else 0.2
+        wide, tall = pitch - 0.1, (pitch - 0.1) * grid[0] / grid[1]
+        page = _page(7.0, 0.55 + lines * (top + tall + 0.08), title)
+        for k, label in zip(range(J), labels, strict=True):
+            x, y = 0.1 + k % across * pitch, 0.55 + top + k // across * (top + tall + 0.08)
+            _image(page, coupling[..., k], x, y, wide, tall, **style)
+            _write(page, x + wide / 2, y - 0.05, label, va="bottom", ha="center")
+    _write(page, 0.1, 0.17, "mean coupling", color=_GREY)
+    _image(page, np.linspace(low, high, 256)[None], 1.2, 0.1, 3.0, 0.14, **style)
+    for value, text in ((low, f"{low:.3g}"), (even, f"1/{J}"), (high, f"{high:.3g}")):
+        if value != low or even - low > 0.15 * (high - low):
+            x = 1.2 + 3.0 * (value - low) / (high - low)
+            _write(page, x, 0.35, text, color=_GREY, ha="center")
+            page.vlines(x, 0.1, 0.27, _GREY, lw=0.8)
+    return page.figure
+
+
+def _finite(values):
+    """NaN, which is not drawn, in place of what is not finite."""
+    values = np.array(values, float)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _labels(names, count, pitch):
+    """(number, name, style) of names that fit, pitch inches apart, and the inches they take."""
+    names = [name if len(name) <= 24 else name[:23] + "…" for name in map(str, names)]
+    longest = 0.072 * max(map(len, names)) + 0.05
+    turned = longest > max(pitch, 0.3)
+    step = int(np.ceil((0.13 if turned else longest) / pitch))
+    style = dict(ha="center", rotation=90 if turned else 0)
+    labels = [(k, name, style) for k, name in zip(range(count), names, strict=True)]
+    return labels[::step], longest if turned else 0.15
 
 
 def _reconstructions_figure(columns, class_names, title=""):
@@ -177,6 +325,20 @@ def _page(width, height, title):
     return axes
 
 
+def _panel(page, x, y, width, height):
+    """Axes on a page, placed in its inches."""
+    right, (bottom, top) = page.get_xlim()[1], page.get_ylim()
+    tall = bottom - top
+    return page.figure.add_axes(
+        (x / right, (bottom - y - height) / tall, width / right, height / tall), facecolor="none")
+
+
+def _ramp(*colors):
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("", colors).with_extremes(bad=_PALE)
+
+
 def _write(axes, x, y, text, **style):
     axes.text(x, y, text, **dict(color=_INK, fontsize=8, va="center", parse_math=False) | style)
 
@@ -184,8 +346,12 @@ def _write(axes, x, y, text, **style):
 def _show(axes, image, x, y, width, height):
     if not np.issubdtype(image.dtype, np.floating):
         raise ValueError(f"images must be floats in 0..1, not {image.dtype}")
-    axes.imshow(np.nan_to_num(image).clip(0, 1), cmap="gray", vmin=0, vmax=1, aspect="auto",
-                interpolation="nearest", extent=(x, x + width, y + height, y))
+    _image(axes, np.nan_to_num(image).clip(0, 1), x, y, width, height, cmap="gray", vmin=0, vmax=1,
+           interpolation="nearest")
+
+
+def _image(axes, image, x, y, width, height, **style):
+    axes.imshow(image, aspect="auto", extent=(x, x + width, y + height, y), **style)
     axes.fill_between((x, x + width), y, y + height, facecolor="none", edgecolor=_PALE, lw=0.5)
 
 

@@ -92,15 +92,18 @@ class Metrics:
         self._file = open(self.path, "a")
         self._board = _tensorboard(workdir, step)
 
-    def write(self, row: dict[str, float]) -> None:
+    def write(self, row: dict[str, float | list[float]]) -> None:
         """Append a row; it must have a ``step``."""
         self.rows.append(row)
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         if self._board:
             for name, value in row.items():
-                if name not in ("step", "epoch", "seconds"):
-                    self._board.add_scalar(name, value, row["step"])
+                if name in ("step", "epoch", "seconds"):
+                    continue
+                values = enumerate(value) if isinstance(value, list) else [("", value)]
+                for which, number in values:
+                    self._board.add_scalar(f"{name}{which}", number, row["step"])
 
     def sync(self) -> None:
         """Make sure that all rows are on the disk."""

@@ -1,5 +1,6 @@
 """The training loop that all programs share: train, validate, checkpoint, resume, report."""
 
+import dataclasses
 import signal
 import sys
 import time
@@ -14,8 +15,10 @@ import numpy as np
 from tqdm import tqdm
 
 from capsjax import functional, train
-from capsjax.models import CapsNetConfig, CNNConfig
-from experiments import data, io, report, runtime, sampling
+from capsjax.models import CapsNetConfig
+from capsjax.models import Config as ModelConfig
+from capsjax.routing import Sweeps, by_sweeps
+from experiments import data, frozen, io, probe, report, runtime, sampling
 from experiments.config import Config
 from experiments.errors import UserError
 from kernels.api import select
@@ -29,7 +32,7 @@ class Setup(NamedTuple):
     config: Config  # resolved
     dataset: data.Dataset
     devices: list
-    model_config: CapsNetConfig | CNNConfig
+    model_config: ModelConfig
     model: functional.Model
     loss: train.LossFn
     optimizer: object
@@ -86,13 +89,26 @@ def prepare(config: Config, dataset: data.Dataset | None = None) -> Setup:
         name = config.routing_implementation
         raise UserError(f"--routing_implementation={name}: {error}") from error
     model_config = config.model_config(dataset.image_shape, dataset.num_classes, implementation)
+    if isinstance(implementation, Sweeps) and not has_sweeps(model_config):
+        if config.routing_implementation != "auto":
+            raise UserError(
+                f"--routing_implementation={config.routing_implementation}: {config.routing} "
+                "routing with these votes has no kernels, use stream"
+            )
+        model_config = dataclasses.replace(model_config, routing_implementation="auto")
     model = functional.create(model_config)
     if isinstance(model_config, CapsNetConfig):
-        loss = train.capsnet_loss(
-            model,
-            margin_weight=config.margin_weight,
-            reconstruction_weight=config.reconstruction_weight,
-        )
+        routing = model_config.make_routing()
+        try:
+            loss = train.capsnet_loss(
+                model,
+                loss=config.loss,
+                logit=routing.logit,
+                margin_weight=config.margin_weight,
+                reconstruction_weight=config.reconstruction_weight,
+            )
+        except ValueError as error:
+            raise UserError(f"--loss={config.loss}: {error}") from error
     else:
         loss = train.cross_entropy_loss(model)
     optimizer = train.adam(
@@ -100,6 +116,14 @@ def prepare(config: Config, dataset: data.Dataset | None = None) -> Setup:
     )
     parameters = functional.count_parameters(jax.eval_shape(model.init, jax.random.key(0)))
     return Setup(config, dataset, devices, model_config, model, loss, optimizer, parameters)
+
+
+def has_sweeps(config: ModelConfig) -> bool:
+    """Whether kernels can compute all routed layers of a network."""
+    if not isinstance(config, CapsNetConfig):
+        return False
+    votes = {config.votes, *([config.layer_votes] if config.capsule_layers else [])}
+    return all(by_sweeps(config.make_routing(), kind) for kind in votes)
 
 
 def steps_per_epoch(setup: Setup) -> int:
@@ -116,17 +140,30 @@ def banner(setup: Setup) -> str:
     device = setup.devices[0]
     return (
         f"capsjax {c.program} | {len(setup.devices)} x {device.device_kind} ({device.platform}), "
-        f"JAX {jax.__version__}, Flax {flax.__version__} | {c.model} {setup.parameters:,} "
-        f"parameters, recipe {c.recipe} | {d.name}: {len(d.train_labels):,} training, "
-        f"{len(d.validation_labels):,} validation, {len(d.test_labels):,} test images"
+        f"JAX {jax.__version__}, Flax {flax.__version__} | {about(setup)} "
+        f"{setup.parameters:,} parameters, recipe {c.recipe} | "
+        f"{d.name}: {len(d.train_labels):,} training, {len(d.validation_labels):,} validation, "
+        f"{len(d.test_labels):,} test images"
     )
+
+
+def about(setup: Setup) -> str:
+    """The network in a word or two."""
+    m = setup.model_config
+    return f"capsnet, {m.routing} routing," if isinstance(m, CapsNetConfig) else setup.config.model
 
 
 def initial_state(setup: Setup) -> train.TrainState:
     """The state before the first step, on all devices."""
     key = jax.random.fold_in(jax.random.key(setup.config.seed), 0)
     init = jax.jit(lambda key: train.init_state(setup.model, setup.optimizer, key))
-    return runtime.replicate(init(key), setup.devices)
+    state = init(key)
+    if setup.config.routing == "frozen":
+        config, folder = frozen.source(setup)
+        other = prepare(config, setup.dataset)
+        couplings = frozen.log_couplings(other, initial_state(other), folder)
+        state.params["classes"]["prior"] = couplings
+    return runtime.replicate(state, setup.devices)
 
 
 def training_inputs(setup: Setup) -> tuple[sampling.Source, jax.Array]:
@@ -163,7 +200,9 @@ def make_chunk(setup: Setup) -> Callable:
     config = setup.config
 
     def make_body(axis_name, parts, constrain):
-        step = train.make_train_step(setup.loss, setup.optimizer, axis_name=axis_name)
+        step = train.make_train_step(
+            setup.loss, setup.optimizer, axis_name=axis_name, total_steps=total_steps(setup)
+        )
 
         def body(state, source, order, key, count, which):
             def one(state):
@@ -228,6 +267,7 @@ def fit(setup, state, total, metrics, checkpoints, evaluate) -> tuple[train.Trai
     step = int(state.step)
     chunk = make_chunk(setup)
     source, key = training_inputs(setup)
+    measure = probe.make_probe(setup)
     make_order = jax.jit(sampling.epoch_order, static_argnums=2)
     order = None
 
@@ -247,6 +287,8 @@ def fit(setup, state, total, metrics, checkpoints, evaluate) -> tuple[train.Trai
                 if epoch_ends and len(dataset.validation_labels):
                     held_out = dataset.validation_images, dataset.validation_labels
                     display.validated(step, evaluate(state.params, *held_out))
+                if epoch_ends and measure:
+                    display.measured(step, measure(state.params))
                 metrics.sync()
                 checkpoints.save(state, step)
     return state, stop.requested if step < total else 0
@@ -319,6 +361,11 @@ class Display:
             f"epoch {-(-step // self._per_epoch)}/{self._epochs}: loss {self._row['loss']:.4f}, "
             f"validation error {error:.2f}%, {self._row['rate']:.0f} images/s"
         )
+
+    def measured(self, step: int, row: dict) -> None:
+        """Write what was measured of routing after an epoch."""
+        self._clock()
+        self._metrics.write(self._where(step) | row)
 
     def _where(self, step: int) -> dict:
         epoch = round(step / self._per_epoch, 4)

@@ -1,6 +1,8 @@
 """What a finished run says: test error, summary.json, figures, a table."""
 
 import platform
+import resource
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import figures, io, sampling
+from capsjax.models import CapsNetConfig
+from experiments import figures, io, probe, sampling
 from kernels.program import commit
 
 COLUMNS = 8  # correct examples in the figure of reconstructions
@@ -43,10 +46,7 @@ def finish(setup, state, workdir: Path, rows: list, evaluate: Callable, seconds:
         "dataset_source": d.source.split(" from ")[0],
         "model": c.model,
         "recipe": c.recipe,
-        "routing": "dynamic" if c.model == "capsnet" else None,
-        "routing_iterations": c.routing_iterations if c.model == "capsnet" else None,
-        "routing_implementation": c.routing_implementation if c.model == "capsnet" else None,
-        "reconstruction": c.reconstruction if c.model == "capsnet" else None,
+        **capsule_fields(setup),
         "seed": c.seed,
         "parameters": setup.parameters,
         "steps": int(state.step),
@@ -63,6 +63,7 @@ def finish(setup, state, workdir: Path, rows: list, evaluate: Callable, seconds:
         "images_per_second": float(np.median(rates)),
         "training_seconds": rows[-1]["seconds"],
         "wall_seconds": round(seconds, 1),
+        "peak_memory_mb": peak_memory_mb(setup.devices[0]),
         "accelerator": setup.devices[0].platform,
         "device_kind": setup.devices[0].device_kind,
         "num_devices": len(setup.devices),
@@ -74,6 +75,26 @@ def finish(setup, state, workdir: Path, rows: list, evaluate: Callable, seconds:
     pictures = draw(setup, state, workdir, rows, correct)
     print(table(summary, workdir, pictures))
     return summary
+
+
+def capsule_fields(setup) -> dict:
+    """What a summary says of capsules; None for networks without."""
+    m, c = setup.model_config, setup.config
+    names = ("routing", "routing_iterations", "routing_implementation", "votes", "squash", "loss")
+    names += ("depth", "reconstruction")
+    if not isinstance(m, CapsNetConfig):
+        return dict.fromkeys(names)
+    values = (m.routing, m.make_routing().passes, c.routing_implementation, m.votes)
+    values += (m.primary_squash, c.loss, 1 + len(m.capsule_layers), m.decoder is not None)
+    return dict(zip(names, values, strict=True))
+
+
+def peak_memory_mb(device: jax.Device) -> int:
+    """Of the accelerator, or on CPU of the whole process, so far."""
+    if stats := device.memory_stats():
+        return round(stats["peak_bytes_in_use"] / 2**20)
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)
 
 
 def versions() -> dict[str, str]:
@@ -108,15 +129,18 @@ def draw(setup, state, workdir: Path, rows: list, correct: np.ndarray) -> list[P
     """All figures of a run; returns their paths."""
     c, d = setup.config, setup.dataset
     folder = workdir / "figures"
-    title = f"{c.model} on {d.name}, seed {c.seed}"
+    routing = f", {c.routing} routing" if c.routing else ""
+    title = f"{c.model}{routing} on {d.name}, seed {c.seed}"
     paths = [folder / "training_curves.png"]
     figures.training_curves(paths[0], rows, title=title)
-    if c.model == "capsnet" and c.reconstruction:
+    if getattr(setup.model_config, "decoder", None) is not None:
         paths += [folder / "reconstructions.png", folder / "perturbations.png"]
         columns = reconstruction_columns(setup, state.params, correct)
         figures.reconstructions(paths[1], columns, d.class_names, title=title)
         images, name = perturbed(setup, state.params, correct)
         figures.perturbations(paths[2], images, CHANGES, title=f"{title}: class {name}")
+    if c.diagnostics and isinstance(setup.model_config, CapsNetConfig):
+        paths += probe.draw(setup, state.params, folder, rows, title)
     return paths
 
 

@@ -1,4 +1,4 @@
-"""Losses and masks: equation 4, the summed squared error, what the decoder may see."""
+"""Losses and masks: each paper's equation, the summed squared error, what the decoder may see."""
 
 import functools
 
@@ -7,18 +7,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+import reference_routing
 
-from capsjax import (
+from capsjax.losses import (
     argmax_mask,
+    cross_entropy,
     label_mask,
     margin_loss,
     mask_capsules,
     reconstruction_loss,
+    spread_loss,
+    spread_margin,
 )
 
 CLASSES = [1, 2, 10]
 TARGETS = {"one": [1, 0, 0, 0], "two": [1, 0, 1, 0], "none": [0, 0, 0, 0], "soft": [0.3, 0.7, 0, 1]}
 LENGTHS = np.array([0.35, 0.62, 0.05, 0.97])
+EPSILON = 1e-7  # of cross_entropy
+
+of_logits = functools.partial(cross_entropy, logit=True)
+of_lengths = functools.partial(cross_entropy, logit=False)
 
 
 def both(loss, *args):
@@ -71,6 +79,108 @@ def test_bug_margin_loss_is_squared_and_summed_over_the_classes():
     assert reference.margin_loss(jax.nn.softmax(perfect), np.eye(10)[0]) > 0.4
 
 
+@pytest.mark.parametrize("margin", [0.2, 0.55, 0.9])
+@pytest.mark.parametrize("J", CLASSES)
+def test_spread_loss(x64, J, margin):
+    rng = np.random.default_rng(J)
+    for label in {0, J // 2, J - 1}:
+        scores, targets = rng.uniform(0, 1, J), np.eye(J)[label]
+        value, gradient = both(spread_loss, scores, targets, margin)
+        exact = reference_routing.spread_loss(scores, label, margin)
+        np.testing.assert_allclose(value, exact, rtol=1e-12, atol=1e-14)
+        exact = reference.gradient(
+            lambda x, t=label: reference_routing.spread_loss(x, t, margin), scores
+        )
+        np.testing.assert_allclose(gradient, exact, rtol=1e-10, atol=1e-14)
+
+
+def test_spread_loss_by_hand():
+    # The true class leads by 0.3, -0.1 and 0.6; the margin asks for 0.5.
+    scores, targets = jnp.array([0.3, 0.6, 0.7, 0.0]), jnp.array([0.0, 1.0, 0.0, 0.0])
+    value, gradient = both(spread_loss, scores, targets, 0.5)
+    np.testing.assert_allclose(value, 0.2**2 + 0.6**2, rtol=1e-5)
+    np.testing.assert_allclose(gradient, [0.4, -1.6, 1.2, 0], rtol=1e-5)
+    # With margin one and one other class: the squared hinge loss.
+    np.testing.assert_allclose(spread_loss(jnp.zeros(2), jnp.array([1.0, 0]), 1.0), 1, rtol=1e-6)
+
+
+def test_spread_loss_is_zero_beyond_the_margin():
+    scores, targets = jnp.array([0.1, 0.75, 0.0]), jnp.array([0.0, 1.0, 0.0])
+    value, gradient = both(spread_loss, scores, targets, 0.6)
+    assert value == 0
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_spread_margin_grows_from_one_fifth_to_nine_tenths():
+    progress = jnp.linspace(0, 1, 11)
+    margins = jax.jit(jax.vmap(spread_margin))(progress)
+    np.testing.assert_allclose(margins, np.linspace(0.2, 0.9, 11), rtol=1e-6)
+    for outside, margin in ((-1, 0.2), (-0.01, 0.2), (1.5, 0.9), (3, 0.9)):
+        np.testing.assert_allclose(spread_margin(outside), margin, rtol=1e-6)
+
+
+@pytest.mark.parametrize("J", CLASSES)
+def test_cross_entropy_of_logits(x64, J):
+    rng = np.random.default_rng(J)
+    for label in {0, J // 2, J - 1}:
+        scores, targets = rng.normal(0, 3, J), np.eye(J)[label]
+        value, gradient = both(of_logits, scores, targets)
+        exact = reference.cross_entropy(scores, label)
+        np.testing.assert_allclose(value, exact, rtol=1e-12, atol=1e-14)
+        exact = reference.gradient(lambda x, t=label: reference.cross_entropy(x, t), scores)
+        np.testing.assert_allclose(gradient, exact, rtol=1e-10, atol=1e-14)
+
+
+def test_cross_entropy_of_extreme_logits():
+    for scores, expected in (([1e4, 0.0], 1e4), ([0.0, 1e4], 0.0), ([-1e4, -1e4], np.log(2))):
+        value, gradient = both(of_logits, jnp.array(scores), jnp.array([0.0, 1.0]))
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+        assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("J", CLASSES)
+def test_cross_entropy_of_lengths(x64, J):
+    rng = np.random.default_rng(J)
+    for label in {0, J // 2, J - 1}:
+        scores, targets = rng.uniform(0.01, 1, J), np.eye(J)[label]
+        value, gradient = both(of_lengths, scores, targets)
+        paper = reference_routing.cross_entropy_of_probabilities(scores, label)
+        np.testing.assert_allclose(value, paper, rtol=2e-5, atol=2e-6)
+
+        def exact(x, t=label):
+            return reference_routing.cross_entropy_of_probabilities(x + EPSILON, t)
+
+        np.testing.assert_allclose(value, exact(scores), rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(
+            gradient, reference.gradient(exact, scores), rtol=1e-9, atol=1e-14
+        )
+
+
+def test_cross_entropy_of_lengths_is_finite_at_zero():
+    targets = jnp.array([1.0, 0.0, 0.0, 0.0])
+    value, gradient = both(of_lengths, jnp.array([0.0, 0.5, 0.5, 0.0]), targets)
+    np.testing.assert_allclose(value, -np.log(EPSILON), rtol=1e-6)
+    assert np.isfinite(gradient).all() and gradient[0] < 0 < gradient[1]
+    value, gradient = both(of_lengths, jnp.zeros(4), targets)
+    np.testing.assert_allclose(value, np.log(4), rtol=1e-6)
+    np.testing.assert_allclose(gradient * EPSILON, [-0.75, 0.25, 0.25, 0.25], rtol=1e-5)
+    value, gradient = both(of_lengths, targets, targets)
+    assert 0 <= value < 1e-6 and np.isfinite(gradient).all()
+
+
+def test_cross_entropy_of_lengths_ignores_their_scale_and_softmax_does_not():
+    scores, targets = jnp.array([0.2, 0.5, 0.1]), jnp.array([0.0, 1.0, 0.0])
+    for loss, same in ((of_lengths, True), (of_logits, False)):
+        assert np.allclose(loss(scores, targets), loss(scores / 2, targets), rtol=1e-5) == same
+
+
+def test_soft_targets_mix_the_losses_of_their_classes(x64):
+    targets = np.array([0.2, 0.0, 0.5, 0.3])
+    for loss in (of_logits, of_lengths):
+        mixed = sum(t * loss(LENGTHS, one) for t, one in zip(targets, np.eye(4)))
+        np.testing.assert_allclose(loss(LENGTHS, targets), mixed, rtol=1e-12)
+
+
 def test_reconstruction_loss(x64):
     rng = np.random.default_rng(0)
     for shape in [(1, 1, 1), (3, 4, 2), (5,)]:
@@ -116,6 +226,9 @@ def test_jit_and_vmap_change_nothing():
     pose, image = rng.normal(size=(2, 5, 4, 3)).astype(np.float32)
     for function, args in [
         (margin_loss, (lengths, targets)),
+        (spread_loss, (lengths, targets, np.linspace(0.2, 0.9, 5, dtype=np.float32))),
+        (of_logits, (lengths, targets)),
+        (of_lengths, (lengths, targets)),
         (reconstruction_loss, (pose, image)),
         (argmax_mask, (lengths,)),
         (mask_capsules, (pose, targets)),
@@ -130,6 +243,15 @@ def test_wrong_shapes_are_rejected():
         (margin_loss, [(4, 1), (4,)]),
         (margin_loss, [(2, 4), (2, 4)]),
         (margin_loss, [(4,), (3,)]),
+        (spread_loss, [(4, 1), (4,), ()]),
+        (spread_loss, [(2, 4), (2, 4), ()]),
+        (spread_loss, [(4,), (3,), ()]),
+        (spread_loss, [(4,), (4,), (4,)]),
+        *(
+            (loss, shapes)
+            for loss in (of_logits, of_lengths)
+            for shapes in ([(4, 1), (4,)], [(2, 4), (2, 4)], [(4,), (3,)])
+        ),
         (reconstruction_loss, [(4, 4, 1), (4, 4)]),
         (argmax_mask, [(2, 4)]),
         (mask_capsules, [(3, 2), (3, 1)]),
