@@ -85,7 +85,11 @@ def depthwise_conv2d(x: chex.Array, w: chex.Array, stride: int = 1) -> jax.Array
     chex.assert_rank([x, w], 4)
     k, C = w.shape[0], x.shape[3]
     chex.assert_shape(w, (k, k, 1, C), custom_message=f"w must be [k, k, 1, C], x is {x.shape}")
-    # Channels as a batch: on CPU faster, and by far in its gradient, than grouped convolution.
+    if min(x.shape[1:3]) < k:
+        raise ValueError(
+            f"an image of {x.shape[1]}x{x.shape[2]} pixels is smaller than the {k}x{k} kernel"
+        )
+    # On CPU the gradient of a grouped convolution takes several times as long as that of this.
     return _product(_patches(x, k, stride), w.reshape(k * k, C), "bhwpc,pc->bhwc")
 
 

@@ -29,6 +29,7 @@ from capsjax.routing import (
     start,
     step,
 )
+from capsjax.routing.base import hold_constants
 from capsjax.squash import no_squash, safe_norm, squash, squash_by_name
 from capsjax.votes import VOTES
 
@@ -182,9 +183,13 @@ class RoutedCapsules(nnx.Module):
         sizes = Sizes(capsules_in, capsules_out, pose_out, pose_in)
         shape = VOTES[votes].shape(*sizes, types)
         key = rngs.params()
-        kernel = routing.gain(sizes) * kernel_init(key, shape, jnp.float32)
+        if routing.fit is not None:
+            routing = routing.fit(sizes)
+        kernel = kernel_init(key, shape, jnp.float32)
         if "matrix" in votes:
-            kernel += jnp.eye(shape[-1])
+            kernel += jnp.eye(shape[-1], dtype=kernel.dtype)[None, None]
+        else:
+            kernel *= routing.gain(sizes)
         self.kernel = nnx.Param(kernel)
         params = routing.init_params(jax.random.fold_in(key, 1), sizes)
         for name, value in params.items():
@@ -216,12 +221,12 @@ class RoutedCapsules(nnx.Module):
 
     def start(self, x: Capsules) -> Any:
         """The state before the first pass."""
-        params = self.params()
+        params = hold_constants(self.routing, self.params())
         return jax.vmap(lambda one: start(self.routing, params, one))(self.children(x))
 
     def step(self, x: Capsules, state: Any, t: int) -> Any:
         """The state after pass t."""
-        params = self.params()
+        params = hold_constants(self.routing, self.params())
         return jax.vmap(lambda one, state: step(self.routing, params, one, state, t)[0])(
             self.children(x), state
         )
@@ -237,7 +242,8 @@ class ConvCapsules(RoutedCapsules):
     Every position of the output grid routes the input capsules that it sees, a square of
     positions with all their types, to its own; all positions share parameters. Algorithms that
     are mixture models (EM, variational Bayes) let an input capsule compete for the parents at
-    all positions that see it, see :func:`capsjax.routing.over_field`.
+    all positions that see it, see :func:`capsjax.routing.over_field`; they hold their votes,
+    whatever the implementation.
 
     Args:
       grid_in: (H, W). types_in: T. pose_in: K.
@@ -265,7 +271,9 @@ class ConvCapsules(RoutedCapsules):
         if min(grid_in) < kernel:
             raise ValueError(f"a grid of {grid_in} capsules is too small for {kernel}x{kernel}")
         children = kernel * kernel * types_in
-        if kernel_init is None:
+        if kernel_init is None and not others.get("routing", dynamic()).squashes:
+            kernel_init = NORMAL
+        elif kernel_init is None:
             # Even couplings 1/J of votes for unit poses then give a vector of length one.
             kernel_init = jax.nn.initializers.normal(types_out / (children * pose_out) ** 0.5)
         others |= {"types": types_in, "kernel_init": kernel_init}
@@ -326,9 +334,13 @@ class ConvCapsules(RoutedCapsules):
         if coupling is not None:
             coupling = coupling.reshape(batch, positions, *coupling.shape[1:])
         pose = out.pose.reshape(batch, -1, out.pose.shape[-1])
-        return out._replace(
-            pose=pose, activation=out.activation.reshape(batch, -1), coupling=coupling
-        )
+        activation = out.activation.reshape(batch, -1)
+        aux = out.aux
+        if aux is not None:
+            aux = jax.tree.map(
+                lambda x: x.reshape(batch, positions, *x.shape[1:]).swapaxes(1, 2), aux
+            )
+        return RoutingOutput(pose, activation, coupling, aux)
 
 
 def _fold(seen: Capsules) -> Capsules:

@@ -10,7 +10,7 @@ import reference
 from flax import nnx
 
 from capsjax import Conv, conv2d, from_module
-from capsjax.conv import IMPLEMENTATIONS
+from capsjax.conv import IMPLEMENTATIONS, depthwise_conv2d
 
 # (B, H, W, C, k, stride, O)
 SIZES = [
@@ -140,6 +140,77 @@ def test_errors():
     for shape in [(3, 3, 1, 4), (3, 4, 2, 1), (3, 3, 2)]:
         with pytest.raises(AssertionError):
             conv2d(x, np.zeros(shape, np.float32))
+
+
+# Every channel alone
+
+
+def alone(x, w, stride, g):
+    """Value and both gradients: one image and one channel at a time."""
+    y, dx, dw = np.zeros(g.shape), np.zeros(x.shape), np.zeros(w.shape)
+    for b, row, column, c in np.ndindex(*g.shape):
+        for i, j in np.ndindex(*w.shape[:2]):
+            at = (b, stride * row + i, stride * column + j, c)
+            y[b, row, column, c] += x[at] * w[i, j, 0, c]
+            dx[at] += g[b, row, column, c] * w[i, j, 0, c]
+            dw[i, j, 0, c] += g[b, row, column, c] * x[at]
+    return y, dx, dw
+
+
+@pytest.mark.parametrize("size", [SIZES[n] for n in (0, 1, 5, 8, 11)], ids=str)
+def test_depthwise(x64, size):
+    B, H, W, _, k, stride, _ = size
+    x, _, _ = data(B, H, W, 3, k, stride, 1)
+    _, w, g = data(B, H, W, 1, k, stride, 3)
+    exact = alone(x, w, stride, g)
+
+    @jax.jit
+    def everything(x, w, g):
+        y, vjp = jax.vjp(functools.partial(depthwise_conv2d, stride=stride), x, w)
+        return y, *vjp(g)
+
+    for got, true in zip(everything(x, w, g), exact, strict=True):
+        assert got.shape == true.shape and got.dtype == np.float64
+        assert relative_error(got, true) < 1e-13
+
+
+def test_depthwise_in_bfloat16_is_accumulated_in_float32():
+    x, _, _ = data(2, 6, 6, 3, 5, 1, 1)
+    _, w, g = data(2, 6, 6, 1, 5, 1, 3)
+    half = [jnp.asarray(a, jnp.bfloat16) for a in (x, w)]
+    exact = alone(*(np.asarray(a.astype(jnp.float32), np.float64) for a in half), 1, g)[0]
+    got = jax.jit(depthwise_conv2d)(*half)
+    assert got.dtype == jnp.bfloat16
+    assert relative_error(got.astype(jnp.float32), exact) < 2**-8
+    products = [e for e in jax.make_jaxpr(depthwise_conv2d)(*half).eqns
+                if "dot" in e.primitive.name]
+    assert {e.params["preferred_element_type"] for e in products} == {np.dtype("float32")}
+
+
+def test_depthwise_errors():
+    x = np.zeros((1, 6, 8, 2), np.float32)
+    for shape in [(3, 3, 2, 2), (3, 3, 1, 3), (3, 3, 1, 1), (3, 4, 1, 2), (3, 3, 2)]:
+        with pytest.raises(AssertionError):
+            depthwise_conv2d(x, np.zeros(shape, np.float32))
+    with pytest.raises(AssertionError):
+        depthwise_conv2d(x[0], np.zeros((3, 3, 1, 2), np.float32))
+    for k in (7, 9):
+        with pytest.raises(ValueError, match=f"6x8 pixels is smaller than the {k}x{k} kernel"):
+            depthwise_conv2d(x, np.zeros((k, k, 1, 2), np.float32))
+
+
+def test_depthwise_module():
+    conv = Conv(
+        3, 3, 2, stride=2, scale=0.25, depthwise=True, bias_init=jax.nn.initializers.normal(1),
+        rngs=nnx.Rngs(0),
+    )
+    assert conv.kernel[...].shape == (2, 2, 1, 3)
+    x = np.random.default_rng(0).normal(size=(2, 5, 6, 3)).astype(np.float32)
+    kernel, bias = np.asarray(conv.kernel[...]), np.asarray(conv.bias[...])
+    exact = 0.25 * alone(x, kernel, 2, np.zeros((2, 2, 3, 3)))[0] + bias
+    np.testing.assert_allclose(conv(x), exact, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="depthwise: 3 channels can't become 6"):
+        Conv(3, 6, 2, depthwise=True, rngs=nnx.Rngs(0))
 
 
 # The module around it

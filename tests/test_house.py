@@ -8,6 +8,8 @@ import tomllib
 import pytest
 
 import capsjax
+import capsjax.models
+import capsjax.routing
 import kernels
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -15,6 +17,7 @@ ALLOWED = {
     "capsjax": {"capsjax", "jax", "flax", "optax", "chex", "numpy"},
     "kernels": {"kernels", "capsjax", "jax", "chex", "numpy", "absl"},
 }
+PUBLIC = [capsjax, capsjax.models, capsjax.routing]
 # The input and output that the library leaves to the programs.
 FORBIDDEN_IN_CAPSJAX = {"open", "print", "input"}
 
@@ -56,7 +59,8 @@ def test_wheel_holds_all_of_capsjax_and_nothing_else():
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = {p.parent for p in (ROOT / "capsjax").rglob("*.py")}
     names = {".".join(f.relative_to(ROOT).parts) for f in folders}
-    assert set(packages["packages"]) == names
+    assert sorted(packages["packages"]) == sorted(names)
+    assert all((folder / "__init__.py").exists() for folder in folders)
 
 
 def test_kernels_are_ours():
@@ -64,11 +68,26 @@ def test_kernels_are_ours():
     assert ROOT in where.parents, f"{where} is Hugging Face's package; run from the root"
 
 
-def test_public_names_exist_and_are_documented():
-    for name in capsjax.__all__:
-        value = getattr(capsjax, name)
+@pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)
+def test_public_names_exist_and_are_documented(module):
+    assert len(set(module.__all__)) == len(module.__all__)
+    for name in module.__all__:
+        value = getattr(module, name)
         if inspect.isfunction(value) or inspect.isclass(value):
             assert inspect.getdoc(value), name
+
+
+@pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)
+def test_all_that_a_package_imports_is_public(module):
+    """Of its own: what __init__ takes from other packages it merely uses."""
+    tree = ast.parse(pathlib.Path(module.__file__).read_text())
+    taken = {
+        alias.asname or alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module.startswith(f"{module.__name__}.")
+        for alias in node.names
+    }
+    assert taken <= set(module.__all__)
 
 
 def test_requirements_cover_every_import_of_the_programs():

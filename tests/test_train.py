@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 import reference
+import reference_routing
 from jax.sharding import NamedSharding, PartitionSpec
 
 from capsjax import (
@@ -18,6 +19,7 @@ from capsjax import (
     CapsNetConfig,
     CNNConfig,
     Model,
+    Prediction,
     TrainState,
     adam,
     capsnet_loss,
@@ -165,6 +167,101 @@ def test_capsnet_loss(config, weights):
         for name, value in exact.items():
             np.testing.assert_allclose(metrics[name][n], value, rtol=1e-4, err_msg=name)
     assert sum(metrics["accuracy"]) == 1
+
+
+class Scores:
+    """A network whose scores are its parameters, the same for every image."""
+
+    @staticmethod
+    def apply(params, images, labels=None, key=None):
+        return Prediction(jnp.broadcast_to(params[None], (images.shape[0], params.shape[0])))
+
+
+# Of scores and label, and of the progress of training.
+SCORE_LOSSES = {
+    "margin": lambda a, label, progress: reference.margin_loss(a, np.eye(len(a))[label]),
+    "spread": lambda a, label, progress: reference_routing.spread_loss(
+        a, label, 0.2 + 0.7 * progress
+    ),
+    "cross_entropy": lambda a, label, progress: reference_routing.cross_entropy_of_probabilities(
+        a, label
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCORE_LOSSES)
+def test_losses_of_scores(name):
+    scores = np.array([0.3, 0.5, 0.15, 0.9], np.float32)
+    images, labels = np.zeros((4, 1, 1, 1), np.float32), np.arange(4)
+    loss = jax.jit(capsnet_loss(Scores, loss=name, margin_weight=0.5))
+    for progress in (0.0, 0.25, 1.0, None):  # None: as at the end
+        options = {} if progress is None else {"progress": progress}
+        losses, metrics = loss(scores, images, labels, None, **options)
+        end = 1 if progress is None else progress
+        exact = [SCORE_LOSSES[name](scores.astype(float), label, end) for label in labels]
+        np.testing.assert_allclose(metrics[f"{name}_loss"], exact, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(losses, 0.5 * np.array(exact), rtol=1e-5, atol=1e-7)
+        assert metrics.keys() == {f"{name}_loss", "loss", "accuracy"}
+        np.testing.assert_array_equal(metrics["accuracy"], [0, 0, 0, 1])
+
+
+def test_cross_entropy_of_logits():
+    scores = np.array([-2.0, 3.0, 0.5], np.float32)
+    images, labels = np.zeros((3, 1, 1, 1), np.float32), np.arange(3)
+    loss = capsnet_loss(Scores, loss="cross_entropy", logit=True)
+    losses, metrics = jax.jit(loss)(scores, images, labels)
+    exact = [reference.cross_entropy(scores.astype(float), label) for label in labels]
+    np.testing.assert_allclose(losses, exact, rtol=1e-5)
+    np.testing.assert_array_equal(metrics["cross_entropy_loss"], losses)
+
+
+def test_losses_that_do_not_fit():
+    for name in ("margin", "spread"):
+        with pytest.raises(ValueError, match=f"{name!r} needs scores in .0, 1., not logits"):
+            capsnet_loss(Scores, loss=name, logit=True)
+    with pytest.raises(ValueError, match="margin, spread, cross_entropy, not 'hinge'"):
+        capsnet_loss(Scores, loss="hinge")
+
+
+def test_the_margin_grows_with_the_steps():
+    """From 0.2 at the first step to 0.9 at the last, in training; 0.9 in evaluation."""
+    optimizer = optax.sgd(0.0)
+    params = np.array([0.9, 0.85, 0.2], np.float32)
+    images, labels = np.zeros((2, 1, 1, 1), np.float32), np.zeros(2, np.int32)
+    loss = capsnet_loss(Scores, loss="spread")
+
+    def losses(steps, **options):
+        step = make_train_step(loss, optimizer, **options)
+        state = init_state(Model(lambda key: jnp.asarray(params), None), optimizer, KEY)
+        scan = jax.jit(lambda s: jax.lax.scan(
+            lambda s, _: step(s, images, labels, KEY), s, length=steps
+        ))
+        state, metrics = scan(state)
+        assert state.step == steps
+        return np.asarray(metrics["spread_loss"])
+
+    def exact(progress):
+        return reference_routing.spread_loss(params.astype(float), 0, 0.2 + 0.7 * progress)
+
+    grown = losses(6, total_steps=5)
+    np.testing.assert_allclose(grown, [exact(p) for p in (0, 0.2, 0.4, 0.6, 0.8, 1)], rtol=1e-5)
+    assert (np.diff(grown) > 0.01).all()
+    np.testing.assert_allclose(losses(2), [exact(1)] * 2, rtol=1e-5)
+    evaluated = make_eval_step(loss)(params, images, labels)["spread_loss"]
+    np.testing.assert_allclose(evaluated, [exact(1)] * 2, rtol=1e-5)
+
+
+def test_gradient_follows_the_progress():
+    scores, label = np.array([0.6, 0.5, 0.2]), 0
+    images, labels = np.zeros((1, 1, 1, 1), np.float32), np.array([label])
+    gradient = jax.jit(make_gradient(capsnet_loss(Scores, loss="spread")))
+    for progress in (0.0, 0.5, 1.0):
+        got, _ = gradient(scores.astype(np.float32), images, labels, KEY, progress)
+        exact = reference.gradient(
+            lambda a, m=0.2 + 0.7 * progress: reference_routing.spread_loss(a, label, m), scores
+        )
+        assert np.any(exact)
+        np.testing.assert_allclose(got, exact, rtol=1e-4)
 
 
 def test_cross_entropy_loss():

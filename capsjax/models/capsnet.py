@@ -1,6 +1,7 @@
 """CapsNet: convolution, primary capsules, routed capsules in one layer or more, decoder."""
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import chex
@@ -11,8 +12,24 @@ from flax import nnx
 from jax.nn import initializers as init
 
 from capsjax.losses import argmax_mask, label_mask, mask_capsules
-from capsjax.modules import Capsules, Conv, ConvCapsules, Decoder, PrimaryCapsules, RoutedCapsules
-from capsjax.routing import Routing, RoutingOutput, Sweeps, check_choice, make, options_of
+from capsjax.modules import (
+    ACTIVATIONS,
+    Capsules,
+    Conv,
+    ConvCapsules,
+    Decoder,
+    PrimaryCapsules,
+    RoutedCapsules,
+)
+from capsjax.routing import (
+    GRADIENTS,
+    Routing,
+    RoutingOutput,
+    Sweeps,
+    check_choice,
+    make,
+    options_of,
+)
 from capsjax.squash import SQUASHES
 from capsjax.votes import VOTES
 
@@ -91,10 +108,23 @@ class CapsNetConfig:
         check_choice("votes", self.votes, VOTES)
         check_choice("layer_votes", self.layer_votes, VOTES)
         routing = self.make_routing()
-        if self.routing_schedule == "concurrent" and routing.field and self.capsule_layers:
-            raise ValueError(f"routing {self.routing!r} has no concurrent schedule")
-        pose = self.class_pose if self.capsule_layers else self.primary_pose
+        check_choice("routing_gradient", self.routing_gradient, GRADIENTS)
+        check_choice("primary_activation", self.primary_activation, ACTIVATIONS)
+        if self.routing_schedule == "concurrent":
+            if routing.field and self.capsule_layers:
+                raise ValueError(f"routing {self.routing!r} has no concurrent schedule")
+            if self.routing_gradient != "full":
+                raise ValueError(
+                    "the concurrent schedule has no other gradient than full, not "
+                    f"{self.routing_gradient!r}"
+                )
+        pose = self.primary_pose
+        for _ in self.capsule_layers:
+            VOTES[self.layer_votes].shape(1, 1, self.class_pose, pose, 1)
+            pose = self.class_pose
         VOTES[self.votes].shape(1, 1, self.class_pose, pose, 1)
+        if self.coordinates and (pose < 4 or math.isqrt(pose) ** 2 != pose):
+            raise ValueError(f"coordinates need poses that are square matrices, not {pose} numbers")
 
     def make_routing(self) -> Routing:
         """The routing algorithm, with the options that it has."""
@@ -258,7 +288,7 @@ class CapsNet(nnx.Module):
         if not self.config.coordinates:
             return x
         (height, width), (B, I, K) = self.grid, x.pose.shape
-        side = int(K**0.5)
+        side = math.isqrt(K)
         place = np.zeros((height, width, 1, K), np.float32)
         place[..., side - 1] = (np.arange(height) + 0.5)[:, None, None] / height
         place[..., 2 * side - 1] = (np.arange(width) + 0.5)[None, :, None] / width

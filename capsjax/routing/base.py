@@ -108,6 +108,8 @@ class Routing:
     # sizes -> factor on the initial transformation matrices, for algorithms that need votes of
     # another length than those that suit dynamic routing
     gain: Callable[[Sizes], float] = lambda sizes: 1.0
+    # sizes -> the same algorithm with the constants that suit a layer of such sizes
+    fit: Callable[[Sizes], "Routing"] | None = None
     # (params, state, t) -> V [J, D] or None for zero. Where it is given, the logits are
     # prior_ij + votes_ij . V_j and the statistics sum_i c_ij votes_ij, as the kernels have it;
     # see :func:`by_agreement`.

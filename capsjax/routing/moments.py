@@ -11,6 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+# Of a sum of weights: the gradient of a quotient divides by its square, which must not underflow.
+SMALLEST = 1e-12
+
 
 class Sums(NamedTuple):
     """Additive over input capsules."""
@@ -40,7 +43,7 @@ def moments(s: Sums, shift: jax.Array) -> Moments:
 
     Parents without any weight get the shift as mean, and variance zero.
     """
-    weight = jnp.maximum(s.weight, jnp.finfo(s.weight.dtype).tiny)[:, None]
+    weight = jnp.maximum(s.weight, SMALLEST)[:, None]
     mean = s.first / weight
     variance = jnp.maximum(s.second / weight - mean * mean, 0)
     return Moments(s.weight, jax.lax.stop_gradient(shift) + mean, variance)

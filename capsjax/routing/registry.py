@@ -58,10 +58,6 @@ def make(name: str, **options) -> Routing:
       >>> make("dynamic", iterations=2, bias=True).passes
       2
     """
-    if name not in ROUTINGS:
-        near = difflib.get_close_matches(name, ROUTINGS, 1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"routing must be one of {', '.join(ROUTINGS)}, not {name!r}{hint}")
     if unknown := set(options) - set(options_of(name)):
         raise ValueError(
             f"routing {name!r} has no option {sorted(unknown)[0]!r}, only "
@@ -77,6 +73,10 @@ def options_of(name: str) -> tuple[str, ...]:
       >>> options_of("kmeans")
       ('iterations', 'squash')
     """
+    if name not in ROUTINGS:
+        near = difflib.get_close_matches(name, ROUTINGS, 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"routing must be one of {', '.join(ROUTINGS)}, not {name!r}{hint}")
     function = ROUTINGS[name][0]
     given = {"name", "normalizer"} if isinstance(function, functools.partial) else {"name"}
     return tuple(p for p in inspect.signature(function).parameters if p not in given)

@@ -1,0 +1,348 @@
+"""Convolutional capsule layers, against loops over the positions of a small grid.
+
+Children of two types at each position; every parent sees a square of 2x2 positions, with stride 1
+or 2, in which case a last column of children is seen by nobody.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+import reference_routing as loops
+
+from capsjax import Capsules, ConvCapsules, RoutedCapsules, from_module
+from capsjax.routing import Children, field_index, field_softmax, make, over_field, run
+
+T, K, J, D, KERNEL = 2, 4, 3, 4, 2
+GRID = {1: (4, 3), 2: (4, 5)}  # stride: grid of the children
+OUT = {1: (3, 2), 2: (2, 2)}  # and of the parents
+FAST = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+VOTES = {
+    "full": reference.prediction_vectors,
+    "conv": loops.conv_votes,
+    "matrix": loops.matrix_votes,
+}
+FULLEST = {"iterations": 3, "prior": "learned", "bias": True}
+
+
+class Case(NamedTuple):
+    routing: str
+    stride: int = 1
+    options: dict = {}
+    votes: str = "full"
+    gradient: str = "full"
+
+
+def compiled(function, *args):
+    """Called once, and compiled fast rather than well."""
+    return jax.jit(function).lower(*args).compile(compiler_options=FAST)
+
+
+def layer(case, grid=None, implementation="auto"):
+    sizes = (grid or GRID[case.stride], T, K, J, D, KERNEL, case.stride)
+    options = {
+        "routing": make(case.routing, **case.options),
+        "votes": case.votes,
+        "gradient": case.gradient,
+        "implementation": implementation,
+        "dtype": jnp.float64,
+    }
+    return from_module(lambda rngs: ConvCapsules(*sizes, **options, rngs=rngs))
+
+
+def example(model, stride=1, batch=2):
+    """Parameters that are not their first values, and capsules that agree somewhat."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    params = {name: 0.5 * rng.normal(size=x.shape) for name, x in shapes.items()}
+    I = GRID[stride][0] * GRID[stride][1] * T
+    pose = 0.5 * rng.normal(size=(batch, I, K)) + rng.normal(size=K)
+    return params, Capsules(pose, rng.uniform(0.1, 0.9, (batch, I)))
+
+
+def expected(case, params, pose, activation):
+    """Of one example, position by position: poses ``[P, J, D]``, activations, couplings."""
+    grid = (*GRID[case.stride], T)
+    children, index = loops.patches(pose.reshape(*grid, K), KERNEL, case.stride)
+    present, _ = loops.patches(activation.reshape(grid), KERNEL, case.stride)
+    own = dict(params)
+    W = own.pop("kernel")
+    votes = np.array([VOTES[case.votes](u, W) for u in children])
+    if case.routing == "em":
+        return loops.em_field(votes, present, index, case.options["iterations"], **own)
+    if case.routing == "self":
+        routed = [loops.self_routing(*seen, **own) for seen in zip(votes, children, present)]
+    else:
+        options = {k: v for k, v in case.options.items() if k in ("iterations", "squash")}
+        routed = [loops.dynamic(seen, **options, **own) for seen in votes]
+    return loops.Routed(*map(np.array, zip(*routed)))
+
+
+def loss_weights(stride):
+    rng = np.random.default_rng(9)
+    positions = np.prod(OUT[stride])
+    return rng.normal(size=(positions, J, D)), rng.normal(size=(positions, J))
+
+
+def differentiated(model, case, params, x):
+    """Output of a batch, and gradients of a sum of all its numbers with random weights."""
+    a, b = loss_weights(case.stride)
+
+    def loss(params, x):
+        out = model.apply(params, x)
+        B = x.pose.shape[0]
+        total = jnp.sum(a.reshape(1, -1, D) * out.pose) + jnp.sum(b.reshape(1, -1) * out.activation)
+        assert out.pose.shape == (B, a.shape[0] * J, D)
+        return total, out
+
+    gradients, out = compiled(jax.grad(loss, (0, 1), has_aux=True), params, x)(params, x)
+    return jax.device_get((out, gradients))
+
+
+# Position by position
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("dynamic", 1, FULLEST),
+        Case("dynamic", 2, {"iterations": 2, "squash": "exponential"}, "matrix"),
+        Case("self", 1, {}, "conv"),
+        Case("em", 1, {"iterations": 3}),
+        Case("em", 2, {"iterations": 2}, "matrix"),
+    ],
+    ids=lambda case: f"{case.routing}-{case.votes}-{case.stride}",
+)
+def test_values_and_gradients(x64, case):
+    model = layer(case)
+    params, x = example(model, case.stride)
+    out, gradients = differentiated(model, case, params, x)
+    exact = [expected(case, params, *one) for one in zip(*x)]
+    B, P, n = len(exact), np.prod(OUT[case.stride]), KERNEL * KERNEL * T
+    assert out.coupling.shape == (B, P, n, J)
+    for got, true in zip(out[:3], zip(*exact)):
+        assert got.dtype == np.float64
+        # Positions row by row, then types.
+        np.testing.assert_allclose(got, np.reshape(true, got.shape), rtol=1e-10, atol=1e-12)
+    assert len({float(v) for v in np.ravel(out.activation)}) == B * P * J
+
+    a, b = loss_weights(case.stride)
+
+    def total(params, x):
+        return sum(
+            np.sum(a * one.pose) + np.sum(b * one.activation)
+            for one in (expected(case, params, *inputs) for inputs in zip(*x))
+        )
+
+    leaves, tree = jax.tree.flatten((params, x))
+    for which, gradient in enumerate(jax.tree.leaves(gradients)):
+        direction = np.random.default_rng(which).normal(size=gradient.shape)
+
+        def along(t, which=which, direction=direction):
+            moved = list(leaves)
+            moved[which] = leaves[which] + t * direction
+            return total(*jax.tree.unflatten(tree, moved))
+
+        true = reference.derivative(along, 0.0, 1.0)
+        scale = np.linalg.norm(gradient) * np.linalg.norm(direction)
+        got = np.sum(gradient * direction)
+        np.testing.assert_allclose(got, true, rtol=1e-8, atol=1e-10 * scale)
+
+
+def test_couplings_of_a_field_as_constants(x64):
+    """gradient=stop: the last M-step with the couplings that led to it."""
+    case = Case("em", 1, {"iterations": 2}, gradient="stop")
+    model = layer(case)
+    params, x = example(model, batch=1)
+    out, (gradients, _) = differentiated(model, case, params, x)
+    children, _ = loops.patches(x.pose[0].reshape(*GRID[1], T, K), KERNEL, 1)
+    present, _ = loops.patches(x.activation[0].reshape(*GRID[1], T), KERNEL, 1)
+    a, b = loss_weights(1)
+
+    def total(W):
+        sum_ = 0.0
+        for p in range(len(children)):
+            votes = reference.prediction_vectors(children[p], W)
+            r, betas = out.coupling[0, p], (params["beta_u"], params["beta_a"])
+            mu, _, logits = loops.em_parents(votes, present[p], r, 2, *betas)
+            sum_ += np.sum(a[p] * mu) + sum(b[p, j] * loops.sigmoid(logits[j]) for j in range(J))
+        return sum_
+
+    direction = np.random.default_rng(1).normal(size=params["kernel"].shape)
+    got = np.sum(gradients["kernel"] * direction)
+    np.testing.assert_allclose(got, reference.derivative(total, params["kernel"], direction), 1e-9)
+
+
+@pytest.mark.parametrize("routing", ["dynamic", "em"])
+def test_one_position_is_a_routed_layer(x64, routing):
+    case = Case(routing, 1, {"iterations": 2})
+    model = layer(case, grid=(KERNEL, KERNEL))
+    n = KERNEL * KERNEL * T
+    alone = from_module(
+        lambda rngs: RoutedCapsules(
+            n, K, J, D, routing=make(routing, iterations=2), dtype=jnp.float64, rngs=rngs
+        )
+    )
+    params, x = example(model)
+    x = Capsules(x.pose[:, :n], x.activation[:, :n])
+    got, exact = (compiled(m.apply, params, x)(params, x) for m in (model, alone))
+    for a, b in zip(got[:3], exact[:3], strict=True):
+        np.testing.assert_allclose(a.reshape(b.shape), b, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [Case("dynamic", 1, FULLEST), Case("self", 2, {}, "conv")],
+    ids=["sweeps", "tiles"],
+)
+def test_stream_is_naive(x64, case):
+    naive, stream = (layer(case, implementation=how) for how in ("naive", "stream"))
+    params, x = example(naive, case.stride)
+    exact, got = (differentiated(model, case, params, x) for model in (naive, stream))
+    assert exact[0].coupling is not None and got[0].coupling is None
+    exact, got = (jax.tree.leaves((out[:2], gradients)) for out, gradients in (exact, got))
+    for a, b in zip(got, exact, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("routing", ["dynamic", "em"])
+def test_batch_mates_do_not_matter(x64, routing):
+    model = layer(Case(routing))
+    params, x = example(model, batch=3)
+    apply = compiled(model.apply, params, x)
+    others = jax.tree.map(np.copy, x)
+    others.pose[1:], others.activation[1:] = 7, 0.5
+    for a, b in zip(apply(params, x)[:3], apply(params, others)[:3], strict=True):
+        np.testing.assert_allclose(b[0], a[0], rtol=1e-11)
+        assert abs(b[1] - a[1]).max() > 1e-3
+
+
+def test_parents_see_their_square_and_nothing_else(x64):
+    """By dynamic routing; a field makes everything depend on everything nearby."""
+    case = Case("dynamic", 2, {"iterations": 2})
+    model = layer(case)
+    params, x = example(model, 2, batch=1)
+
+    def lengths(pose):
+        squares = model.apply(params, Capsules(pose, x.activation)).pose ** 2
+        return jnp.sum(squares.reshape(np.prod(OUT[2]), -1), axis=1)
+
+    influence = compiled(jax.jacrev(lengths), x.pose)(x.pose)
+    seen = np.any(influence.reshape(*OUT[2], *GRID[2], T * K), axis=4)
+    for row, column in np.ndindex(2, 2):
+        exact = np.zeros(GRID[2], bool)
+        exact[2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = True
+        np.testing.assert_array_equal(seen[row, column], exact)
+
+
+# Competition over a field
+
+
+@pytest.mark.parametrize(
+    "grid, types, kernel, stride",
+    [((4, 3), 2, 2, 1), ((4, 3), 2, 2, 2), ((3, 5), 1, 3, 1), ((5, 4), 3, 1, 3), ((2, 2), 2, 2, 1)],
+)
+def test_field_index(grid, types, kernel, stride):
+    index = field_index(grid, types, kernel, stride)
+    numbers = np.arange(grid[0] * grid[1] * types).reshape(*grid, types)
+    children, exact = loops.patches(numbers, kernel, stride)
+    np.testing.assert_array_equal(index, exact)
+    np.testing.assert_array_equal(index, children)  # the order of the children is that of a patch
+
+
+@pytest.mark.parametrize("stride", OUT)
+def test_field_softmax(x64, stride):
+    index = field_index(GRID[stride], T, KERNEL, stride)
+    rng = np.random.default_rng(0)
+    logits, weights, direction = rng.normal(size=(3, *index.shape, J))
+    logits[0, 0] = [800, -900, 801]  # exp of which there is none
+
+    def total(logits):
+        c = field_softmax(logits, index)
+        return jnp.sum(weights * c), c
+
+    gradient, c = jax.device_get(compiled(jax.grad(total, has_aux=True), logits)(logits))
+    np.testing.assert_allclose(c, loops.field_softmax(logits, index), rtol=1e-10)
+    along = reference.derivative(
+        lambda b: np.sum(weights * loops.field_softmax(b, index)), logits, direction
+    )
+    np.testing.assert_allclose(np.sum(gradient * direction), along, rtol=1e-10)
+
+
+def shares(coupling, index):
+    """What the couplings of each input capsule that is seen sum to."""
+    numbers, places = np.unique(index, return_inverse=True)
+    return np.bincount(places.ravel(), np.sum(coupling, -1).ravel(), len(numbers))
+
+
+@pytest.mark.parametrize("routing, stride", [("em", 1), ("em", 2), ("vb", 1), ("dynamic", 1)])
+def test_an_input_capsule_is_shared_once(x64, routing, stride):
+    """Mixture models share it among all positions, others do at each position that sees it."""
+    model = layer(Case(routing, stride, {"iterations": 2}))
+    params, x = example(model, stride, batch=1)
+    coupling = np.asarray(compiled(model.apply, params, x)(params, x).coupling[0])
+    index = field_index(GRID[stride], T, KERNEL, stride)
+    once = np.ones(len(np.unique(index)))
+    several = np.unique(index, return_counts=True)[1]
+    assert several.max() == (4 if stride == 1 else 1)
+    total = shares(coupling, index)
+    np.testing.assert_allclose(total, several if routing == "dynamic" else once, rtol=1e-10)
+    assert coupling.min() >= 0 and np.std(coupling) > 0.01  # not even any more
+    at_each = jax.nn.softmax(np.random.default_rng(0).normal(size=coupling.shape))
+    assert (abs(shares(at_each, index) - once).max() > 0.1) == (stride == 1)
+
+
+def test_over_field_is_for_softmax():
+    index = field_index(GRID[1], T, KERNEL, 1)
+    for name in ("leaky", "sigmoid", "sparsemax"):
+        with pytest.raises(ValueError, match=f"'{name}' has no softmax"):
+            over_field(make(name), index)
+
+
+def test_positions_far_apart_do_not_compete(x64):
+    """With as large a stride as the kernel, a field is every position for itself."""
+    index = field_index(GRID[2], T, KERNEL, 2)
+    rng = np.random.default_rng(0)
+    routing, params = make("em"), {"beta_u": rng.normal(size=J), "beta_a": rng.normal(size=J)}
+    P, n = index.shape
+    votes, pose = rng.normal(size=(P, n, J, D)), rng.normal(size=(P, n, K))
+    x = Children(votes, pose, rng.uniform(size=(P, n)))
+
+    def both(x):
+        apart = jax.vmap(lambda x: run(routing, params, x)[:3])(x)
+        return run(over_field(routing, index), params, x)[:3], apart
+
+    for a, b in zip(*compiled(both, x)(x), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10)
+
+
+# Construction
+
+
+@pytest.mark.parametrize("grid", [(1, 3), (4, 1), (1, 1)])
+def test_grids_smaller_than_the_kernel_are_refused(grid):
+    with pytest.raises(ValueError, match=rf"grid of \({grid[0]}, {grid[1]}\).*2x2"):
+        layer(Case("dynamic"), grid=grid)
+
+
+def test_votes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="'matrix' keep the pose size: 4 can't become 9"):
+        from_module(lambda rngs: ConvCapsules((4, 3), T, 4, J, 9, 2, votes="matrix", rngs=rngs))
+
+
+def test_first_parameters(x64):
+    """Even couplings of votes for unit poses sum to vectors of length one, on average."""
+    n, J, D = 9 * 8, 16, 16
+    case = make("uniform", squash="none")
+    model = from_module(lambda rngs: ConvCapsules((5, 5), 8, 8, J, D, 3, routing=case, rngs=rngs))
+    key = jax.random.key(0, impl="rbg")  # compiles faster than threefry
+    params = jax.jit(model.init)(key)
+    assert params["kernel"].shape == (n, J, D, 8) and params["kernel"].dtype == jnp.float32
+    pose = np.random.default_rng(0).normal(size=(1, 200, 8)).astype(np.float32)
+    pose /= np.linalg.norm(pose, axis=2, keepdims=True)
+    out = jax.jit(model.apply)(params, Capsules(pose, np.ones((1, 200), np.float32)))
+    assert out.pose.shape == (1, 9 * J, D)
+    np.testing.assert_allclose(np.mean(out.activation**2), 1, atol=0.15)
