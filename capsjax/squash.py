@@ -98,8 +98,9 @@ def squash_exponential(s: chex.Array, axis: int = -1) -> jax.Array:
     """
     s = _at_least_float32(s)
     n = safe_norm(s, axis, keepdims=True)
-    zero = n == 0
-    gain = jnp.where(zero, 1, -jnp.expm1(-n) / jnp.where(zero, 1, n))
+    # The series where the derivative of the quotient would divide by a square that underflows.
+    small = n < jnp.finfo(s.dtype).eps ** 0.5
+    gain = jnp.where(small, 1 - n / 2, -jnp.expm1(-n) / jnp.where(small, 1, n))
     longest = 1 - 16 * jnp.finfo(s.dtype).eps
     return s * jnp.where(n > 1, jnp.minimum(gain, longest / jnp.where(n > 1, n, 1)), gain)
 

@@ -47,6 +47,7 @@ def shared_votes(u: chex.Array, W: chex.Array) -> jax.Array:
       u: ``[I, K]``. W: ``[J, D, K]``.
     """
     chex.assert_rank([u, W], [2, 3])
+    chex.assert_shape(u, (None, W.shape[2]), custom_message=f"u must be [I, K] of W {W.shape}")
     return _einsum("jdk,ik->ijd", W, u)
 
 
@@ -61,6 +62,7 @@ def conv_votes(u: chex.Array, W: chex.Array) -> jax.Array:
     """
     chex.assert_rank([u, W], [2, 4])
     T, J, D, K = W.shape
+    chex.assert_shape(u, (None, K), custom_message=f"u must be [I, K] of W {W.shape}")
     grid = u.reshape(-1, T, K)
     return _einsum("tjdk,ptk->ptjd", W, grid).reshape(u.shape[0], J, D)
 
@@ -76,6 +78,8 @@ def matrix_votes(u: chex.Array, W: chex.Array) -> jax.Array:
     """
     chex.assert_rank([u, W], [2, 4])
     I, J, P, _ = W.shape
+    chex.assert_shape(W, (I, J, P, P))
+    chex.assert_shape(u, (I, P * P), custom_message=f"u must be [I, P P] of W {W.shape}")
     return _einsum("ixy,ijyz->ijxz", u.reshape(I, P, P), W).reshape(I, J, P * P)
 
 
@@ -89,6 +93,8 @@ def conv_matrix_votes(u: chex.Array, W: chex.Array) -> jax.Array:
     """
     chex.assert_rank([u, W], [2, 4])
     T, J, P, _ = W.shape
+    chex.assert_shape(W, (T, J, P, P))
+    chex.assert_shape(u, (None, P * P), custom_message=f"u must be [I, P P] of W {W.shape}")
     grid = u.reshape(-1, T, P, P)
     return _einsum("tjyz,ptxy->ptjxz", W, grid).reshape(u.shape[0], J, P * P)
 
@@ -103,6 +109,8 @@ def elementwise_votes(u: chex.Array, W: chex.Array) -> jax.Array:
       u: ``[I, K]``. W: ``[I, J, K]``.
     """
     chex.assert_rank([u, W], [2, 3])
+    shape = W.shape[0], W.shape[2]
+    chex.assert_shape(u, shape, custom_message=f"u must be [I, K] of W {W.shape}")
     wide = accumulator(u.dtype, W.dtype)
     return W.astype(wide) * u[:, None].astype(wide)
 

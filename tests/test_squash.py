@@ -1,12 +1,14 @@
-"""squash, safe_norm: equation 1 at every scale, its derivative, and zero."""
+"""squash and its relatives, safe_norm: values at every scale, derivatives, and zero."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+import reference_routing
 
 from capsjax import safe_norm, squash
+from capsjax.squash import SQUASHES, squash_by_name
 
 DIMENSIONS = [1, 2, 8, 16]
 
@@ -179,3 +181,110 @@ def test_jit_and_vmap_change_nothing(function):
     np.testing.assert_allclose(function(s), loop, rtol=1e-6)
     np.testing.assert_allclose(jax.vmap(function)(s), loop, rtol=1e-6)
     np.testing.assert_allclose(jax.jit(function)(s), loop, rtol=1e-6)
+
+
+# The others, by name
+
+
+def value_and_jacobian(name):
+    function = squash_by_name(name)
+    return jax.jit(jax.vmap(lambda s: (function(s), jax.jacobian(function)(s))))
+
+
+def test_every_name_has_a_loop():
+    assert SQUASHES.keys() == reference_routing.SQUASHES.keys()
+    assert squash_by_name("paper") is squash
+
+
+@pytest.mark.parametrize("name", SQUASHES)
+def test_values_and_derivatives_by_name(x64, name):
+    exact = reference_routing.SQUASHES[name]
+    batch = vectors(3, 10.0 ** np.linspace(-6, 3, 19)[:, None], n=19)
+    directions = vectors(3, seed=1, n=19)
+    for s, direction, v, jacobian in zip(batch, directions, *value_and_jacobian(name)(batch)):
+        np.testing.assert_allclose(v, exact(s), rtol=1e-11)
+        derivative = reference.derivative(exact, s, direction)
+        np.testing.assert_allclose(
+            jacobian @ direction, derivative, rtol=1e-10, atol=1e-10 * abs(derivative).max()
+        )
+
+
+@pytest.mark.parametrize("name", SQUASHES)
+def test_float32_by_name_at_many_scales(name):
+    exact = reference_routing.SQUASHES[name]
+    batch = vectors(4, 10.0 ** np.linspace(-12, 3, 16)[:, None], n=16).astype(np.float32)
+    directions = vectors(4, seed=1, n=16)
+    result = value_and_jacobian(name)(batch)
+    for s, direction, v, jacobian in zip(batch.astype(np.float64), directions, *result):
+        np.testing.assert_allclose(v, exact(s), rtol=1e-5)
+        derivative = reference.derivative(exact, s, direction)
+        np.testing.assert_allclose(
+            np.float64(jacobian) @ direction, derivative, atol=1e-5 * abs(direction).max()
+        )
+
+
+# Bug: (1 - exp(-n)) / n is 0 / 0 at zero, and its derivative has an n^-2 that overflows near it.
+@pytest.mark.parametrize("name", SQUASHES)
+def test_at_zero_and_near_it(name):
+    sizes = np.float32([0, 1e-45, 1e-38, 1e-30, 1e-20, 1e-10, 1e-8])
+    v, jacobian = value_and_jacobian(name)(np.tile(sizes[:, None], 3))
+    assert np.isfinite(v).all() and (np.abs(v) <= sizes[:, None]).all()
+    # The gain at zero: one, or nothing.
+    exact = np.eye(3) if name in ("exponential", "none") else np.zeros((3, 3))
+    np.testing.assert_array_equal(v[0], 0)
+    np.testing.assert_array_equal(jacobian[0], exact)
+    np.testing.assert_allclose(jacobian, np.tile(exact, (7, 1, 1)), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SQUASHES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_and_infinity_are_not_hidden_by_name(name, bad):
+    assert not jnp.isfinite(squash_by_name(name)(jnp.array([1.0, bad, 2.0]))).all()
+
+
+@pytest.mark.parametrize("name", [name for name in SQUASHES if name != "none"])
+@pytest.mark.parametrize("D", [1, 16])
+def test_length_by_name_stays_below_one(name, D):
+    scale = 10.0 ** np.linspace(-6, 37, 200)[:, None] / D
+    s = (np.random.default_rng(D).uniform(-1, 1, size=(200, D)) * scale).astype(np.float32)
+    s[-1] = 1e6 / D**0.5  # of length 1e6
+    v, jacobian = value_and_jacobian(name)(s)
+    lengths = np.sqrt(np.sum(np.square(np.float64(v)), axis=1))
+    assert lengths.max() < 1 and safe_norm(v).max() < 1
+    assert lengths[-1] > 1 - 1e-5
+    assert jnp.isfinite(jacobian).all()
+
+
+@pytest.mark.parametrize("name", SQUASHES)
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_by_name(name, dtype):
+    s = jnp.asarray(vectors(5, 3.0), dtype)
+    v = squash_by_name(name)(s)
+    assert v.dtype == jnp.float32
+    np.testing.assert_array_equal(v, squash_by_name(name)(s.astype(jnp.float32)))
+
+
+@pytest.mark.parametrize("name", SQUASHES)
+def test_axis_by_name(name):
+    s = vectors(3, 2.0).astype(np.float32)
+    function = squash_by_name(name)
+    np.testing.assert_allclose(function(s.T, 0).T, function(s), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name, n, lengths",
+    [
+        ("paper", 3.0, [0.9, 0.45, 0.17, 0.027, 7e-4]),
+        ("exponential", -np.log(0.1), [0.9, 0.59, 0.45, 0.36, 0.30]),
+    ],
+)
+def test_lengths_of_a_stack(name, n, lengths):
+    """The numbers in the documentation, layer after layer."""
+    for length in lengths:
+        n = float(safe_norm(squash_by_name(name)(jnp.array([0.6 * n, -0.8 * n]))))
+        assert abs(n - length) <= 0.05 * length
+
+
+def test_unknown_name():
+    with pytest.raises(ValueError, match="squash must be one of paper, .*, none, not 'papr'"):
+        squash_by_name("papr")

@@ -42,7 +42,8 @@ def static(*, bias: bool = False, squash: str = "paper") -> Routing:
 def random(*, bias: bool = False, squash: str = "paper") -> Routing:
     r"""Couplings drawn once and never trained: :math:`c_i = \mathrm{softmax}(\theta_i)`.
 
-    ``prior`` ``[I, J]``, theta, is standard normal and a constant, counted among the parameters.
+    No paper: a control. ``prior`` ``[I, J]``, theta, is standard normal and a constant, counted
+    among the parameters.
 
     Args:
       bias, squash: see :func:`~capsjax.routing.dynamic.dynamic`.
