@@ -27,6 +27,9 @@ from kernels.api import IMPLEMENTATIONS
 
 PRESET_NAMES = tuple(dict.fromkeys(name.split("_", 1)[1] for name in PRESETS))
 OF_PRESET = ("routing", "votes", "squash")  # flags without a default of their own
+# Flags that mean nothing to a network without capsules.
+OF_CAPSULES = (*OF_PRESET, "routing_prior", "routing_schedule", "frozen_from", "primary_types")
+OF_CAPSULES += ("primary_pose", "class_pose", "depth", "loss", "diagnostics")
 
 
 def _field(default, help, *, choices=None, low=None, high=None, free=False):
@@ -230,6 +233,14 @@ class Config:
         Raises:
           UserError: there is no such network, or the images are too small for it.
         """
+        network = PRESETS.get(f"{self.model}_{self.preset}")
+        if network is None:
+            raise UserError(f"--preset={self.preset}: there is no such --model={self.model}")
+        if not isinstance(network, CapsNetConfig):
+            defaults = Config()
+            given = [n for n in OF_CAPSULES if getattr(self, n) != getattr(defaults, n)]
+            if given:
+                raise UserError(f"--{given[0]} is of capsules, and --model={self.model} has none")
         changes = {
             "image_shape": tuple(image_shape),
             "num_classes": num_classes,
@@ -243,7 +254,7 @@ class Config:
                 "routing_schedule": self.routing_schedule,
                 "votes": self.votes,
                 "squash": self.squash,
-                **self._sizes(),
+                **self._sizes(network),
                 "routing_gradient": self.routing_gradient,
                 "routing_implementation": routing_implementation,
                 "init": self.init,
@@ -255,14 +266,12 @@ class Config:
         try:
             return preset(f"{self.model}_{self.preset}", **changes)
         except ValueError as error:
-            of_images = str(error).startswith("image_shape")
-            raise UserError(f"--dataset={self.dataset}: {error}" if of_images else error) from error
+            where = f"--dataset={self.dataset}: " if str(error).startswith("image_shape") else ""
+            what = " (--primary_pose, --class_pose)" if "pose" in str(error) else ""
+            raise UserError(f"{where}{error}{what}") from error
 
-    def _sizes(self) -> dict:
+    def _sizes(self, network: CapsNetConfig) -> dict:
         """Fields of the network that differ from those of the preset."""
-        network = PRESETS.get(f"{self.model}_{self.preset}")
-        if not isinstance(network, CapsNetConfig):
-            raise UserError(f"--preset={self.preset}: there is no such {self.model}")
         if self.routing_prior != "zeros" and "prior" not in options_of(self.routing):
             raise UserError(f"--routing_prior={self.routing_prior}: {self.routing} has no prior")
         if self.diagnostics and self.routing_schedule != "sequential":
@@ -274,9 +283,6 @@ class Config:
             for name in ("primary_types", "primary_pose", "class_pose")
             if getattr(self, name)
         }
-        keeps = self.votes in ("matrix", "conv_matrix", "elementwise")
-        if keeps and "class_pose" not in sizes and not network.capsule_layers:
-            sizes["class_pose"] = sizes.get("primary_pose", network.primary_pose)
         if self.depth:
             layers = network.capsule_layers
             if self.depth > len(layers) + 1:
@@ -285,6 +291,10 @@ class Config:
                     "routed capsule layers"
                 )
             sizes["capsule_layers"] = layers[: self.depth - 1]
+        keeps = self.votes in ("matrix", "conv_matrix", "elementwise")
+        deep = sizes.get("capsule_layers", network.capsule_layers)
+        if keeps and not self.class_pose and not deep:
+            sizes["class_pose"] = sizes.get("primary_pose", network.primary_pose)
         return sizes
 
 

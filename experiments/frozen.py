@@ -17,21 +17,24 @@ BATCH = 128
 FREE = {"routing", "routing_implementation", "frozen_from", "loss", "seed"}
 
 
-def source(setup) -> tuple[Config, Path]:
+def source(config: Config, capsule_layers: int) -> tuple[Config, Path]:
     """The dynamic run whose couplings a run with ``--routing=frozen`` takes, and its folder.
+
+    Args:
+      config: of the frozen run. capsule_layers: of its network, before the class capsules.
 
     Raises:
       UserError: it is not there, not finished, or its network has other sizes.
     """
-    config = setup.config
-    if setup.model_config.capsule_layers:
+    if capsule_layers:
         raise UserError("--routing=frozen knows one routed layer; this network has more")
     dynamic = dataclasses.replace(config, routing="dynamic", frozen_from="")
     folder = Path(config.frozen_from or dynamic.default_workdir())
     if not (folder / "summary.json").exists():
+        where = f" --workdir={folder}" if config.frozen_from else ""
         raise UserError(
             f"--routing=frozen takes the couplings of a finished dynamic run, and {folder} holds "
-            f"none; first run {dynamic.command()}, or name another with --frozen_from"
+            f"none; first run {dynamic.command()}{where}, or name another with --frozen_from"
         )
     stored = json.loads((folder / "config.json").read_text())
     wanted = dynamic.identity()

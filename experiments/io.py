@@ -54,6 +54,12 @@ def open_workdir(config: Config) -> Iterator[Path]:
         os.close(lock)
 
 
+def has_checkpoints(config: Config) -> bool:
+    """Whether a run has been started and kept."""
+    folder = Path(config.workdir or config.default_workdir()) / "checkpoints"
+    return folder.is_dir() and any(folder.iterdir())
+
+
 def write_config(config: Config, workdir: Path) -> None:
     """Write config.json."""
     write_json(workdir / "config.json", dataclasses.asdict(config))

@@ -48,6 +48,8 @@ def run(config: Config) -> dict:
     started = time.monotonic()
     setup = prepare(config)
     total = total_steps(setup)
+    if setup.config.routing == "frozen" and not io.has_checkpoints(setup.config):
+        frozen_source(setup)  # before anything is written
     with io.open_workdir(setup.config) as workdir:
         print(banner(setup), file=sys.stderr)
         with io.Checkpoints(workdir) as checkpoints:
@@ -153,16 +155,25 @@ def about(setup: Setup) -> str:
     return f"capsnet, {m.routing} routing," if isinstance(m, CapsNetConfig) else setup.config.model
 
 
-def initial_state(setup: Setup) -> train.TrainState:
-    """The state before the first step, on all devices."""
+def frozen_source(setup: Setup) -> tuple[Config, Path]:
+    """See :func:`experiments.frozen.source`."""
+    return frozen.source(setup.config, len(setup.model_config.capsule_layers))
+
+
+def initial_state(setup: Setup, *, couplings: bool = True) -> train.TrainState:
+    """The state before the first step, on all devices.
+
+    Args:
+      setup: of the run. couplings: read those that ``--routing=frozen`` needs.
+    """
     key = jax.random.fold_in(jax.random.key(setup.config.seed), 0)
     init = jax.jit(lambda key: train.init_state(setup.model, setup.optimizer, key))
     state = init(key)
-    if setup.config.routing == "frozen":
-        config, folder = frozen.source(setup)
+    if setup.config.routing == "frozen" and couplings:
+        config, folder = frozen_source(setup)
         other = prepare(config, setup.dataset)
-        couplings = frozen.log_couplings(other, initial_state(other), folder)
-        state.params["classes"]["prior"] = couplings
+        prior = frozen.log_couplings(other, initial_state(other), folder)
+        state.params["classes"]["prior"] = prior
     return runtime.replicate(state, setup.devices)
 
 
@@ -179,7 +190,8 @@ def resume(setup: Setup, checkpoints: io.Checkpoints, workdir: Path, total: int)
     Raises:
       UserError: the run has already gone beyond ``total`` steps.
     """
-    state, done = initial_state(setup), checkpoints.latest()
+    done = checkpoints.latest()
+    state = initial_state(setup, couplings=done is None)
     if done is None:
         return state
     if done > total:

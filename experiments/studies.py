@@ -7,8 +7,14 @@ STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
     "routing": {"routing": tuple(ROUTINGS), "seed": ("0", "1", "2")},
     # Routed capsule layers of --preset=deep.
     "depth": {
-        "routing": ("dynamic", "uniform", "inverted", "em", "self"),
-        "squash": ("paper", "exponential"),
-        "depth": ("1", "2", "3", "4"),
+        "preset": ("deep",),
+        "routing": ("dynamic", "uniform", "kmeans", "inverted", "self", "vb"),
+        "depth": ("1", "2", "4"),
+    },
+    # What a squash does to a stack.
+    "deep_squash": {
+        "preset": ("deep",),
+        "routing": ("dynamic", "uniform"),
+        "squash": ("paper", "half", "exponential"),
     },
 }

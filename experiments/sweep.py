@@ -8,8 +8,11 @@ and the same command again does what is missing. Flags of the program apply to a
 ``--output=results/NAME`` the table, and the summaries it is made from, are written there.
 """
 
+import dataclasses
 import itertools
 import json
+import os
+import shlex
 import subprocess
 import sys
 import zlib
@@ -28,6 +31,7 @@ from kernels import program
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = Config(program="mnist")
+LOCAL = {"workdir", "frozen_from", "cache_dir", "data_dir"}  # flags that say where things are
 # Columns of the table behind those of the grid: name, heading, format.
 MEASURED = (
     ("parameters", "parameters", "{:,.0f}"),
@@ -54,13 +58,14 @@ def main() -> None:
     F = flags.FLAGS
     grid = parse_grid(F.study, F.grid, F.seeds)
     base = config_lib.from_flags(BASE)
-    given = base.given(BASE)
-    folder = Path(F.runs or default_folder(given, F.study or "grid"))
-    given |= {n: getattr(base, n) for n in ("data_dir", "cache_dir") if getattr(base, n)}
-    plan = make_plan(grid, given, folder)
+    given = given_flags(base)
+    where = {name: given.pop(name) for name in LOCAL & given.keys()}
+    folder = Path(F.runs or default_folder(given, F.study or "grid")).absolute()
+    plan = make_plan(grid, given | where, folder)
     if F.dry_run:
-        print(*(" ".join(command(run)) for run in plan), sep="\n")
+        print(*(shlex.join(command(run)) for run in plan), sep="\n")
         return
+    check(plan, folder, F.output)
     failed = [run for run in tqdm(plan, unit="run", disable=not sys.stderr.isatty()) if not do(run)]
     done = [run | {"summary": read(run)} for run in plan if run not in failed]
     if not done:
@@ -87,12 +92,51 @@ def parse_grid(study: str | None, text: str | None, seeds: int) -> dict[str, tup
         grid = dict(STUDIES[study])
     else:
         axes = [axis.partition("=") for axis in text.split(";")]
-        grid = {name.strip(): tuple(values.split(",")) for name, _, values in axes}
-        if len(grid) < len(axes) or not all(n and all(v) for n, v in grid.items()):
-            raise UserError(f"--grid={text}: write it as 'routing=em,vb;seed=0,1'")
+        grid = {n.strip(): tuple(v.strip() for v in vs.split(",")) for n, _, vs in axes}
+        whole = all(n and all(v) and len(set(v)) == len(v) for n, v in grid.items())
+        if len(grid) < len(axes) or not whole or "workdir" in grid:
+            raise UserError(
+                f"--grid={text}: write it as 'routing=em,vb;seed=0,1', nothing twice, no workdir"
+            )
     if seeds:
         grid["seed"] = tuple(map(str, range(seeds)))
     return grid
+
+
+def given_flags(base: Config) -> dict:
+    """Flags of the program that were given, also those that say what a preset says anyway.
+
+    Raises:
+      UserError: ``--workdir``, which every run has of its own.
+    """
+    if base.workdir:
+        raise UserError("--workdir is of one run; a sweep keeps its runs under --runs")
+    names = (f.name for f in dataclasses.fields(base))
+    return {n: getattr(base, n) for n in names if getattr(base, n) != getattr(BASE, n)}
+
+
+def check(plan: list[dict], folder: Path, output: str | None) -> None:
+    """Make the folders, before the first run.
+
+    Raises:
+      UserError: they can't be written, or hold runs with other flags.
+    """
+    for parent in (folder, *([Path(output).absolute().parent] if output else [])):
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{parent} can't be written: {error.strerror}") from error
+        if not os.access(parent, os.W_OK):
+            raise UserError(f"{parent} can't be written")
+    for run in plan:
+        workdir = Path(run["flags"]["workdir"])
+        path = workdir / "flags.json"
+        wanted = {k: str(v) for k, v in run["flags"].items() if k not in LOCAL}
+        if path.exists() and json.loads(path.read_text()) != wanted:
+            raise UserError(f"{workdir} is a run with other flags; choose another --runs")
+        if not path.exists():
+            workdir.mkdir(exist_ok=True)
+            io.write_json(path, wanted)
 
 
 def default_folder(given: dict, name: str) -> str:
@@ -118,7 +162,8 @@ def make_plan(grid: dict, given: dict, folder: Path) -> list[dict]:
         except flags.Error as error:
             raise UserError(str(error)) from error
         plan.append({"point": point, "flags": run})
-    return plan
+    # Dynamic runs first, because frozen ones need them.
+    return sorted(plan, key=lambda run: run["point"].get("routing") == "frozen")
 
 
 def place(point: dict) -> str:
@@ -141,23 +186,32 @@ def do(run: dict) -> bool:
     workdir = Path(run["flags"]["workdir"])
     if (workdir / "summary.json").exists():
         return True
-    workdir.mkdir(parents=True, exist_ok=True)
-    flags_ = [str(v) for v in command(run)[1:] if not v.startswith("--workdir=")]
-    where = [f"--workdir={workdir.resolve()}"]
-    done = subprocess.run(
-        [sys.executable, *flags_, *where], cwd=ROOT, capture_output=True, text=True
-    )
+    done = execute([sys.executable, *command(run)[1:]])
     if done.returncode in (-2, 128 + 2, 128 + 15):
         raise KeyboardInterrupt
     error = workdir / "error.txt"
     if done.returncode:
-        error.write_text(done.stderr)
+        error.write_text(f"{done.stderr}exit status {done.returncode}\n")
         tqdm.write(f"{workdir.name}: {(done.stderr.splitlines() or ['?'])[-1]}", sys.stderr)
         return False
     error.unlink(missing_ok=True)
     summary = read(run)
     tqdm.write(f"{workdir.name}: {summary['test_error']:.2f}% test error", sys.stderr)
     return True
+
+
+def execute(words: list[str]) -> subprocess.CompletedProcess:
+    """Run a command to its end, also when interrupted: it has been told too, and saves."""
+    child = subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        _, told = child.communicate()
+    except KeyboardInterrupt:
+        child.communicate()
+        print("stopped; the same command continues", file=sys.stderr)
+        raise
+    return subprocess.CompletedProcess(words, child.returncode, None, told)
 
 
 def read(run: dict) -> dict:
@@ -180,17 +234,17 @@ def table(grid: dict, runs: list[dict]) -> str:
         for name, _, form in MEASURED:
             values.append(form.format(np.median([s[name] for s in summaries])))
         lines.append("| " + " | ".join([*point, *values]) + " |")
-    count = max(map(len, groups.values()))
-    lines += ["", f"Mean ± standard deviation of {count} seeds; medians of the rest."]
+    counts = sorted({len(group) for group in groups.values()})
+    if counts[-1] > 1:
+        seeds = " or ".join(map(str, counts))
+        lines += ["", f"Mean ± standard deviation of {seeds} seeds; medians of the rest."]
     return "\n".join(lines)
 
 
 def write(output: str, grid: dict, runs: list[dict], text: str) -> None:
     """OUTPUT.json and OUTPUT.md."""
     summaries = [run["summary"] for run in runs]
-    made_by = " ".join(
-        ["python -m experiments.sweep", *(a for a in sys.argv[1:] if not local(a))]
-    )
+    made_by = shlex.join(["python", "-m", "experiments.sweep", *portable(sys.argv[1:])])
     about = {
         "command": made_by,
         "commit": sorted({str(s["commit"]) for s in summaries}),
@@ -203,14 +257,22 @@ def write(output: str, grid: dict, runs: list[dict], text: str) -> None:
     keep += ("test_error", "test_errors", "test_examples", "validation_error")
     keep += ("images_per_second", "training_seconds", "peak_memory_mb", "commit")
     rows = [run["point"] | {k: run["summary"][k] for k in keep} for run in runs]
-    io.write_json(path.with_suffix(".json"), about | {"grid": grid, "runs": rows})
+    io.write_json(path.with_name(f"{path.name}.json"), about | {"grid": grid, "runs": rows})
     foot = f"\n\n`{made_by}`, commit {', '.join(about['commit'])}\n"
-    path.with_suffix(".md").write_text(text + foot)
+    path.with_name(f"{path.name}.md").write_text(text + foot)
 
 
-def local(argument: str) -> bool:
-    """Whether a flag only says where things are on this machine."""
-    return argument.lstrip("-").split("=")[0] in ("runs", "cache_dir", "data_dir", "output")
+def portable(arguments: list[str]) -> list[str]:
+    """Arguments of a command without those that say where things are on this machine."""
+    kept, skip = [], False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument.lstrip("-").split("=")[0] in LOCAL | {"runs", "output"}:
+            skip = "=" not in argument
+        else:
+            kept.append(argument)
+    return kept
 
 
 if __name__ == "__main__":

@@ -1,24 +1,31 @@
 """Flags, defaults, recipes and the errors of a wrong command line."""
 
 import dataclasses
+import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
 from absl import flags
 
+from capsjax.routing import ROUTINGS
 from capsjax.train import RECIPES
 from experiments import config as config_lib
 from experiments.config import Config
 from experiments.errors import UserError
 from experiments.mnist import DEFAULTS
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
 
 def parse(*arguments):
-    values = flags.FlagValues()
-    config_lib.define_flags(DEFAULTS, values)
-    values(["program", *arguments])
-    return config_lib.from_flags(DEFAULTS, values)
+    return config_lib.parse(DEFAULTS, list(arguments))
+
+
+def program(*arguments):
+    command = [sys.executable, "-m", "experiments.mnist", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def test_flags_are_the_fields():
@@ -33,10 +40,16 @@ def test_no_flags_give_the_defaults():
 
 def test_flags_reach_the_configuration():
     got = parse("--routing_iterations=5", "--noreconstruction", "--learning_rate=0.01",
-                "--routing_bias", "--recipe=official", "--dataset=cifar10")
+                "--routing_bias", "--recipe=official", "--dataset=cifar10", "--routing=em",
+                "--routing_prior=learned", "--routing_schedule=concurrent", "--frozen_from=a/b",
+                "--votes=conv_matrix", "--squash=none", "--primary_types=3", "--primary_pose=4",
+                "--class_pose=5", "--depth=2", "--loss=spread", "--diagnostics")
     want = dataclasses.replace(
         DEFAULTS, routing_iterations=5, reconstruction=False, learning_rate=0.01,
-        routing_bias=True, recipe="official", dataset="cifar10")
+        routing_bias=True, recipe="official", dataset="cifar10", routing="em",
+        routing_prior="learned", routing_schedule="concurrent", frozen_from="a/b",
+        votes="conv_matrix", squash="none", primary_types=3, primary_pose=4, class_pose=5, depth=2,
+        loss="spread", diagnostics=True)
     assert got == want
 
 
@@ -44,21 +57,53 @@ def test_flags_reach_the_configuration():
     "--routing_iterations=0", "--routing_iterations=2.5", "--model=resnet", "--epochs=-1",
     "--validation_fraction=1", "--seed=-1", "--dtype=float16", "--parallel=magic",
     "--learning_rate=fast", "--accelerator=abacus", "--recipe=mine", "--no_such_flag=1",
-    "--decay_rate=1.5", "--reconstruction=perhaps",
+    "--decay_rate=1.5", "--reconstruction=perhaps", "--routing=", "--votes=1", "--squash=soft",
+    "--routing_prior=ones", "--routing_schedule=random", "--loss=hinge", "--depth=-1",
+    "--primary_types=-1", "--primary_pose=1.5", "--class_pose=big", "--diagnostics=much",
+    "--preset=capsnet_mnist",
 ])
 def test_nonsense_is_refused(flag):
     with pytest.raises(flags.Error):
         parse(flag)
 
 
-def test_a_wrong_flag_is_one_line_and_status_2(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.mnist", "--routing_iteration=3"],
-        capture_output=True, text=True)
+@pytest.mark.parametrize("flag, near", [
+    ("--routing=dynamc", "dynamic"), ("--routing=self_atention", "self_attention"),
+    ("--votes=shard", "shared"), ("--squash=exponentail", "exponential"),
+    ("--preset=efficent", "efficient"), ("--loss=cross-entropy", "cross_entropy"),
+    ("--routing=qqq", None),
+])
+def test_a_wrong_name_is_answered_with_the_nearest(flag, near):
+    with pytest.raises(flags.Error) as error:
+        parse(flag)
+    message = str(error.value)
+    assert flag in message and "\n" not in message
+    if near is None:
+        assert "did you mean" not in message
+    else:
+        assert message.endswith(f", did you mean {near}?")
+
+
+@pytest.mark.parametrize("flag, words", [
+    ("--routing_iteration=3", ["routing_iteration", "routing_iterations"]),
+    ("--routing=dynamc", ["--routing=dynamc", "did you mean dynamic?"]),
+    ("--votes=shard", ["--votes=shard", "did you mean shared?"]),
+])
+def test_a_wrong_flag_is_one_line_and_status_2(flag, words):
+    done = program(flag)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.count("\n") == 1
-    assert "routing_iteration" in done.stderr and "routing_iterations" in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert all(word in done.stderr for word in words)
+
+
+def test_help_says_what_every_routing_is():
+    done = program("--helpfull")
+    shown = re.sub(r"\s", "", done.stdout)  # the help is wrapped, also inside words with hyphens
+    assert "--routing:<" in shown and done.stderr == ""
+    for name, (_, line) in ROUTINGS.items():
+        assert re.sub(r"\s", "", f"{name}: {line}") in shown, name
+    assert shown.count("(default:thepreset's)") == 3
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -76,6 +121,64 @@ def test_every_switch_of_a_recipe_is_a_flag_without_default():
             assert getattr(DEFAULTS, name) is None
 
 
+@pytest.mark.parametrize("preset, routing, votes, squash", [
+    ("mnist", "dynamic", "full", "auto"),
+    ("tiny", "dynamic", "full", "auto"),
+    ("small", "dynamic", "full", "auto"),
+    ("deep", "dynamic", "full", "exponential"),
+    ("efficient", "self_attention", "full", "exponential"),
+    ("matrix", "em", "conv_matrix", "none"),
+])
+def test_defaults_depend_on_the_preset(preset, routing, votes, squash):
+    got = parse(f"--preset={preset}").resolved("digits")
+    assert (got.routing, got.votes, got.squash) == (routing, votes, squash)
+    network = got.model_config((28, 28, 1), 10)
+    assert (network.routing, network.votes, network.squash) == (routing, votes, squash)
+    got = parse(f"--preset={preset}", "--routing=vb").resolved("digits")
+    assert (got.routing, got.votes, got.squash) == ("vb", votes, squash)
+
+
+def test_a_cnn_has_none_of_the_capsules_defaults():
+    got = parse("--model=cnn").resolved("digits")
+    assert (got.routing, got.votes, got.squash, got.loss) == (None, None, None, "auto")
+
+
+@pytest.mark.parametrize("given, loss", [
+    ([], "margin"), (["--routing=em"], "spread"), (["--routing=inverted"], "cross_entropy"),
+    (["--routing=self"], "cross_entropy"), (["--routing=heinsen"], "cross_entropy"),
+    (["--routing=vb"], "margin"), (["--preset=matrix"], "spread"),
+    (["--preset=matrix", "--loss=margin"], "margin"),
+    (["--routing=self", "--loss=margin"], "margin"),
+    (["--preset=matrix", "--routing=dynamic"], "margin"),
+])
+def test_loss_is_the_routings_own_unless_given(given, loss):
+    assert parse(*given).resolved("digits").loss == loss
+
+
+@pytest.mark.parametrize("given, want", [
+    (["--preset=deep"], {"capsule_layers": ((8, 3, 1), (8, 3, 1), (8, 2, 1))}),
+    (["--preset=deep", "--depth=4"], {"capsule_layers": ((8, 3, 1), (8, 3, 1), (8, 2, 1))}),
+    (["--preset=deep", "--depth=2"], {"capsule_layers": ((8, 3, 1),)}),
+    (["--preset=deep", "--depth=1"], {"capsule_layers": ()}),
+    (["--preset=matrix", "--depth=2"], {"capsule_layers": ((16, 3, 2),)}),
+    (["--depth=1"], {"capsule_layers": ()}),
+    (["--primary_types=3", "--primary_pose=4", "--class_pose=5"],
+     {"primary_types": 3, "primary_pose": 4, "class_pose": 5}),
+    # Votes that keep the pose size.
+    (["--votes=elementwise"], {"primary_pose": 8, "class_pose": 8}),
+    (["--votes=elementwise", "--primary_pose=5"], {"primary_pose": 5, "class_pose": 5}),
+    (["--votes=matrix", "--primary_pose=9"], {"primary_pose": 9, "class_pose": 9}),
+    (["--votes=conv", "--primary_pose=9"], {"primary_pose": 9, "class_pose": 16}),
+    (["--routing_prior=learned", "--routing_schedule=concurrent"],
+     {"routing_prior": "learned", "routing_schedule": "concurrent"}),
+    (["--squash=exponential", "--votes=shared", "--routing=kde", "--routing_iterations=7"],
+     {"squash": "exponential", "votes": "shared", "routing": "kde", "routing_iterations": 7}),
+], ids=lambda x: " ".join(x) if isinstance(x, list) else "")
+def test_flags_reach_the_network(given, want):
+    network = parse(*given).resolved("digits").model_config((28, 28, 1), 10)
+    assert {name: getattr(network, name) for name in want} == want
+
+
 def test_defaults_depend_on_the_data_set():
     assert (DEFAULTS.resolved("digits").epochs, DEFAULTS.resolved("digits").batch_size) == (10, 64)
     assert DEFAULTS.resolved("mnist").batch_size == 128
@@ -84,20 +187,63 @@ def test_defaults_depend_on_the_data_set():
 
 def test_default_workdir_depends_on_what_is_trained_and_on_nothing_else():
     base = DEFAULTS.resolved("digits")
-    same = dataclasses.replace(base, epochs=99, accelerator="cpu", data_dir="x", log_every=3)
-    other = dataclasses.replace(base, seed=1)
-    assert base.default_workdir() == same.default_workdir() != other.default_workdir()
+    same = dataclasses.replace(
+        base, epochs=99, accelerator="cpu", data_dir="x", log_every=3, diagnostics=True)
+    assert base.default_workdir() == same.default_workdir()
+    others = [{"seed": 1}, {"routing": "em"}, {"votes": "conv"}, {"squash": "none"}, {"depth": 1},
+              {"loss": "spread"}, {"routing_prior": "learned"}, {"primary_types": 3},
+              {"routing_schedule": "concurrent"}, {"frozen_from": "x"}]
+    places = {dataclasses.replace(base, **other).default_workdir() for other in others}
+    assert len(places | {base.default_workdir()}) == len(others) + 1
+    spelt_out = parse("--routing=dynamic", "--votes=full", "--loss=margin").resolved("digits")
+    assert spelt_out.default_workdir() == base.default_workdir()
 
 
-def test_command_gives_the_same_run_again():
-    given = ["--recipe=official", "--seed=3", "--dataset=digits", "--noreconstruction",
-             "--primary_scale=0.5", "--data_dir=somewhere", "--batch_size=32"]
-    resolved = parse(*given).resolved("digits")
+@pytest.mark.parametrize("given", [
+    ["--recipe=official", "--seed=3", "--noreconstruction", "--primary_scale=0.5",
+     "--data_dir=somewhere", "--batch_size=32"],
+    ["--routing=em", "--loss=spread"],
+    ["--routing=em", "--loss=margin", "--routing_gradient=stop"],
+    ["--routing=self", "--loss=margin"],
+    ["--routing=inverted", "--routing_schedule=concurrent", "--preset=deep", "--depth=3"],
+    ["--preset=efficient"],
+    ["--preset=efficient", "--routing=dynamic", "--squash=paper", "--loss=cross_entropy"],
+    ["--preset=matrix", "--votes=full", "--depth=1"],
+    ["--preset=matrix", "--loss=margin"],
+    ["--routing=frozen", "--frozen_from=runs/elsewhere", "--diagnostics"],
+    ["--routing_prior=learned", "--votes=conv", "--primary_types=3", "--primary_pose=4",
+     "--class_pose=5", "--squash=none"],
+    ["--model=cnn", "--seed=1"],
+], ids=" ".join)
+def test_command_gives_the_same_run_again(given):
+    resolved = parse("--dataset=digits", *given).resolved("digits")
     command = resolved.command().split()
     assert command[:3] == ["python", "-m", "experiments.mnist"]
     assert "somewhere" not in resolved.command()
     again = parse(*command[3:]).resolved("digits")
     assert again == dataclasses.replace(resolved, data_dir="")
+
+
+@pytest.mark.parametrize("given, want", [
+    ([], ""),
+    (["--preset=matrix"], " --preset=matrix"),
+    (["--preset=efficient", "--routing=self_attention"], " --preset=efficient"),
+    (["--routing=self"], " --routing=self"),
+    (["--routing=self", "--loss=cross_entropy", "--votes=full"], " --routing=self"),
+    (["--preset=matrix", "--routing=dynamic"], " --preset=matrix --routing=dynamic"),
+    (["--recipe=official", "--init=official"], " --recipe=official"),
+])
+def test_command_leaves_out_what_goes_without_saying(given, want):
+    config = parse("--dataset=digits", "--epochs=3", "--batch_size=8", *given).resolved("digits")
+    command = config.command().replace(" --epochs=3", "").replace(" --batch_size=8", "")
+    assert command == f"python -m experiments.mnist --dataset=digits{want}"
+
+
+def test_given_are_the_flags_that_make_it():
+    changes = {"seed": 3, "routing": "em", "reconstruction": False, "loss": "margin"}
+    here = {"data_dir": "x", "cache_dir": "y", "workdir": "z"}  # on this machine
+    assert dataclasses.replace(DEFAULTS, **changes, **here).given(DEFAULTS) == changes
+    assert DEFAULTS.given(DEFAULTS) == {}
 
 
 @pytest.mark.parametrize("recipe, bias, scale", [("paper", False, 1.0), ("official", True, 1 / 32)])

@@ -69,7 +69,8 @@ def test_auto_streams_what_a_kernel_refuses():
         wide = {key: jnp.asarray(np.float64(a)) for key, a in x.items()}
         with pytest.raises(Unsupported, match="u is float64; Pallas kernels take float32"):
             problem.route(wide, implementation=api.select("pallas", TPU))
-        pose = jax.jit(lambda x: problem.route(x, implementation=api.select("auto", TPU)).pose)(wide)
+        auto = api.select("auto", TPU)
+        pose = jax.jit(lambda x: problem.route(x, implementation=auto).pose)(wide)
         exact = jax.jit(lambda x: problem.route(x, implementation="naive").pose)(wide)
     assert pose.dtype == jnp.float64
     np.testing.assert_allclose(pose, exact, rtol=1e-12)

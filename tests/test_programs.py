@@ -1,10 +1,12 @@
 """The programs as a user runs them: every path for two steps, errors, kill and resume."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +16,9 @@ import jax
 import numpy as np
 import pytest
 
+from capsjax import functional
+from capsjax.routing import ROUTINGS
+from experiments import config as config_lib
 from experiments import io, loop, sampling
 from experiments.config import Config
 from experiments.errors import UserError
@@ -57,6 +62,199 @@ def test_every_path_for_two_steps(changes, tmp_path, capsys):
     assert all(np.isfinite(row["loss"]) for row in rows(tmp_path) if "loss" in row)
     assert json.loads((tmp_path / "config.json").read_text())["dataset"] == "digits"
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+# Small runs that are compiled with few optimisations, in half the time.
+QUICK = dataclasses.replace(TINY, reconstruction=False, validation_fraction=0.0, batch_size=16)
+# What differs from three passes, the margin loss and squashed primary capsules.
+PASSES = {"uniform": 1, "random": 1, "static": 1, "frozen": 1, "self": 1, "self_attention": 2}
+LOSS = {"self": "cross_entropy", "inverted": "cross_entropy", "heinsen": "cross_entropy",
+        "em": "spread"}
+UNSQUASHED = {"self", "em", "vb"}
+USUAL = {"frozen", "sparsemax", "self", "heinsen"}  # of the routings; the others are slow tests
+
+
+@contextlib.contextmanager
+def few_optimisations():
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+def run_quickly(config):
+    with few_optimisations():
+        return loop.run(config)
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def figure_names(workdir):
+    return {path.stem for path in (workdir / "figures").iterdir()}
+
+
+@pytest.fixture(scope="module")
+def dynamic(tmp_path_factory):
+    """A dynamic run whose couplings are no longer even, for the frozen ones."""
+    workdir = tmp_path_factory.mktemp("dynamic")
+    config = dataclasses.replace(
+        QUICK, routing="dynamic", workdir=str(workdir), learning_rate=0.01, steps=6,
+        validation_fraction=0.3)
+    return config, workdir, run_quickly(config)
+
+
+@pytest.mark.parametrize("routing", [
+    r if r in USUAL else slow(r) for r in ROUTINGS if r != "dynamic"])
+def test_every_routing_for_two_steps(routing, dynamic, tmp_path):
+    config, source, _ = dynamic
+    summary = run_quickly(dataclasses.replace(
+        config, routing=routing, workdir=str(tmp_path), steps=2, diagnostics=True,
+        frozen_from=str(source) if routing == "frozen" else ""))
+    passes = PASSES.get(routing, 3)
+    loss = LOSS.get(routing, "margin")
+    want = {"routing": routing, "routing_iterations": passes, "votes": "full", "loss": loss,
+            "squash": "none" if routing in UNSQUASHED else "paper", "depth": 1, "steps": 2,
+            "reconstruction": False}
+    assert {name: summary[name] for name in want} == want
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    assert 100 < summary["peak_memory_mb"] <= used + 1
+    assert np.isfinite(summary["test_loss"])
+    trained, validated, measured = rows(tmp_path)
+    assert np.isfinite(trained[f"{loss}_loss"]) and "validation_error" in validated
+    assert len(measured["entropy"]) == passes and len(measured["logit_change"]) == passes - 1
+    pictures = {"training_curves", "routing", "couplings", *["logit_changes"] * (passes > 1)}
+    assert figure_names(tmp_path) == pictures
+
+
+@pytest.mark.parametrize("changes, want", [
+    ({"preset": "matrix", "primary_types": 2},
+     {"routing": "em", "votes": "conv_matrix", "squash": "none", "loss": "spread", "depth": 3}),
+    ({"preset": "efficient"},
+     {"routing": "self_attention", "routing_iterations": 2, "squash": "exponential",
+      "parameters": 161_824}),
+    ({"preset": "deep", "depth": 2, "primary_types": 2, "routing": "inverted",
+      "routing_schedule": "concurrent"},
+     {"squash": "exponential", "loss": "cross_entropy", "depth": 2}),
+    slow({"preset": "deep", "depth": 4, "primary_types": 2}, {"routing": "dynamic", "depth": 4}),
+    slow({"preset": "deep", "primary_types": 2, "routing": "uniform"},
+         {"routing_iterations": 1, "depth": 4}),
+    ({"votes": "conv", "routing": "em", "loss": "margin", "routing_iterations": 2},
+     {"routing_iterations": 2, "squash": "none", "parameters": 16 * 82 + 16 * 81 * 32 + 32
+      + 4 * 10 * 16 * 8 + 2 * 10}),
+    ({"votes": "matrix", "primary_pose": 16}, {"depth": 1}),
+    slow({"votes": "shared", "routing_prior": "learned"}, {}),
+    slow({"votes": "elementwise", "routing": "vb", "loss": "cross_entropy"}, {}),
+    slow({"votes": "conv_matrix", "primary_pose": 9, "squash": "half"}, {}),
+    slow({"routing_schedule": "concurrent"}, {"routing_iterations": 3}),
+], ids=lambda x: "-".join(map(str, x.values())))
+def test_networks_for_two_steps(changes, want, tmp_path):
+    summary = run_quickly(dataclasses.replace(QUICK, workdir=str(tmp_path), **changes))
+    given = {name: changes[name] for name in changes.keys() & summary.keys()}
+    want = {"steps": 2, "routing": "dynamic", "votes": "full", "loss": "margin"} | given | want
+    assert {name: summary[name] for name in want} == want
+    (row,) = rows(tmp_path)
+    assert np.isfinite(row["loss"]) and row[f"{want['loss']}_loss"] == pytest.approx(row["loss"])
+    assert np.isfinite(summary["test_loss"])
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"routing_prior": "learned", "routing": "em"}, "--routing_prior=learned: em has no prior"),
+    ({"frozen_from": "runs/x"}, "--frozen_from goes with --routing=frozen"),
+    ({"preset": "deep", "depth": 5}, "--depth=5: --preset=deep has 4 routed"),
+    ({"preset": "mnist", "depth": 2}, "--depth=2: --preset=mnist has 1 routed"),
+    ({"votes": "matrix", "primary_pose": 8}, "square number of components, not 8"),
+    ({"votes": "elementwise", "class_pose": 4}, "8 can't become 4"),
+    ({"routing": "inverted", "loss": "margin"}, "--loss=margin: .*use cross_entropy"),
+    ({"preset": "deep", "model": "cnn"}, "deep"),
+    ({"routing": "em", "routing_implementation": "pallas_interpret"},
+     "--routing_implementation=pallas_interpret: em routing .*use stream"),
+    ({"votes": "conv", "routing_implementation": "pallas_interpret"},
+     "--routing_implementation=pallas_interpret: .*these votes has no kernels, use stream"),
+    ({"diagnostics": True, "routing_schedule": "concurrent"},
+     "--diagnostics goes with --routing_schedule=sequential"),
+    ({"preset": "matrix", "routing_schedule": "concurrent"}, "'em' has no concurrent schedule"),
+    ({"preset": "matrix", "primary_pose": 8}, "8 can't become 16"),
+    ({"routing_schedule": "concurrent", "routing_gradient": "stop"}, "concurrent .*'stop'"),
+    ({"preset": "deep", "depth": 2, "routing": "frozen"}, "one routed layer"),
+    ({"routing": "frozen", "routing_iterations": 2}, "first run python -m experiments.mnist "
+     "--dataset=digits .*--preset=tiny .*--routing_iterations=2"),
+    ({"preset": "efficient", "primary_types": 8}, "128"),
+    ({"model": "cnn", "routing": "frozen"}, "cnn"),
+], ids=lambda x: "-".join(map(str, x.values())) if isinstance(x, dict) else "")
+def test_wrong_combinations_are_one_line_and_leave_nothing(changes, message, tmp_path, capsys):
+    config = dataclasses.replace(QUICK, workdir=str(tmp_path / "run"), **changes)
+    with pytest.raises(UserError, match=message):
+        loop.run(config)
+    assert capsys.readouterr() == ("", "")
+    assert not (tmp_path / "run").exists()
+
+
+def test_frozen_says_which_command_comes_first(tmp_path, monkeypatch):
+    """The command is the right one: after it the run without --frozen_from works."""
+    monkeypatch.chdir(tmp_path)
+    frozen = dataclasses.replace(QUICK, routing="frozen", workdir="frozen", steps=1)
+    with pytest.raises(UserError, match="first run") as error:
+        loop.run(frozen)
+    command = re.search(r"first run python -m experiments.mnist (.*?), or", str(error.value))[1]
+    run_quickly(dataclasses.replace(
+        config_lib.parse(Config(), command.split()), cache_dir="none", steps=1))
+    assert run_quickly(frozen)["routing"] == "frozen"
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"preset": "small"}, "preset=tiny there, small here"),
+    ({"validation_fraction": 0.1}, "validation_fraction=0.3 there, 0.1 here"),
+    ({"votes": "shared"}, "votes=full there, shared here"),
+])
+def test_couplings_of_another_kind_of_run_are_refused(dynamic, changes, message, tmp_path):
+    config, source, _ = dynamic
+    with pytest.raises(UserError, match=f"--frozen_from={source} is another kind.*{message}"):
+        loop.run(dataclasses.replace(
+            config, routing="frozen", frozen_from=str(source), workdir=str(tmp_path), **changes))
+
+
+def test_an_unfinished_run_has_no_couplings_to_take(dynamic, tmp_path):
+    config, source, _ = dynamic
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", source, copy], check=True)
+    (copy / "summary.json").unlink()
+    with pytest.raises(UserError, match="a finished dynamic run"):
+        loop.run(dataclasses.replace(
+            config, routing="frozen", frozen_from=str(copy), workdir=str(tmp_path / "run")))
+
+
+def test_frozen_takes_the_mean_couplings_and_training_keeps_them(dynamic, tmp_path):
+    config, source, _ = dynamic
+    # Another seed, so that nothing but the couplings comes from there.
+    config_here = dataclasses.replace(
+        config, routing="frozen", frozen_from=str(source), workdir=str(tmp_path), seed=1, steps=2)
+    setup = loop.prepare(config_here)
+    with few_optimisations():  # for the same bits as in the run
+        before = jax.device_get(loop.initial_state(setup).params)
+
+    other = loop.prepare(config)
+    with io.Checkpoints(source) as checkpoints:
+        params = checkpoints.restore(loop.initial_state(other)).params
+    naive = dataclasses.replace(other.model_config, routing_implementation="naive")
+    encode = jax.jit(lambda x: functional.create(naive).apply(params, x, method="encode").coupling)
+    images = other.dataset.train_images.astype(np.float32) / 255
+    # In two parts of the same size and in float64.
+    couplings = [np.float64(encode(part)) for part in np.split(images, 2)]
+    want = np.concatenate(couplings).mean(axis=0)
+    assert len(images) == 1006 and want.shape == (144, 10)
+    assert np.abs(want - 0.1).max() > 0.003, "the couplings are no longer even"
+    got = np.exp(np.float64(before["classes"]["prior"]))
+    np.testing.assert_allclose(got, want, rtol=2e-5)
+
+    run_quickly(config_here)
+    with io.Checkpoints(tmp_path) as checkpoints:
+        after = jax.device_get(checkpoints.restore(loop.initial_state(setup)).params)
+    np.testing.assert_array_equal(after["classes"]["prior"], before["classes"]["prior"])
+    assert np.abs(after["classes"]["kernel"] - before["classes"]["kernel"]).max() > 0
+    assert np.abs(before["classes"]["kernel"] - params["classes"]["kernel"]).max() > 0.01
 
 
 @pytest.mark.parametrize("implementation, steps, batch_size", [
@@ -152,7 +350,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_pat
 def program(workdir, *flags, cache):
     return [sys.executable, "-m", "experiments.mnist", "--dataset=digits", "--preset=tiny",
             "--accelerator=cpu", f"--workdir={workdir}", f"--cache_dir={cache}",
-            "--epochs=4", "--log_every=4", *flags]
+            "--epochs=4", "--log_every=4", "--diagnostics", *flags]
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +390,44 @@ def interrupt(command, workdir, number, after_rows):
             time.sleep(0.002)
         _, err = child.communicate()
     return child.returncode, err
+
+
+def test_diagnostics_of_every_epoch(undisturbed):
+    """The last row is measured again, from the checkpoint and in NumPy."""
+    workdir, _ = undisturbed
+    everything = rows(workdir)
+    measured = [row for row in everything if "entropy" in row]
+    assert [row["step"] for row in measured] == [21, 42, 63, 84] and len(everything) == 32
+    assert all(a["step"] == b["step"] for a, b in zip(measured, everything[7::8], strict=True))
+    assert {"routing", "couplings", "logit_changes"} < figure_names(workdir)
+
+    config = Config(**json.loads((workdir / "config.json").read_text()) | {"num_devices": 1})
+    setup = loop.prepare(config)
+    params = final_state(workdir).params
+    images = setup.dataset.validation_images.astype(np.float32) / 255
+    assert len(images) == 72
+    apply = setup.model.apply
+    trace = jax.jit(lambda x: apply(params, x, trace=True, method="encode").aux)(images)
+    u = jax.jit(lambda x: apply(params, x, method="primary_capsules").pose)(images)
+    b, c, v, a = map(np.float64, trace)
+    assert c.shape == b.shape == (72, 3, 144, 10) and a.shape == (72, 3, 10)
+    active = a[:, -1] > 0.5
+    votes = np.einsum("ijdk,nik->nijd", np.float64(params["classes"]["kernel"]), np.float64(u))
+    cosine = np.einsum("nijd,ntjd->ntij", votes, v) / np.einsum(
+        "nij,ntj->ntij", np.linalg.norm(votes, axis=3), np.linalg.norm(v, axis=3))
+    agreement = np.sum(c * cosine, axis=2) / np.sum(c, axis=2)
+    want = {
+        "entropy": -np.mean(np.sum(c * np.log(c), axis=3), axis=(0, 2)) / np.log(10),
+        "logit_change": np.mean(np.abs(b[:, 1:] - b[:, :-1]), axis=(0, 2, 3)),
+        "agreement": np.mean(agreement, axis=(0, 2)),
+        "spread_over_examples": np.mean(np.std(c[:, -1], axis=0)),
+        "dead": (active.sum(axis=0) == 0).sum(),
+        "always_on": (active.sum(axis=0) == 72).sum(),
+    }
+    assert measured[-1].keys() == want.keys() | {"step", "epoch"}
+    for name, value in want.items():
+        np.testing.assert_allclose(measured[-1][name], value, atol=2e-6, err_msg=name)
+    assert measured[-1]["logit_change"][1] > 1e-3
 
 
 def test_killed_and_resumed_equals_undisturbed(undisturbed, tmp_path):

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import venv
 
+import numpy as np
 import pytest
 from absl import flags
 
+from capsjax.routing import ROUTINGS, make, route
 from experiments import config as config_lib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -57,9 +59,30 @@ def test_the_ci_commands_are_the_readmes(part):
 
 
 def test_the_library_example_runs(capsys):
-    (example,) = blocks("python")
+    example, _ = blocks("python")
     exec(compile(example, "README.md", "exec"), {})
     assert "(8, 4, 16) (8, 24, 24, 3)" in capsys.readouterr().out
+
+
+def test_the_example_of_a_routing_of_ones_own(capsys):
+    """It runs, streams, and with perfect memory is dynamic routing."""
+    _, example = blocks("python")
+    names = {}
+    before = dict(ROUTINGS)
+    try:
+        exec(compile(example, "README.md", "exec"), names)
+        assert capsys.readouterr().out == "(2, 10)\n"
+        forgetful, rng = make("forgetful", iterations=3, memory=1.0), np.random.default_rng(0)
+    finally:
+        ROUTINGS.clear()
+        ROUTINGS.update(before)
+    u, W = (rng.normal(size=s).astype(np.float32) for s in ((2, 5, 4), (5, 3, 6, 4)))
+    exact = route(make("dynamic"), {}, u, W, implementation="naive")
+    for implementation in ("naive", "stream"):
+        out = route(forgetful, {}, u, W, implementation=implementation)
+        np.testing.assert_allclose(out.pose, exact.pose, rtol=1e-5, atol=1e-6)
+    forgets = route(names["forgetful"](3), {}, u, W, implementation="naive")
+    assert abs(np.asarray(forgets.pose - exact.pose)).max() > 1e-3
 
 
 @pytest.mark.slow
@@ -77,3 +100,8 @@ def test_the_wheel_is_capsjax_alone_and_runs_the_example_elsewhere(tmp_path):
     (tmp_path / "example.py").write_text(blocks("python")[0])
     done = subprocess.run([python, "example.py"], cwd=tmp_path, capture_output=True, text=True)
     assert "(8, 4, 16) (8, 24, 24, 3)" in done.stdout, done.stderr
+
+
+def test_every_routing_is_listed():
+    for name, (_, line) in ROUTINGS.items():
+        assert f"- `{name}`: {line}\n" in README

@@ -110,6 +110,12 @@ class CapsNetConfig:
         routing = self.make_routing()
         check_choice("routing_gradient", self.routing_gradient, GRADIENTS)
         check_choice("primary_activation", self.primary_activation, ACTIVATIONS)
+        channels = self.convs[-1][0], self.primary_types * self.primary_pose
+        if self.primary_depthwise and channels[0] != channels[1]:
+            raise ValueError(
+                f"depthwise primary capsules need types times pose = {channels[0]} channels, not "
+                f"{self.primary_types} * {self.primary_pose}"
+            )
         if self.routing_schedule == "concurrent":
             if routing.field and self.capsule_layers:
                 raise ValueError(f"routing {self.routing!r} has no concurrent schedule")
