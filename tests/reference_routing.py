@@ -252,7 +252,7 @@ def heinsen(votes, u, iterations, p):
 # Routing by mixtures of Gaussians
 
 
-def em_parents(votes, a, r, t, beta_u, beta_a):
+def em_parents(votes, a, r, t, beta_u, beta_a, inverse_temperature=0.01):
     """The M-step of pass t = 1, 2, ...: mean and variance ``[J, D]``, and the logits of a_j."""
     _, J, D = votes.shape
     kind = np.result_type(votes, a, r, beta_u, beta_a)
@@ -264,7 +264,7 @@ def em_parents(votes, a, r, t, beta_u, beta_a):
             mu[j, d] = sum(R * votes[:, j, d]) / sum(R)
             var[j, d] = sum(R * (votes[:, j, d] - mu[j, d]) ** 2) / sum(R) + 1e-6
             cost = cost + (beta_u[j] + 0.5 * np.log(var[j, d])) * sum(R)
-        logits[j] = 0.01 * (1 - 0.95**t) * (beta_a[j] - cost)
+        logits[j] = inverse_temperature * (1 - 0.95**t) * (beta_a[j] - cost)
     return mu, var, logits
 
 
@@ -279,23 +279,24 @@ def em_logits(votes, mu, var, logits):
     return out
 
 
-def em(votes, a, iterations, beta_u, beta_a):
+def em(votes, a, iterations, beta_u, beta_a, inverse_temperature=0.01):
     """Hinton, Sabour & Frosst (2018), Procedure 1."""
     I, J, _ = votes.shape
     r = np.full((I, J), 1 / J)
     for t in range(1, iterations + 1):
-        mu, var, logits = em_parents(votes, a, r, t, beta_u, beta_a)
+        mu, var, logits = em_parents(votes, a, r, t, beta_u, beta_a, inverse_temperature)
         if t < iterations:
             r = over_parents(em_logits(votes, mu, var, logits))
     return Routed(mu, np.array([sigmoid(logit) for logit in logits]), r)
 
 
-def em_field(votes, a, index, iterations, beta_u, beta_a):
+def em_field(votes, a, index, iterations, beta_u, beta_a, inverse_temperature=0.01):
     """:func:`em` of ``[P, n, J, D]``, where a child also chooses between the positions."""
     P, n, J, _ = votes.shape
     r = field_softmax(np.zeros((P, n, J)), index)
     for t in range(1, iterations + 1):
-        m = [em_parents(votes[p], a[p], r[p], t, beta_u, beta_a) for p in range(P)]
+        betas = beta_u, beta_a, inverse_temperature
+        m = [em_parents(votes[p], a[p], r[p], t, *betas) for p in range(P)]
         if t < iterations:
             r = field_softmax(np.array([em_logits(votes[p], *m[p]) for p in range(P)]), index)
     activation = np.array([[sigmoid(logit) for logit in logits] for _, _, logits in m])

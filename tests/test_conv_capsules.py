@@ -19,7 +19,7 @@ from capsjax.routing import Children, field_index, field_softmax, make, over_fie
 T, K, J, D, KERNEL = 2, 4, 3, 4, 2
 GRID = {1: (4, 3), 2: (4, 5)}  # stride: grid of the children
 OUT = {1: (3, 2), 2: (2, 2)}  # and of the parents
-FAST = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+FAST = {"xla_backend_optimization_level": 0}
 VOTES = {
     "full": reference.prediction_vectors,
     "conv": loops.conv_votes,
@@ -72,6 +72,7 @@ def expected(case, params, pose, activation):
     W = own.pop("kernel")
     votes = np.array([VOTES[case.votes](u, W) for u in children])
     if case.routing == "em":
+        own["inverse_temperature"] = 1.152 * J / votes.shape[1]  # fits the layer's sizes
         return loops.em_field(votes, present, index, case.options["iterations"], **own)
     if case.routing == "self":
         routed = [loops.self_routing(*seen, **own) for seen in zip(votes, children, present)]
@@ -167,7 +168,8 @@ def test_couplings_of_a_field_as_constants(x64):
         for p in range(len(children)):
             votes = reference.prediction_vectors(children[p], W)
             r, betas = out.coupling[0, p], (params["beta_u"], params["beta_a"])
-            mu, _, logits = loops.em_parents(votes, present[p], r, 2, *betas)
+            warmth = 1.152 * J / len(votes)
+            mu, _, logits = loops.em_parents(votes, present[p], r, 2, *betas, warmth)
             sum_ += np.sum(a[p] * mu) + sum(b[p, j] * loops.sigmoid(logits[j]) for j in range(J))
         return sum_
 

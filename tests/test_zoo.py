@@ -38,7 +38,7 @@ from capsjax.votes import VOTES
 
 B, I, J, D, K = 3, 10, 3, 4, 4
 TYPES = 2  # of input capsules, for votes by type
-FAST = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+FAST = {"xla_backend_optimization_level": 0}
 FULLEST = {"iterations": 3, "prior": "learned", "bias": True}
 
 
