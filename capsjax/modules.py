@@ -292,23 +292,22 @@ class ConvCapsules(RoutedCapsules):
             return self._unfold(out, x.pose.shape[0])
         index = field_index(self.grid_in, self.types_in, self.size, self.stride)
         routing = over_field(self.routing, index)
-        params, W = self.params(), self.kernel[...].astype(self.dtype)
-        gradient = self.options["gradient"]
+        params, gradient = self.params(), self.options["gradient"]
 
-        def one(pose, activation):
-            votes = jax.vmap(VOTES[self.votes].function, (0, None))(pose.astype(self.dtype), W)
-            children = Children(votes, pose.astype(votes.dtype), activation.astype(votes.dtype))
+        def one(children):
             return run(routing, params, children, gradient=gradient, trace=trace)
 
-        out = jax.vmap(one)(*seen)
+        out = jax.vmap(one)(jax.vmap(super().children)(seen))
         B, D = x.pose.shape[0], out.pose.shape[-1]
         pose, activation = out.pose.reshape(B, -1, D), out.activation.reshape(B, -1)
         return out._replace(pose=pose, activation=activation)
 
     def children(self, x: Capsules) -> Children:
+        """What each position sees, positions as further examples."""
         return super().children(_fold(self._patches(x)))
 
     def output(self, state: Any) -> RoutingOutput:
+        """Poses ``[B, H' W' J, D]`` and activations of a state."""
         out = super().output(state)
         return self._unfold(out, out.pose.shape[0] // (self.grid[0] * self.grid[1]))
 
