@@ -26,7 +26,7 @@ from kernels import program
 from kernels.api import IMPLEMENTATIONS
 
 PRESET_NAMES = tuple(dict.fromkeys(name.split("_", 1)[1] for name in PRESETS))
-OF_PRESET = ("routing", "votes", "squash")  # flags without a default of their own
+OF_PRESET = ("routing", "routing_iterations", "votes", "squash")  # flags without a default of their own
 # Flags that mean nothing to a network without capsules.
 OF_CAPSULES = (*OF_PRESET, "routing_prior", "routing_schedule", "frozen_from", "primary_types")
 OF_CAPSULES += ("primary_pose", "class_pose", "depth", "loss", "diagnostics")
@@ -69,8 +69,8 @@ class Config:
         "routing algorithm. " + ". ".join(f"{n}: {line}" for n, (_, line) in ROUTINGS.items()),
         choices=tuple(ROUTINGS),
     )
-    routing_iterations: int = _field(
-        3, "routing iterations, of algorithms that iterate", low=1, high=1000
+    routing_iterations: int | None = _field(
+        None, "routing iterations, of algorithms that iterate", low=1, high=1000
     )
     routing_prior: str = _field("zeros", "first logits of routing", choices=("zeros", "learned"))
     routing_schedule: str = _field(

@@ -39,12 +39,14 @@ PRESETS: dict[str, Config] = {
         squash="exponential",
         routing="self_attention",
     ),
-    # Matrix capsules with EM routing (Hinton, Sabour & Frosst 2018), with the small sizes of
-    # Gritzman (2019).
+    # Matrix capsules with EM routing (Hinton, Sabour & Frosst 2018), with the small sizes and the
+    # two iterations of Gritzman (2019). Layer normalisation stands for batch normalisation: without
+    # it votes are short and alike, and hundreds of steps pass before the network learns.
     "capsnet_matrix": CapsNetConfig(
         conv_channels=64,
         conv_kernel=5,
         conv_stride=2,
+        conv_norm=True,
         primary_types=8,
         primary_pose=16,
         primary_kernel=1,
@@ -56,6 +58,7 @@ PRESETS: dict[str, Config] = {
         layer_votes="matrix",
         votes="conv_matrix",
         routing="em",
+        routing_iterations=2,
         decoder=None,
     ),
     # Four routed layers, three of them convolutional: 6x6, 4x4, 2x2, 1x1, classes.
