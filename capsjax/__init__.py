@@ -15,6 +15,7 @@ Letters of array shapes, everywhere in this package:
 """
 
 from capsjax.conv import conv2d
+from capsjax.conv_capsules import ConvCapsules
 from capsjax.functional import Model, count_parameters, create, from_module
 from capsjax.losses import (
     LOSSES,
@@ -30,7 +31,6 @@ from capsjax.models import CNN, PRESETS, CapsNet, CapsNetConfig, CNNConfig, Pred
 from capsjax.modules import (
     Capsules,
     Conv,
-    ConvCapsules,
     Decoder,
     PrimaryCapsules,
     RoutedCapsules,

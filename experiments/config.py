@@ -26,7 +26,8 @@ from kernels import program
 from kernels.api import IMPLEMENTATIONS
 
 PRESET_NAMES = tuple(dict.fromkeys(name.split("_", 1)[1] for name in PRESETS))
-OF_PRESET = ("routing", "routing_iterations", "votes", "squash")  # flags without a default of their own
+# Flags without a default of their own.
+OF_PRESET = ("routing", "routing_iterations", "votes", "squash")
 # Flags that mean nothing to a network without capsules.
 OF_CAPSULES = (*OF_PRESET, "routing_prior", "routing_schedule", "frozen_from", "primary_types")
 OF_CAPSULES += ("primary_pose", "class_pose", "depth", "loss", "diagnostics")

@@ -140,14 +140,16 @@ def by_length(v, c):
     return Routed(v, np.array([norm(x) for x in v]), c)
 
 
-def dynamic(votes, iterations, *, normalizer="softmax", prior=None, bias=None, squash="paper"):
+def dynamic(
+    votes, iterations, *, normalizer="softmax", prior=None, bias=None, squash="paper", scale=1
+):
     """Sabour, Frosst & Hinton (2017), Procedure 1, with the logits ``prior`` at first."""
     b = np.zeros(votes.shape[:2], votes.dtype)
     if prior is not None:
         b = b + prior
     for _ in range(iterations):
         c = NORMALIZERS[normalizer](b)
-        v = outputs(weighted_sum(c, votes), squash, bias)
+        v = outputs(scale * weighted_sum(c, votes), squash, bias)
         b = b + agreement(votes, v)
     return by_length(v, c)
 
@@ -328,7 +330,7 @@ def vb(votes, a, iterations, beta_u, beta_a):
                 logits[i, j] = Elnpi[j] + 0.5 * Elndet[j] - 0.5 * apart
             r = over_parents(logits)
     H = 0.5 * D * np.log(2 * np.pi * np.e) - 0.5 * Elndet
-    x = beta_a - beta_u * np.exp(Elnpi) * H
+    x = beta_a - beta_u * normalized(np.exp(Elnpi) * H)
     return Routed(m, np.array([sigmoid(x[j]) for j in range(J)]), r)
 
 

@@ -84,7 +84,7 @@ def of_logits(votes, u, a, p, R):
     return loops.fixed(votes, p["prior"], bias=p.get("bias"))
 
 
-# name: function of votes, poses, activations, parameters, passes, and perhaps squash
+# name: function of votes, poses, activations, parameters, passes, and perhaps squash or scale
 PAPERS = {
     "dynamic": agreeing("softmax"),
     "leaky": agreeing("leaky"),
@@ -120,6 +120,7 @@ CASES = [
     Case("dynamic", {"iterations": 2, "squash": "half"}),
     Case("uniform", {"squash": "exponential"}),
     Case("kmeans", {"squash": "none"}),
+    Case("sigmoid", {"scale": 0.2, "bias": True}),
     Case("maxmin", {}),  # all logits are equal at first
     Case("em", {"iterations": 1}),
     Case("em", {"iterations": 2}),
@@ -179,7 +180,7 @@ def test_every_name_has_a_paper():
 @pytest.mark.parametrize("case", CASES, ids=case_name)
 def test_values_and_gradients_are_the_papers(x64, case):
     routing = make(case.name, **case.options)
-    options = {k: v for k, v in case.options.items() if k == "squash"}
+    options = {k: v for k, v in case.options.items() if k in ("squash", "scale")}
     children, params = example(routing, case.I, case.J)
 
     def paper(votes, pose, activation, **p):
@@ -469,10 +470,13 @@ def test_parents_without_children(name):
     assert name == "em" or any(0 < share < 1e-19 for share in shares)
 
 
+# Of couplings, outputs and gradients. The energies that vb normalises are 500 times as large here
+# as their standard deviation, and so are the rounding errors of its activations.
 @pytest.mark.parametrize(
-    "module, tolerance, gradient_tolerance", [(em, 5e-4, 1e-3), (vb, 1e-5, 1e-4)]
+    "module, tolerance, of_outputs, of_gradients",
+    [(em, 5e-4, 5e-3, 1e-3), (vb, 1e-5, 500 * 4e-6, 500 * 4e-6)],
 )
-def test_float32_far_from_the_origin(monkeypatch, module, tolerance, gradient_tolerance):
+def test_float32_far_from_the_origin(monkeypatch, module, tolerance, of_outputs, of_gradients):
     """Votes of mean 10 and standard deviation 0.01: couplings hang on the small differences."""
     name = module.__name__.split(".")[-1]
     routing, rng = make(name), np.random.default_rng(0)
@@ -498,7 +502,7 @@ def test_float32_far_from_the_origin(monkeypatch, module, tolerance, gradient_to
         gradients, out = compiled(lambda *x: function(*x), *inputs)(*inputs)
         assert out.pose.dtype == inputs[0]["votes"].dtype
         for field in ("pose", "activation"):
-            assert worst_error(getattr(out, field), getattr(paper, field)) <= 10 * tolerance
+            assert worst_error(getattr(out, field), getattr(paper, field)) <= of_outputs
         return np.abs(np.asarray(out.coupling) - paper.coupling).max(), gradients
 
     with jax.enable_x64():
@@ -506,12 +510,12 @@ def test_float32_far_from_the_origin(monkeypatch, module, tolerance, gradient_to
         assert error <= 1e-10
     error, gradients = errors(single)
     assert error <= tolerance
-    assert worst_error(gradients, exact) <= gradient_tolerance
+    assert worst_error(gradients, exact) <= of_gradients
     if name == "em":  # in vb the priors keep the variances from ever being this small
         sums, moments = em.sums, em.moments
         monkeypatch.setattr(em, "sums", lambda c, votes, shift: sums(c, votes, 0 * shift))
         monkeypatch.setattr(em, "moments", lambda stats, shift: moments(stats, 0 * shift))
-        tolerance = 1  # of the outputs
+        of_outputs = 10
         error, gradients = errors(single)
         assert error > 0.1 and worst_error(gradients, exact) > 0.1
 
@@ -689,8 +693,8 @@ def test_wrong_options(name, options, message):
 
 
 def test_options():
-    assert options_of("dynamic") == ("iterations", "normalizer", "prior", "bias", "squash")
-    assert options_of("leaky") == ("iterations", "prior", "bias", "squash")
+    assert options_of("dynamic") == ("iterations", "normalizer", "prior", "bias", "squash", "scale")
+    assert options_of("leaky") == ("iterations", "prior", "bias", "squash", "scale")
     assert options_of("em") == ("iterations", "inverse_temperature")
     assert options_of("self") == ()
 

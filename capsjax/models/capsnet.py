@@ -11,12 +11,12 @@ import numpy as np
 from flax import nnx
 from jax.nn import initializers as init
 
+from capsjax.conv_capsules import ConvCapsules
 from capsjax.losses import argmax_mask, label_mask, mask_capsules
 from capsjax.modules import (
     ACTIVATIONS,
     Capsules,
     Conv,
-    ConvCapsules,
     Decoder,
     PrimaryCapsules,
     RoutedCapsules,

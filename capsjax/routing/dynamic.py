@@ -12,6 +12,14 @@ from capsjax.routing.base import GRADIENTS, Routing, RoutingOutput, by_agreement
 from capsjax.routing.normalizers import NORMALIZERS, normalize
 from capsjax.squash import safe_norm, squash, squash_by_name
 
+# Exponents of J that start a layer where it can learn. The transformation matrices are made for
+# softmax, whose couplings are 1/J at first and change by 1/J times the change of a logit. Where
+# couplings are larger or change faster, agreement with a thousand input capsules feeds itself:
+# after three iterations every output is as long as it can be, the squash is flat there, and
+# nothing is learned.
+SCALES = {"sigmoid": -1.0, "maxmin": -1.5}  # of s_j: couplings are 1/2, or up to 1
+GAINS = {"sparsemax": -0.5, "entmax": -0.25}  # of the first matrices: slopes are 1, or J^-1/2
+
 
 def weighted_sum(coupling: chex.Array, votes: chex.Array) -> jax.Array:
     r"""Total input of the output capsules, :math:`s_j = \sum_i c_{ij} \hat u_{j|i}`.
@@ -114,6 +122,7 @@ def dynamic(
     prior: str = "zeros",
     bias: bool = False,
     squash: str = "paper",
+    scale: float | None = None,
     name: str = "dynamic",
 ) -> Routing:
     r"""Routing by agreement (Sabour, Frosst & Hinton 2017).
@@ -132,6 +141,8 @@ def dynamic(
         first; the paper's log priors, which "can be learned discriminatively".
       bias: parameters ``bias`` ``[J, D]`` of s_j, 0.1 at first, as in the authors' code.
       squash: a name of :data:`capsjax.squash.SQUASHES`.
+      scale: factor on the weighted sum in s_j. None: one, and in a layer J^-1 for sigmoid and
+        J^-1.5 for maxmin couplings, which are larger than those of softmax.
       name: of the variant.
 
     Raises:
@@ -154,8 +165,20 @@ def dynamic(
         return None if t == 0 else state[0]
 
     def update(params, S, state, t):
-        v = shrink(S + params["bias"].astype(S.dtype) if "bias" in params else S)
+        s = S if scale is None else scale * S
+        v = shrink(s + params["bias"].astype(S.dtype) if "bias" in params else s)
         return state[0] + v, v
+
+    def fit(sizes):
+        return dynamic(
+            iterations,
+            normalizer=normalizer,
+            prior=prior,
+            bias=bias,
+            squash=squash,
+            scale=sizes.J ** SCALES[normalizer],
+            name=name,
+        )
 
     def finalize(params, state):
         return state[1], safe_norm(state[1])
@@ -171,6 +194,8 @@ def dynamic(
         normalizer=normalizer,
         child_params=("prior",) if prior == "learned" else (),
         coupling_sum=1.0 if normalizer in ("softmax", "sparsemax", "entmax") else None,
+        fit=fit if scale is None and normalizer in SCALES else None,
+        gain=lambda sizes: sizes.J ** GAINS.get(normalizer, 0),
     )
 
 

@@ -44,7 +44,7 @@ def em(iterations: int = 3, *, inverse_temperature: float | None = None) -> Rout
     Parameters: ``beta_u``, ``beta_a`` ``[J]``, zero at first. R passes, an E-step and an M-step
     in one. Pitfalls: activations saturate when lambda times the number of children is large; in a
     convolutional layer children must compete for parents at all positions that see them
-    (:class:`capsjax.modules.ConvCapsules` does); two iterations often beat three.
+    (:class:`capsjax.conv_capsules.ConvCapsules` does); two iterations often beat three.
 
     Args:
       iterations: M-steps.

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import digamma
 
+from capsjax.routing.attention import standardize
 from capsjax.routing.base import Routing
 from capsjax.routing.dynamic import check_iterations
 from capsjax.routing.moments import moments, sums
@@ -41,12 +42,16 @@ def vb(iterations: int = 3) -> Routing:
        - \tfrac12 (D / \kappa_j + \nu_j \textstyle\sum_d (\hat u_{jd|i} - m_{jd})^2 \Psi_{jd}) \big)
 
     The priors bound the variances that collapse in EM. The activation is
-    :math:`a_j = \mathrm{sigmoid}(\beta_{a,j} - \beta_{u,j} e^{E \log \pi_j} H_j)` with the entropy
-    :math:`H_j = \tfrac D2 \log 2 \pi e - \tfrac12 E \log |\Lambda_j|`. In the published code
-    batch normalisation stands around it and around m, which makes outputs depend on
-    batch-mates; here the gain beta_u, one at first, and beta_a, zero, take its place.
+    :math:`a_j = \mathrm{sigmoid}(\beta_{a,j} - \beta_{u,j} \mathrm{norm}_j(e^{E \log \pi_j} H_j))`
+    with the entropy :math:`H_j = \tfrac D2 \log 2 \pi e - \tfrac12 E \log |\Lambda_j|`, and norm
+    the subtraction of the mean and division by the standard deviation over the parents j. The
+    published code has batch normalisation there, which makes outputs depend on batch-mates; with
+    none, the parents of a thousand children are as good as equal and take ten times as long to
+    train. Its other one, around m, is between the layers of a network
+    (:class:`capsjax.CapsNetConfig`).
 
-    Parameters: ``beta_u``, ``beta_a`` ``[J]``. R passes.
+    Parameters: ``beta_u``, one at first, and ``beta_a``, zero, ``[J]``. R passes. Pitfall: a
+    layer with one parent says nothing by its activation.
 
     Args:
       iterations: passes.
@@ -98,7 +103,7 @@ def vb(iterations: int = 3) -> Routing:
     def finalize(params, state):
         D = state.m.shape[1]
         entropy = D / 2 * math.log(2 * math.pi * math.e) - state.log_det / 2
-        energy = jnp.exp(state.log_pi) * entropy
+        energy = standardize(jnp.exp(state.log_pi) * entropy)
         return state.m, jax.nn.sigmoid(params["beta_a"] - params["beta_u"] * energy)
 
     return Routing(

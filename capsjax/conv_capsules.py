@@ -1,0 +1,120 @@
+"""The convolutional capsule layer: routed capsules at every position of a grid."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from capsjax.modules import NORMAL, Capsules, Initializer, RoutedCapsules
+from capsjax.routing import Children, RoutingOutput, dynamic, field_index, over_field, run
+
+
+class ConvCapsules(RoutedCapsules):
+    """A convolutional capsule layer: it stands where a convolution stood.
+
+    Every position of the output grid routes the input capsules that it sees, a square of
+    positions with all their types, to its own; all positions share parameters. Algorithms that
+    are mixture models (EM, variational Bayes) let an input capsule compete for the parents at
+    all positions that see it, see :func:`capsjax.routing.over_field`; they hold their votes,
+    whatever the implementation.
+
+    Args:
+      grid_in: (H, W). types_in: T. pose_in: K.
+      types_out: J. pose_out: D.
+      kernel, stride: side and step of the square, in positions; no padding.
+      others: see :class:`RoutedCapsules`; ``kernel_init`` None scales with the sizes.
+
+    Raises:
+      ValueError: the grid is smaller than the kernel, or the votes do not fit the sizes.
+    """
+
+    def __init__(
+        self,
+        grid_in: tuple[int, int],
+        types_in: int,
+        pose_in: int,
+        types_out: int,
+        pose_out: int,
+        kernel: int,
+        stride: int = 1,
+        *,
+        kernel_init: Initializer | None = None,
+        **others,
+    ):
+        if min(grid_in) < kernel:
+            raise ValueError(f"a grid of {grid_in} capsules is too small for {kernel}x{kernel}")
+        children = kernel * kernel * types_in
+        if kernel_init is None and not others.get("routing", dynamic()).squashes:
+            kernel_init = NORMAL
+        elif kernel_init is None:
+            # Even couplings 1/J of votes for unit poses then give a vector of length one.
+            kernel_init = jax.nn.initializers.normal(types_out / (children * pose_out) ** 0.5)
+        others |= {"types": types_in, "kernel_init": kernel_init}
+        super().__init__(children, pose_in, types_out, pose_out, **others)
+        self.grid_in, self.types_in, self.size, self.stride = grid_in, types_in, kernel, stride
+        self.grid = tuple((n - kernel) // stride + 1 for n in grid_in)
+
+    def __call__(self, x: Capsules, *, trace: bool = False) -> RoutingOutput:
+        """Map capsules ``[B, H W T, K]`` to ``[B, H' W' J, D]``, positions row by row.
+
+        ``coupling`` is ``[B, H' W', k k T, J]`` where there is one.
+        """
+        seen = self._patches(x)
+        if not self.routing.field:
+            out = super().__call__(_fold(seen), trace=trace)
+            return self._unfold(out, x.pose.shape[0])
+        index = field_index(self.grid_in, self.types_in, self.size, self.stride)
+        routing = over_field(self.routing, index)
+        params, gradient = self.params(), self.options["gradient"]
+
+        def one(children):
+            return run(routing, params, children, gradient=gradient, trace=trace)
+
+        out = jax.vmap(one)(jax.vmap(super().children)(seen))
+        B, D = x.pose.shape[0], out.pose.shape[-1]
+        pose, activation = out.pose.reshape(B, -1, D), out.activation.reshape(B, -1)
+        return out._replace(pose=pose, activation=activation)
+
+    def children(self, x: Capsules) -> Children:
+        """What each position sees, positions as further examples."""
+        return super().children(_fold(self._patches(x)))
+
+    def output(self, state: Any) -> RoutingOutput:
+        """Poses ``[B, H' W' J, D]`` and activations of a state."""
+        out = super().output(state)
+        return self._unfold(out, out.pose.shape[0] // (self.grid[0] * self.grid[1]))
+
+    def _patches(self, x: Capsules) -> Capsules:
+        """Capsules seen from each position, poses ``[B, P, k k T, K]``."""
+        (H, W), k, s, (h, w) = self.grid_in, self.size, self.stride, self.grid
+
+        def gather(x):
+            x = x.reshape(x.shape[0], H, W, self.types_in, *x.shape[2:])
+            parts = [
+                x[:, i : i + s * (h - 1) + 1 : s, j : j + s * (w - 1) + 1 : s]
+                for i in range(k)
+                for j in range(k)
+            ]
+            x = jnp.concatenate(parts, axis=3)
+            return x.reshape(x.shape[0], h * w, *x.shape[3:])
+
+        return Capsules(*map(gather, x))
+
+    def _unfold(self, out: RoutingOutput, batch: int) -> RoutingOutput:
+        positions = self.grid[0] * self.grid[1]
+        coupling = out.coupling
+        if coupling is not None:
+            coupling = coupling.reshape(batch, positions, *coupling.shape[1:])
+        pose = out.pose.reshape(batch, -1, out.pose.shape[-1])
+        activation = out.activation.reshape(batch, -1)
+        aux = out.aux
+        if aux is not None:
+            aux = jax.tree.map(
+                lambda x: x.reshape(batch, positions, *x.shape[1:]).swapaxes(1, 2), aux
+            )
+        return RoutingOutput(pose, activation, coupling, aux)
+
+
+def _fold(seen: Capsules) -> Capsules:
+    """Positions as further examples."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
