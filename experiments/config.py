@@ -16,7 +16,7 @@ from absl import flags
 from capsjax.losses import LOSSES
 from capsjax.models import PRESETS, CapsNetConfig, preset
 from capsjax.models import Config as ModelConfig
-from capsjax.models.capsnet import SCHEDULES
+from capsjax.models.capsnet import POSE_NORMS, SCHEDULES
 from capsjax.routing import GRADIENTS, ROUTINGS, Sweeps, make, options_of
 from capsjax.squash import SQUASHES
 from capsjax.train import RECIPES
@@ -30,7 +30,7 @@ PRESET_NAMES = tuple(dict.fromkeys(name.split("_", 1)[1] for name in PRESETS))
 OF_PRESET = ("routing", "routing_iterations", "votes", "squash")
 # Flags that mean nothing to a network without capsules.
 OF_CAPSULES = (*OF_PRESET, "routing_prior", "routing_schedule", "frozen_from", "primary_types")
-OF_CAPSULES += ("primary_pose", "class_pose", "depth", "loss", "diagnostics")
+OF_CAPSULES += ("pose_norm", "primary_pose", "class_pose", "depth", "loss", "diagnostics")
 
 
 def _field(default, help, *, choices=None, low=None, high=None, free=False):
@@ -94,6 +94,12 @@ class Config:
         None,
         "squash of capsules. auto: paper, for primary ones none where the routing's paper has none",
         choices=("auto", *SQUASHES),
+    )
+    pose_norm: str = _field(
+        "auto",
+        "of poses between routed layers. auto: by their root mean square, where they are means of "
+        "votes. none: never",
+        choices=POSE_NORMS,
     )
     primary_types: int = _field(0, "types of primary capsules; 0: the preset's", low=0)
     primary_pose: int = _field(0, "pose size of primary capsules; 0: the preset's", low=0)
@@ -255,6 +261,7 @@ class Config:
                 "routing_schedule": self.routing_schedule,
                 "votes": self.votes,
                 "squash": self.squash,
+                "pose_norm": self.pose_norm,
                 **self._sizes(network),
                 "routing_gradient": self.routing_gradient,
                 "routing_implementation": routing_implementation,

@@ -43,13 +43,13 @@ def test_flags_reach_the_configuration():
                 "--routing_bias", "--recipe=official", "--dataset=cifar10", "--routing=em",
                 "--routing_prior=learned", "--routing_schedule=concurrent", "--frozen_from=a/b",
                 "--votes=conv_matrix", "--squash=none", "--primary_types=3", "--primary_pose=4",
-                "--class_pose=5", "--depth=2", "--loss=spread", "--diagnostics")
+                "--class_pose=5", "--depth=2", "--loss=spread", "--diagnostics", "--pose_norm=none")
     want = dataclasses.replace(
         DEFAULTS, routing_iterations=5, reconstruction=False, learning_rate=0.01,
         routing_bias=True, recipe="official", dataset="cifar10", routing="em",
         routing_prior="learned", routing_schedule="concurrent", frozen_from="a/b",
         votes="conv_matrix", squash="none", primary_types=3, primary_pose=4, class_pose=5, depth=2,
-        loss="spread", diagnostics=True)
+        loss="spread", diagnostics=True, pose_norm="none")
     assert got == want
 
 
@@ -192,7 +192,8 @@ def test_default_workdir_depends_on_what_is_trained_and_on_nothing_else():
     assert base.default_workdir() == same.default_workdir()
     others = [{"seed": 1}, {"routing": "em"}, {"votes": "conv"}, {"squash": "none"}, {"depth": 1},
               {"loss": "spread"}, {"routing_prior": "learned"}, {"primary_types": 3},
-              {"routing_schedule": "concurrent"}, {"frozen_from": "x"}]
+              {"routing_schedule": "concurrent"}, {"frozen_from": "x"}, {"pose_norm": "none"},
+              {"routing_iterations": 2}]
     places = {dataclasses.replace(base, **other).default_workdir() for other in others}
     assert len(places | {base.default_workdir()}) == len(others) + 1
     spelt_out = parse("--routing=dynamic", "--votes=full", "--loss=margin").resolved("digits")

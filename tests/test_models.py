@@ -139,7 +139,7 @@ def expected(config, params, image, label=None):
         (preset("cnn_mnist"), 35_445_522),
         (preset("cnn_multimnist"), 24_563_978),
         (preset("capsnet_efficient", decoder=None), 161_824),
-        (preset("capsnet_matrix"), 68_444),
+        (preset("capsnet_matrix"), 68_444 + 2 * 64),
     ],
     ids=str,
 )
@@ -305,6 +305,7 @@ def test_preset_errors():
         ({"routing": "dynamc"}, "routing must be one of dynamic, .*, not 'dynamc'.*'dynamic'"),
         ({"routing": "self-attention"}, r"not 'self-attention' \(did you mean 'self_attention'"),
         ({"routing_schedule": "random"}, "sequential, concurrent, not 'random'"),
+        ({"pose_norm": "batch"}, "auto, none, not 'batch'"),
         ({"routing_iterations": 0}, "iterations must be 1 or more, not 0"),
         ({"primary_activation": "relu"}, "length, sigmoid, not 'relu'"),
         ({"primary_depthwise": True}, r"depthwise .* 4 channels, not 2 \* 3"),
@@ -421,6 +422,24 @@ def test_depth(x64):
         np.testing.assert_allclose(out.pose[n], exact.pose, rtol=1e-10)
         np.testing.assert_allclose(out.activation[n], exact.activation, rtol=1e-10)
         np.testing.assert_allclose(out.coupling[n], exact.coupling, rtol=1e-10)
+
+
+@pytest.mark.parametrize("pose_norm", ["auto", "none"])
+def test_poses_that_are_means_are_normalised_between_layers(x64, pose_norm):
+    config = dataclasses.replace(DEEP, routing="kde", pose_norm=pose_norm)
+    model, params, x = in_float64(config)
+    encode = functools.partial(model.apply, method="encode")
+    out = compiled(encode, params, x)(params, x)
+    for n in range(2):
+        u = primary_capsules(params, x[n], 3)
+        for layer, grid, kernel in LAYERS:
+            W = params["layers"][layer]["kernel"]
+            votes = [reference.prediction_vectors(s, W) for s in seen(u, grid, kernel)]
+            u = np.concatenate([loops.kde(v, 3).pose for v in votes])
+            if pose_norm == "auto":
+                u = u / np.sqrt(sum(u.ravel() ** 2) / u.size + 1e-6)
+        votes = reference.prediction_vectors(u, params["classes"]["kernel"])
+        np.testing.assert_allclose(out.pose[n], loops.kde(votes, 3).pose, rtol=1e-10)
 
 
 def inverted_attention(params, u, iterations):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -21,6 +22,7 @@ from capsjax.modules import (
     PrimaryCapsules,
     RoutedCapsules,
 )
+from capsjax.precision import accumulator
 from capsjax.routing import (
     GRADIENTS,
     Routing,
@@ -34,6 +36,7 @@ from capsjax.squash import SQUASHES
 from capsjax.votes import VOTES
 
 SCHEDULES = ("sequential", "concurrent")
+POSE_NORMS = ("auto", "none")
 INITS = ("lecun", "official")
 
 
@@ -75,6 +78,9 @@ class CapsNetConfig:
     # Their poses are as large as those of the class capsules.
     capsule_layers: tuple[tuple[int, int, int], ...] = ()
     layer_votes: str = "full"  # of those layers
+    # Of poses between routed layers. auto: divided by their root mean square over the layer and
+    # example where they are means of votes (em, vb, self, kde). none: never.
+    pose_norm: str = "auto"
     class_pose: int = 16  # D
     votes: str = "full"  # of the class capsules
     squash: str = "auto"  # paper, unless the routing takes poses as they are
@@ -107,6 +113,7 @@ class CapsNetConfig:
         check_choice("squash", self.squash, ("auto", *SQUASHES))
         check_choice("votes", self.votes, VOTES)
         check_choice("layer_votes", self.layer_votes, VOTES)
+        check_choice("pose_norm", self.pose_norm, POSE_NORMS)
         routing = self.make_routing()
         check_choice("routing_gradient", self.routing_gradient, GRADIENTS)
         check_choice("primary_activation", self.primary_activation, ACTIVATIONS)
@@ -268,7 +275,7 @@ class CapsNet(nnx.Module):
         """
         if self.config.routing_schedule == "concurrent":
             layers = [*self._layers(), self.classes]
-            return concurrent(layers, self.primary_capsules(images), self._located)
+            return concurrent(layers, self.primary_capsules(images), self._passed_on, self._located)
         return self.classes(self._seen_by_classes(images), trace=trace)
 
     def votes(self, images: chex.Array) -> jax.Array:
@@ -281,9 +288,17 @@ class CapsNet(nnx.Module):
     def _seen_by_classes(self, images) -> Capsules:
         x = self.primary_capsules(images)
         for layer in self._layers():
-            out = layer(x)
-            x = Capsules(out.pose, out.activation)
+            x = self._passed_on(layer(x))
         return self._located(x)
+
+    def _passed_on(self, out: RoutingOutput) -> Capsules:
+        """What a routed layer shows the next."""
+        pose = out.pose
+        if self.config.pose_norm == "auto" and self.classes.routing.means:
+            wide = pose.astype(accumulator(pose.dtype))
+            square = jnp.mean(jnp.square(wide), (1, 2), keepdims=True)
+            pose = (wide * jax.lax.rsqrt(square + 1e-6)).astype(pose.dtype)
+        return Capsules(pose, out.activation)
 
     def _located(self, x: Capsules) -> Capsules:
         """Capsules that know where they are, if the configuration says so.
@@ -331,7 +346,12 @@ class CapsNet(nnx.Module):
         return Prediction(capsules.activation, capsules.pose, self.decode(capsules.pose, mask))
 
 
-def concurrent(layers: list, x: Capsules, before_last=lambda x: x) -> RoutingOutput:
+def concurrent(
+    layers: list,
+    x: Capsules,
+    passed_on: Callable[[RoutingOutput], Capsules],
+    before_last: Callable[[Capsules], Capsules],
+) -> RoutingOutput:
     """Route all layers together (Tsai et al. 2020): the poses of a pass are inputs of the next.
 
     In the first pass layer after layer is computed from the one below. In every later one all
@@ -339,19 +359,23 @@ def concurrent(layers: list, x: Capsules, before_last=lambda x: x) -> RoutingOut
 
     Args:
       layers: routed capsule layers, lowest first. x: capsules below the first.
+      passed_on: what the output of a layer is for the next.
       before_last: what happens to the capsules that the last layer sees.
 
     Returns:
       The output of the last layer, without couplings.
     """
-    prepare = [lambda x: x] * (len(layers) - 1) + [before_last]
-    states, seen, outputs = [], [], [RoutingOutput(*x)]
-    for layer, ready in zip(layers, prepare):
-        seen.append(ready(Capsules(outputs[-1].pose, outputs[-1].activation)))
-        states.append(layer.step(seen[-1], layer.start(seen[-1]), 0))
-        outputs.append(layer.output(states[-1]))
+
+    def seen(n, outputs):
+        below = passed_on(outputs[n - 1]) if n else x
+        return below if layers[n + 1 :] else before_last(below)
+
+    states, outputs = [], []
+    for n, layer in enumerate(layers):
+        u = seen(n, outputs)
+        states.append(layer.step(u, layer.start(u), 0))
+        outputs.append(layer.output(states[n]))
     for t in range(1, layers[0].routing.passes):
-        states = [layer.step(u, state, t) for layer, u, state in zip(layers, seen, states)]
-        outputs = [RoutingOutput(*x), *map(lambda layer, s: layer.output(s), layers, states)]
-        seen = [ready(Capsules(out.pose, out.activation)) for ready, out in zip(prepare, outputs)]
+        states = [layer.step(seen(n, outputs), states[n], t) for n, layer in enumerate(layers)]
+        outputs = [layer.output(state) for layer, state in zip(layers, states)]
     return outputs[-1]

@@ -102,6 +102,9 @@ class Routing:
     logit: bool = False  # the activation is a logit, not a probability
     loss: str = "margin"  # that its paper trains it with, a name of capsjax.losses.LOSSES
     squashes: bool = True  # its paper squashes the poses that it is given
+    # Its poses are means of votes. A mean of many is short, and shorter in every further layer, so
+    # networks normalise poses between layers.
+    means: bool = False
     # In a convolutional layer an input capsule competes for the parents at all positions that
     # see it, as one mixture model demands; otherwise for those of each position apart.
     field: bool = False

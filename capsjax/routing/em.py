@@ -99,6 +99,7 @@ def em(iterations: int = 3, *, inverse_temperature: float | None = None) -> Rout
         loss="spread",
         field=True,
         squashes=False,
+        means=True,
         # Votes as long as poses, from weights of standard deviation 0.1.
         gain=lambda sizes: 10 / sizes.K**0.5,
     )

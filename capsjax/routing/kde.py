@@ -62,6 +62,7 @@ def kde(iterations: int = 3) -> Routing:
     return Routing(
         "kde",
         iterations,
+        means=True,
         init=init,
         logits=logits,
         accumulate=accumulate,

@@ -62,4 +62,5 @@ def self_routing() -> Routing:
         child_params=("weights", "offset"),
         loss="cross_entropy",
         squashes=False,
+        means=True,
     )

@@ -117,6 +117,7 @@ def vb(iterations: int = 3) -> Routing:
         init_params=init_params,
         field=True,
         squashes=False,
+        means=True,
         # Votes as long as poses, from weights of standard deviation 0.1.
         gain=lambda sizes: 10 / sizes.K**0.5,
     )
