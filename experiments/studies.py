@@ -8,8 +8,15 @@ STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
     # Routed capsule layers of --preset=deep.
     "depth": {
         "preset": ("deep",),
-        "routing": ("dynamic", "uniform", "kmeans", "inverted", "self", "vb"),
-        "depth": ("1", "2", "4"),
+        "routing": ("dynamic", "uniform", "kmeans", "inverted", "self", "em", "vb"),
+        "depth": ("1", "4"),
+    },
+    # Why mixture models fail in four layers: short poses, or competition among random votes.
+    "deep_mixtures": {
+        "preset": ("deep",),
+        "routing": ("em", "vb"),
+        "routing_iterations": ("1", "2"),
+        "pose_norm": ("auto", "none"),
     },
     # What a squash does to a stack.
     "deep_squash": {
