@@ -161,6 +161,12 @@ class Config:
     diagnostics: bool = _field(
         False, "measure and draw routing: entropy, change of logits, dead capsules", free=True
     )
+    profile: int = _field(
+        0,
+        "trace so many steps, for TensorBoard or Perfetto, into the run's folder",
+        low=0,
+        free=True,
+    )
     log_every: int = _field(10, "steps between two lines of metrics.jsonl", low=1, free=True)
 
     def resolved(self, dataset: str) -> "Config":

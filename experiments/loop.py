@@ -19,6 +19,7 @@ from capsjax.routing import Sweeps, by_sweeps
 from experiments import data, frozen, io, probe, report, runtime, sampling
 from experiments.config import Config
 from experiments.errors import UserError
+from experiments.profiling import Profile
 from experiments.progress import Display, Stop
 from kernels.api import select
 
@@ -56,7 +57,8 @@ def run(config: Config) -> dict:
             io.write_config(setup.config, workdir)
             with io.Metrics(workdir, int(state.step)) as metrics:
                 evaluate = evaluator(setup)
-                state, stopped = fit(setup, state, total, metrics, checkpoints, evaluate)
+                profile = Profile(setup.config.profile, workdir)
+                state, stopped = fit(setup, state, total, metrics, checkpoints, evaluate, profile)
         if stopped:
             print(f"stopped after step {state.step}; the same command continues", file=sys.stderr)
             sys.exit(128 + stopped)
@@ -267,7 +269,9 @@ def evaluator(setup: Setup) -> Callable:
     return evaluate
 
 
-def fit(setup, state, total, metrics, checkpoints, evaluate) -> tuple[train.TrainState, int]:
+def fit(
+    setup, state, total, metrics, checkpoints, evaluate, profile
+) -> tuple[train.TrainState, int]:
     """Train up to step ``total``, writing metrics and checkpoints as it goes.
 
     Returns:
@@ -288,8 +292,9 @@ def fit(setup, state, total, metrics, checkpoints, evaluate) -> tuple[train.Trai
             if order is None or within == 0:
                 order = make_order(key, epoch, len(dataset.train_labels))
             to_log = config.log_every - step % config.log_every
-            count = min(to_log, per_epoch - within, total - step)
-            state, sums = chunk(state, source, order, key, count)
+            most = min(per_epoch - within, total - step)
+            count = profile.count(min(to_log, most), most)
+            state, sums = profile.run(chunk, state, source, order, key, count)
             step += count
             display.trained(step, count, sums)
             epoch_ends = step % per_epoch == 0 or step == total

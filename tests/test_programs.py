@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gzip
 import json
 import os
 import pathlib
@@ -94,6 +95,21 @@ def slow(*values):
 
 def figure_names(workdir):
     return {path.stem for path in (workdir / "figures").iterdir()}
+
+
+def test_profile_traces_the_second_chunk_and_changes_nothing(tmp_path):
+    config = dataclasses.replace(QUICK, steps=9, log_every=2)
+    plain, traced = (
+        run_quickly(dataclasses.replace(config, workdir=str(tmp_path / name), profile=steps))
+        for name, steps in [("plain", 0), ("traced", 3)])
+    assert [row["step"] for row in rows(tmp_path / "traced")] == [2, 5, 6, 8, 9]
+    assert rows(tmp_path / "plain")[-1] == rows(tmp_path / "traced")[-1]
+    assert plain["test_errors"] == traced["test_errors"]
+    assert not (tmp_path / "plain" / "profile").exists()
+    (folder,) = (tmp_path / "traced" / "profile" / "plugins" / "profile").iterdir()
+    assert list(folder.glob("*.xplane.pb"))  # TensorBoard's
+    trace = json.loads(gzip.decompress((folder / "perfetto_trace.json.gz").read_bytes()))
+    assert any("dot" in event.get("name", "") for event in trace["traceEvents"])
 
 
 @pytest.fixture(scope="module")
