@@ -1,68 +1,143 @@
-"""Speed of the whole training step, as one JSON line.
+"""Speed of the network, training and inference, as one JSON and a table.
 
-    python -m experiments.benchmark --batch_size=128        about 2 minutes on 2 cores
+    python -m experiments.benchmark                                     about 3 minutes on 2 cores
+    python -m experiments.benchmark --batch_sizes=1,8,32,128 --output=results/benchmark
+    python -m experiments.benchmark --compare=torch                     where PyTorch is installed
 
-images_per_second counts augmentation, forward and backward pass and Adam, with the data
-on the device, in chunks of steps as in training. matmul_gflops is the rate of a 2048^3
-float32 matrix product, measured between the chunks; share_of_limit says how the step
-compares with a direct convolution that runs at that rate (it may exceed one, because the
-Fourier form needs fewer operations). first_step_seconds is the time from starting
-``python -m experiments.mnist`` to its first finished step, without and with compiled
-programs in the cache. Each figure is the median of the repetitions, with the range.
+images_per_second of training counts augmentation, forward and backward pass and Adam, with the
+data on the device, in chunks of steps as in training; of inference, the class scores. All is
+measured in turn, again and again, so that a noisy machine is as unfair to one as to another; a
+figure is the median of the repetitions, with the range. matmul_gflops is the rate of a 2048^3
+float32 matrix product, measured in the same turns; share_of_limit says how a figure compares
+with direct convolutions that run at that rate (it may exceed one, because the Fourier form needs
+fewer operations). first_step_seconds is the time from starting ``python -m experiments.mnist``
+to its first finished step, without and with compiled programs in the cache.
+
+``--compare=torch`` measures our PyTorch CapsNet too (:mod:`experiments.torch_capsnet`), eager and
+compiled, from the same parameters; its loss must first equal ours. It trains on one batch again
+and again, without augmentation. PyTorch and JAX use all cores, in turn.
 """
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 
 from capsjax.models import CapsNetConfig
-from experiments import data, loop, report, sampling
-from experiments.config import Config, run
+from experiments import config as config_lib
+from experiments import data, figures, io, loop, report, sampling
+from experiments.config import Config
 from experiments.errors import UserError
-from kernels.program import commit
+from kernels import program
 
 DEFAULTS = Config(program="benchmark", dataset="random", batch_size=128)
 REPETITIONS = 7
 CHUNK = 4  # steps
 SIDE = 2048  # of the matrix product
+LEAST = 0.2  # seconds of a measurement
+TRAINING, INFERENCE = "training", "inference"
+COLUMNS = ("implementation", "function", "batch", "images/s", "range", "share of limit")
 
 
-def main(config: Config) -> None:
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Flags of the benchmark, and all of the programs'."""
+    config_lib.define_flags(DEFAULTS, flag_values)
+    common = {"flag_values": flag_values}
+    flags.DEFINE_list("batch_sizes", None, "several, in place of --batch_size", **common)
+    flags.DEFINE_enum("compare", "none", ("none", "torch"), "what to measure beside", **common)
+    flags.DEFINE_string("output", None, "write OUTPUT.json, OUTPUT.md and OUTPUT.png", **common)
+
+
+def main() -> None:
     """Measure and print."""
+    F = flags.FLAGS
+    config = config_lib.from_flags(DEFAULTS, F)
     if config.model != "capsnet" or config.dataset != "random":
         raise UserError("experiments.benchmark measures --model=capsnet on random images")
+    sizes = parse_sizes(F.batch_sizes) if F.batch_sizes else [config.batch_size]
     command = config.command(DEFAULTS)
-    first = first_step_seconds(config)
-    setup = loop.prepare(config, random_images(config))
-    config = setup.config
-    rates, products = throughput(setup)
-    limit = 1e9 * float(np.median(products)) / flops_per_image(setup.model_config)
-    result = {
+    if F.batch_sizes:
+        command += f" --batch_sizes={','.join(map(str, sizes))}"
+    if F.compare != "none":
+        command += f" --compare={F.compare}"
+    result = measure(config, sizes, F.compare == "torch") | {"command": command}
+    if F.output:
+        io.write_json(Path(f"{F.output}.json"), result)
+        text = f"{table(result['rows'])}\n\n`{command}`, commit {result['commit']}\n"
+        Path(f"{F.output}.md").write_text(text)
+        figures.throughput(f"{F.output}.png", result["rows"], result["device_kind"])
+    print(table(result["rows"]), file=sys.stderr)
+    print(json.dumps(result))
+
+
+def parse_sizes(words: list[str]) -> list[int]:
+    """Batch sizes.
+
+    Raises:
+      UserError: one is no positive integer.
+    """
+    if not all(word.strip().isdigit() and int(word) for word in words):
+        raise UserError(f"--batch_sizes={','.join(words)}: numbers such as 1,32,128 are needed")
+    return [int(word) for word in words]
+
+
+def measure(config: Config, sizes: list[int], torch: bool) -> dict:
+    """Everything about a network, at several batch sizes."""
+    first = first_step_seconds(dataclasses.replace(config, batch_size=sizes[-1]))
+    rows, products = [], []
+    for size in sizes:
+        print(f"batches of {size} ...", file=sys.stderr)
+        sized = dataclasses.replace(config, batch_size=size)
+        setup = loop.prepare(sized, random_images(sized))
+        contestants = ours(setup) | (theirs(setup) if torch else {})
+        rates, product = in_turn(contestants)
+        products += product
+        work = {TRAINING: flops_per_image(setup.model_config)}
+        work[INFERENCE] = work[TRAINING] / 3
+        for (implementation, function), values in rates.items():
+            share = np.median(values) * work[function] / np.median(product) / 1e9
+            row = {"implementation": implementation, "function": function, "batch_size": size}
+            row |= {"images_per_second": summarize(values), "share_of_limit": round(share, 3)}
+            rows.append(row)
+    device = setup.devices[0]
+    return {
         "program": config.program,
-        "command": command,
-        "batch_size": config.batch_size,
-        "images_per_second": summarize(rates),
+        "rows": rows,
         "matmul_gflops": summarize(products),
-        "gflop_per_image": round(flops_per_image(setup.model_config) / 1e9, 3),
-        "share_of_limit": round(float(np.median(rates)) / limit, 3),
-        "peak_memory_mb": report.peak_memory_mb(setup.devices[0]),
+        "gflop_per_image": round(work[TRAINING] / 1e9, 3),
+        "peak_memory_mb": report.peak_memory_mb(device),
         "first_step_seconds": first,
-        "accelerator": setup.devices[0].platform,
-        "device_kind": setup.devices[0].device_kind,
+        "accelerator": device.platform,
+        "device_kind": device.device_kind,
         "num_devices": len(setup.devices),
         "cpu_count": os.cpu_count(),
-        "versions": report.versions(),
-        "commit": commit(),
+        "versions": report.versions()
+        | ({"torch": torch_capsnet().torch.__version__} if torch else {}),
+        "commit": program.commit(),
     }
-    print(json.dumps(result))
+
+
+def table(rows: list[dict]) -> str:
+    """Rows of a result as Markdown."""
+
+    def cells(row):
+        rate = row["images_per_second"]
+        yield from (row["implementation"], row["function"], row["batch_size"])
+        yield from (f"{rate['median']:.0f}", f"{rate['min']:.0f} to {rate['max']:.0f}")
+        yield f"{row['share_of_limit']:.2f}"
+
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *(map(str, cells(row)) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def summarize(values: list[float]) -> dict[str, float]:
@@ -105,21 +180,85 @@ def flops_per_image(config: CapsNetConfig) -> int:
     return 3 * 2 * (conv + primary + votes + decoder)
 
 
-def throughput(setup: loop.Setup) -> tuple[list[float], list[float]]:
-    """Images per second of training, and GFLOP/s of a matrix product, alternately."""
+def ours(setup: loop.Setup) -> dict[tuple[str, str], Callable[[], int]]:
+    """What to measure of the network: functions that do some images and say how many."""
     chunk, state = loop.make_chunk(setup), loop.initial_state(setup)
     source, key = loop.training_inputs(setup)
     order = sampling.epoch_order(key, 0, len(setup.dataset.train_labels))
-    square = jax.random.normal(key, (SIDE, SIDE))
-    product = jax.jit(jnp.matmul)
+    images = jnp.asarray(unit(setup))
+    params = jax.tree.map(jnp.copy, state.params)  # the chunk takes over those of the state
+    scores = jax.jit(lambda params, images: setup.model.apply(params, images, method="encode"))
+    carried = [state]
 
-    state, _ = jax.block_until_ready(chunk(state, source, order, key, CHUNK))
+    def train():
+        carried[0], _ = jax.block_until_ready(chunk(carried[0], source, order, key, CHUNK))
+        return CHUNK * setup.config.batch_size
+
+    def infer():
+        jax.block_until_ready(scores(params, images).activation)
+        return len(images)
+
+    return {("capsjax", TRAINING): train, ("capsjax", INFERENCE): infer}
+
+
+def theirs(setup: loop.Setup) -> dict[tuple[str, str], Callable[[], int]]:
+    """The same of the PyTorch CapsNet, eager and compiled.
+
+    Raises:
+      UserError: PyTorch is absent, the network is another than the paper's, or the two networks
+        do not compute the same loss.
+    """
+    peer, m = torch_capsnet(), setup.model_config
+    if m.routing != "dynamic" or m.capsule_layers or m.decoder is None or m.squash != "auto":
+        raise UserError("--compare=torch knows the paper's network only, with its decoder")
+    params = jax.device_get(loop.initial_state(setup).params)
+    images, labels = unit(setup), setup.dataset.train_labels[: setup.config.batch_size]
+    exact = float(jnp.mean(jax.jit(setup.loss)(params, images, labels)[0]))
+    found = {}
+    for name, compiled in (("torch", False), ("torch, compiled", True)):
+        model = peer.CapsNet(m, params)
+        if abs(peer.loss(model, images, labels) / exact - 1) > 1e-4:
+            raise UserError("the PyTorch network computes another loss than ours")
+        train, infer = peer.functions(model, images, labels, compiled)
+        found |= {(name, TRAINING): train, (name, INFERENCE): infer}
+    return found
+
+
+def torch_capsnet():
+    """The module of the PyTorch network.
+
+    Raises:
+      UserError: PyTorch is not installed.
+    """
+    try:
+        from experiments import torch_capsnet
+    except ImportError as error:
+        raise UserError(f"--compare=torch needs PyTorch: {error}") from error
+    return torch_capsnet
+
+
+def unit(setup: loop.Setup) -> np.ndarray:
+    """A batch of images in [0, 1]."""
+    images = setup.dataset.train_images[: setup.config.batch_size]
+    return images.astype(np.float32) / 255
+
+
+def in_turn(
+    contestants: dict[tuple[str, str], Callable[[], int]],
+) -> tuple[dict[tuple[str, str], list[float]], list[float]]:
+    """Images per second of each, and GFLOP/s of a matrix product, measured alternately."""
+    square = jax.random.normal(jax.random.key(0), (SIDE, SIDE))
+    product = jax.jit(jnp.matmul)
     jax.block_until_ready(product(square, square))
-    rates, products = [], []
+    for run in contestants.values():
+        run()
+    rates, products = {name: [] for name in contestants}, []
     for _ in range(REPETITIONS):
-        start = time.perf_counter()
-        state, _ = jax.block_until_ready(chunk(state, source, order, key, CHUNK))
-        rates.append(CHUNK * setup.config.batch_size / (time.perf_counter() - start))
+        for name, run in contestants.items():
+            done, start = 0, time.perf_counter()
+            while (passed := time.perf_counter() - start) < LEAST or not done:
+                done += run()
+            rates[name].append(done / passed)
         start = time.perf_counter()
         for _ in range(3):
             jax.block_until_ready(product(square, square))
@@ -168,4 +307,5 @@ def first_step_seconds(config: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run(main, DEFAULTS)
+    define_flags()
+    program.run(main, UserError)

@@ -75,6 +75,14 @@ def coupling_matrix(path, coupling, names, title="", grid=None) -> None:
     _save(_coupling_matrix_figure(coupling, names, title, grid), path)
 
 
+def throughput(path, rows, title="") -> None:
+    """Images a second over the batch size, training beside inference, a line an implementation.
+
+    Rows of :mod:`experiments.benchmark`; bars are the range of the repetitions.
+    """
+    _save(_throughput_figure(rows, title), path)
+
+
 def _training_curves_figure(rows, title=""):
     page = _page(7.0, 2.75, title)
     left, right = (_panel(page, x, 0.4, 2.52, 1.9) for x in (0.665, 3.78))
@@ -311,6 +319,28 @@ def _perturbations_figure(images, values, dims=None, title=""):
     for k, dim in zip(range(rows), range(rows) if dims is None else dims, strict=True):
         _write(axes, x - 0.1, y + (k + 0.5) * tall / rows, f"dim {dim}", ha="right")
     return axes.figure
+
+
+def _throughput_figure(rows, title=""):
+    page = _page(7.0, 3.1, title)
+    names = list(dict.fromkeys(row["implementation"] for row in rows))
+    colors = dict(zip(names, (_BLUE, _RED, _INK, _GREY), strict=False))
+    top = max((row["images_per_second"]["max"] for row in rows), default=1)
+    for x, function in ((0.665, "training"), (4.045, "inference")):
+        axes = _panel(page, x, 0.4, 2.52, 2.1)
+        for name in names:
+            found = sorted((r["batch_size"], *(r["images_per_second"][k] for k in
+                           ("median", "min", "max"))) for r in rows
+                           if (r["implementation"], r["function"]) == (name, function))
+            size, median, low, high = np.reshape(found, (-1, 4)).T
+            axes.errorbar(size, median, (median - low, high - median), color=colors[name], lw=1.3,
+                          marker="o", ms=3.2, capsize=2, elinewidth=0.7, label=name)
+        axes.set(xscale="log", yscale="log", ylim=(None, 1.5 * top))
+        keys = axes.get_legend_handles_labels()[0] if function == "training" else ()
+        _frame(axes, f"{function.capitalize()}, images/s", "batch size", keys)
+        axes.set_xticks(sorted({row["batch_size"] for row in rows}), minor=False)
+        axes.set_xticks([], minor=True)
+    return page.figure
 
 
 def _page(width, height, title):
