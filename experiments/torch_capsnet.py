@@ -82,7 +82,7 @@ def squash(s: torch.Tensor) -> torch.Tensor:
 def loss(model: CapsNet, images: np.ndarray, labels: np.ndarray) -> float:
     """Of a batch of images ``[B, H, W, C]`` in [0, 1]."""
     with torch.no_grad():
-        return model(*batch(images, labels)).item()
+        return model(*batch(images, labels, model.W.device)).item()
 
 
 def functions(
@@ -94,30 +94,38 @@ def functions(
       model: trained in place. images: ``[B, H, W, C]`` in [0, 1]. labels: ``[B]``.
       compiled: by ``torch.compile``.
     """
-    x, y = batch(images, labels)
+    x, y = batch(images, labels, model.W.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     loss_of, encode = model, model.encode
     if compiled:
         loss_of, encode = torch.compile(model), torch.compile(model.encode)
 
+    def wait():
+        if x.is_cuda:
+            torch.cuda.synchronize()
+
     def train():
         optimizer.zero_grad(set_to_none=True)
         loss_of(x, y).backward()
         optimizer.step()
+        wait()
         return len(x)
 
     def infer():
         with torch.inference_mode():
             encode(x).square().sum(-1).sqrt()
+        wait()
         return len(x)
 
     return train, infer
 
 
-def batch(images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+def batch(
+    images: np.ndarray, labels: np.ndarray, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """As PyTorch has them: ``[B, C, H, W]``, channels last in memory."""
     x = _tensor(images).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-    return x, torch.from_numpy(np.asarray(labels)).long()
+    return x.to(device), torch.from_numpy(np.asarray(labels)).long().to(device)
 
 
 def _tensor(x) -> torch.Tensor:

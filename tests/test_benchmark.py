@@ -115,11 +115,11 @@ def test_torch_computes_the_same():
     model = peer.CapsNet(setup.model_config, jax.device_get(params))
     exact, gradient = jax.value_and_grad(
         lambda p: setup.loss(p, images, labels)[0].mean())(params)
-    loss = model(*peer.batch(images, labels))
+    loss = model(*peer.batch(images, labels, "cpu"))
     loss.backward()
     np.testing.assert_allclose(loss.item(), exact, rtol=1e-5)
     with torch.no_grad():
-        pose = model.encode(peer.batch(images, labels)[0])
+        pose = model.encode(peer.batch(images, labels, "cpu")[0])
     ours = setup.model.apply(params, images, method="encode").pose
     np.testing.assert_allclose(pose, ours, rtol=1e-3, atol=1e-6)
     for got, exact in ((model.W.grad, gradient["classes"]["kernel"]),

@@ -1,0 +1,107 @@
+"""The acceptance program: what it runs, and how it judges."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from experiments import acceptance
+from experiments.acceptance import Part
+from experiments.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def rows(rate, implementation="capsjax", function="training"):
+    rate = {"median": rate, "min": rate, "max": rate}
+    return {"implementation": implementation, "function": function, "images_per_second": rate}
+
+
+def step(precision, implementation, *found):
+    return {"name": f"step, {precision}, {implementation}", "results": [{"rows": list(found)}]}
+
+
+DONE = [
+    step("bfloat16", "naive", rows(50_000)),
+    step("bfloat16", "pallas", rows(80_000), rows(900_000, function="inference")),
+    step("float32", "pallas", rows(24_000), rows(6_000, "torch"), rows(8_000, "torch, compiled")),
+    {"name": "step, tf32, naive", "results": []},
+    {"name": "training", "results": [{"test_error": 0.31, "training_seconds": 75.5}]},
+]
+
+
+def test_targets():
+    judged = [(row["value"], row["met"]) for row in acceptance.judge(DONE)]
+    assert judged == [(0.75, True), (2.5, False), (None, False), (3.0, False), (0.31, True),
+                      (75.5, False)]
+
+
+def test_table():
+    parts = [
+        {"name": "a", "seconds": 3.4, "status": 0, "error": None},
+        {"name": "b", "seconds": 240.0, "status": "too slow", "error": "more than 240 s"},
+    ]
+    lines = acceptance.table(parts, acceptance.judge(DONE)).splitlines()
+    assert lines[2] == "| a | 3 | done |"
+    assert lines[3] == "| b | 240 | failed (too slow): more than 240 s |"
+    assert lines[7] == "| MNIST epoch in bfloat16, s | ≤ 1 | 0.75 | met |"
+    assert lines[8:10] == ["| MNIST epoch in float32, s | ≤ 2 | 2.5 | missed |",
+                           "| MNIST epoch in TF32, s | ≤ 2 | not measured |  |"]
+    assert lines[10].endswith("| ≥ 5 | 3 | missed |")
+
+
+def test_parts_of_an_accelerator():
+    parts = acceptance.parts("gpu", False, "kept", 40)
+    assert [part.name.split(",")[0] for part in parts] == ["kernels", *["step"] * 9, "training"]
+    assert {p.environment[0][1] for p in parts[1:-1]} == {"highest", "tensorfloat32", "default"}
+    for part in parts[1:]:
+        assert {"--accelerator=gpu", "--cache_dir=kept"} <= set(part.arguments)
+
+
+@pytest.mark.parametrize("code, seconds, status, error", [
+    ("import sys; print('x', file=sys.stderr); print('why', file=sys.stderr); sys.exit(3)", 60, 3,
+     "why"),
+    ("import time; time.sleep(60)", 0.5, "too slow", "more than 0 s"),
+])
+def test_a_part_that_fails_is_recorded(code, seconds, status, error, tmp_path, monkeypatch):
+    (tmp_path / "failing.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    got = acceptance.run(Part("a", "failing", ()), "cpu", tmp_path, seconds)
+    assert (got["status"], got["error"], got["results"]) == (status, error, [])
+
+
+def test_lines_of_json_and_the_environment_reach_the_result(tmp_path, monkeypatch):
+    (tmp_path / "fine.py").write_text(
+        "import os; print('text'); print('{\"a\": \"' + os.environ['NAME'] + '\"}')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    got = acceptance.run(Part("a", "fine", ("--x=1",), (("NAME", "b"),)), "cpu", tmp_path, 60)
+    assert got["results"] == [{"a": "b"}] and got["status"] == 0
+    assert got["command"] == "NAME=b python -m fine --x=1"
+
+
+def test_an_absent_accelerator_is_one_line():
+    absent = "gpu" if jax.default_backend() == "tpu" else "tpu"
+    with pytest.raises(UserError, match=f"--accelerator={absent}: JAX .* sees no such device"):
+        acceptance.check_device(absent)
+
+
+def test_tiny(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.acceptance", "--accelerator=cpu", "--tiny",
+         f"--output={tmp_path / 'a'}"],
+        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": ""})
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert [part["status"] for part in result["parts"]] == [0] * 4
+    kernels, naive, stream, training = (part["results"] for part in result["parts"])
+    assert {row["implementation"] for row in kernels} == {"naive", "stream"}
+    assert all(row["error"] <= row["tolerance"] for row in kernels)
+    assert len(naive[0]["rows"]) == len(stream[0]["rows"]) >= 2
+    assert training[0]["test_examples"] == 360
+    assert done.stdout.strip() == (tmp_path / "a.md").read_text().rpartition("\n\n")[0]
+    assert result["command"] == (
+        "python -m experiments.acceptance --accelerator=cpu --tiny=True")
