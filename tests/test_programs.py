@@ -109,7 +109,7 @@ def test_profile_traces_the_second_chunk_and_changes_nothing(tmp_path):
     (folder,) = (tmp_path / "traced" / "profile" / "plugins" / "profile").iterdir()
     assert list(folder.glob("*.xplane.pb"))  # TensorBoard's
     trace = json.loads(gzip.decompress((folder / "perfetto_trace.json.gz").read_bytes()))
-    assert any("dot" in event.get("name", "") for event in trace["traceEvents"])
+    assert any("hlo_op" in event.get("args", {}) for event in trace["traceEvents"])
 
 
 @pytest.fixture(scope="module")
