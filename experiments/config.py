@@ -179,7 +179,7 @@ class Config:
         }
         network = PRESETS.get(f"{self.model}_{self.preset}")
         if isinstance(network, CapsNetConfig):
-            own = {name: getattr(self, name) or getattr(network, name) for name in OF_PRESET}
+            own = {n: getattr(self, n) or v for n, v in of_preset(network, self.routing).items()}
             own["loss"] = make(own["routing"]).loss if self.loss == "auto" else self.loss
         else:
             own = {}
@@ -221,7 +221,8 @@ class Config:
         local = ("data_dir", "cache_dir", "workdir")
         recipe = RECIPES[self.recipe]
         network = PRESETS.get(f"{self.model}_{self.preset}")
-        recipe = recipe | {name: getattr(network, name, None) for name in OF_PRESET}
+        if isinstance(network, CapsNetConfig):
+            recipe = recipe | of_preset(network, self.routing)
         if self.routing:
             recipe["loss"] = make(self.routing).loss
         return {
@@ -321,6 +322,14 @@ class _Choice(flags.EnumParser):
         except ValueError as error:
             near = difflib.get_close_matches(argument, self.enum_values, 1)
             raise ValueError(f"{error}, did you mean {near[0]}?" if near else error) from error
+
+
+def of_preset(network: CapsNetConfig, routing: str | None) -> dict:
+    """What a preset says where nothing is given; its squash is not for poses taken as they are."""
+    own = {name: getattr(network, name) for name in OF_PRESET}
+    if not make(routing or network.routing).squashes:
+        own["squash"] = "auto"
+    return own
 
 
 def define_flags(defaults: Config, flag_values: flags.FlagValues = flags.FLAGS) -> None:

@@ -127,15 +127,21 @@ def test_every_switch_of_a_recipe_is_a_flag_without_default():
     ("small", "dynamic", "full", "auto"),
     ("deep", "dynamic", "full", "exponential"),
     ("efficient", "self_attention", "full", "exponential"),
-    ("matrix", "em", "conv_matrix", "none"),
+    ("matrix", "em", "conv_matrix", "auto"),
 ])
 def test_defaults_depend_on_the_preset(preset, routing, votes, squash):
     got = parse(f"--preset={preset}").resolved("digits")
     assert (got.routing, got.votes, got.squash) == (routing, votes, squash)
     network = got.model_config((28, 28, 1), 10)
     assert (network.routing, network.votes, network.squash) == (routing, votes, squash)
+    got = parse(f"--preset={preset}", "--routing=kmeans").resolved("digits")
+    assert (got.routing, got.votes, got.squash) == ("kmeans", votes, squash)
+    # Bug: em saw the squashed poses of --preset=deep, and stayed at 90% error.
     got = parse(f"--preset={preset}", "--routing=vb").resolved("digits")
-    assert (got.routing, got.votes, got.squash) == ("vb", votes, squash)
+    assert (got.routing, got.votes, got.squash) == ("vb", votes, "auto")
+    assert got.model_config((28, 28, 1), 10).primary_squash == "none"
+    got = parse(f"--preset={preset}", "--routing=vb", "--squash=half").resolved("digits")
+    assert got.model_config((28, 28, 1), 10).primary_squash == "half"
 
 
 def test_a_cnn_has_none_of_the_capsules_defaults():

@@ -52,7 +52,6 @@ PRESETS: dict[str, Config] = {
         primary_kernel=1,
         primary_stride=1,
         primary_activation="sigmoid",
-        squash="none",
         coordinates=True,
         capsule_layers=((16, 3, 2), (16, 3, 1)),
         layer_votes="matrix",
