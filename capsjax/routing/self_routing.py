@@ -21,8 +21,9 @@ def self_routing() -> Routing:
     Parameters: ``weights`` ``[I, J, K]``, normal with standard deviation K^-1/2, and ``offset``
     ``[I, J]``, zero. One pass; couplings need no votes. Differences from the published code:
     there weights start at zero, which learns more slowly; there poses are normalised over the
-    batch between layers, here an output never depends on other examples. Pitfall: a mean of
-    opinions, each of one place of the image, takes longer to train than routing by agreement.
+    batch between layers, here over the example (``pose_norm`` of
+    :class:`capsjax.CapsNetConfig`). Pitfalls: without it poses shrink from layer to layer; a mean
+    of opinions, each of one place of the image, takes longer to train than routing by agreement.
     """
 
     def init_params(key, sizes):
