@@ -139,7 +139,7 @@ def expected(config, params, image, label=None):
         (preset("cnn_mnist"), 35_445_522),
         (preset("cnn_multimnist"), 24_563_978),
         (preset("capsnet_efficient", decoder=None), 161_824),
-        (preset("capsnet_matrix"), 68_444 + 2 * 64),
+        (preset("capsnet_matrix"), 68_572),
     ],
     ids=str,
 )
@@ -189,6 +189,7 @@ DECODER = (160 * 128 + 128) + (128 * 256 + 256) + (256 * 784 + 784)
         (
             "capsnet_matrix",
             (5 * 5 * 64 + 64)
+            + 2 * 64  # scale and offset of the normalisation
             + (64 * 8 * 16 + 8 * 16)  # poses
             + (64 * 8 + 8)  # activations
             + (3 * 3 * 8) * 16 * 4 * 4
