@@ -325,17 +325,20 @@ def _throughput_figure(rows, title=""):
     page = _page(7.0, 3.1, title)
     names = list(dict.fromkeys(row["implementation"] for row in rows))
     colors = dict(zip(names, (_BLUE, _RED, _INK, _GREY), strict=False))
-    top = max((row["images_per_second"]["max"] for row in rows), default=1)
+    low = min((row["images_per_second"]["min"] for row in rows), default=1)
+    top = max((row["images_per_second"]["max"] for row in rows), default=10)
     for x, function in ((0.665, "training"), (4.045, "inference")):
         axes = _panel(page, x, 0.4, 2.52, 2.1)
         for name in names:
             found = sorted((r["batch_size"], *(r["images_per_second"][k] for k in
                            ("median", "min", "max"))) for r in rows
                            if (r["implementation"], r["function"]) == (name, function))
-            size, median, low, high = np.reshape(found, (-1, 4)).T
-            axes.errorbar(size, median, (median - low, high - median), color=colors[name], lw=1.3,
+            size, median, least, most = np.reshape(found, (-1, 4)).T
+            axes.errorbar(size, median, (median - least, most - median), color=colors[name], lw=1.3,
                           marker="o", ms=3.2, capsize=2, elinewidth=0.7, label=name)
-        axes.set(xscale="log", yscale="log", ylim=(None, 1.5 * top))
+        axes.set(xscale="log", yscale="log", ylim=(low / 1.3, 1.3 * top))
+        axes.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
+        axes.yaxis.set_minor_formatter("")
         keys = axes.get_legend_handles_labels()[0] if function == "training" else ()
         _frame(axes, f"{function.capitalize()}, images/s", "batch size", keys)
         axes.set_xticks(sorted({row["batch_size"] for row in rows}), minor=False)

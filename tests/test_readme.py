@@ -42,10 +42,10 @@ def test_commands_parse(words):
     module, *arguments = words
     values = flags.FlagValues()
     program = importlib.import_module(module)
-    if hasattr(program, "DEFAULTS"):
-        config_lib.define_flags(program.DEFAULTS, values)
-    else:
+    if hasattr(program, "define_flags"):  # a program with flags of its own
         program.define_flags(values)
+    else:
+        config_lib.define_flags(program.DEFAULTS, values)
     assert values(["program", *arguments])[1:] == []
 
 
