@@ -1,6 +1,6 @@
 """What a new accelerator must show, in one command: correct, fast, and trained.
 
-    python -m experiments.acceptance --accelerator=gpu       within 10 minutes
+    python -m experiments.acceptance --accelerator=gpu       meant to take 10 minutes
     python -m experiments.acceptance --accelerator=cpu --tiny        2 minutes, to try the program
 
 Kernels against float64, routing alone, whole steps in each precision and with each implementation
@@ -42,13 +42,13 @@ PRECISIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A program that writes one JSON."""
+    """A program that prints lines of JSON, or leaves the summary of a run."""
 
     name: str
     module: str
     arguments: tuple[str, ...]
     environment: tuple[tuple[str, str], ...] = ()
-    summary: bool = False  # its JSON is the summary of a run, not its last line
+    summary: bool = False
 
 
 class Target(NamedTuple):
@@ -77,7 +77,9 @@ def parts(accelerator: str, tiny: bool, cache_dir: str, epochs: int) -> list[Par
     for precision in precisions:
         name, dtype = PRECISIONS[precision]
         for implementation in implementations:
-            peer = implementation == implementations[-1] and importlib.util.find_spec("torch")
+            # PyTorch computes in float32, which its loss must equal ours in.
+            peer = (precision, implementation) == ("float32", implementations[-1])
+            peer = peer and accelerator != "tpu" and importlib.util.find_spec("torch")
             how = (f"--dtype={dtype}", f"--routing_implementation={implementation}")
             how += ("--nofirst_step", *(["--compare=torch"] if peer else []))
             environment = (("JAX_DEFAULT_MATMUL_PRECISION", name),)
@@ -106,7 +108,7 @@ def epoch(precision: str) -> Callable[[dict], float]:
 
 
 def against_torch(results: dict) -> float:
-    """How many times faster than the faster PyTorch, in the precision it has by default."""
+    """How many times faster than PyTorch, eager or compiled, whichever is faster."""
     return images_per_second(results, "float32") / images_per_second(results, "float32", "torch")
 
 
@@ -115,7 +117,7 @@ TARGETS = (
     Target("MNIST epoch in bfloat16, s", epoch("bfloat16"), 1.0),
     Target("MNIST epoch in float32, s", epoch("float32"), 2.0),
     Target("MNIST epoch in TF32, s", epoch("tf32"), 2.0),
-    Target("training step, times compiled PyTorch's speed", against_torch, 5.0, least=True),
+    Target("training step, times the speed of PyTorch", against_torch, 5.0, least=True),
     Target("test error, %", lambda results: results["training"][-1]["test_error"], 0.35),
     Target("training, s", lambda results: results["training"][-1]["training_seconds"], 60.0),
 )

@@ -163,7 +163,8 @@ class Config:
     )
     profile: int = _field(
         0,
-        "trace so many steps, for TensorBoard or Perfetto, into the run's folder",
+        "after the first --log_every steps trace so many, for TensorBoard or Perfetto, into the "
+        "run's folder",
         low=0,
         free=True,
     )

@@ -1,6 +1,6 @@
 """How time and memory grow with the sizes of a network, and with what exponent.
 
-    python -m experiments.scaling                           about 4 minutes on 2 cores
+    python -m experiments.scaling
     python -m experiments.scaling --output=results/scaling --implementation=naive
 
 Routing with gradients, one size at a time changed from MNIST's (I = 1152, J = 10, batch 32,

@@ -54,10 +54,15 @@ def test_table():
     assert lines[10].endswith("| ≥ 5 | 3 | missed |")
 
 
-def test_parts_of_an_accelerator():
+def test_parts_of_an_accelerator(monkeypatch):
     parts = acceptance.parts("gpu", False, "kept", 40)
     assert [part.name.split(",")[0] for part in parts] == ["kernels", *["step"] * 9, "training"]
     assert {p.environment[0][1] for p in parts[1:-1]} == {"highest", "tensorfloat32", "default"}
+    # Bug: PyTorch's float32 loss was compared with ours in bfloat16, which ended the part.
+    monkeypatch.setattr(acceptance.importlib.util, "find_spec", lambda name: name)
+    for accelerator, peers in (("gpu", ["step, float32, pallas"]), ("tpu", [])):
+        found = acceptance.parts(accelerator, False, "", 40)
+        assert [p.name for p in found if "--compare=torch" in p.arguments] == peers
     for part in parts[1:]:
         assert {"--accelerator=gpu", "--cache_dir=kept"} <= set(part.arguments)
 

@@ -10,7 +10,7 @@ import pytest
 from absl import flags
 
 from capsjax import preset
-from experiments import benchmark, loop
+from experiments import benchmark, figures, loop
 from experiments.errors import UserError
 
 TINY = dataclasses.replace(benchmark.DEFAULTS, preset="tiny", cache_dir="none", num_devices=1,
@@ -91,6 +91,16 @@ def test_what_is_measured_is_training_and_the_scores(quick):
 def test_wrong_sizes(sizes):
     with pytest.raises(UserError, match="--batch_sizes=.*numbers such as"):
         benchmark.parse_sizes(sizes)
+
+
+def test_picture_shows_medians_and_ranges():
+    other = ROW | {"batch_size": 2, "images_per_second": {"median": 7.0, "min": 6.0, "max": 7.5}}
+    rows = [row | {"function": f} for row in (ROW, other) for f in ("training", "inference")]
+    page, *panels = figures._throughput_figure(rows).axes
+    for panel in panels:
+        line, *_, (bars,) = panel.containers[0].lines
+        np.testing.assert_array_equal(line.get_xydata(), [[2, 7.0], [4, 10.4]])
+        np.testing.assert_allclose(bars.get_segments(), [[[2, 6], [2, 7.5]], [[4, 9], [4, 12]]])
 
 
 def test_table():

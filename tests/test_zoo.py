@@ -214,6 +214,7 @@ def test_defaults():
     one = {name: 1 for name in ("uniform", "random", "static", "frozen", "self")}
     assert passes == dict.fromkeys(ROUTINGS, 3) | one | {"self_attention": 2, "heinsen": 2}
     assert {name for name in ROUTINGS if make(name).logit} == {"inverted", "heinsen"}
+    assert {name for name in ROUTINGS if make(name).means} == {"em", "vb", "self", "kde"}
 
 
 # Batches, streaming
