@@ -46,8 +46,8 @@ def vb(iterations: int = 3) -> Routing:
     with the entropy :math:`H_j = \tfrac D2 \log 2 \pi e - \tfrac12 E \log |\Lambda_j|`, and norm
     the subtraction of the mean and division by the standard deviation over the parents j. The
     published code has batch normalisation there, which makes outputs depend on batch-mates; with
-    none, the parents of a thousand children are as good as equal and learn far more slowly. Its other one,
-    around m, is between the layers of a network (:class:`capsjax.CapsNetConfig`).
+    none, the parents of a thousand children are as good as equal and learn far more slowly. Its
+    other one, around m, is between the layers of a network (:class:`capsjax.CapsNetConfig`).
 
     Parameters: ``beta_u``, one at first, and ``beta_a``, zero, ``[J]``. R passes. Pitfall: a
     layer with one parent says nothing by its activation.
