@@ -27,6 +27,9 @@ from capsjax.backend import backend
 from capsjax.precision import accumulator
 
 IMPLEMENTATIONS = ("xla", "im2col", "fourier")
+# Patches of so few channels are gathered a pixel of the kernel at a time, whole rows of the image
+# in one piece: twice as fast for one channel, slower for 256.
+FEW_CHANNELS = 4
 
 
 def conv2d(
@@ -90,7 +93,8 @@ def depthwise_conv2d(x: chex.Array, w: chex.Array, stride: int = 1) -> jax.Array
             f"an image of {x.shape[1]}x{x.shape[2]} pixels is smaller than the {k}x{k} kernel"
         )
     # On CPU the gradient of a grouped convolution takes several times as long as that of this.
-    return _product(_patches(x, k, stride), w.reshape(k * k, C), "bhwpc,pc->bhwc")
+    patches = jnp.stack(_taps(x, k, stride, 1), axis=3)
+    return _product(patches, w.reshape(k * k, C), "bhwpc,pc->bhwc")
 
 
 def _fastest(x_shape, w_shape, stride) -> str:
@@ -116,28 +120,25 @@ def _product(a, b, spec):
     return wide.astype(a.dtype)
 
 
-def _patches(x, k, stride):
-    """Pixels seen from each position, ``[B, H', W', k k, C]``."""
-    C = x.shape[3]
-    out_h, out_w = (x.shape[1] - k) // stride + 1, (x.shape[2] - k) // stride + 1
-    patches = [
-        lax.slice(
-            x,
-            (0, i, j, 0),
-            (x.shape[0], i + stride * (out_h - 1) + 1, j + stride * (out_w - 1) + 1, C),
-            (1, stride, stride, 1),
-        )
-        for i in range(k)
-        for j in range(k)
-    ]
-    return jnp.stack(patches, axis=3)
+def _taps(x, k, stride, axis):
+    """For each pixel of the kernel what it sees, ``k k`` arrays; rows are ``axis`` of x."""
+    rows = [range(i, x.shape[axis] - k + i + 1, stride) for i in range(k)]
+    columns = [range(j, x.shape[axis + 1] - k + j + 1, stride) for j in range(k)]
+
+    def pick(x, places, axis):
+        return lax.slice_in_dim(x, places[0], places[-1] + 1, stride, axis)
+
+    return [pick(pick(x, row, axis), column, axis + 1) for row in rows for column in columns]
 
 
 def _im2col(x, w, stride):
     k, _, C, O = w.shape
-    patches = _patches(x, k, stride)
-    flat = patches.reshape(*patches.shape[:3], k * k * C)
-    return _product(flat, w.reshape(k * k * C, O), "bhwp,po->bhwo")
+    if C > FEW_CHANNELS:
+        patches = jnp.stack(_taps(x, k, stride, 1), axis=3)
+        patches = patches.reshape(*patches.shape[:3], k * k * C)
+        return _product(patches, w.reshape(k * k * C, O), "bhwp,po->bhwo")
+    patches = jnp.stack(_taps(x.transpose(3, 0, 1, 2), k, stride, 2))
+    return _product(patches, w.reshape(k * k, C, O), "pcbhw,pco->bhwo")
 
 
 class _PhaseSizes(NamedTuple):
@@ -204,7 +205,6 @@ def _fourier(x, w, stride):
     B, H, W, C = x.shape
     k, _, _, O = w.shape
     h, v = _phase_sizes(H, k, stride), _phase_sizes(W, k, stride)
-    image, kernel, result = (jnp.asarray(m, x.dtype) for m in _transforms(h, v))
 
     # Crop or pad to whole phases; samples beyond the last output never matter.
     y0, x0 = stride * h.length, stride * v.length
@@ -215,8 +215,35 @@ def _fourier(x, w, stride):
     w = jnp.pad(w, ((0, stride * h.kernel - k), (0, stride * v.kernel - k), (0, 0), (0, 0)))
     w = w.reshape(h.kernel, stride, v.kernel, stride, C, O).transpose(0, 2, 1, 3, 4, 5)
     w = w.reshape(h.kernel * v.kernel, stride * stride * C, O)
-
-    x = _product(image, x, "pn,nbc->pbc")
-    w = _product(kernel, w, "pn,nco->pco")
-    y = _product(result, _product(x, w, "pbc,pco->pbo"), "np,pbo->nbo")
+    y = _correlate(h, v, x, w)
     return y.reshape(h.out, v.out, B, O).transpose(2, 0, 1, 3)
+
+
+# The derivative that JAX would derive is the same sums with their results the other way round,
+# [c, o, n] for [n, c, o]: turning those round takes longer than the sums. It would also keep the
+# transformed kernel, the largest array of all, which costs little to make again.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _correlate(h, v, x, w):
+    """Stride-1 correlation ``[out out, B, O]`` of x ``[L L, B, c]`` with w ``[k k, c, O]``."""
+    return _correlate_forward(h, v, x, w)[0]
+
+
+def _correlate_forward(h, v, x, w):
+    image, kernel, result = _matrices(h, v, x.dtype)
+    X, W = _product(image, x, "pn,nbc->pbc"), _product(kernel, w, "pn,nco->pco")
+    return _product(result, _product(X, W, "pbc,pco->pbo"), "np,pbo->nbo"), (X, w)
+
+
+def _correlate_backward(h, v, kept, dy):
+    X, w = kept
+    image, kernel, result = _matrices(h, v, dy.dtype)
+    dY, W = _product(result, dy, "np,nbo->pbo"), _product(kernel, w, "pn,nco->pco")
+    dx = _product(image, _product(dY, W, "pbo,pco->pbc"), "pn,pbc->nbc")
+    return dx, _product(kernel, _product(X, dY, "pbc,pbo->pco"), "pn,pco->nco")
+
+
+_correlate.defvjp(_correlate_forward, _correlate_backward)
+
+
+def _matrices(h, v, dtype):
+    return (jnp.asarray(m, dtype) for m in _transforms(h, v))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import reference
 from flax import nnx
+from jax.extend.core import jaxprs_in_params
 
 from capsjax import Conv, conv2d, from_module
 from capsjax.conv import IMPLEMENTATIONS, depthwise_conv2d
@@ -101,11 +102,25 @@ def test_bfloat16_is_accumulated_in_float32():
             once = form == "xla" or (form == "im2col" and name != "dx")
             assert relative_error(got.astype(jnp.float32), true) < (2**-8 if once else 2**-7)
     # CPUs accumulate so whether asked or not; accelerators need to be asked.
-    for form in ("im2col", "fourier"):
+    for form, count in {"im2col": 3, "fourier": 10}.items():
         conv = functools.partial(conv2d, stride=2, implementation=form)
-        products = [e for e in jax.make_jaxpr(conv)(*args[:2]).eqns if "dot" in e.primitive.name]
-        assert len(products) == {"im2col": 1, "fourier": 4}[form]
-        assert {e.params["preferred_element_type"] for e in products} == {np.dtype("float32")}
+
+        def value_and_gradients(x, w, g, conv=conv):
+            y, pull = jax.vjp(conv, x, w)
+            return y, pull(g)
+
+        found = list(products(jax.make_jaxpr(value_and_gradients)(*args).jaxpr))
+        assert len(found) == count
+        assert {e.params["preferred_element_type"] for e in found} == {np.dtype("float32")}
+
+
+def products(jaxpr):
+    """All matrix products, also those inside calls."""
+    for equation in jaxpr.eqns:
+        if "dot" in equation.primitive.name:
+            yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from products(inner)
 
 
 @pytest.mark.parametrize("size", [(2, 20, 20, 4, 9, 2, 4), (1, 9, 9, 1, 9, 1, 1)], ids=str)
