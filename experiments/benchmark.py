@@ -35,7 +35,7 @@ from absl import flags
 
 from capsjax.models import CapsNetConfig
 from experiments import config as config_lib
-from experiments import data, figures, io, loop, report, sampling
+from experiments import data, drawing, io, loop, report, sampling
 from experiments.config import Config
 from experiments.errors import UserError
 from kernels import program
@@ -79,7 +79,7 @@ def main() -> None:
         io.write_json(Path(f"{F.output}.json"), result)
         text = f"{table(result['rows'])}\n\n`{command}`, commit {result['commit']}\n"
         Path(f"{F.output}.md").write_text(text)
-        figures.throughput(f"{F.output}.png", result["rows"], result["device_kind"])
+        drawing.throughput(f"{F.output}.png", result["rows"], result["device_kind"])
     print(table(result["rows"]), file=sys.stderr)
     print(json.dumps(result))
 

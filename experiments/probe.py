@@ -10,7 +10,7 @@ import numpy as np
 from capsjax import functional
 from capsjax.models import CapsNetConfig
 from capsjax.routing.diagnostics import Diagnostics, diagnose
-from experiments import figures, sampling
+from experiments import drawing, sampling
 
 IMAGES = 128
 ROWS = ("entropy", "logit_change", "agreement", "spread_over_examples", "dead", "always_on")
@@ -61,14 +61,14 @@ def draw(setup, params, folder: Path, rows: list, title: str) -> list[Path]:
     d = jax.device_get(_diagnostics(setup)(params, images))
     names = setup.dataset.class_names
     paths = [folder / f"{name}.png" for name in ("routing", "couplings", "logit_changes")]
-    figures.routing_diagnostics(
+    drawing.routing_diagnostics(
         paths[0], d.entropy, d.logit_change, d.activity, names, title=title
     )
     grid = None
     if not config.capsule_layers:
         grid = (*config.primary_grid, config.primary_types)
-    figures.coupling_matrix(paths[1], d.mean_coupling, names, title=title, grid=grid)
+    drawing.coupling_matrix(paths[1], d.mean_coupling, names, title=title, grid=grid)
     if not len(d.logit_change):
         return paths[:2]
-    figures.logit_changes(paths[2], [r for r in rows if "logit_change" in r], title=title)
+    drawing.logit_changes(paths[2], [r for r in rows if "logit_change" in r], title=title)
     return paths

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from capsjax.models import CapsNetConfig
-from experiments import figures, io, probe, sampling
+from experiments import drawing, io, probe, sampling
 from kernels.program import commit
 
 COLUMNS = 8  # correct examples in the figure of reconstructions
@@ -132,13 +132,13 @@ def draw(setup, state, workdir: Path, rows: list, correct: np.ndarray) -> list[P
     routing = f", {c.routing} routing" if c.routing else ""
     title = f"{c.model}{routing} on {d.name}, seed {c.seed}"
     paths = [folder / "training_curves.png"]
-    figures.training_curves(paths[0], rows, title=title)
+    drawing.training_curves(paths[0], rows, title=title)
     if getattr(setup.model_config, "decoder", None) is not None:
         paths += [folder / "reconstructions.png", folder / "perturbations.png"]
         columns = reconstruction_columns(setup, state.params, correct)
-        figures.reconstructions(paths[1], columns, d.class_names, title=title)
+        drawing.reconstructions(paths[1], columns, d.class_names, title=title)
         images, name = perturbed(setup, state.params, correct)
-        figures.perturbations(paths[2], images, CHANGES, title=f"{title}: class {name}")
+        drawing.perturbations(paths[2], images, CHANGES, title=f"{title}: class {name}")
     if c.diagnostics and isinstance(setup.model_config, CapsNetConfig):
         paths += probe.draw(setup, state.params, folder, rows, title)
     return paths
@@ -173,7 +173,7 @@ def reconstruction_columns(setup, params, correct: np.ndarray) -> list:
     decoded = _decode(setup, params, capsules.pose, targets)
     fields = zip(images, decoded, labels, predictions, targets, strict=True)
     return [
-        figures.ReconstructionColumn(image, drawn, int(label), int(prediction), int(target))
+        drawing.ReconstructionColumn(image, drawn, int(label), int(prediction), int(target))
         for image, drawn, label, prediction, target in fields
     ]
 

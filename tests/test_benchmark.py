@@ -10,7 +10,8 @@ import pytest
 from absl import flags
 
 from capsjax import preset
-from experiments import benchmark, figures, loop
+from experiments import benchmark, loop
+from experiments.drawing import speed
 from experiments.errors import UserError
 
 TINY = dataclasses.replace(benchmark.DEFAULTS, preset="tiny", cache_dir="none", num_devices=1,
@@ -96,7 +97,7 @@ def test_wrong_sizes(sizes):
 def test_picture_shows_medians_and_ranges():
     other = ROW | {"batch_size": 2, "images_per_second": {"median": 7.0, "min": 6.0, "max": 7.5}}
     rows = [row | {"function": f} for row in (ROW, other) for f in ("training", "inference")]
-    page, *panels = figures._throughput_figure(rows).axes
+    page, *panels = speed._throughput_figure(rows).axes
     for panel in panels:
         line, *_, (bars,) = panel.containers[0].lines
         np.testing.assert_array_equal(line.get_xydata(), [[2, 7.0], [4, 10.4]])

@@ -41,7 +41,7 @@ def test_imports_go_one_way(room):
 
 
 def test_experiments_do_not_import_tests():
-    for path in (ROOT / "experiments").glob("*.py"):
+    for path in (ROOT / "experiments").rglob("*.py"):
         assert "tests" not in set(imported(path)), path
 
 
@@ -97,6 +97,6 @@ def test_requirements_cover_every_import_of_the_programs():
     ours = {"capsjax", "kernels", "experiments"} | set(__import__("sys").stdlib_module_names)
     # NumPy comes with JAX, requests with TensorFlow Datasets, torch only with who compares.
     ours |= {"numpy", "requests", "torch"}
-    for path in [*(ROOT / "experiments").glob("*.py"), *(ROOT / "kernels").glob("*.py")]:
+    for path in [*(ROOT / "experiments").rglob("*.py"), *(ROOT / "kernels").glob("*.py")]:
         for name in set(imported(path)) - ours:
             assert distributions.get(name, name).lower() in written, (name, path)

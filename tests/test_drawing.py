@@ -13,8 +13,8 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from experiments import figures
-from experiments.figures import ReconstructionColumn
+from experiments import drawing
+from experiments.drawing import ReconstructionColumn, curves, decoder, page, routing
 
 DIGITS = list("0123456789")
 CLOTHES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker",
@@ -136,7 +136,7 @@ HISTORIES = {
 @pytest.mark.parametrize("name", HISTORIES)
 def test_training_curves_of_any_run(name, tmp_path):
     path = tmp_path / "new" / "folder" / "curves.png"
-    assert figures.training_curves(path, HISTORIES[name]) is None
+    assert drawing.training_curves(path, HISTORIES[name]) is None
     picture = pixels(path)
     assert picture.shape[1] == 1050 and 400 < picture.shape[0] < 500
     assert (picture < 200).any(axis=-1).sum() > 1000
@@ -145,14 +145,14 @@ def test_training_curves_of_any_run(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["run", "one row", "all zero", "flat", "wide"])
 def test_training_curves_are_legible(name):
-    assert_legible(figures._training_curves_figure(HISTORIES[name], "A title: " + name))
+    assert_legible(curves._training_curves_figure(HISTORIES[name], "A title: " + name))
 
 
 @pytest.mark.parametrize("low, high", [
     (1e-3, 3.9e-3), (0.21, 0.9), (0.011, 0.099), (3.0, 900.0), (1e-4, 2.0), (1e-9, 1.0),
     (0.0, 0.7), (0.0, 0.11), (2.29, 2.31), (1e-7, 1e7)])
 def test_any_range_of_losses_has_a_legible_scale(low, high):
-    figure = figures._training_curves_figure([training(1, high), training(100, low)])
+    figure = curves._training_curves_figure([training(1, high), training(100, low)])
     assert_legible(figure)
     axes = figure.axes[1]
     bottom, top = axes.get_ylim()
@@ -161,7 +161,7 @@ def test_any_range_of_losses_has_a_legible_scale(low, high):
 
 
 def test_training_curves_draw_the_rows():
-    left, right = figures._training_curves_figure(run()).axes[1:]
+    left, right = curves._training_curves_figure(run()).axes[1:]
     rows = run()
     assert list(lines(left)) == ["total", "margin", "reconstruction"]
     for label, key in (("total", "loss"), ("margin", "margin_loss"),
@@ -178,13 +178,13 @@ def test_training_curves_draw_the_rows():
 
 
 def test_a_model_without_parts_has_one_loss():
-    figure = figures._training_curves_figure([training(1), training(2)])
+    figure = curves._training_curves_figure([training(1), training(2)])
     assert list(lines(figure.axes[1])) == ["total"]
 
 
 def test_losses_are_on_a_log_scale_and_zeros_are_shown():
     def heights(losses):
-        axes = figures._training_curves_figure(
+        axes = curves._training_curves_figure(
             [training(k, loss) for k, loss in enumerate(losses, 1)]).axes[1]
         return axes.transAxes.inverted().transform(
             axes.transData.transform([(0.01, loss) for loss in losses]))[:, 1]
@@ -197,7 +197,7 @@ def test_losses_are_on_a_log_scale_and_zeros_are_shown():
 
 def test_validation_points_are_marked_and_the_last_finite_one_is_written():
     rows = [validation(100, 4.0), validation(200, 1.25), validation(300, NAN)]
-    right = figures._training_curves_figure(rows).axes[2]
+    right = curves._training_curves_figure(rows).axes[2]
     (line,) = right.lines
     assert line.get_marker() == "o" and line.get_markevery() == 1
     (text,) = right.texts
@@ -207,19 +207,19 @@ def test_validation_points_are_marked_and_the_last_finite_one_is_written():
 def test_values_that_are_not_finite_are_left_out():
     rows = [training(1, 1.0), training(2, NAN), training(3, INF), training(4, None),
             training(5, 3.0)]
-    left = figures._training_curves_figure(rows).axes[1]
+    left = curves._training_curves_figure(rows).axes[1]
     np.testing.assert_allclose(lines(left)["total"], [(0.01, 1.0), (0.05, 3.0)])
 
 
 def test_the_last_row_of_a_step_counts():
     rows = [training(1, 1.0), training(2, 2.0), training(3, 3.0), training(2, 20.0)]
-    left = figures._training_curves_figure(rows).axes[1]
+    left = curves._training_curves_figure(rows).axes[1]
     assert lines(left)["total"][:, 1].tolist() == [1.0, 20.0, 3.0]
 
 
 def test_thousands_of_rows_are_averaged_but_validation_is_not():
     rows = run(steps=40_000, evaluate=200)
-    left, right = figures._training_curves_figure(rows).axes[1:]
+    left, right = curves._training_curves_figure(rows).axes[1:]
     losses = [row["loss"] for row in rows if "loss" in row]
     drawn = lines(left)["total"][:, 1]
     assert len(losses) == 4000 and len(drawn) == 150
@@ -233,7 +233,7 @@ def test_thousands_of_rows_are_averaged_but_validation_is_not():
     (0, 5, ["smallNORB car"] * 10), (6, 2, [str(k) for k in range(90, 100)]),
     (2, 1, ["$x^2$"] * 10), (3, 2, ["a class with a name of some length"] * 10)])
 def test_reconstructions_are_legible(right, wrong, names):
-    figure = figures._reconstructions_figure(columns(right, wrong), names, "Reconstructions")
+    figure = decoder._reconstructions_figure(columns(right, wrong), names, "Reconstructions")
     assert_legible(figure)
     assert len(figure.axes[0].images) == 2 * (right + 2 * wrong)
     written = [extent for _, extent in texts(figure)]
@@ -244,13 +244,13 @@ def test_reconstructions_are_legible(right, wrong, names):
 
 
 def test_headings_are_label_prediction_target():
-    triples = [text for text in words(figures._reconstructions_figure(columns(3, 2), DIGITS))
+    triples = [text for text in words(decoder._reconstructions_figure(columns(3, 2), DIGITS))
                if text[:1].isdigit()]
     assert triples == ["0 0 0", "1 1 1", "2 2 2", "3 4 3", "3 4 4", "4 5 4", "4 5 5"]
 
 
 def test_long_names_are_stacked():
-    found = words(figures._reconstructions_figure(columns(0, 1), CLOTHES))
+    found = words(decoder._reconstructions_figure(columns(0, 1), CLOTHES))
     assert "T-shirt/top\nTrouser\nT-shirt/top" in found
     assert "T-shirt/top\nTrouser\nTrouser" in found
     assert "label l\nprediction p\ntarget r" in found
@@ -258,7 +258,7 @@ def test_long_names_are_stacked():
 
 @pytest.mark.parametrize("names", [DIGITS, CLOTHES])
 def test_rows_letters_and_groups_are_explained(names):
-    found = words(figures._reconstructions_figure(columns(2, 1), names))
+    found = words(decoder._reconstructions_figure(columns(2, 1), names))
     assert {"input", "reconstruction", "correct", "wrong"} <= set(found)
     (key,) = [text for text in found if text.startswith("l: label")]
     assert "p: prediction" in key and "r: target" in key
@@ -266,13 +266,13 @@ def test_rows_letters_and_groups_are_explained(names):
 
 def test_wrong_columns_come_last_apart_red_and_bold():
     shuffled = columns(2, 2)[::-1]
-    figure = figures._reconstructions_figure(shuffled, DIGITS)
+    figure = decoder._reconstructions_figure(shuffled, DIGITS)
     headings = [text for text in figure.axes[0].texts if text.get_text()[:1].isdigit()]
     wrong = [text.get_text()[0] != text.get_text()[2] for text in headings]
     assert wrong == [False] * 2 + [True] * 4
     assert {text.get_weight() for text in headings[2:]} == {"bold"}
     assert {text.get_weight() for text in headings[:2]} == {"normal"}
-    assert {text.get_color() for text in headings[2:]} == {figures._RED}
+    assert {text.get_color() for text in headings[2:]} == {page.RED}
     places = [text.get_position()[0] for text in headings]
     steps = np.diff(places)
     assert steps[1] > 1.2 * steps[0] and np.allclose(np.delete(steps, 1), steps[0])
@@ -281,7 +281,7 @@ def test_wrong_columns_come_last_apart_red_and_bold():
 @pytest.mark.parametrize("names", [DIGITS, CLOTHES])
 @pytest.mark.parametrize("wrong", [4, 7, 10])
 def test_wrapping_parts_neither_a_pair_nor_loses_order(wrong, names):
-    figure = figures._reconstructions_figure(columns(7, wrong), names)
+    figure = decoder._reconstructions_figure(columns(7, wrong), names)
     images = [image.get_extent() for image in figure.axes[0].images]
     tops = [extent[3] for extent in images[::2]]
     assert len(set(tops)) > 1
@@ -295,7 +295,7 @@ def test_every_image_is_in_the_picture_input_above_reconstruction(tmp_path):
     red = np.float32([1, 0, 0])  # no letter or frame mixes with an image to pure red
     given = [column._replace(image=column.image * red, reconstruction=column.reconstruction * red)
              for column in columns(3, 3, range(15, 250, 13), shape=(28, 28, 3))]
-    figures.reconstructions(path, given, DIGITS)
+    drawing.reconstructions(path, given, DIGITS)
     picture, before = pixels(path), -1
     for column in given:
         above, below = (box(picture, np.round(255 * part[0, 0]))
@@ -307,8 +307,8 @@ def test_every_image_is_in_the_picture_input_above_reconstruction(tmp_path):
 
 def test_black_and_white_are_fixed_and_white_has_an_edge(tmp_path):
     path = tmp_path / "r.png"
-    figures.reconstructions(path, columns(2, 0, [0, 255, 128, 128]), DIGITS)
-    image, figure = pixels(path), figures._reconstructions_figure(columns(2, 0), DIGITS)
+    drawing.reconstructions(path, columns(2, 0, [0, 255, 128, 128]), DIGITS)
+    image, figure = pixels(path), decoder._reconstructions_figure(columns(2, 0), DIGITS)
     black, white = [figure.axes[0].images[k].get_window_extent() for k in (0, 1)]
     means = []
     for extent in (black, white):
@@ -323,22 +323,22 @@ def test_colours_are_kept(tmp_path):
     red, blue = np.zeros((2, 32, 32, 3))
     red[..., 0], blue[..., 2] = 1.0, 1.0
     path = tmp_path / "rgb.png"
-    figures.reconstructions(path, [ReconstructionColumn(red, blue, 0, 0, 0)], DIGITS)
+    drawing.reconstructions(path, [ReconstructionColumn(red, blue, 0, 0, 0)], DIGITS)
     assert box(pixels(path), (255, 0, 0))[1] < box(pixels(path), (0, 0, 255))[0]
 
 
 def test_images_may_be_tall_or_hold_nan(tmp_path):
     tall = np.full((40, 20, 1), NAN, np.float32)
     path = tmp_path / "tall.png"
-    figures.reconstructions(path, [ReconstructionColumn(tall, tall + 1, 0, 1, 0)], DIGITS)
-    figure = figures._reconstructions_figure([ReconstructionColumn(tall, tall, 0, 1, 0)], DIGITS)
+    drawing.reconstructions(path, [ReconstructionColumn(tall, tall + 1, 0, 1, 0)], DIGITS)
+    figure = decoder._reconstructions_figure([ReconstructionColumn(tall, tall, 0, 1, 0)], DIGITS)
     extent = figure.axes[0].images[0].get_window_extent()
     assert extent.height == pytest.approx(2 * extent.width)
     assert (pixels(path) == 0).all(axis=-1).sum() > 1.9 * extent.width * extent.height
 
 
 def test_a_name_too_long_for_a_column_is_cut():
-    found = words(figures._reconstructions_figure(columns(1, 0), ["x" * 40]))
+    found = words(decoder._reconstructions_figure(columns(1, 0), ["x" * 40]))
     assert "\n".join(["x" * 17 + "…"] * 3) in found
 
 
@@ -356,7 +356,7 @@ def test_perturbations_are_a_grid_of_dimensions_and_values(dims, values, channel
     grid = np.empty((dims, values, 4), int)
     for part, levels in ((slice(0, 2), np.arange(dims)[:, None]), (slice(2, 4), np.arange(values))):
         levels = np.broadcast_to(10 + levels * 11, (dims, values))
-        figures.perturbations(path, tiles(levels, channels), changes, title="Digit 5")
+        drawing.perturbations(path, tiles(levels, channels), changes, title="Digit 5")
         picture = pixels(path)
         places = {level: box(picture, level)[part] for level in set(levels.flat)}
         grid[..., part] = [[places[level] for level in row] for row in levels]
@@ -372,7 +372,7 @@ def test_perturbations_are_a_grid_of_dimensions_and_values(dims, values, channel
 @pytest.mark.parametrize("dims, values", [(16, 11), (8, 3), (1, 1), (3, 21)])
 def test_perturbations_are_legible(dims, values):
     changes = np.linspace(-0.25, 0.25, values)
-    figure = figures._perturbations_figure(np.ones((dims, values, 8, 8)), changes, title="Digit 5")
+    figure = decoder._perturbations_figure(np.ones((dims, values, 8, 8)), changes, title="Digit 5")
     assert_legible(figure)
     assert [text for text in words(figure) if text.startswith("dim")] == [
         f"dim {k}" for k in range(dims)]
@@ -380,7 +380,7 @@ def test_perturbations_are_legible(dims, values):
 
 def test_values_head_the_columns_and_zero_is_marked():
     images = np.ones((2, 11, 8, 8))
-    figure = figures._perturbations_figure(images, np.arange(-0.25, 0.26, 0.05), dims=[3, 14])
+    figure = decoder._perturbations_figure(images, np.arange(-0.25, 0.26, 0.05), dims=[3, 14])
     axes = figure.axes[0]
     heads = [text for text in axes.texts if text.get_text()[:1] in tuple("+0" + MINUS)]
     assert [text.get_text() for text in heads] == [
@@ -396,7 +396,7 @@ def test_values_head_the_columns_and_zero_is_marked():
 
 
 def test_without_a_zero_nothing_is_marked():
-    figure = figures._perturbations_figure(np.ones((2, 2, 8, 8)), [0.125, 0.25])
+    figure = decoder._perturbations_figure(np.ones((2, 2, 8, 8)), [0.125, 0.25])
     assert not figure.axes[0].lines
     assert {"+0.125", "+0.250"} <= set(words(figure))
 
@@ -405,17 +405,17 @@ def test_without_a_zero_nothing_is_marked():
     ([0.0, 0.1], None), ([-0.1, 0.0, 0.1], [1]), ([-0.1, 0.0, 0.1], [1, 2, 3])])
 def test_lengths_must_agree(arguments, tmp_path):
     with pytest.raises(ValueError):
-        figures.perturbations(tmp_path / "p.png", np.ones((2, 3, 8, 8)), *arguments)
+        drawing.perturbations(tmp_path / "p.png", np.ones((2, 3, 8, 8)), *arguments)
     assert not os.listdir(tmp_path)
 
 
 def test_integer_images_are_refused(tmp_path):
     images = np.zeros((2, 3, 8, 8), np.uint8)
     with pytest.raises(ValueError, match=r"floats in 0\.\.1, not uint8"):
-        figures.perturbations(tmp_path / "p.png", images, [-0.1, 0.0, 0.1])
+        drawing.perturbations(tmp_path / "p.png", images, [-0.1, 0.0, 0.1])
     with pytest.raises(ValueError, match="uint8"):
         one = ReconstructionColumn(images[0, 0, ..., None], images[0, 0, ..., None], 0, 0, 0)
-        figures.reconstructions(tmp_path / "r.png", [one], DIGITS)
+        drawing.reconstructions(tmp_path / "r.png", [one], DIGITS)
     assert not os.listdir(tmp_path)
 
 
@@ -435,7 +435,7 @@ def layer(passes, parents):
 
 @pytest.mark.parametrize("passes, parents, names", LAYERS)
 def test_routing_diagnostics_are_legible(passes, parents, names):
-    figure = figures._routing_diagnostics_figure(*layer(passes, parents), names, "A title")
+    figure = routing._routing_diagnostics_figure(*layer(passes, parents), names, "A title")
     assert_legible(figure)
     for axes in figure.axes[1:]:
         assert axes.get_window_extent().x1 <= figure.bbox.x1
@@ -444,7 +444,7 @@ def test_routing_diagnostics_are_legible(passes, parents, names):
 @pytest.mark.parametrize("passes, parents", [(1, 2), (2, 1), (7, 10)])
 def test_routing_diagnostics_draw_the_numbers(passes, parents):
     entropy, change, activity = layer(passes, parents)
-    figure = figures._routing_diagnostics_figure(entropy, change, activity, range(parents))
+    figure = routing._routing_diagnostics_figure(entropy, change, activity, range(parents))
     page, left, right, bars = figure.axes
     np.testing.assert_array_equal(left.lines[0].get_xydata(),
                                   np.stack([np.arange(passes) + 1, entropy], 1))
@@ -462,7 +462,7 @@ def test_routing_diagnostics_draw_the_numbers(passes, parents):
 
 def test_parents_never_and_always_active_are_marked_and_counted():
     activity = np.array([0.0, 0.5, 1.0, 0.0, 0.9999, 1e-4, np.float32(1)])
-    bars = figures._routing_diagnostics_figure([1.0], [], activity, "abcdefg").axes[3]
+    bars = routing._routing_diagnostics_figure([1.0], [], activity, "abcdefg").axes[3]
     assert [text.get_text() for text in bars.get_legend().get_texts()] == ["2 never", "2 always"]
     crosses, squares = bars.lines
     assert crosses.get_xdata().tolist() == [0, 3] and to_hex(crosses.get_color()) == "#c44000"
@@ -472,14 +472,14 @@ def test_parents_never_and_always_active_are_marked_and_counted():
 
 
 def test_changes_of_logits_are_on_a_log_scale():
-    right = figures._routing_diagnostics_figure([1.0] * 4, [1.0, 0.1, 0.01], [0.5], "a").axes[2]
+    right = routing._routing_diagnostics_figure([1.0] * 4, [1.0, 0.1, 0.01], [0.5], "a").axes[2]
     a, b, c = right.transData.transform([(2, 1.0), (2, 0.1), (2, 0.01)])[:, 1]
     assert a - b == pytest.approx(b - c, rel=0.01)
 
 
 def test_long_names_of_parents_are_cut():
-    for figure in (figures._routing_diagnostics_figure([1.0], [], np.ones(2), ["x" * 40, "y"]),
-                   figures._coupling_matrix_figure(np.ones((3, 2)), ["x" * 40, "y"])):
+    for figure in (routing._routing_diagnostics_figure([1.0], [], np.ones(2), ["x" * 40, "y"]),
+                   routing._coupling_matrix_figure(np.ones((3, 2)), ["x" * 40, "y"])):
         assert {"x" * 23 + "…", "y"} < set(words(figure)) and figure.get_figheight() < 7
 
 
@@ -488,15 +488,15 @@ def test_numbers_that_are_not_finite_do_not_matter(passes, tmp_path):
     for value in (NAN, INF):
         entropy, change, activity = (x + value for x in layer(passes, 4))
         arguments = entropy, change, activity, "abcd"
-        figures.routing_diagnostics(tmp_path / "d.png", *arguments)
-        assert_legible(figures._routing_diagnostics_figure(*arguments))
+        drawing.routing_diagnostics(tmp_path / "d.png", *arguments)
+        assert_legible(routing._routing_diagnostics_figure(*arguments))
         for grid in (None, (2, 2, 3)):
             coupling = np.full((12, 4), value)
-            figures.coupling_matrix(tmp_path / "m.png", coupling, "abcd", grid=grid)
+            drawing.coupling_matrix(tmp_path / "m.png", coupling, "abcd", grid=grid)
             coupling[::2] = 0.25
-            figures.coupling_matrix(tmp_path / "m.png", coupling, "abcd", grid=grid)
+            drawing.coupling_matrix(tmp_path / "m.png", coupling, "abcd", grid=grid)
         rows = [dict(step=k, epoch=k, logit_change=[value] * (passes - 1)) for k in range(3)]
-        figures.logit_changes(tmp_path / "l.png", rows)
+        drawing.logit_changes(tmp_path / "l.png", rows)
     assert sorted(os.listdir(tmp_path)) == ["d.png", "l.png", "m.png"]
 
 
@@ -504,7 +504,7 @@ def test_numbers_that_are_not_finite_do_not_matter(passes, tmp_path):
 @pytest.mark.parametrize("parents, names", [case[1:] for case in LAYERS])
 def test_coupling_matrices_are_legible(parents, names, grid):
     coupling = np.random.default_rng(0).dirichlet(np.ones(parents), 24)
-    figure = figures._coupling_matrix_figure(coupling, names, "A title", grid)
+    figure = routing._coupling_matrix_figure(coupling, names, "A title", grid)
     assert_legible(figure)
     written = [extent for _, extent in texts(figure)]
     images = [image.get_window_extent() for image in figure.axes[0].images]
@@ -517,8 +517,8 @@ def test_coupling_matrices_are_legible(parents, names, grid):
 def test_children_go_down_and_parents_across(tmp_path):
     path, coupling = tmp_path / "m.png", np.full((4, 3), 1 / 3)
     coupling[2], coupling[3] = (0, 0, 1), (1, 0, 0)
-    figures.coupling_matrix(path, coupling, "abc")
-    figure = figures._coupling_matrix_figure(coupling, "abc")
+    drawing.coupling_matrix(path, coupling, "abc")
+    figure = routing._coupling_matrix_figure(coupling, "abc")
     picture, blue = pixels(path), (0, 0x72, 0xB2)
     extent = figure.axes[0].images[0].get_window_extent()
     heads = [text.get_window_extent() for text in figure.axes[0].texts
@@ -541,7 +541,7 @@ def test_no_coupling_is_lost_among_many_children(tmp_path):
     for child in (5, 100, 577, 578, 1150):  # at the very edge is the frame
         coupling[:, 4] = 0.1
         coupling[child, 4] = 1.0
-        figures.coupling_matrix(path, coupling, DIGITS)
+        drawing.coupling_matrix(path, coupling, DIGITS)
         picture = pixels(path)[100:]  # below the scale
         pale = picture[..., 2] - picture[..., 0]
         assert pale.max() > 45
@@ -553,7 +553,7 @@ def test_colours_are_centred_on_an_even_share():
     for parents, others in ((2, 0.0), (10, 0.099), (10, 0.09), (3, 0.3)):
         coupling = np.full((5, parents), 1 / parents)
         coupling[1, 0] = others
-        figure = figures._coupling_matrix_figure(coupling, range(parents))
+        figure = routing._coupling_matrix_figure(coupling, range(parents))
         for image in figure.axes[0].images:
             low, high = image.get_clim()
             assert (low + high) / 2 == pytest.approx(1 / parents)
@@ -564,18 +564,18 @@ def test_colours_are_centred_on_an_even_share():
 def test_the_scale_ends_at_zero():
     coupling = np.zeros((4, 5))
     coupling[:, 0] = 1
-    figure = figures._coupling_matrix_figure(coupling, range(5))
+    figure = routing._coupling_matrix_figure(coupling, range(5))
     scale = figure.axes[0].images[-1].get_array()
     assert (scale.min(), scale.max()) == (0, 1)
     assert {"0", "1/5", "1"} <= set(words(figure))
     for parents in (2, 7, 10, 100):
-        assert_legible(figures._coupling_matrix_figure(np.eye(parents), range(parents)))
+        assert_legible(routing._coupling_matrix_figure(np.eye(parents), range(parents)))
 
 
 def test_maps_of_a_grid_are_means_over_types():
     rng, (H, W, T), J = np.random.default_rng(0), (2, 5, 3), 4
     coupling = rng.dirichlet(np.ones(J), H * W * T)
-    figure = figures._coupling_matrix_figure(coupling, "abcd", grid=(H, W, T))
+    figure = routing._coupling_matrix_figure(coupling, "abcd", grid=(H, W, T))
     *maps, _ = figure.axes[0].images
     for j, drawn in enumerate(maps):
         for h, w in np.ndindex(H, W):
@@ -592,10 +592,10 @@ def test_maps_of_a_grid_are_means_over_types():
                                          ("abcd", (2, 3, 3))])
 def test_names_and_grid_must_fit(names, grid, tmp_path):
     with pytest.raises(ValueError):
-        figures.coupling_matrix(tmp_path / "m.png", np.ones((12, 4)), names, grid=grid)
+        drawing.coupling_matrix(tmp_path / "m.png", np.ones((12, 4)), names, grid=grid)
     if grid is None:
         with pytest.raises(ValueError):
-            figures.routing_diagnostics(tmp_path / "d.png", [1.0], [], np.ones(4), names)
+            drawing.routing_diagnostics(tmp_path / "d.png", [1.0], [], np.ones(4), names)
     assert not os.listdir(tmp_path)
 
 
@@ -609,7 +609,7 @@ def routed(epochs, passes, ratio=3.0):
 @pytest.mark.parametrize("passes", [1, 2, 3, 7, 12])
 @pytest.mark.parametrize("epochs", [1, 5, 500])
 def test_logit_changes_are_legible(passes, epochs):
-    figure = figures._logit_changes_figure(run() + routed(epochs, passes), "A title")
+    figure = curves._logit_changes_figure(run() + routed(epochs, passes), "A title")
     assert_legible(figure)
     assert len(figure.axes[1].lines) == passes - 1
     assert ("no changes recorded" in words(figure)) == (passes == 1)
@@ -617,7 +617,7 @@ def test_logit_changes_are_legible(passes, epochs):
 
 def test_logit_changes_draw_each_pass_from_the_second_on():
     rows = routed(6, 4)
-    axes = figures._logit_changes_figure(run() + rows).axes[1]
+    axes = curves._logit_changes_figure(run() + rows).axes[1]
     assert list(lines(axes)) == ["pass 2", "3", "4"]
     for k, drawn in enumerate(lines(axes).values()):
         expected = [(row["epoch"], row["logit_change"][k]) for row in rows]
@@ -628,7 +628,7 @@ def test_logit_changes_draw_each_pass_from_the_second_on():
 
 @pytest.mark.parametrize("ratio", [1.3, 3.0])
 def test_logit_changes_are_on_a_log_scale_however_near(ratio):
-    axes = figures._logit_changes_figure(routed(2, 3, ratio)).axes[1]
+    axes = curves._logit_changes_figure(routed(2, 3, ratio)).axes[1]
     heights = axes.transData.transform([(1, ratio ** -n) for n in range(3)])[:, 1]
     a, b = -np.diff(heights)
     assert a == pytest.approx(b, rel=0.01) and a > 0
@@ -638,18 +638,18 @@ def test_logit_changes_of_odd_rows():
     rows = [*routed(3, 3), dict(epoch=4.0, logit_change=[0.5]), dict(step=500, logit_change=[1.0]),
             dict(step=600, epoch=None, logit_change=[1.0, 1.0]), validation(700, 1.0),
             dict(step=800, epoch=8.0, logit_change=None), dict(epoch=9.0, logit_change=[NAN, None])]
-    axes = figures._logit_changes_figure(rows).axes[1]
+    axes = curves._logit_changes_figure(rows).axes[1]
     assert [len(drawn) for drawn in lines(axes).values()] == [4, 3]
     for empty in ([], run(), routed(5, 1), [dict(step=1, epoch=1.0, logit_change=[NAN])]):
-        assert "no changes recorded" in words(figures._logit_changes_figure(empty))
+        assert "no changes recorded" in words(curves._logit_changes_figure(empty))
 
 
 def test_pictures_of_routing_are_saved(tmp_path):
     path = tmp_path / "new" / "d.png"
-    for function, *arguments in [(figures.routing_diagnostics, *layer(3, 10), DIGITS),
-                                 (figures.coupling_matrix, np.eye(10), DIGITS),
-                                 (figures.coupling_matrix, np.eye(10), DIGITS, "", (5, 1, 2)),
-                                 (figures.logit_changes, routed(3, 3))]:
+    for function, *arguments in [(drawing.routing_diagnostics, *layer(3, 10), DIGITS),
+                                 (drawing.coupling_matrix, np.eye(10), DIGITS),
+                                 (drawing.coupling_matrix, np.eye(10), DIGITS, "", (5, 1, 2)),
+                                 (drawing.logit_changes, routed(3, 3))]:
         assert function(path, *arguments) is None
         assert os.listdir(path.parent) == ["d.png"]
         assert pixels(path).shape[1] == 1050 and (pixels(path) < 200).any(axis=-1).sum() > 1000
@@ -659,13 +659,13 @@ def test_pictures_of_routing_are_saved(tmp_path):
 def test_titles_are_shown_wrapped_and_plain():
     title = "Costs $5 and $6, " + "with words " * 20
     grid = np.ones((2, 3, 8, 8)), [-0.1, 0.0, 0.1]
-    for figure in (figures._training_curves_figure(run(), title),
-                   figures._reconstructions_figure(columns(1, 0), DIGITS, title),
-                   figures._perturbations_figure(*grid, None, title),
-                   figures._logit_changes_figure(routed(3, 3), title),
-                   figures._routing_diagnostics_figure(*layer(3, 10), DIGITS, title),
-                   figures._coupling_matrix_figure(np.ones((8, 2)), "ab", title),
-                   figures._coupling_matrix_figure(np.ones((8, 2)), "ab", title, (2, 2, 2))):
+    for figure in (curves._training_curves_figure(run(), title),
+                   decoder._reconstructions_figure(columns(1, 0), DIGITS, title),
+                   decoder._perturbations_figure(*grid, None, title),
+                   curves._logit_changes_figure(routed(3, 3), title),
+                   routing._routing_diagnostics_figure(*layer(3, 10), DIGITS, title),
+                   routing._coupling_matrix_figure(np.ones((8, 2)), "ab", title),
+                   routing._coupling_matrix_figure(np.ones((8, 2)), "ab", title, (2, 2, 2))):
         assert_legible(figure)
         shown = words(figure)[0]
         assert shown.split() == title.split() and shown.count("\n") >= 2
@@ -673,7 +673,7 @@ def test_titles_are_shown_wrapped_and_plain():
 
 def test_a_failure_leaves_the_old_picture_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "curves.png"
-    figures.training_curves(path, run())
+    drawing.training_curves(path, run())
     old = path.read_bytes()
 
     def fail(self, name, **kwargs):
@@ -683,7 +683,7 @@ def test_a_failure_leaves_the_old_picture_and_nothing_else(tmp_path, monkeypatch
 
     monkeypatch.setattr(Figure, "savefig", fail)
     with pytest.raises(OSError, match="disk full"):
-        figures.training_curves(path, [])
+        drawing.training_curves(path, [])
     assert path.read_bytes() == old
     assert os.listdir(tmp_path) == ["curves.png"]
 
@@ -692,16 +692,25 @@ def test_a_picture_is_replaced_and_paths_may_be_strings(tmp_path):
     path = tmp_path / "curves.png"
     path.write_bytes(b"old")
     with open(path, "rb") as reader:
-        figures.training_curves(str(path), run())
+        drawing.training_curves(str(path), run())
         assert reader.read() == b"old", "the old file must not change under its readers"
     assert pixels(path).shape[1] == 1050
     assert os.listdir(tmp_path) == ["curves.png"]
 
 
+def test_a_pdf_is_named_as_one(tmp_path):
+    for name, start in (("a.pdf", b"%PDF-"), ("a.png", b"\x89PNG")):
+        drawing.training_curves(tmp_path / name, run())
+        assert (tmp_path / name).read_bytes().startswith(start)
+    with pytest.raises(ValueError, match="xyz"):
+        drawing.training_curves(tmp_path / "a.xyz", run())
+    assert sorted(os.listdir(tmp_path)) == ["a.pdf", "a.png"]
+
+
 def test_threads_draw_what_one_thread_draws(tmp_path):
-    jobs = [(figures.training_curves, run(200)), (figures.training_curves, run(400)),
-            (figures.reconstructions, columns(1, 0), CLOTHES),
-            (figures.reconstructions, columns(0, 1), CLOTHES)]
+    jobs = [(drawing.training_curves, run(200)), (drawing.training_curves, run(400)),
+            (drawing.reconstructions, columns(1, 0), CLOTHES),
+            (drawing.reconstructions, columns(0, 1), CLOTHES)]
 
     def draw(folder, number):
         function, *arguments = jobs[number]
@@ -717,20 +726,20 @@ def test_threads_draw_what_one_thread_draws(tmp_path):
 def test_neither_jax_nor_pyplot_is_imported_and_no_display_is_needed(tmp_path):
     program = """
 import sys
-from experiments import figures
+from experiments import drawing
 assert not any(name.startswith(("matplotlib", "jax")) for name in sys.modules)
 import numpy as np
 image = np.ones((8, 8, 1))
-figures.perturbations("p.png", np.ones((2, 3, 8, 8)), [-0.1, 0, 0.1])
-figures.reconstructions("r.png", [figures.ReconstructionColumn(image, image, 0, 1, 0)], "ab")
-figures.training_curves("c.png", [dict(step=1, epoch=1, loss=1.0, accuracy=0.5)])
-figures.logit_changes("l.png", [dict(step=1, epoch=1, logit_change=[1.0])])
-figures.routing_diagnostics("d.png", [1.0, 0.5], [1.0], [0.0, 1.0], "ab")
-figures.coupling_matrix("m.png", np.ones((3, 2)), "ab")
+drawing.perturbations("p.png", np.ones((2, 3, 8, 8)), [-0.1, 0, 0.1])
+drawing.reconstructions("r.png", [drawing.ReconstructionColumn(image, image, 0, 1, 0)], "ab")
+drawing.training_curves("c.png", [dict(step=1, epoch=1, loss=1.0, accuracy=0.5)])
+drawing.logit_changes("l.png", [dict(step=1, epoch=1, logit_change=[1.0])])
+drawing.routing_diagnostics("d.png", [1.0, 0.5], [1.0], [0.0, 1.0], "ab")
+drawing.coupling_matrix("m.png", np.ones((3, 2)), "ab")
 assert "matplotlib.pyplot" not in sys.modules and "jax" not in sys.modules
 """
     environment = {**os.environ, "MPLBACKEND": "TkAgg",
-                   "PYTHONPATH": str(Path(figures.__file__).parents[1])}
+                   "PYTHONPATH": str(Path(drawing.__file__).parents[2])}
     environment.pop("DISPLAY", None)
     subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=tmp_path,
                    env=environment, check=True)

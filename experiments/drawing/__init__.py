@@ -1,0 +1,21 @@
+"""Every picture, from plain NumPy data: one function, one file, a PNG or a PDF by its name.
+
+``_NAME_figure`` draws what ``NAME`` saves. Files appear whole or not at all. Without pyplot: no
+display needed, no state among threads. Pages are white, also on a dark screen.
+"""
+
+from experiments.drawing.curves import logit_changes, training_curves
+from experiments.drawing.decoder import ReconstructionColumn, perturbations, reconstructions
+from experiments.drawing.routing import coupling_matrix, routing_diagnostics
+from experiments.drawing.speed import throughput
+
+__all__ = [
+    "ReconstructionColumn",
+    "coupling_matrix",
+    "logit_changes",
+    "perturbations",
+    "reconstructions",
+    "routing_diagnostics",
+    "throughput",
+    "training_curves",
+]
