@@ -97,7 +97,7 @@ def images_per_second(results: dict, precision: str, whose: str = "capsjax") -> 
         for name, result in results.items()
         if name.startswith(f"step, {precision},")
         for row in result[-1]["rows"]
-        if row["function"] == "training" and row["implementation"].startswith(whose)
+        if row["function"] == "training" and row["network"].startswith(whose)
     ]
     return max(rates, default=0.0)
 

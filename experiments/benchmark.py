@@ -1,17 +1,23 @@
-"""Speed of the network, training and inference, as one JSON and a table.
+"""Speed of the network, training and inference, as one JSON, a table and a picture.
 
     python -m experiments.benchmark                                     about 3 minutes on 2 cores
     python -m experiments.benchmark --batch_sizes=1,8,32,128 --output=results/benchmark
+    python -m experiments.benchmark --pixels=24,28,32,36,40 --batch_sizes=32,128
+    python -m experiments.benchmark --routings=all --preset=small --repetitions=3
+    python -m experiments.benchmark --implementations=naive,stream --dtypes=float32,bfloat16
     python -m experiments.benchmark --compare=torch                     where PyTorch is installed
 
 images_per_second of training counts augmentation, forward and backward pass and Adam, with the
-data on the device, in chunks of steps as in training; of inference, the class scores. All is
-measured in turn, again and again, so that a noisy machine is as unfair to one as to another; a
-figure is the median of the repetitions, with the range. matmul_gflops is the rate of a 2048^3
-float32 matrix product, measured in the same turns; share_of_limit says how a figure compares
-with direct convolutions that run at that rate (it may exceed one, because the Fourier form needs
-fewer operations). first_step_seconds is the time from starting ``python -m experiments.mnist``
-to its first finished step, without and with compiled programs in the cache.
+data on the device, in chunks of steps as in training; of inference, the class scores, in chunks
+of batches as in evaluation; "one call" is the class scores of one batch that is asked for alone,
+where memory is fetched anew each time. megabytes are those of arguments, results and temporaries
+of the compiled function. All is measured in turn, again and again, so that a noisy machine is as
+unfair to one as to another; a figure is the median of the repetitions, with the range.
+matmul_gflops is the rate of a 2048^3 float32 matrix product, measured in the same turns;
+share_of_limit says how a figure compares with direct convolutions that run at that rate (it may
+exceed one, because the Fourier form needs fewer operations). first_step_seconds is the time from
+starting ``python -m experiments.mnist`` to its first finished step, without and with compiled
+programs in the cache.
 
 ``--compare=torch`` measures our PyTorch CapsNet too (:mod:`experiments.torch_capsnet`), eager and
 compiled, from the same parameters; its loss must first equal ours. It trains on one batch again
@@ -19,34 +25,46 @@ and again, without augmentation. PyTorch and JAX use all cores, in turn.
 """
 
 import dataclasses
+import itertools
 import json
 import os
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
 from capsjax.models import CapsNetConfig
+from capsjax.routing import ROUTINGS
 from experiments import config as config_lib
-from experiments import data, drawing, io, loop, report, sampling
+from experiments import contestants, io, loop, report, startup
 from experiments.config import Config
+from experiments.contestants import TRAINING, flops_per_image
+from experiments.drawing import speed
 from experiments.errors import UserError
 from kernels import program
 
 DEFAULTS = Config(program="benchmark", dataset="random", batch_size=128)
-REPETITIONS = 7
-CHUNK = 4  # steps
-SIDE = 2048  # of the matrix product
-LEAST = 0.2  # seconds of a measurement
-TRAINING, INFERENCE = "training", "inference"
-COLUMNS = ("implementation", "function", "batch", "images/s", "range", "share of limit")
+COLUMNS = ("network", "function", "pixels", "batch", "images/s", "range", "share of limit", "MB")
+
+
+class Axis(NamedTuple):
+    """A flag that takes several values of another."""
+
+    of: str  # the other flag
+    all: tuple[str, ...]  # what "all" stands for
+    help: str
+
+
+AXES = {
+    "routings": Axis("routing", tuple(ROUTINGS), "algorithms"),
+    "implementations": Axis(
+        "routing_implementation", ("naive", "stream", "pallas"), "ways to compute them"
+    ),
+    "dtypes": Axis("dtype", ("float32", "bfloat16"), "computation types"),
+}
 
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
@@ -54,6 +72,10 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     config_lib.define_flags(DEFAULTS, flag_values)
     common = {"flag_values": flag_values}
     flags.DEFINE_list("batch_sizes", None, "several, in place of --batch_size", **common)
+    flags.DEFINE_list("pixels", ["28"], "sides of the square images", **common)
+    for name, axis in AXES.items():
+        flags.DEFINE_list(name, None, f"{axis.help}: some, or all", **common)
+    flags.DEFINE_integer("repetitions", 7, "of every measurement", 1, **common)
     flags.DEFINE_boolean("first_step", True, "measure how long a program needs to it", **common)
     flags.DEFINE_enum("compare", "none", ("none", "torch"), "what to measure beside", **common)
     flags.DEFINE_string("output", None, "write OUTPUT.json, OUTPUT.md and OUTPUT.png", **common)
@@ -65,68 +87,128 @@ def main() -> None:
     config = config_lib.from_flags(DEFAULTS, F)
     if config.model != "capsnet" or config.dataset != "random":
         raise UserError("experiments.benchmark measures --model=capsnet on random images")
-    sizes = parse_sizes(F.batch_sizes) if F.batch_sizes else [config.batch_size]
-    command = config.command(DEFAULTS)
-    if F.batch_sizes:
-        command += f" --batch_sizes={','.join(map(str, sizes))}"
-    if F.compare != "none":
-        command += f" --compare={F.compare}"
-    result = measure(config, sizes, F.compare == "torch") | {"command": command}
+    sizes = numbers("batch_sizes", F.batch_sizes or [str(config.batch_size)])
+    sides = numbers("pixels", F.pixels)
+    axes = {name: values(name, F[name].value) for name in AXES if F[name].value}
+    own = ("batch_sizes", "pixels", *AXES, "repetitions", "compare")
+    given = [f"--{name}={as_text(F[name].value)}" for name in own if F[name].present]
+    command = " ".join([config.command(DEFAULTS), *given])
+    result = measure(config, axes, sides, sizes, F.repetitions, F.compare == "torch")
+    result |= {"command": command}
     if F.first_step:
         last = dataclasses.replace(config, batch_size=sizes[-1])
-        result["first_step_seconds"] = first_step_seconds(last)
+        result["first_step_seconds"] = startup.first_step_seconds(last)
     if F.output:
         io.write_json(Path(f"{F.output}.json"), result)
         text = f"{table(result['rows'])}\n\n`{command}`, commit {result['commit']}\n"
         Path(f"{F.output}.md").write_text(text)
-        drawing.throughput(f"{F.output}.png", result["rows"], result["device_kind"])
+        speed.throughput(f"{F.output}.png", result["rows"], result["device_kind"])
     print(table(result["rows"]), file=sys.stderr)
     print(json.dumps(result))
 
 
-def parse_sizes(words: list[str]) -> list[int]:
-    """Batch sizes.
+def as_text(value: object) -> str:
+    """Of a flag, as it is written in a command."""
+    return ",".join(value) if isinstance(value, list) else str(value)
+
+
+def numbers(name: str, words: list[str]) -> list[int]:
+    """Of a flag.
 
     Raises:
       UserError: one is no positive integer.
     """
-    if not all(word.strip().isdigit() and int(word) for word in words):
-        raise UserError(f"--batch_sizes={','.join(words)}: numbers such as 1,32,128 are needed")
+    if not words or not all(word.strip().isdigit() and int(word) for word in words):
+        raise UserError(f"--{name}={','.join(words)}: numbers such as 1,32,128 are needed")
     return [int(word) for word in words]
 
 
-def measure(config: Config, sizes: list[int], torch: bool) -> dict:
-    """Everything about a network, at several batch sizes."""
-    rows, products = [], []
-    for size in sizes:
-        print(f"batches of {size} ...", file=sys.stderr)
-        sized = dataclasses.replace(config, batch_size=size)
-        setup = loop.prepare(sized, random_images(sized))
-        contestants = ours(setup) | (theirs(setup) if torch else {})
-        rates, product = in_turn(contestants)
+def values(name: str, words: list[str]) -> list[str]:
+    """Of an axis.
+
+    Raises:
+      UserError: one that does not exist.
+    """
+    axis = AXES[name]
+    if words == ["all"]:
+        return list(axis.all)
+    for word in words:
+        try:
+            config_lib.parse(DEFAULTS, [f"--{axis.of}={word}"])
+        except flags.Error as error:
+            raise UserError(f"--{name}: {error}") from error
+    return words
+
+
+def variants(config: Config, axes: dict[str, list[str]]) -> Iterator[tuple[str, Config]]:
+    """A name, of what distinguishes it, and the configuration of every network."""
+    for chosen in itertools.product(*axes.values()):
+        changes = dict(zip((AXES[name].of for name in axes), chosen))
+        yield ", ".join(chosen) or "capsjax", dataclasses.replace(config, **changes)
+
+
+def measure(
+    config: Config,
+    axes: dict[str, list[str]],
+    sides: list[int],
+    sizes: list[int],
+    repetitions: int,
+    torch: bool,
+) -> dict:
+    """Everything about networks, at several sizes of images and batches.
+
+    What can't be computed on this machine is left out, with a line on standard error.
+
+    Raises:
+      UserError: nothing is left.
+    """
+    rows, products, left_out = [], [], []
+    for (name, variant), side, size in itertools.product(variants(config, axes), sides, sizes):
+        what = f"{name}, {side}x{side} pixels, batches of {size}"
+        print(f"{what} ...", file=sys.stderr)
+        sized = dataclasses.replace(variant, batch_size=size)
+        try:
+            setup = loop.prepare(sized, contestants.random_images(sized, side))
+        except UserError as error:
+            left_out.append(f"{what}: {error}")
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        found = contestants.ours(setup) | (contestants.theirs(setup) if torch else {})
+        rates, product = contestants.in_turn(found, repetitions)
         products += product
-        work = {TRAINING: flops_per_image(setup.model_config)}
-        work[INFERENCE] = work[TRAINING] / 3
-        for (implementation, function), values in rates.items():
-            share = np.median(values) * work[function] / np.median(product) / 1e9
-            row = {"implementation": implementation, "function": function, "batch_size": size}
-            row |= {"images_per_second": summarize(values), "share_of_limit": round(share, 3)}
-            rows.append(row)
+        flops = countable(setup.model_config)
+        for (network, function), rate in rates.items():
+            row = {"network": name if network == "capsjax" else network, "function": function}
+            row |= {"pixels": side, "batch_size": size, "images_per_second": summarize(rate)}
+            needed = flops and flops / (1 if function == TRAINING else 3)
+            limit = needed and np.median(product) * 1e9 / needed
+            row["share_of_limit"] = limit and round(float(np.median(rate) / limit), 3)
+            memory = found[network, function].bytes
+            row["megabytes"] = memory and round(memory / 1e6, 1)
+            rows.append(row | {"gflop_per_image": flops and round(flops / 1e9, 3)})
+    if not rows:
+        raise UserError(left_out[0])
     device = setup.devices[0]
     return {
         "program": config.program,
         "rows": rows,
+        "left_out": left_out,
         "matmul_gflops": summarize(products),
-        "gflop_per_image": round(work[TRAINING] / 1e9, 3),
         "peak_memory_mb": report.peak_memory_mb(device),
         "accelerator": device.platform,
         "device_kind": device.device_kind,
         "num_devices": len(setup.devices),
         "cpu_count": os.cpu_count(),
         "versions": report.versions()
-        | ({"torch": torch_capsnet().torch.__version__} if torch else {}),
+        | ({"torch": contestants.torch_capsnet().torch.__version__} if torch else {}),
         "commit": program.commit(),
     }
+
+
+def countable(config: CapsNetConfig) -> int | None:
+    """Operations of a training image, of networks of which we can say it."""
+    plain = not (config.capsule_layers or config.more_convs or config.primary_depthwise)
+    return flops_per_image(config) if plain and config.conv_stride == 1 else None
 
 
 def table(rows: list[dict]) -> str:
@@ -134,9 +216,10 @@ def table(rows: list[dict]) -> str:
 
     def cells(row):
         rate = row["images_per_second"]
-        yield from (row["implementation"], row["function"], row["batch_size"])
+        yield from (row["network"], row["function"], row["pixels"], row["batch_size"])
         yield from (f"{rate['median']:.0f}", f"{rate['min']:.0f} to {rate['max']:.0f}")
-        yield f"{row['share_of_limit']:.2f}"
+        share, memory = row["share_of_limit"], row["megabytes"]
+        yield from (f"{share:.2f}" if share else "", f"{memory:.0f}" if memory else "")
 
     lines = [COLUMNS, ["---"] * len(COLUMNS), *(map(str, cells(row)) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -149,166 +232,6 @@ def summarize(values: list[float]) -> dict[str, float]:
         "min": round(min(values), 2),
         "max": round(max(values), 2),
     }
-
-
-def random_images(config: Config) -> data.Dataset:
-    """As many random 28x28 images as two batches hold; speed does not depend on pixels."""
-    rng = np.random.default_rng(config.seed)
-    count = 2 * config.batch_size
-    images = rng.integers(0, 256, (count, 28, 28, 1), np.uint8)
-    labels = rng.integers(0, 10, count, np.int32)
-    names = tuple("0123456789")
-    return data.Dataset(
-        "random", "random", images, labels, images[:0], labels[:0], images, labels, names
-    )
-
-
-def flops_per_image(config: CapsNetConfig) -> int:
-    """Multiplications and additions of one training image with direct convolutions.
-
-    Forward, gradient of the weights and gradient of the inputs each take two a weight use.
-    Routing is left out, as is the unneeded gradient of the image: both are below 3%.
-    """
-    height, width, channels = config.image_shape
-    h, w = height - config.conv_kernel + 1, width - config.conv_kernel + 1
-    conv = h * w * config.conv_kernel**2 * channels * config.conv_channels
-    primary = config.input_capsules * config.primary_pose
-    primary *= config.primary_kernel**2 * config.conv_channels
-    votes = config.input_capsules * config.num_classes * config.class_pose * config.primary_pose
-    decoder = 0
-    if config.decoder is not None:
-        sizes = (config.num_classes * config.class_pose, *config.decoder, height * width * channels)
-        decoder = sum(m * n for m, n in zip(sizes, sizes[1:]))
-    return 3 * 2 * (conv + primary + votes + decoder)
-
-
-def ours(setup: loop.Setup) -> dict[tuple[str, str], Callable[[], int]]:
-    """What to measure of the network: functions that do some images and say how many."""
-    chunk, state = loop.make_chunk(setup), loop.initial_state(setup)
-    source, key = loop.training_inputs(setup)
-    order = sampling.epoch_order(key, 0, len(setup.dataset.train_labels))
-    images = jnp.asarray(unit(setup))
-    params = jax.tree.map(jnp.copy, state.params)  # the chunk takes over those of the state
-    scores = jax.jit(lambda params, images: setup.model.apply(params, images, method="encode"))
-    carried = [state]
-
-    def train():
-        carried[0], _ = jax.block_until_ready(chunk(carried[0], source, order, key, CHUNK))
-        return CHUNK * setup.config.batch_size
-
-    def infer():
-        jax.block_until_ready(scores(params, images).activation)
-        return len(images)
-
-    return {("capsjax", TRAINING): train, ("capsjax", INFERENCE): infer}
-
-
-def theirs(setup: loop.Setup) -> dict[tuple[str, str], Callable[[], int]]:
-    """The same of the PyTorch CapsNet, eager and compiled.
-
-    Raises:
-      UserError: PyTorch is absent, the network is another than the paper's, or the two networks
-        do not compute the same loss.
-    """
-    peer, m = torch_capsnet(), setup.model_config
-    if m.routing != "dynamic" or m.capsule_layers or m.decoder is None or m.squash != "auto":
-        raise UserError("--compare=torch knows the paper's network only, with its decoder")
-    device = {"cpu": "cpu", "gpu": "cuda"}.get(setup.devices[0].platform)
-    if device is None or (device == "cuda" and not peer.torch.cuda.is_available()):
-        raise UserError(f"--compare=torch: this PyTorch has no {setup.devices[0].platform}")
-    params = jax.device_get(loop.initial_state(setup).params)
-    images, labels = unit(setup), setup.dataset.train_labels[: setup.config.batch_size]
-    exact = float(jnp.mean(jax.jit(setup.loss)(params, images, labels)[0]))
-    found = {}
-    for name, compiled in (("torch", False), ("torch, compiled", True)):
-        model = peer.CapsNet(m, params).to(device)
-        if abs(peer.loss(model, images, labels) / exact - 1) > 1e-4:
-            raise UserError("the PyTorch network computes another loss than ours")
-        train, infer = peer.functions(model, images, labels, compiled)
-        found |= {(name, TRAINING): train, (name, INFERENCE): infer}
-    return found
-
-
-def torch_capsnet():
-    """The module of the PyTorch network.
-
-    Raises:
-      UserError: PyTorch is not installed.
-    """
-    try:
-        from experiments import torch_capsnet
-    except ImportError as error:
-        raise UserError(f"--compare=torch needs PyTorch: {error}") from error
-    return torch_capsnet
-
-
-def unit(setup: loop.Setup) -> np.ndarray:
-    """A batch of images in [0, 1]."""
-    images = setup.dataset.train_images[: setup.config.batch_size]
-    return images.astype(np.float32) / 255
-
-
-def in_turn(
-    contestants: dict[tuple[str, str], Callable[[], int]],
-) -> tuple[dict[tuple[str, str], list[float]], list[float]]:
-    """Images per second of each, and GFLOP/s of a matrix product, measured alternately."""
-    square = jax.random.normal(jax.random.key(0), (SIDE, SIDE))
-    product = jax.jit(jnp.matmul)
-    jax.block_until_ready(product(square, square))
-    for run in contestants.values():
-        run()
-    rates, products = {name: [] for name in contestants}, []
-    for _ in range(REPETITIONS):
-        for name, run in contestants.items():
-            done, start = 0, time.perf_counter()
-            while (passed := time.perf_counter() - start) < LEAST or not done:
-                done += run()
-            rates[name].append(done / passed)
-        start = time.perf_counter()
-        for _ in range(3):
-            jax.block_until_ready(product(square, square))
-        products.append(3 * 2 * SIDE**3 / (time.perf_counter() - start) / 1e9)
-    return rates, products
-
-
-def first_step_seconds(config: Config) -> dict[str, float]:
-    """Seconds from starting the MNIST program to its first finished step, cold and warm."""
-    root = Path(__file__).resolve().parent.parent
-    with tempfile.TemporaryDirectory() as scratch:
-        flags = {
-            "dataset": "digits",
-            "batch_size": config.batch_size,
-            "preset": config.preset,
-            "recipe": config.recipe,
-            "dtype": config.dtype,
-            "routing_implementation": config.routing_implementation,
-            "accelerator": config.accelerator,
-            "parallel": config.parallel,
-            "num_devices": config.num_devices,
-            "cache_dir": scratch,
-            "steps": 1,
-        }
-        command = [sys.executable, "-m", "experiments.mnist"]
-        command += [f"--{name}={value}" for name, value in flags.items()]
-        seconds = {}
-        for name in ("cold", "warm"):
-            workdir = Path(scratch) / name
-            start = time.perf_counter()
-            child = subprocess.Popen(
-                [*command, f"--workdir={workdir}"],
-                cwd=root,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            rows = workdir / "metrics.jsonl"
-            while not (rows.exists() and rows.stat().st_size) and child.poll() is None:
-                time.sleep(0.01)
-            seconds[name] = round(time.perf_counter() - start, 1)
-            child.kill()
-            child.wait()
-            if not (rows.exists() and rows.stat().st_size):
-                raise UserError(f"{' '.join(command)} ended before its first step")
-    return seconds
 
 
 if __name__ == "__main__":

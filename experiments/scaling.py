@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 
 from capsjax import adam, capsnet_loss, create, init_state, make_train_step, preset
-from experiments import benchmark, io, report
+from experiments import contestants, io, report
 from kernels import api, program
 from kernels.bench import seconds
 from kernels.problems import Problem
@@ -67,7 +67,7 @@ def training(implementation, pixels: int) -> tuple[Callable, tuple, float]:
     state = init_state(model, optimizer, jax.random.key(0))
     step = make_train_step(capsnet_loss(model), optimizer)
     images, labels = jnp.ones((16, pixels, pixels, 1)) / 2, jnp.arange(16) % 10
-    work = 16 * benchmark.flops_per_image(config)
+    work = 16 * contestants.flops_per_image(config)
     return step, (state, images, labels, jax.random.key(1)), work
 
 

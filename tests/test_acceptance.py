@@ -16,9 +16,9 @@ from experiments.errors import UserError
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def rows(rate, implementation="capsjax", function="training"):
+def rows(rate, network="capsjax", function="training"):
     rate = {"median": rate, "min": rate, "max": rate}
-    return {"implementation": implementation, "function": function, "images_per_second": rate}
+    return {"network": network, "function": function, "images_per_second": rate}
 
 
 def step(precision, implementation, *found):

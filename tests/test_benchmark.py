@@ -9,56 +9,115 @@ import numpy as np
 import pytest
 from absl import flags
 
-from capsjax import preset
-from experiments import benchmark, loop
+from capsjax import functional, preset
+from experiments import benchmark, contestants, loop, startup
 from experiments.drawing import speed
 from experiments.errors import UserError
 
 TINY = dataclasses.replace(benchmark.DEFAULTS, preset="tiny", cache_dir="none", num_devices=1,
                            accelerator="cpu")
-ROW = {"implementation": "capsjax", "function": "training", "batch_size": 4,
-       "images_per_second": {"median": 10.4, "min": 9.0, "max": 12.0}, "share_of_limit": 0.5}
+ROW = {"network": "capsjax", "function": "training", "pixels": 28, "batch_size": 4,
+       "images_per_second": {"median": 10.4, "min": 9.0, "max": 12.0}, "share_of_limit": 0.5,
+       "megabytes": 30.2}
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(benchmark, "REPETITIONS", 2)
-    monkeypatch.setattr(benchmark, "LEAST", 0.01)
-    monkeypatch.setattr(benchmark, "SIDE", 64)
-    monkeypatch.setattr(benchmark, "first_step_seconds", lambda config: {"cold": 2.0, "warm": 1.0})
+    monkeypatch.setattr(contestants, "LEAST", 0.01)
+    monkeypatch.setattr(contestants, "SIDE", 64)
+    monkeypatch.setattr(startup, "first_step_seconds", lambda config: {"cold": 2.0, "warm": 1.0})
+
+
+def run(monkeypatch, *arguments):
+    values = flags.FlagValues()
+    benchmark.define_flags(values)
+    values(["benchmark", "--preset=tiny", "--repetitions=2", "--cache_dir=none",
+            "--num_devices=1", *arguments])
+    monkeypatch.setattr(flags, "FLAGS", values)
+    benchmark.main()
+
+
+def small(batch_size, pixels=28, **changes):
+    config = dataclasses.replace(TINY, batch_size=batch_size, **changes)
+    return loop.prepare(config, contestants.random_images(config, pixels))
+
+
+@pytest.fixture
+def stubs(quick, monkeypatch):
+    """Functions that do nothing, for tests of what is said about them."""
+    nothing = contestants.Contestant(lambda: 2, 3_000_000)
+    found = {("capsjax", name): nothing for name in contestants.FUNCTIONS}
+    monkeypatch.setattr(contestants, "ours", lambda setup: found)
 
 
 def test_program(quick, monkeypatch, tmp_path, capsys):
-    values = flags.FlagValues()
-    benchmark.define_flags(values)
-    output = tmp_path / "b"
-    values(["benchmark", "--preset=tiny", "--batch_sizes=2,4", f"--output={output}",
-            "--cache_dir=none", "--num_devices=1"])
-    monkeypatch.setattr(flags, "FLAGS", values)
-    benchmark.main()
+    run(monkeypatch, "--batch_size=2", f"--output={tmp_path / 'b'}")
     out, err = capsys.readouterr()
     result = json.loads(out)
     assert json.loads((tmp_path / "b.json").read_text()) == result
-    assert [(r["function"], r["batch_size"]) for r in result["rows"]] == [
-        ("training", 2), ("inference", 2), ("training", 4), ("inference", 4)]
-    flop = benchmark.flops_per_image(preset("capsnet_tiny"))
-    assert result["gflop_per_image"] == round(flop / 1e9, 3)
+    assert [row["function"] for row in result["rows"]] == list(contestants.FUNCTIONS)
+    flop = contestants.flops_per_image(preset("capsnet_tiny"))
+    parameters = 4 * functional.count_parameters(small(2).model.init(jax.random.key(0))) / 1e6
     for row in result["rows"]:
         rate = row["images_per_second"]
         assert 0 < rate["min"] <= rate["median"] <= rate["max"]
+        assert row["gflop_per_image"] == round(flop / 1e9, 3)
+        # Adam keeps two moments of every parameter.
+        assert row["megabytes"] > parameters * (3 if row["function"] == "training" else 0.5)
     assert result["command"] == (
-        "python -m experiments.benchmark --preset=tiny --num_devices=1 --batch_sizes=2,4")
+        "python -m experiments.benchmark --preset=tiny --batch_size=2 --num_devices=1 "
+        "--repetitions=2")
     table = (tmp_path / "b.md").read_text()
-    assert table.count("\n| capsjax | ") == 4 and table.split("\n\n")[0] in err
+    assert table.count("\n| capsjax | ") == 3 and table.split("\n\n")[0] in err
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sizes(stubs, monkeypatch, capsys):
+    run(monkeypatch, "--batch_sizes=2,4", "--pixels=24,28")
+    result = json.loads(capsys.readouterr().out)
+    assert [(row["pixels"], row["batch_size"]) for row in result["rows"][::3]] == [
+        (24, 2), (24, 4), (28, 2), (28, 4)]
+    assert result["command"].endswith("--batch_sizes=2,4 --pixels=24,28 --repetitions=2")
+
+
+def test_variants(stubs, monkeypatch, tmp_path, capsys):
+    run(monkeypatch, "--batch_size=2", "--routings=em,uniform", "--implementations=all",
+        "--dtypes=bfloat16", f"--output={tmp_path / 'b'}")
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert [row["network"] for row in result["rows"][::3]] == [
+        f"{routing}, {how}, bfloat16"
+        for routing in ("em", "uniform") for how in ("naive", "stream")]
+    assert len(result["left_out"]) == 2 and "em, pallas, bfloat16" in result["left_out"][0]
+    assert err.count("left out: --routing_implementation=pallas") == 2
+    assert (tmp_path / "b.png").exists()
+
+
+def test_variants_are_what_they_are_called(monkeypatch):
+    """Bug to be feared: all rows measure the same network."""
+    axes = {"routings": ["em", "self"], "dtypes": ["bfloat16", "float32"]}
+    found = dict(benchmark.variants(TINY, axes))
+    assert {(name, c.routing, c.dtype) for name, c in found.items()} == {
+        (f"{r}, {d}", r, d) for r in axes["routings"] for d in axes["dtypes"]}
+    assert list(benchmark.variants(TINY, {})) == [("capsjax", TINY)]
+
+
+def test_nothing_left(stubs, monkeypatch, capsys):
+    with pytest.raises(UserError, match="--routing_implementation=pallas"):
+        run(monkeypatch, "--batch_size=2", "--implementations=pallas")
+
+
+def test_image_sizes(quick):
+    setup = small(2, pixels=24)
+    assert setup.model_config.image_shape == (24, 24, 1)
 
 
 def test_share_of_limit(quick, monkeypatch):
     """Of images that take as long as their operations do at the rate of the matrix product."""
-    flop = benchmark.flops_per_image(preset("capsnet_tiny"))
+    flop = contestants.flops_per_image(preset("capsnet_tiny"))
     rates = {("capsjax", "training"): [1e12 / flop], ("capsjax", "inference"): [1e12 / flop]}
-    monkeypatch.setattr(benchmark, "in_turn", lambda contestants: (rates, [1000.0]))
-    training, inference = benchmark.measure(TINY, [2], torch=False)["rows"]
+    monkeypatch.setattr(contestants, "in_turn", lambda found, repetitions: (rates, [1000.0]))
+    training, inference = benchmark.measure(TINY, {}, [28], [2], 1, torch=False)["rows"]
     assert training["share_of_limit"] == 1 and inference["share_of_limit"] == 0.333
 
 
@@ -69,60 +128,88 @@ def test_operations_are_counted():
                     class_pose=4, decoder=(5,))
     conv, primary, votes = 4 * 4 * 9 * 4, 2 * 9 * 4 * 2 * 1 * 1, 2 * 3 * 4 * 2
     assert config.input_capsules == 2
-    assert benchmark.flops_per_image(config) == 6 * (
+    assert contestants.flops_per_image(config) == 6 * (
         conv + primary + votes + 12 * 5 + 5 * 36)
 
 
+def test_uncountable_operations():
+    """A share of a limit that is not known is not stated."""
+    assert benchmark.countable(preset("capsnet_small")) > 0
+    for name in ("capsnet_deep", "capsnet_efficient", "capsnet_matrix"):
+        assert benchmark.countable(preset(name)) is None
+
+
 def test_in_turn_counts_images(quick):
-    rates, products = benchmark.in_turn({"a": lambda: 3, "b": lambda: 5})
+    found = {name: contestants.Contestant(lambda n=n: n) for name, n in (("a", 3), ("b", 5))}
+    rates, products = contestants.in_turn(found, 2)
     assert rates.keys() == {"a", "b"} and len(products) == len(rates["a"]) == 2
     assert all(rate > 0 for rate in [*products, *rates["a"], *rates["b"]])
 
 
 def test_what_is_measured_is_training_and_the_scores(quick):
-    setup = loop.prepare(dataclasses.replace(TINY, batch_size=3), benchmark.random_images(
-        dataclasses.replace(TINY, batch_size=3)))
-    functions = benchmark.ours(setup)
-    assert functions["capsjax", "training"]() == benchmark.CHUNK * 3
-    assert functions["capsjax", "inference"]() == 3
-    assert functions["capsjax", "training"]() == benchmark.CHUNK * 3  # the state is carried on
+    functions = contestants.ours(small(3))
+    for name, images in (("training", 12), ("inference", 12), ("one call", 3), ("training", 12)):
+        assert functions["capsjax", name].run() == images  # the state of training is carried on
 
 
-@pytest.mark.parametrize("sizes", [["0"], ["1", "x"], [""], ["-3"], ["2.5"]])
+def test_pmap_can_be_measured_too(quick):
+    assert contestants.ours(small(2, parallel="pmap"))["capsjax", "training"].run() == 8
+
+
+@pytest.mark.parametrize("sizes", [["0"], ["1", "x"], [""], ["-3"], ["2.5"], []])
 def test_wrong_sizes(sizes):
     with pytest.raises(UserError, match="--batch_sizes=.*numbers such as"):
-        benchmark.parse_sizes(sizes)
+        benchmark.numbers("batch_sizes", sizes)
+
+
+def test_wrong_variants():
+    with pytest.raises(UserError, match="--routings: .*did you mean dynamic"):
+        benchmark.values("routings", ["em", "dynamik"])
+    assert benchmark.values("dtypes", ["all"]) == ["float32", "bfloat16"]
 
 
 def test_picture_shows_medians_and_ranges():
     other = ROW | {"batch_size": 2, "images_per_second": {"median": 7.0, "min": 6.0, "max": 7.5}}
     rows = [row | {"function": f} for row in (ROW, other) for f in ("training", "inference")]
     page, *panels = speed._throughput_figure(rows).axes
-    for panel in panels:
+    for panel in panels[:2]:
         line, *_, (bars,) = panel.containers[0].lines
         np.testing.assert_array_equal(line.get_xydata(), [[2, 7.0], [4, 10.4]])
         np.testing.assert_allclose(bars.get_segments(), [[[2, 6], [2, 7.5]], [[4, 9], [4, 12]]])
+    for panel, value in zip(panels[2:], (0.5, 30.2)):
+        np.testing.assert_array_equal(
+            panel.containers[0].lines[0].get_xydata(), [[2, value], [4, value]])
+
+
+def test_picture_of_one_batch_size():
+    rows = [ROW | {"network": name, "share_of_limit": None} for name in ("em", "vb", "self")]
+    page, training, inference, share, memory = speed._throughput_figure(rows).axes
+    dots = [line.get_xydata().tolist() for line in training.lines if len(line.get_xdata()) == 1]
+    assert dots == [[[10.4, place]] for place in range(3)]
+    assert not share.lines and not inference.lines and len(memory.lines) == 6
+    assert [text.get_text() for text in page.texts[1:]] == ["em", "vb", "self"]
 
 
 def test_table():
-    assert benchmark.table([ROW]).splitlines()[2] == (
-        "| capsjax | training | 4 | 10 | 9 to 12 | 0.50 |")
+    none = ROW | {"share_of_limit": None, "megabytes": None}
+    assert benchmark.table([ROW, none]).splitlines()[2:] == [
+        "| capsjax | training | 28 | 4 | 10 | 9 to 12 | 0.50 | 30 |",
+        "| capsjax | training | 28 | 4 | 10 | 9 to 12 |  |  |"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch"), reason="PyTorch is installed")
 def test_without_torch():
     with pytest.raises(UserError, match="--compare=torch needs PyTorch"):
-        benchmark.torch_capsnet()
+        contestants.torch_capsnet()
 
 
 def test_torch_computes_the_same():
     """Loss, scores and gradients from the same parameters."""
     torch = pytest.importorskip("torch")
-    peer = benchmark.torch_capsnet()
-    config = dataclasses.replace(TINY, batch_size=4)
-    setup = loop.prepare(config, benchmark.random_images(config))
+    peer = contestants.torch_capsnet()
+    setup = small(4)
     params = setup.model.init(jax.random.key(0))
-    images, labels = benchmark.unit(setup), setup.dataset.train_labels[:4]
+    images, labels = contestants.unit(setup), setup.dataset.train_labels[:4]
     model = peer.CapsNet(setup.model_config, jax.device_get(params))
     exact, gradient = jax.value_and_grad(
         lambda p: setup.loss(p, images, labels)[0].mean())(params)
