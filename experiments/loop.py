@@ -24,6 +24,7 @@ from experiments.progress import Display, Stop
 from kernels.api import select
 
 EVALUATION_BATCH = 128
+EVALUATION_BATCHES = 8  # in one call, which fetches its scratch memory once
 
 
 class Setup(NamedTuple):
@@ -253,17 +254,33 @@ def evaluator(setup: Setup) -> Callable:
     """
     size = -(-EVALUATION_BATCH // len(setup.devices)) * len(setup.devices)
     step = train.make_eval_step(setup.loss)
-    one = jax.jit(lambda params, images, labels: step(params, sampling.to_unit(images), labels))
+
+    @jax.jit
+    def several(params, images, labels, count):
+        """Metrics ``[B, N]`` of the first ``count`` of N batches, images ``[B, N, ...]``."""
+
+        def one(n):
+            return step(params, sampling.to_unit(images[:, n]), labels[:, n])
+
+        def put(n, out):
+            return jax.tree.map(lambda all, x: all.at[:, n].set(x), out, one(n))
+
+        out = jax.eval_shape(one, 0)
+        out = jax.tree.map(lambda x: jnp.zeros((size, EVALUATION_BATCHES), x.dtype), out)
+        return jax.lax.fori_loop(0, count, put, out)
 
     def evaluate(params, images, labels):
-        parts = []
-        for start in range(0, len(labels), size):
-            rows = np.arange(start, start + size) % len(labels)
-            batch = runtime.split((images[rows], labels[rows]), setup.devices)
-            parts.append(one(params, *batch))
+        batches, found = -(-len(labels) // size), []
+        for start in range(0, batches, EVALUATION_BATCHES):
+            # Example n is in column n // size. Columns that only fill up are not computed.
+            rows = np.arange(EVALUATION_BATCHES * size).reshape(-1, size).T + start * size
+            rows %= len(labels)
+            chunk = runtime.split((images[rows], labels[rows]), setup.devices)
+            out = several(params, *chunk, min(EVALUATION_BATCHES, batches - start))
+            found.append({name: np.asarray(x).T.ravel() for name, x in out.items()})
         return {
-            name: np.concatenate([np.asarray(p[name]) for p in parts])[: len(labels)]
-            for name in parts[0]
+            name: np.concatenate([part[name] for part in found])[: len(labels)]
+            for name in found[0]
         }
 
     return evaluate

@@ -91,16 +91,22 @@ def test_batch_must_divide_among_devices():
         setup("jit", 3)
 
 
-def test_evaluation_counts_every_example_once_on_any_number_of_devices(one_device):
+@pytest.mark.parametrize("batch, batches", [(128, 8), (4, 2)])  # all at once; 3 batches, 2 calls
+def test_evaluation_counts_every_example_once_on_any_number_of_devices(
+        one_device, batch, batches, monkeypatch):
+    monkeypatch.setattr(loop, "EVALUATION_BATCH", batch)
+    monkeypatch.setattr(loop, "EVALUATION_BATCHES", batches)
     d = one_device.dataset
     params = jax.device_get(loop.initial_state(one_device).params)
     scores = jax.jit(one_device.model.apply)(params, sampling.to_unit(d.test_images)).scores
     want = np.asarray(scores).argmax(1) == d.test_labels
+    losses = one_device.loss(params, sampling.to_unit(d.test_images), d.test_labels)[0]
     for made in (one_device, setup("jit", 4)):
         replicated = runtime.replicate(params, made.devices)
         values = loop.evaluator(made)(replicated, d.test_images, d.test_labels)
         assert {v.shape for v in values.values()} == {(10,)}
         np.testing.assert_array_equal(values["accuracy"] > 0, want)
+        np.testing.assert_allclose(values["loss"], losses, rtol=1e-5)
 
 
 def test_prepare_resolves_the_configuration_and_counts_parameters(one_device):
