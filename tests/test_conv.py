@@ -1,5 +1,6 @@
 """conv2d in its three forms against loops and against each other."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,7 +11,7 @@ import reference
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
-from capsjax import Conv, conv2d, from_module
+from capsjax import Conv, capsnet_loss, conv2d, create, from_module, preset
 from capsjax.conv import IMPLEMENTATIONS, depthwise_conv2d
 
 # (B, H, W, C, k, stride, O)
@@ -271,3 +272,32 @@ def test_conv_module_rejects_padding_it_does_not_have():
     for options in ({"padding": "FULL"}, {"padding": "SAME", "stride": 2}):
         with pytest.raises(ValueError, match="SAME with stride 1"):
             Conv(1, 1, 3, rngs=nnx.Rngs(0), **options)
+
+
+@pytest.mark.parametrize("side", [24, 28, 32, 36, 40])
+def test_gradients_at_the_image_sizes_of_the_presets(side):
+    """Both convolutions of CapsNet in float32, against XLA's own convolution and its gradient."""
+    for H, C, stride in ((side, 1, 1), (side, 3, 1), (side - 8, 16, 2)):
+        x, w, g = data(2, H, H, C, 9, stride, 8, dtype=np.float32)
+        results = jitted(stride)(x, w, g)
+        for form in ("im2col", "fourier"):
+            for got, plain in zip(results[form], results["xla"], strict=True):
+                assert relative_error(got, np.asarray(plain, np.float64)) < 1e-5, (form, H)
+
+
+def test_gradients_of_the_whole_loss(monkeypatch):
+    """Fast convolutions and routing without votes, against XLA's convolutions and votes."""
+    config = preset("capsnet_mnist", conv_channels=32, primary_types=4, decoder=(16,))
+    images = jax.random.uniform(jax.random.key(1), (2, 28, 28, 1))
+    labels, found = jnp.array([3, 7]), {}
+    for conv, routing in (("xla", "naive"), ("fourier", "stream"), ("im2col", "stream")):
+        # Of the first convolution no gradient of the image is needed, but that of its kernel.
+        monkeypatch.setattr("capsjax.conv._fastest", lambda *shapes, conv=conv: conv)
+        model = create(dataclasses.replace(config, routing_implementation=routing))
+        params = model.init(jax.random.key(0))
+        loss = capsnet_loss(model)
+        found[conv] = jax.jit(jax.grad(lambda p, f=loss: f(p, images, labels)[0].mean()))(params)
+    plain = found.pop("xla")
+    for form, gradient in found.items():
+        for got, exact in zip(jax.tree.leaves(gradient), jax.tree.leaves(plain), strict=True):
+            assert relative_error(got, np.asarray(exact, np.float64)) < 1e-4, form
