@@ -16,7 +16,7 @@ from capsjax import functional, train
 from capsjax.models import CapsNetConfig
 from capsjax.models import Config as ModelConfig
 from capsjax.routing import Sweeps, by_sweeps
-from experiments import data, frozen, io, probe, report, runtime, sampling
+from experiments import data, frozen, images, io, probe, report, runtime, sampling
 from experiments.config import Config
 from experiments.errors import UserError
 from experiments.profiling import Profile
@@ -55,6 +55,7 @@ def run(config: Config) -> dict:
         with io.Checkpoints(workdir) as checkpoints:
             state = resume(setup, checkpoints, workdir, total)
             io.write_config(setup.config, workdir)
+            io.write_json(workdir / "network.json", images.facts(setup.dataset))
             with io.Metrics(workdir, int(state.step)) as metrics:
                 evaluate = evaluator(setup)
                 profile = Profile(setup.config.profile, workdir)
