@@ -4,13 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from capsjax import functional
 from capsjax.models import CapsNetConfig
 from capsjax.routing.diagnostics import Diagnostics, diagnose
-from experiments import figures, sampling
+from experiments import figures
 
 IMAGES = 128
 ROWS = ("entropy", "logit_change", "agreement", "spread_over_examples", "dead", "always_on")
@@ -27,9 +26,8 @@ def make_probe(setup) -> Callable | None:
     """
     if not setup.config.diagnostics or not isinstance(setup.model_config, CapsNetConfig):
         return None
-    dataset = setup.dataset
-    held_out = dataset.validation_images
-    images = (held_out if len(held_out) else dataset.train_images)[:IMAGES]
+    held_out, _ = setup.stream.held_out("validation")
+    images = (held_out if len(held_out) else setup.stream.held_out("train")[0])[:IMAGES]
     diagnostics = _diagnostics(setup)
 
     def measure(params):
@@ -46,7 +44,7 @@ def _diagnostics(setup) -> Callable[..., Diagnostics]:
 
     @jax.jit
     def diagnostics(params, images):
-        x = sampling.to_unit(jnp.asarray(images))
+        x = jax.vmap(setup.stream.input)(images)
         trace = apply(params, x, trace=True, method="encode").aux
         votes = apply(params, x, method="votes")
         return diagnose(trace, votes, threshold=0.0 if logit else 0.5)
@@ -57,7 +55,7 @@ def _diagnostics(setup) -> Callable[..., Diagnostics]:
 def draw(setup, params, folder: Path, rows: list, title: str) -> list[Path]:
     """Figures of the trained network over test images; returns their paths."""
     config = setup.model_config
-    images = setup.dataset.test_images[:IMAGES]
+    images = setup.stream.held_out("test")[0][:IMAGES]
     d = jax.device_get(_diagnostics(setup)(params, images))
     names = setup.dataset.class_names
     paths = [folder / f"{name}.png" for name in ("routing", "couplings", "logit_changes")]

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from capsjax.models import CapsNetConfig
-from experiments import figures, io, probe, sampling
+from experiments import figures, io, probe
 from kernels.program import commit
 
 COLUMNS = 8  # correct examples in the figure of reconstructions
@@ -33,7 +33,7 @@ def finish(setup, state, workdir: Path, rows: list, evaluate: Callable, seconds:
       The summary.
     """
     c, d = setup.config, setup.dataset
-    values = evaluate(state.params, d.test_images, d.test_labels)
+    values = evaluate(state.params, *setup.stream.held_out("test"))
     correct = values["accuracy"] > 0
     training = [row for row in rows if "images_per_second" in row]
     validation = [row["validation_error"] for row in rows if "validation_error" in row]
@@ -56,10 +56,11 @@ def finish(setup, state, workdir: Path, rows: list, evaluate: Callable, seconds:
         "train_examples": len(d.train_labels),
         "validation_examples": len(d.validation_labels),
         "validation_error": validation[-1] if validation else None,
-        "test_examples": len(d.test_labels),
+        "test_examples": len(correct),
         "test_errors": int((~correct).sum()),
         "test_error": round(100 * float((~correct).mean()), 4),
         "test_loss": float(values["loss"].mean()),
+        **setup.task.fields(setup, values),
         "images_per_second": float(np.median(rates)),
         "training_seconds": rows[-1]["seconds"],
         "wall_seconds": round(seconds, 1),
@@ -72,7 +73,7 @@ def finish(setup, state, workdir: Path, rows: list, evaluate: Callable, seconds:
         "commit": commit(),
     }
     io.write_json(workdir / "summary.json", summary)
-    pictures = draw(setup, state, workdir, rows, correct)
+    pictures = draw(setup, state, workdir, rows, values)
     print(table(summary, workdir, pictures))
     return summary
 
@@ -125,7 +126,7 @@ def table(summary: dict, workdir: Path, pictures: list[Path]) -> str:
     return "\n".join(lines)
 
 
-def draw(setup, state, workdir: Path, rows: list, correct: np.ndarray) -> list[Path]:
+def draw(setup, state, workdir: Path, rows: list, values: dict) -> list[Path]:
     """All figures of a run; returns their paths."""
     c, d = setup.config, setup.dataset
     folder = workdir / "figures"
@@ -134,22 +135,30 @@ def draw(setup, state, workdir: Path, rows: list, correct: np.ndarray) -> list[P
     paths = [folder / "training_curves.png"]
     figures.training_curves(paths[0], rows, title=title)
     if getattr(setup.model_config, "decoder", None) is not None:
-        paths += [folder / "reconstructions.png", folder / "perturbations.png"]
-        columns = reconstruction_columns(setup, state.params, correct)
-        figures.reconstructions(paths[1], columns, d.class_names, title=title)
-        images, name = perturbed(setup, state.params, correct)
-        figures.perturbations(paths[2], images, CHANGES, title=f"{title}: class {name}")
+        paths += setup.task.draw(setup, state.params, folder, values, title)
     if c.diagnostics and isinstance(setup.model_config, CapsNetConfig):
         paths += probe.draw(setup, state.params, folder, rows, title)
     return paths
 
 
+def draw_reconstructions(setup, params, folder: Path, values: dict, title: str) -> list[Path]:
+    """Figures 3 and 4 of the paper; returns their paths."""
+    paths = [folder / "reconstructions.png", folder / "perturbations.png"]
+    correct = values["accuracy"] > 0
+    columns = reconstruction_columns(setup, params, correct)
+    figures.reconstructions(paths[0], columns, setup.dataset.class_names, title=title)
+    images, name = perturbed(setup, params, correct)
+    figures.perturbations(paths[1], images, CHANGES, title=f"{title}: class {name}")
+    return paths
+
+
 def _encode(setup, params, rows):
     """Pixels in [0, 1], labels, lengths and poses of some test images."""
-    images = sampling.to_unit(jnp.asarray(setup.dataset.test_images[rows]))
+    pixels, labels = setup.stream.held_out("test")
+    images = jax.vmap(setup.stream.input)(jnp.asarray(pixels[rows]))
     encode = jax.jit(lambda p, x: setup.model.apply(p, x, method="encode"))
     capsules = encode(params, images)
-    return np.asarray(images), setup.dataset.test_labels[rows], capsules
+    return np.asarray(images), labels[rows], capsules
 
 
 def _decode(setup, params, pose, targets):
