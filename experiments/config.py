@@ -21,6 +21,7 @@ from capsjax.routing import GRADIENTS, ROUTINGS, Sweeps, make, options_of
 from capsjax.squash import SQUASHES
 from capsjax.train import RECIPES
 from capsjax.votes import VOTES
+from experiments import programs
 from experiments.errors import UserError
 from kernels import program
 from kernels.api import IMPLEMENTATIONS
@@ -59,6 +60,9 @@ class Config:
     )
     validation_fraction: float = _field(
         0.05, "share of the training data held out for validation", low=0.0, high=0.9
+    )
+    train_examples: int = _field(
+        0, "train on so many examples, as many of each class as can be; 0: all", low=0
     )
     max_shift: int = _field(2, "largest random shift of training images, in pixels", low=0)
 
@@ -208,7 +212,7 @@ class Config:
 
     def command(self, defaults: "Config | None" = None) -> str:
         """The command that gives this run on any machine, given its program's defaults."""
-        defaults = defaults or Config(program=self.program)
+        defaults = defaults or programs.find(self.program).defaults
         given = self.given(defaults)
         return " ".join(
             [f"python -m experiments.{self.program}", *(f"--{k}={v}" for k, v in given.items())]
@@ -252,7 +256,7 @@ class Config:
         if network is None:
             raise UserError(f"--preset={self.preset}: there is no such --model={self.model}")
         if not isinstance(network, CapsNetConfig):
-            defaults = Config()
+            defaults = type(self)()
             given = [n for n in OF_CAPSULES if getattr(self, n) != getattr(defaults, n)]
             if given:
                 raise UserError(f"--{given[0]} is of capsules, and --model={self.model} has none")

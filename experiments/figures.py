@@ -78,29 +78,40 @@ def of_run(flags: Flags) -> list[pictures.Picture]:
         cache_dir=flags.cache_dir,
         examples=True,
     )
-    setup, params, data = opened.setup, opened.params, opened.setup.dataset
+    setup, params = opened.setup, opened.params
     rows = io.read_rows(opened.folder / "metrics.jsonl")
     found = list(pictures.of_training(setup, rows))
     if pictures.has_decoder(setup):
-        label = number(flags.class_, data.class_names)
-        check_image(flags.image, len(data.test_labels))
-        values = loop.evaluator(setup)(params, data.test_images, data.test_labels)
-        correct = values["accuracy"] > 0
-        example = flags.image
-        if example < 0:
-            of_class = True if label is None else data.test_labels == label
-            example = pictures.first_correct(correct, of_class)
-        if label is None:
-            label = int(data.test_labels[example])
-        changed = pictures.perturbed(setup, params, example, label)
+        changed, values = perturbed(opened, flags)
         for dim, effect in zip(changed.dims, changed.effects, strict=True):
             print(f"dim {dim:3}  mean squared change of a pixel {effect:.2e}")
-        found += pictures.of_decoder(setup, params, correct, changed)
+        theirs = setup.task.pictures(setup, params, values)
+        found += [picture for picture in theirs if picture[0] != "perturbations"]
+        found.append(pictures.of_class(setup, changed))
     elif flags.class_ or flags.image >= 0:
         raise UserError(f"--class and --image are of a decoder, and {flags.run} has none")
     if probe.can_trace(setup):
         found += probe.pictures(setup, params, rows, pictures.title_of(setup))
     return found
+
+
+def perturbed(opened: runs.Run, flags: Flags) -> tuple[pictures.Perturbed, dict]:
+    """What Figure 4 shows, and what the evaluation says of the test set.
+
+    Raises:
+      UserError: there is no such class or image.
+    """
+    setup, (raw, labels) = opened.setup, opened.setup.stream.held_out("test")
+    label = number(flags.class_, setup.dataset.class_names)
+    if flags.image >= len(raw):
+        raise UserError(f"--image={flags.image}: there are {len(raw)} test images, from 0")
+    values = loop.evaluator(setup)(opened.params, raw, labels)
+    example = flags.image
+    if example < 0:
+        wanted = True if label is None else labels == label
+        example = pictures.first_correct(values["accuracy"] > 0, wanted)
+    label = int(labels[example]) if label is None else label
+    return pictures.perturbed(setup, opened.params, example, label), values
 
 
 def number(name: str, names: tuple[str, ...]) -> int | None:
@@ -117,12 +128,6 @@ def number(name: str, names: tuple[str, ...]) -> int | None:
         return int(name)
     some = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     raise UserError(f"--class={name}: the classes are {some}, or 0 to {len(names) - 1}")
-
-
-def check_image(index: int, count: int) -> None:
-    """Raises UserError where there is no such test image."""
-    if index >= count:
-        raise UserError(f"--image={index}: there are {count} test images, from 0")
 
 
 if __name__ == "__main__":

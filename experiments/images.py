@@ -22,7 +22,7 @@ class Unreadable(Exception):
 
 
 def facts(dataset) -> dict:
-    """What must be known of a data set to show its network other images.
+    """What must be known of a data set to show its networks other images.
 
     ``border`` is where the brightness of a training image's border lies, in 0..1: the 5th and the
     95th percentile, over the images, of the median of its outermost pixels.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments import drawing, probe, sampling
+from experiments import drawing, probe
 
 COLUMNS = 8  # correct examples in the figure of reconstructions
 WRONG = 4  # wrong ones; each takes two columns
@@ -39,18 +39,16 @@ class Perturbed(NamedTuple):
     images: np.ndarray  # [D, V, H, W, C]; V: CHANGES
 
 
-def draw(setup, params, folder: Path, rows: list, correct: np.ndarray) -> list[Path]:
+def draw(setup, params, folder: Path, rows: list, values: dict) -> list[Path]:
     """The figures at the end of a training; returns their paths.
 
     Args:
       setup: of :mod:`experiments.loop`. params: trained. folder: for the figures.
-      rows: of metrics.jsonl. correct: of each test example, whether it is classified rightly.
+      rows: of metrics.jsonl. values: what the evaluation says of the test set, arrays ``[N]``.
     """
     found = list(of_training(setup, rows))
     if has_decoder(setup):
-        example = first_correct(correct)
-        changed = perturbed(setup, params, example, int(setup.dataset.test_labels[example]))
-        found += of_decoder(setup, params, correct, changed)
+        found += setup.task.pictures(setup, params, values)
     if setup.config.diagnostics and probe.can_trace(setup):
         found += probe.pictures(setup, params, rows, title_of(setup))
     return save(found, folder)
@@ -76,41 +74,63 @@ def has_decoder(setup) -> bool:
     return getattr(setup.model_config, "decoder", None) is not None
 
 
-def of_decoder(setup, params, correct: np.ndarray, changed: "Perturbed") -> Iterator[Picture]:
-    """Figures 3 and 4 of the paper."""
+def of_decoder(setup, params, values: dict) -> Iterator[Picture]:
+    """Figures 3 and 4 of the paper, of classification."""
+    correct = values["accuracy"] > 0
     columns = reconstruction_columns(setup, params, correct)
-    names, title = setup.dataset.class_names, title_of(setup)
-    yield "reconstructions", drawing.reconstructions, (columns, names, title)
-    title += f": class {names[changed.label]}, test image {changed.example}, and below each "
+    arguments = (columns, setup.dataset.class_names, title_of(setup))
+    yield "reconstructions", drawing.reconstructions, arguments
+    example = first_correct(correct)
+    label = int(setup.stream.held_out("test")[1][example])
+    yield of_class(setup, perturbed(setup, params, example, label))
+
+
+def of_class(setup, changed: Perturbed) -> Picture:
+    """Figure 4 of the paper."""
+    name = setup.dataset.class_names[changed.label]
+    title = f"{title_of(setup)}: class {name}, test image {changed.example}, and below each "
     title += "dimension the mean squared change of a pixel"
     arguments = (changed.images, CHANGES, changed.dims, title, changed.effects)
-    yield "perturbations", drawing.perturbations, arguments
+    return "perturbations", drawing.perturbations, arguments
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(model, params, images):
-    return model.apply(params, sampling.to_unit(images), method="encode")
+class Encoded(NamedTuple):
+    """Some test examples and their capsules."""
+
+    images: np.ndarray  # [n, H, W, C] the network's input
+    labels: np.ndarray  # [n]
+    activation: np.ndarray  # [n, J]
+    pose: np.ndarray  # [n, J, D]
+
+
+def encode(setup, params, rows: np.ndarray) -> Encoded:
+    """The test examples of some rows, 16 at most.
+
+    They are filled up to 16, so that one compiled program serves all pictures.
+    """
+    raw, labels = setup.stream.held_out("test")
+    filled = np.resize(rows, COLUMNS + 2 * WRONG)
+    found = jax.device_get(_encode(setup.model, setup.stream.input, params, raw[filled]))
+    images, activation, pose = (part[: len(rows)] for part in found)
+    return Encoded(images, labels[rows], activation, pose)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encode(model, to_input, params, raw):
+    images = jax.vmap(to_input)(raw)
+    capsules = model.apply(params, images, method="encode")
+    return images, capsules.activation, capsules.pose
+
+
+def decode(setup, params, pose: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Images ``[n, H, W, C]`` drawn from the capsules of these classes ``[n]``."""
+    return np.asarray(_decode(setup.model, params, pose, labels))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _decode(model, params, pose, labels):
     mask = jax.nn.one_hot(labels, pose.shape[1])
     return model.apply(params, pose, mask, method="decode")
-
-
-def encode(setup, params, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Activations ``[n, J]`` and poses ``[n, J, D]`` of some test examples, 16 at most.
-
-    They are filled up to 16, so that one compiled program serves all pictures.
-    """
-    images = setup.dataset.test_images[np.resize(rows, COLUMNS + 2 * WRONG)]
-    capsules = jax.device_get(_encode(setup.model, params, images))
-    return capsules.activation[: len(rows)], capsules.pose[: len(rows)]
-
-
-def decode(setup, params, pose: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Images ``[n, H, W, C]`` drawn from the capsules of these classes ``[n]``."""
-    return np.asarray(_decode(setup.model, params, pose, labels))
 
 
 def reconstruction_columns(setup, params, correct: np.ndarray) -> list:
@@ -121,11 +141,9 @@ def reconstruction_columns(setup, params, correct: np.ndarray) -> list:
     """
     right, wrong = np.flatnonzero(correct)[:COLUMNS], np.flatnonzero(~correct)[:WRONG]
     rows = np.concatenate([right, np.repeat(wrong, 2)])
-    activation, pose = encode(setup, params, rows)
-    labels, predictions = setup.dataset.test_labels[rows], np.argmax(activation, axis=1)
-    targets = labels.copy()
+    images, labels, activation, pose = encode(setup, params, rows)
+    predictions, targets = np.argmax(activation, axis=1), labels.copy()
     targets[len(right) + 1 :: 2] = predictions[len(right) + 1 :: 2]
-    images = np.float32(setup.dataset.test_images[rows]) / 255
     decoded = decode(setup, params, pose, targets)
     fields = zip(images, decoded, labels, predictions, targets, strict=True)
     return [
@@ -146,7 +164,7 @@ def perturbed(setup, params, example: int, label: int) -> Perturbed:
       setup, params: of the run. example: of the test set. label: the class whose capsule is
         changed, which may be another than the example's.
     """
-    _, (pose,) = encode(setup, params, np.array([example]))
+    (pose,) = encode(setup, params, np.array([example])).pose
     dims, values = pose.shape[1], len(CHANGES)
     changed = np.tile(pose, (dims, values, 1, 1))
     for dim in range(dims):

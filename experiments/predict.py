@@ -121,7 +121,7 @@ def example(seen: Seen, found: Found) -> drawing.Example:
     """What the picture shows of an image."""
     text = ", then ".join(choices(found))
     text = text if found.confident else f"none: {text}"
-    pixels = seen.image, seen.pixels, found.reconstruction
+    pixels = seen.image, found.input, found.reconstruction
     return drawing.Example(*pixels, seen.file.name, text, found.confident)
 
 

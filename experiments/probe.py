@@ -8,7 +8,7 @@ import numpy as np
 
 from capsjax.models import CapsNetConfig
 from capsjax.routing.diagnostics import Diagnostics, diagnose
-from experiments import drawing, sampling
+from experiments import drawing
 
 IMAGES = 128
 ROWS = ("entropy", "logit_change", "agreement", "spread_over_examples", "dead", "always_on")
@@ -25,9 +25,8 @@ def make_probe(setup) -> Callable | None:
     """
     if not setup.config.diagnostics or not can_trace(setup):
         return None
-    dataset = setup.dataset
-    held_out = dataset.validation_images
-    images = (held_out if len(held_out) else dataset.train_images)[:IMAGES]
+    held_out, _ = setup.stream.held_out("validation")
+    images = (held_out if len(held_out) else setup.stream.held_out("train")[0])[:IMAGES]
 
     def measure(params):
         values = diagnostics(setup, params, images)._asdict()
@@ -43,14 +42,15 @@ def can_trace(setup) -> bool:
 
 
 def diagnostics(setup, params, images: np.ndarray) -> Diagnostics:
-    """What routing does with images uint8 ``[B, H, W, C]``, in NumPy."""
-    logit = setup.model_config.make_routing().logit
-    return jax.device_get(_diagnostics(setup.model, 0.0 if logit else 0.5, params, images))
+    """What routing does with raw examples ``[B, ...]``, in NumPy."""
+    threshold = 0.0 if setup.model_config.make_routing().logit else 0.5
+    functions = setup.model, setup.stream.input, threshold
+    return jax.device_get(_diagnostics(*functions, params, images))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _diagnostics(model, threshold, params, images):
-    x = sampling.to_unit(images)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _diagnostics(model, to_input, threshold, params, images):
+    x = jax.vmap(to_input)(images)
     trace = model.apply(params, x, trace=True, method="encode").aux
     votes = model.apply(params, x, method="votes")
     return diagnose(trace, votes, threshold=threshold)
@@ -63,7 +63,7 @@ def pictures(setup, params, rows: list, title: str) -> Iterator[tuple[str, Calla
     of the trained network.
     """
     config = setup.model_config
-    d = diagnostics(setup, params, setup.dataset.test_images[:IMAGES])
+    d = diagnostics(setup, params, setup.stream.held_out("test")[0][:IMAGES])
     names = setup.dataset.class_names
     arguments = (d.entropy, d.logit_change, d.activity, names, title)
     yield "routing", drawing.routing_diagnostics, arguments

@@ -21,11 +21,11 @@ SHOWN = 200  # pixels of a side of an image in the picture
 
 
 class Seen(NamedTuple):
-    """An image file, and what the network sees of it."""
+    """An image file, and the example that is made of it."""
 
     file: Path
     image: np.ndarray  # [h, w, 1 or 3] in 0..1, small
-    pixels: np.ndarray  # [H, W, C] in 0..1
+    pixels: np.ndarray  # uint8 [H, W, C], as an example of the data set
     inverted: bool
     fit: str  # pad or digit
 
@@ -35,6 +35,7 @@ class Found(NamedTuple):
 
     names: tuple[str, str]
     scores: tuple[float, float]
+    input: np.ndarray  # [H, W, C] of the network, in 0..1
     reconstruction: np.ndarray | None  # [H, W, C], of the first
 
     @property
@@ -52,7 +53,7 @@ def score_name(model_config: capsjax.CapsNetConfig | capsjax.CNNConfig) -> str:
 
 
 def look(run: Run, files: Iterable[Path], invert: str, fit: str) -> list[Seen]:
-    """Read files and make of each what the network was trained on.
+    """Read files and make of each an example like those of the data set.
 
     Files that can't be read are named on standard error and left out.
 
@@ -62,11 +63,11 @@ def look(run: Run, files: Iterable[Path], invert: str, fit: str) -> list[Seen]:
       fit: pad, digit (:func:`experiments.images.pad` and ``centre``), or auto.
 
     Raises:
-      UserError: the network sees neither grey nor RGB images.
+      UserError: its examples are neither grey nor RGB images.
     """
     *shape, channels = run.facts["image_shape"]
-    if channels not in (1, 3):
-        raise UserError(f"{run.folder}: its images have {channels} channels, files have 1 or 3")
+    if len(shape) != 2 or channels not in (1, 3):
+        raise UserError(f"{run.folder} was trained on {channels} channels, image files have 1 or 3")
     seen = []
     for file in files:
         try:
@@ -84,6 +85,7 @@ def look(run: Run, files: Iterable[Path], invert: str, fit: str) -> list[Seen]:
             name = run.setup.config.dataset.split(":")[0]
             digit = name in CENTRED and list(pixels.shape[:2]) != shape
         pixels = (images.centre if digit else images.pad)(pixels, shape)
+        pixels = np.uint8(np.rint(255 * pixels))
         image = images.with_channels(image, 1 if image.ndim == 2 else 3)
         small = images.resize(image, min(1, SHOWN / max(image.shape)))
         seen.append(Seen(file, small, pixels, inverted, "digit" if digit else "pad"))
@@ -95,19 +97,20 @@ def recognise(run: Run, seen: list[Seen]) -> list[Found]:
     if not seen:
         return []
     pixels = np.stack([one.pixels for one in seen])
-    said = capsjax.classify(run.setup.model, run.params, pixels, batch_size=BATCH)
+    inputs = jax.jit(jax.vmap(run.setup.stream.input))(pixels)
+    said = capsjax.classify(run.setup.model, run.params, inputs, batch_size=BATCH)
     scores = said.scores
     if score_name(run.setup.model_config) == "probability":
         scores = jax.nn.softmax(scores)
     best = jnp.stack([said.classes, said.runner_up], axis=1)
-    best, scores, drawn = jax.device_get(
-        (best, jnp.take_along_axis(scores, best, axis=1), said.reconstruction)
-    )
+    scores = jnp.take_along_axis(scores, best, axis=1)
+    inputs, best, scores, drawn = jax.device_get((inputs, best, scores, said.reconstruction))
     names = run.facts["class_names"]
     return [
         Found(
             (names[best[k, 0]], names[best[k, 1]]),
             (float(scores[k, 0]), float(scores[k, 1])),
+            inputs[k],
             None if drawn is None else drawn[k],
         )
         for k in range(len(seen))

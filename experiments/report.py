@@ -28,7 +28,7 @@ def finish(setup, state, workdir: Path, rows: list, evaluate: Callable, seconds:
       The summary.
     """
     c, d = setup.config, setup.dataset
-    values = evaluate(state.params, d.test_images, d.test_labels)
+    values = evaluate(state.params, *setup.stream.held_out("test"))
     correct = values["accuracy"] > 0
     training = [row for row in rows if "images_per_second" in row]
     validation = [row["validation_error"] for row in rows if "validation_error" in row]
@@ -51,10 +51,11 @@ def finish(setup, state, workdir: Path, rows: list, evaluate: Callable, seconds:
         "train_examples": len(d.train_labels),
         "validation_examples": len(d.validation_labels),
         "validation_error": validation[-1] if validation else None,
-        "test_examples": len(d.test_labels),
+        "test_examples": len(correct),
         "test_errors": int((~correct).sum()),
         "test_error": round(100 * float((~correct).mean()), 4),
         "test_loss": float(values["loss"].mean()),
+        **setup.task.fields(setup, values),
         "images_per_second": float(np.median(rates)),
         "training_seconds": rows[-1]["seconds"],
         "wall_seconds": round(seconds, 1),
@@ -67,7 +68,7 @@ def finish(setup, state, workdir: Path, rows: list, evaluate: Callable, seconds:
         "commit": commit(),
     }
     io.write_json(workdir / "summary.json", summary)
-    paths = pictures.draw(setup, state.params, workdir / "figures", rows, correct)
+    paths = pictures.draw(setup, state.params, workdir / "figures", rows, values)
     print(table(summary, workdir, paths))
     return summary
 

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import data, loop, runtime, sampling
+from experiments import data, loop, preprocess, runtime, sampling
 from experiments.config import Config
 from experiments.errors import UserError
 
@@ -94,7 +94,7 @@ def test_batch_must_divide_among_devices():
 def test_evaluation_counts_every_example_once_on_any_number_of_devices(one_device):
     d = one_device.dataset
     params = jax.device_get(loop.initial_state(one_device).params)
-    scores = jax.jit(one_device.model.apply)(params, sampling.to_unit(d.test_images)).scores
+    scores = jax.jit(one_device.model.apply)(params, preprocess.to_unit(d.test_images)).scores
     want = np.asarray(scores).argmax(1) == d.test_labels
     for made in (one_device, setup("jit", 4)):
         replicated = runtime.replicate(params, made.devices)
