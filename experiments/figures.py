@@ -14,7 +14,7 @@ runs: losses, the paper's Figure A.2, without any data.
 import dataclasses
 from pathlib import Path
 
-from experiments import drawing, io, loop, pictures, probe, runs
+from experiments import drawing, io, loop, pictures, probe, programs, runs
 from experiments.config import _field, run
 from experiments.errors import UserError
 
@@ -58,7 +58,7 @@ def main(flags: Flags) -> None:
 
 def of_runs(folders: list[str]) -> list[pictures.Picture]:
     """The losses of several runs, each called by what it alone has."""
-    configs = [runs.read_config(Path(folder)) for folder in folders]
+    configs = [programs.config_of(folder) for folder in folders]
     fields = [config.identity() for config in configs]
     differ = [n for n in fields[0] if any(f.get(n) != fields[0][n] for f in fields)]
     names = [", ".join(f"{n}={f.get(n)}" for n in differ) for f in fields]

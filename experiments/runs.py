@@ -1,22 +1,16 @@
 """A run opened from its folder: its configuration, its network, its newest parameters."""
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import flags
 from jax.sharding import SingleDeviceSharding
 
 from capsjax import train
-from experiments import config as config_lib
-from experiments import data, images, io, loop, mnist
-from experiments.config import Config
+from experiments import data, images, io, loop, programs
 from experiments.errors import UserError
-
-PROGRAMS = {"mnist": mnist.DEFAULTS}
 
 
 class Run(NamedTuple):
@@ -52,14 +46,14 @@ def open_run(
     # How routing is computed is a matter of the machine, what is computed is not.
     here |= {"routing_implementation": "auto", "workdir": str(folder)}
     here |= {n: v for n, v in (("data_dir", data_dir), ("cache_dir", cache_dir)) if v}
-    config = read_config(folder, **here)
+    config = programs.config_of(folder, **here)
     if not io.has_checkpoints(config):
-        raise UserError(f"--run={folder} has no checkpoint yet; one is written after each epoch")
+        raise UserError(f"{folder} has no checkpoint yet; one is written after each epoch")
     if examples:
         setup = loop.prepare(config)
         facts = images.facts(setup.dataset)
     else:
-        facts = _read(folder / "network.json", {"image_shape", "class_names", "border"})
+        facts = _facts(folder / "network.json")
         setup = loop.prepare(config, _without_examples(config, facts))
     shapes = jax.eval_shape(
         lambda key: train.init_state(setup.model, setup.optimizer, key), jax.random.key(0)
@@ -69,47 +63,19 @@ def open_run(
     with io.Checkpoints(folder, read_only=True) as checkpoints:
         step = checkpoints.latest()
         if step is None:
-            raise UserError(f"--run={folder} has no checkpoint yet")
+            raise UserError(f"{folder} has no checkpoint yet")
         params = checkpoints.restore(target).params
     return Run(folder, setup, facts, step, params)
 
 
-def read_config(folder: Path, **changes) -> Config:
-    """The configuration of a run, with fields changed.
-
-    Raises:
-      UserError: it is not there, or not one of this version's.
-    """
-    path = folder / "config.json"
-    if not folder.is_dir():
-        there = [p.name for p in folder.parent.glob("*/")] if folder.parent.is_dir() else []
-        near = difflib.get_close_matches(folder.name, there, 1)
-        hint = f", did you mean {folder.parent / near[0]}?" if near else ""
-        raise UserError(f"--run={folder}: no such folder{hint}")
-    if not path.exists():
-        raise UserError(f"--run={folder} is not the folder of a run: it holds no config.json")
-    stored = _read(path, {"program"}) | changes
-    program = stored.pop("program")
-    if program not in PROGRAMS:
-        raise UserError(f"{path}: this version has no program {program!r}")
-    given = [f"--{name}={value}" for name, value in stored.items() if value is not None]
-    try:
-        return config_lib.parse(PROGRAMS[program], given)
-    except flags.Error as error:
-        raise UserError(f"{path} was written by another version: {error}") from error
-
-
-def _read(path: Path, names: set[str]) -> dict:
+def _facts(path: Path) -> dict:
     try:
         found = json.loads(path.read_text())
-        if isinstance(found, dict) and names <= found.keys():
-            return found
-        reason = f"it doesn't say {', '.join(sorted(names))}"
-    except FileNotFoundError:
-        reason = "not there"
-    except (OSError, ValueError) as error:
-        reason = str(error)
-    raise UserError(f"{path}: {reason}; repeating the run's command writes it again")
+        return {name: found[name] for name in ("image_shape", "class_names", "border")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} can't be read ({error!r}); repeating the run's command writes it again"
+        ) from error
 
 
 def _without_examples(config, facts):

@@ -10,10 +10,10 @@ import numpy as np
 from capsjax import functional, train
 from capsjax.models import CapsNetConfig
 from capsjax.models import Config as ModelConfig
-from experiments import pictures
 from experiments.config import Config
 from experiments.data import Dataset
 from experiments.errors import UserError
+from experiments.pictures import Picture, of_decoder
 from experiments.preprocess import Preprocess, shifted
 from experiments.sampling import Source
 
@@ -58,7 +58,7 @@ class Task:
     stream: Callable[[Config, Dataset], Stream]
     objective: Callable[[Config, ModelConfig], Objective]
     fields: Callable[..., dict] = lambda setup, values: {}
-    pictures: Callable[..., Iterable[pictures.Picture]] = pictures.of_decoder
+    pictures: Callable[..., Iterable[Picture]] = of_decoder
 
 
 def images(preprocess: Callable[[Config], Preprocess]) -> Callable[[Config, Dataset], Stream]:

@@ -37,7 +37,7 @@ def decoded(opened, pose, label):
 def test_dimensions_come_in_the_order_of_their_effect(opened):
     """Drawn again by a decoder in NumPy, float64, one capsule at a time."""
     changed = pictures.perturbed(opened.setup, opened.params, 5, 3)
-    _, (pose,) = pictures.encode(opened.setup, opened.params, np.array([5]))
+    (pose,) = pictures.encode(opened.setup, opened.params, np.array([5])).pose
     before = decoded(opened, np.float64(pose[3]), 3)
     effects = np.zeros(16)
     for dim in range(16):
@@ -58,7 +58,7 @@ def test_dimensions_come_in_the_order_of_their_effect(opened):
 
 def test_columns_are_right_ones_and_then_wrong_ones_twice(opened):
     labels = opened.setup.dataset.test_labels
-    activation, pose = (np.concatenate(parts) for parts in zip(*(
+    _, _, activation, pose = (np.concatenate(parts) for parts in zip(*(
         pictures.encode(opened.setup, opened.params, np.arange(n, n + 16)) for n in (0, 16, 32))))
     correct = np.argmax(activation, axis=1) == labels[:48]
     right, wrong = np.flatnonzero(correct)[:8], np.flatnonzero(~correct)[:4]
@@ -97,8 +97,9 @@ def test_pictures_compile_once(opened, monkeypatch):
     monkeypatch.setattr(probe, "IMAGES", 8)
     for example in (3, 4):
         changed = pictures.perturbed(setup, opened.params, example, 0)
-        correct = np.arange(360) % (example + 2) > 0
-        assert len(list(pictures.of_decoder(setup, opened.params, correct, changed))) == 2
+        accuracy = np.float32(np.arange(360) % (example + 2) > 0)
+        found = list(pictures.of_decoder(setup, opened.params, {"accuracy": accuracy}))
+        assert len(found) == 2 and pictures.of_class(setup, changed)
         assert len(list(probe.pictures(setup, opened.params, [{"epoch": 1.0}], ""))) == 3
     decodings = 2  # of 16 examples and of all changes
     assert sorted(traced) == [*["decode"] * decodings, "encode", "encode", "votes"]
@@ -167,7 +168,7 @@ def test_several_runs_are_called_by_what_differs(tiny_run, tmp_path, monkeypatch
     ({"class_": "10"}, "--class=10: the classes are 0, 1, .*or 0 to 9"),
     ({"class_": "seven"}, "--class=seven"),
     ({"image": 360}, "--image=360: there are 360 test images"),
-    ({"run": "a,b"}, "--run=a: no such folder"),
+    ({"run": "a,b"}, "a: no such folder"),
 ], ids=lambda x: str(x))
 def test_user_errors(changes, message, tiny_run, tmp_path):
     flags = dataclasses.replace(Flags(run=str(tiny_run), output=str(tmp_path / "x")), **changes)
