@@ -17,6 +17,7 @@ Letters of array shapes, everywhere in this package:
 from capsjax.conv import conv2d
 from capsjax.conv_capsules import ConvCapsules
 from capsjax.functional import Model, count_parameters, create, from_module
+from capsjax.inference import Classification, classify
 from capsjax.losses import (
     LOSSES,
     argmax_mask,
@@ -67,6 +68,7 @@ __all__ = [
     "CapsNet",
     "CapsNetConfig",
     "Capsules",
+    "Classification",
     "Conv",
     "ConvCapsules",
     "Decoder",
@@ -87,6 +89,7 @@ __all__ = [
     "adam",
     "argmax_mask",
     "capsnet_loss",
+    "classify",
     "conv2d",
     "count_parameters",
     "create",

@@ -21,6 +21,7 @@ from capsjax.routing import GRADIENTS, ROUTINGS, Sweeps, make, options_of
 from capsjax.squash import SQUASHES
 from capsjax.train import RECIPES
 from capsjax.votes import VOTES
+from experiments import programs
 from experiments.errors import UserError
 from kernels import program
 from kernels.api import IMPLEMENTATIONS
@@ -59,6 +60,9 @@ class Config:
     )
     validation_fraction: float = _field(
         0.05, "share of the training data held out for validation", low=0.0, high=0.9
+    )
+    train_examples: int = _field(
+        0, "train on so many examples, as many of each class as can be; 0: all", low=0
     )
     max_shift: int = _field(2, "largest random shift of training images, in pixels", low=0)
 
@@ -208,7 +212,7 @@ class Config:
 
     def command(self, defaults: "Config | None" = None) -> str:
         """The command that gives this run on any machine, given its program's defaults."""
-        defaults = defaults or Config(program=self.program)
+        defaults = defaults or programs.find(self.program).defaults
         given = self.given(defaults)
         return " ".join(
             [f"python -m experiments.{self.program}", *(f"--{k}={v}" for k, v in given.items())]
@@ -252,7 +256,7 @@ class Config:
         if network is None:
             raise UserError(f"--preset={self.preset}: there is no such --model={self.model}")
         if not isinstance(network, CapsNetConfig):
-            defaults = Config()
+            defaults = type(self)()
             given = [n for n in OF_CAPSULES if getattr(self, n) != getattr(defaults, n)]
             if given:
                 raise UserError(f"--{given[0]} is of capsules, and --model={self.model} has none")
@@ -333,6 +337,11 @@ def of_preset(network: CapsNetConfig, routing: str | None) -> dict:
     return own
 
 
+def flag_name(field: dataclasses.Field) -> str:
+    """Of a field's flag: without the underscore that parts a name from a keyword of Python."""
+    return field.name.removesuffix("_")
+
+
 def define_flags(defaults: Config, flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """One absl flag per field of the configuration."""
     module = sys.argv[0]
@@ -341,29 +350,30 @@ def define_flags(defaults: Config, flag_values: flags.FlagValues = flags.FLAGS) 
             continue
         kinds = set(typing.get_args(f.type)) - {type(None)} or {f.type}
         (kind,) = kinds
-        value, text = getattr(defaults, f.name), f.metadata["help"]
+        name, value, text = flag_name(f), getattr(defaults, f.name), f.metadata["help"]
         low, high = f.metadata["low"], f.metadata["high"]
         if value is None:
             text += f" (default: the {'preset' if f.name in OF_PRESET else 'recipe'}'s)"
         common = {"flag_values": flag_values, "module_name": module}
         if f.metadata["choices"]:
-            flag = flags.EnumFlag(f.name, value, text, f.metadata["choices"])
+            flag = flags.EnumFlag(name, value, text, f.metadata["choices"])
             flag.parser = _Choice(f.metadata["choices"])
             flags.DEFINE_flag(flag, flag_values, module)
         elif kind is bool:
-            flags.DEFINE_boolean(f.name, value, text, **common)
+            flags.DEFINE_boolean(name, value, text, **common)
         elif kind is int:
-            flags.DEFINE_integer(f.name, value, text, low, high, **common)
+            flags.DEFINE_integer(name, value, text, low, high, **common)
         elif kind is float:
-            flags.DEFINE_float(f.name, value, text, low, high, **common)
+            flags.DEFINE_float(name, value, text, low, high, **common)
         else:
-            flags.DEFINE_string(f.name, value, text, **common)
+            flags.DEFINE_string(name, value, text, **common)
 
 
 def from_flags(defaults: Config, flag_values: flags.FlagValues = flags.FLAGS) -> Config:
     """The configuration that parsed flags describe."""
-    names = [f.name for f in dataclasses.fields(defaults) if f.metadata.get("flag", True)]
-    return dataclasses.replace(defaults, **{name: flag_values[name].value for name in names})
+    fields = [f for f in dataclasses.fields(defaults) if f.metadata.get("flag", True)]
+    values = {f.name: flag_values[flag_name(f)].value for f in fields}
+    return dataclasses.replace(defaults, **values)
 
 
 def parse(defaults: Config, arguments: list[str]) -> Config:
@@ -378,10 +388,10 @@ def parse(defaults: Config, arguments: list[str]) -> Config:
     return from_flags(defaults, values)
 
 
-def run(main: Callable[[Config], None], defaults: Config) -> None:
+def run(main: Callable[..., None], defaults: Config, *, words: bool = False) -> None:
     """Run a program: parse the flags, call ``main``, end in one line where the user erred.
 
     See :func:`kernels.program.run`.
     """
     define_flags(defaults)
-    program.run(lambda: main(from_flags(defaults)), UserError)
+    program.run(lambda *rest: main(from_flags(defaults), *rest), UserError, words=words)

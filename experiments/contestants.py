@@ -13,6 +13,7 @@ from capsjax.models import CapsNetConfig
 from experiments import data, loop, sampling
 from experiments.config import Config
 from experiments.errors import UserError
+from experiments.preprocess import to_unit
 
 CHUNK = 4  # batches in a call
 LEAST = 0.2  # seconds of a measurement
@@ -54,7 +55,7 @@ def ours(setup: loop.Setup) -> Contestants:
     order = sampling.epoch_order(key, 0, len(setup.dataset.train_labels))
     size, count = setup.config.batch_size, jnp.int32(CHUNK)
     params = jax.tree.map(jnp.copy, state.params)  # the chunk takes over those of the state
-    images = sampling.to_unit(source.images)
+    images = to_unit(source.images)
 
     def scores(params, images):
         return setup.model.apply(params, images, method="encode").activation

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from capsjax import functional, log_mean_coupling
-from experiments import io, sampling
+from experiments import io
 from experiments.config import Config
 from experiments.errors import UserError
 
@@ -63,9 +63,9 @@ def log_couplings(setup, state, folder: Path) -> jax.Array:
 
     @jax.jit
     def total(params, images):
-        out = apply(params, sampling.to_unit(images), method="encode")
+        out = apply(params, jax.vmap(setup.stream.input)(images), method="encode")
         return jnp.sum(out.coupling, axis=0)
 
-    images = setup.dataset.train_images
+    images, _ = setup.stream.held_out("train")
     parts = [total(params, images[n : n + BATCH]) for n in range(0, len(images), BATCH)]
     return log_mean_coupling(sum(parts), len(images))

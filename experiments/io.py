@@ -91,7 +91,7 @@ class Metrics:
 
     def __init__(self, workdir: Path, step: int):
         self.path = workdir / "metrics.jsonl"
-        self.rows = [row for row in _read_rows(self.path) if row["step"] <= step]
+        self.rows = [row for row in read_rows(self.path) if row["step"] <= step]
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
         os.replace(temporary, self.path)
@@ -124,7 +124,8 @@ class Metrics:
             self._board.close()
 
 
-def _read_rows(path: Path) -> list[dict]:
+def read_rows(path: Path) -> list[dict]:
+    """Rows of metrics.jsonl, none where it is not there."""
     if not path.exists():
         return []
     rows = []
@@ -145,15 +146,22 @@ def _tensorboard(workdir: Path, step: int):
 
 
 class Checkpoints:
-    """Orbax checkpoints of a training state, the last two kept."""
+    """Orbax checkpoints of a training state, the last two kept.
 
-    def __init__(self, workdir: Path):
+    Args:
+      workdir: folder of the run. read_only: change nothing, a training may be going on there.
+    """
+
+    def __init__(self, workdir: Path, *, read_only: bool = False):
         import orbax.checkpoint as ocp
 
         self._args = ocp.args
+        if read_only:
+            options = ocp.CheckpointManagerOptions(create=False)
+        else:
+            options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(
-            (workdir / "checkpoints").absolute(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True),
+            (workdir / "checkpoints").absolute(), options=options
         )
 
     def latest(self) -> int | None:

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax
 import jax
@@ -16,11 +16,13 @@ from capsjax import functional, train
 from capsjax.models import CapsNetConfig
 from capsjax.models import Config as ModelConfig
 from capsjax.routing import Sweeps, by_sweeps
-from experiments import data, frozen, io, probe, report, runtime, sampling
+from experiments import data, frozen, images, io, probe, programs, report, runtime, sampling
 from experiments.config import Config
 from experiments.errors import UserError
 from experiments.profiling import Profile
 from experiments.progress import Display, Stop
+from experiments.subset import limit
+from experiments.task import Stream, Task
 from kernels.api import select
 
 EVALUATION_BATCH = 128
@@ -31,11 +33,14 @@ class Setup(NamedTuple):
     """What follows from a configuration before anything is trained."""
 
     config: Config  # resolved
+    task: Task
     dataset: data.Dataset
+    stream: Stream
     devices: list
     model_config: ModelConfig
     model: functional.Model
     loss: train.LossFn
+    measure: train.LossFn
     optimizer: object
     parameters: int
 
@@ -56,6 +61,7 @@ def run(config: Config) -> dict:
         with io.Checkpoints(workdir) as checkpoints:
             state = resume(setup, checkpoints, workdir, total)
             io.write_config(setup.config, workdir)
+            io.write_json(workdir / "network.json", images.facts(setup.dataset))
             with io.Metrics(workdir, int(state.step)) as metrics:
                 evaluate = evaluator(setup)
                 profile = Profile(setup.config.profile, workdir)
@@ -75,13 +81,18 @@ def prepare(config: Config, dataset: data.Dataset | None = None) -> Setup:
     """
     runtime.keep_compiled_programs(config.cache_dir)
     devices = runtime.devices(config.accelerator, config.num_devices)
-    dataset = dataset or data.load(
-        config.dataset,
-        data_dir=config.data_dir or None,
-        cache_dir=runtime.cache_folder(config.cache_dir),
-        validation_fraction=config.validation_fraction,
+    dataset = dataset or limit(
+        data.load(
+            config.dataset,
+            data_dir=config.data_dir or None,
+            cache_dir=runtime.cache_folder(config.cache_dir),
+            validation_fraction=config.validation_fraction,
+        ),
+        config.train_examples,
     )
     config = config.resolved(dataset.name)
+    task = programs.find(config.program).task
+    stream = task.stream(config, dataset)
     if config.batch_size % len(devices):
         raise UserError(
             f"--batch_size={config.batch_size} can't be divided among {len(devices)} devices"
@@ -92,7 +103,7 @@ def prepare(config: Config, dataset: data.Dataset | None = None) -> Setup:
     except ValueError as error:
         name = config.routing_implementation
         raise UserError(f"--routing_implementation={name}: {error}") from error
-    model_config = config.model_config(dataset.image_shape, dataset.num_classes, implementation)
+    model_config = config.model_config(stream.shape, dataset.num_classes, implementation)
     if isinstance(implementation, Sweeps) and not has_sweeps(model_config):
         if config.routing_implementation != "auto":
             raise UserError(
@@ -100,26 +111,13 @@ def prepare(config: Config, dataset: data.Dataset | None = None) -> Setup:
                 "routing with these votes has no kernels, use stream"
             )
         model_config = dataclasses.replace(model_config, routing_implementation="auto")
-    model = functional.create(model_config)
-    if isinstance(model_config, CapsNetConfig):
-        routing = model_config.make_routing()
-        try:
-            loss = train.capsnet_loss(
-                model,
-                loss=config.loss,
-                logit=routing.logit,
-                margin_weight=config.margin_weight,
-                reconstruction_weight=config.reconstruction_weight,
-            )
-        except ValueError as error:
-            raise UserError(f"--loss={config.loss}: {error}") from error
-    else:
-        loss = train.cross_entropy_loss(model)
+    model, loss, measure = task.objective(config, model_config)
     optimizer = train.adam(
         config.learning_rate, config.decay_rate, config.decay_steps, config.learning_rate_floor
     )
     parameters = functional.count_parameters(jax.eval_shape(model.init, jax.random.key(0)))
-    return Setup(config, dataset, devices, model_config, model, loss, optimizer, parameters)
+    network = (model_config, model, loss, measure, optimizer, parameters)
+    return Setup(config, task, dataset, stream, devices, *network)
 
 
 def has_sweeps(config: ModelConfig) -> bool:
@@ -179,11 +177,10 @@ def initial_state(setup: Setup, *, couplings: bool = True) -> train.TrainState:
     return runtime.replicate(state, setup.devices)
 
 
-def training_inputs(setup: Setup) -> tuple[sampling.Source, jax.Array]:
+def training_inputs(setup: Setup) -> tuple[Any, jax.Array]:
     """Training data and the key of batches and augmentation, on all devices."""
     key = jax.random.fold_in(jax.random.key(setup.config.seed), 1)
-    source = sampling.Source(setup.dataset.train_images, setup.dataset.train_labels)
-    return runtime.replicate((source, key), setup.devices)
+    return runtime.replicate((setup.stream.source, key), setup.devices)
 
 
 def resume(setup: Setup, checkpoints: io.Checkpoints, workdir: Path, total: int):
@@ -221,12 +218,12 @@ def make_chunk(setup: Setup) -> Callable:
         def body(state, source, order, key, count, which):
             def one(state):
                 images, labels, dropout_key = sampling.batch(
+                    setup.stream.example,
                     source,
                     order,
                     key,
                     state.step,
                     batch_size=config.batch_size,
-                    max_shift=config.max_shift,
                     part=(which, parts),
                 )
                 return step(state, *constrain((images, labels)), dropout_key)
@@ -248,19 +245,20 @@ def make_chunk(setup: Setup) -> Callable:
 
 
 def evaluator(setup: Setup) -> Callable:
-    """``evaluate(params, images, labels)``: per-example metrics, NumPy arrays ``[N]``.
+    """``evaluate(params, images, labels)``: metrics of raw examples, NumPy arrays ``[N]``.
 
     The last batch is filled up and the filling cut off, so every example counts once.
     """
     size = -(-EVALUATION_BATCH // len(setup.devices)) * len(setup.devices)
-    step = train.make_eval_step(setup.loss)
+    step, stream = train.make_eval_step(setup.measure), setup.stream
 
     @jax.jit
     def several(params, images, labels, count):
         """Metrics ``[B, N]`` of the first ``count`` of N batches, images ``[B, N, ...]``."""
 
         def one(n):
-            return step(params, sampling.to_unit(images[:, n]), labels[:, n])
+            x, y = images[:, n], labels[:, n]
+            return step(params, jax.vmap(stream.input)(x), jax.vmap(stream.label)(x, y))
 
         def put(n, out):
             return jax.tree.map(lambda all, x: all.at[:, n].set(x), out, one(n))
@@ -300,6 +298,7 @@ def fit(
     chunk = make_chunk(setup)
     source, key = training_inputs(setup)
     measure = probe.make_probe(setup)
+    held_out = setup.stream.held_out("validation")
     make_order = jax.jit(sampling.epoch_order, static_argnums=2)
     order = None
 
@@ -317,8 +316,7 @@ def fit(
             epoch_ends = step % per_epoch == 0 or step == total
             if epoch_ends or stop.requested:
                 display.flush()
-                if epoch_ends and len(dataset.validation_labels):
-                    held_out = dataset.validation_images, dataset.validation_labels
+                if epoch_ends and len(held_out[1]):
                     display.validated(step, evaluate(state.params, *held_out))
                 if epoch_ends and measure:
                     display.measured(step, measure(state.params))

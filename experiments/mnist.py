@@ -11,8 +11,10 @@ README.md and results/.
 
 from experiments import loop
 from experiments.config import Config, run
+from experiments.task import CLASSIFICATION
 
 DEFAULTS = Config(program="mnist")
+TASK = CLASSIFICATION
 
 
 if __name__ == "__main__":

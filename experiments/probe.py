@@ -1,16 +1,14 @@
 """What routing does inside a network in training, for ``--diagnostics``."""
 
-from collections.abc import Callable
-from pathlib import Path
+import functools
+from collections.abc import Callable, Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from capsjax import functional
 from capsjax.models import CapsNetConfig
 from capsjax.routing.diagnostics import Diagnostics, diagnose
-from experiments import drawing, sampling
+from experiments import drawing
 
 IMAGES = 128
 ROWS = ("entropy", "logit_change", "agreement", "spread_over_examples", "dead", "always_on")
@@ -25,50 +23,57 @@ def make_probe(setup) -> Callable | None:
     Returns:
       None where nothing is asked for.
     """
-    if not setup.config.diagnostics or not isinstance(setup.model_config, CapsNetConfig):
+    if not setup.config.diagnostics or not can_trace(setup):
         return None
-    dataset = setup.dataset
-    held_out = dataset.validation_images
-    images = (held_out if len(held_out) else dataset.train_images)[:IMAGES]
-    diagnostics = _diagnostics(setup)
+    held_out, _ = setup.stream.held_out("validation")
+    images = (held_out if len(held_out) else setup.stream.held_out("train")[0])[:IMAGES]
 
     def measure(params):
-        values = diagnostics(params, images)._asdict()
+        values = diagnostics(setup, params, images)._asdict()
         return {name: np.asarray(values[name]).round(6).tolist() for name in ROWS}
 
     return measure
 
 
-def _diagnostics(setup) -> Callable[..., Diagnostics]:
+def can_trace(setup) -> bool:
+    """Whether the network routes, and in a way that can be traced."""
     config = setup.model_config
-    logit = config.make_routing().logit
-    apply = functional.create(config).apply
-
-    @jax.jit
-    def diagnostics(params, images):
-        x = sampling.to_unit(jnp.asarray(images))
-        trace = apply(params, x, trace=True, method="encode").aux
-        votes = apply(params, x, method="votes")
-        return diagnose(trace, votes, threshold=0.0 if logit else 0.5)
-
-    return diagnostics
+    return isinstance(config, CapsNetConfig) and config.routing_schedule == "sequential"
 
 
-def draw(setup, params, folder: Path, rows: list, title: str) -> list[Path]:
-    """Figures of the trained network over test images; returns their paths."""
+def diagnostics(setup, params, images: np.ndarray) -> Diagnostics:
+    """What routing does with raw examples ``[B, ...]``, in NumPy."""
+    threshold = 0.0 if setup.model_config.make_routing().logit else 0.5
+    functions = setup.model, setup.stream.input, threshold
+    return jax.device_get(_diagnostics(*functions, params, images))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _diagnostics(model, to_input, threshold, params, images):
+    x = jax.vmap(to_input)(images)
+    trace = model.apply(params, x, trace=True, method="encode").aux
+    votes = model.apply(params, x, method="votes")
+    return diagnose(trace, votes, threshold=threshold)
+
+
+def pictures(setup, params, rows: list, title: str) -> Iterator[tuple[str, Callable, tuple]]:
+    """Of the trained network over test images, see :mod:`experiments.pictures`.
+
+    Changes of the logits (Figure A.1) are those measured in training; without such rows, those
+    of the trained network.
+    """
     config = setup.model_config
-    images = setup.dataset.test_images[:IMAGES]
-    d = jax.device_get(_diagnostics(setup)(params, images))
+    d = diagnostics(setup, params, setup.stream.held_out("test")[0][:IMAGES])
     names = setup.dataset.class_names
-    paths = [folder / f"{name}.png" for name in ("routing", "couplings", "logit_changes")]
-    drawing.routing_diagnostics(
-        paths[0], d.entropy, d.logit_change, d.activity, names, title=title
-    )
+    arguments = (d.entropy, d.logit_change, d.activity, names, title)
+    yield "routing", drawing.routing_diagnostics, arguments
     grid = None
     if not config.capsule_layers:
         grid = (*config.primary_grid, config.primary_types)
-    drawing.coupling_matrix(paths[1], d.mean_coupling, names, title=title, grid=grid)
-    if not len(d.logit_change):
-        return paths[:2]
-    drawing.logit_changes(paths[2], [r for r in rows if "logit_change" in r], title=title)
-    return paths
+    yield "couplings", drawing.coupling_matrix, (d.mean_coupling, names, title, grid)
+    if len(d.logit_change):
+        measured = [row for row in rows if "logit_change" in row]
+        if not measured:
+            measured = [rows[-1] | {"logit_change": d.logit_change.tolist()}]
+            title += "; measured after training alone"
+        yield "logit_changes", drawing.logit_changes, (measured, title)

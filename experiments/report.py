@@ -1,4 +1,4 @@
-"""What a finished run says: test error, summary.json, figures, a table."""
+"""What a finished run says: test error, summary.json, a table."""
 
 import platform
 import resource
@@ -8,17 +8,12 @@ from pathlib import Path
 
 import flax
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from capsjax.models import CapsNetConfig
-from experiments import drawing, io, probe, sampling
+from experiments import io, pictures
 from kernels.program import commit
-
-COLUMNS = 8  # correct examples in the figure of reconstructions
-WRONG = 4  # wrong ones; each takes two columns
-CHANGES = np.round(np.arange(-0.25, 0.2501, 0.05), 2)  # of one pose dimension, Figure 4
 
 
 def finish(setup, state, workdir: Path, rows: list, evaluate: Callable, seconds: float) -> dict:
@@ -33,7 +28,7 @@ def finish(setup, state, workdir: Path, rows: list, evaluate: Callable, seconds:
       The summary.
     """
     c, d = setup.config, setup.dataset
-    values = evaluate(state.params, d.test_images, d.test_labels)
+    values = evaluate(state.params, *setup.stream.held_out("test"))
     correct = values["accuracy"] > 0
     training = [row for row in rows if "images_per_second" in row]
     validation = [row["validation_error"] for row in rows if "validation_error" in row]
@@ -56,10 +51,11 @@ def finish(setup, state, workdir: Path, rows: list, evaluate: Callable, seconds:
         "train_examples": len(d.train_labels),
         "validation_examples": len(d.validation_labels),
         "validation_error": validation[-1] if validation else None,
-        "test_examples": len(d.test_labels),
+        "test_examples": len(correct),
         "test_errors": int((~correct).sum()),
         "test_error": round(100 * float((~correct).mean()), 4),
         "test_loss": float(values["loss"].mean()),
+        **setup.task.fields(setup, values),
         "images_per_second": float(np.median(rates)),
         "training_seconds": rows[-1]["seconds"],
         "wall_seconds": round(seconds, 1),
@@ -72,8 +68,8 @@ def finish(setup, state, workdir: Path, rows: list, evaluate: Callable, seconds:
         "commit": commit(),
     }
     io.write_json(workdir / "summary.json", summary)
-    pictures = draw(setup, state, workdir, rows, correct)
-    print(table(summary, workdir, pictures))
+    paths = pictures.draw(setup, state.params, workdir / "figures", rows, values)
+    print(table(summary, workdir, paths))
     return summary
 
 
@@ -108,7 +104,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def table(summary: dict, workdir: Path, pictures: list[Path]) -> str:
+def table(summary: dict, workdir: Path, paths: list[Path]) -> str:
     """The last lines of a run."""
     lines = [f"{'':12}{'error':>8}{'images':>9}"]
     for name in ("validation", "test"):
@@ -121,77 +117,5 @@ def table(summary: dict, workdir: Path, pictures: list[Path]) -> str:
         f"{summary['training_seconds']:.0f} s of training"
     )
     lines += [f"{'summary':12}{workdir / 'summary.json'}"]
-    lines += [f"{'picture':12}{path}" for path in pictures]
+    lines += [f"{'picture':12}{path}" for path in paths]
     return "\n".join(lines)
-
-
-def draw(setup, state, workdir: Path, rows: list, correct: np.ndarray) -> list[Path]:
-    """All figures of a run; returns their paths."""
-    c, d = setup.config, setup.dataset
-    folder = workdir / "figures"
-    routing = f", {c.routing} routing" if c.routing else ""
-    title = f"{c.model}{routing} on {d.name}, seed {c.seed}"
-    paths = [folder / "training_curves.png"]
-    drawing.training_curves(paths[0], rows, title=title)
-    if getattr(setup.model_config, "decoder", None) is not None:
-        paths += [folder / "reconstructions.png", folder / "perturbations.png"]
-        columns = reconstruction_columns(setup, state.params, correct)
-        drawing.reconstructions(paths[1], columns, d.class_names, title=title)
-        images, name = perturbed(setup, state.params, correct)
-        drawing.perturbations(paths[2], images, CHANGES, title=f"{title}: class {name}")
-    if c.diagnostics and isinstance(setup.model_config, CapsNetConfig):
-        paths += probe.draw(setup, state.params, folder, rows, title)
-    return paths
-
-
-def _encode(setup, params, rows):
-    """Pixels in [0, 1], labels, lengths and poses of some test images."""
-    images = sampling.to_unit(jnp.asarray(setup.dataset.test_images[rows]))
-    encode = jax.jit(lambda p, x: setup.model.apply(p, x, method="encode"))
-    capsules = encode(params, images)
-    return np.asarray(images), setup.dataset.test_labels[rows], capsules
-
-
-def _decode(setup, params, pose, targets):
-    mask = jax.nn.one_hot(jnp.asarray(targets), pose.shape[1])
-    decode = jax.jit(lambda p, x, m: setup.model.apply(p, x, m, method="decode"))
-    return np.asarray(decode(params, pose, mask))
-
-
-def reconstruction_columns(setup, params, correct: np.ndarray) -> list:
-    """Figure 3 of the paper: some correct test examples, then wrong ones twice.
-
-    A wrong one is reconstructed from the capsule of its label and from that of the
-    prediction.
-    """
-    right, wrong = np.flatnonzero(correct)[:COLUMNS], np.flatnonzero(~correct)[:WRONG]
-    rows = np.concatenate([right, np.repeat(wrong, 2)])
-    images, labels, capsules = _encode(setup, params, rows)
-    predictions = np.argmax(np.asarray(capsules.activation), axis=1)
-    targets = labels.copy()
-    targets[len(right) + 1 :: 2] = predictions[len(right) + 1 :: 2]
-    decoded = _decode(setup, params, capsules.pose, targets)
-    fields = zip(images, decoded, labels, predictions, targets, strict=True)
-    return [
-        drawing.ReconstructionColumn(image, drawn, int(label), int(prediction), int(target))
-        for image, drawn, label, prediction, target in fields
-    ]
-
-
-def perturbed(setup, params, correct: np.ndarray) -> tuple[np.ndarray, str]:
-    """Figure 4 of the paper: one pose, one dimension changed at a time, decoded.
-
-    Returns:
-      Images ``[D, V, H, W, C]`` and the name of the class, that of the first test example
-      that is classified rightly (the first one where none is).
-    """
-    rows = np.flatnonzero(correct)[:1] if correct.any() else np.array([0])
-    _, labels, capsules = _encode(setup, params, rows)
-    pose, label = np.asarray(capsules.pose[0]), int(labels[0])
-    dims, values = pose.shape[1], len(CHANGES)
-    changed = np.tile(pose, (dims, values, 1, 1))
-    for dim in range(dims):
-        changed[dim, :, label, dim] += CHANGES
-    changed = jnp.asarray(changed.reshape(dims * values, *pose.shape))
-    images = _decode(setup, params, changed, np.full(dims * values, label))
-    return images.reshape(dims, values, *images.shape[1:]), setup.dataset.class_names[label]

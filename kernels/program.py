@@ -8,27 +8,34 @@ from pathlib import Path
 from absl import app, flags, logging
 
 
-def run(main: Callable[[], None], errors: type[Exception] = ValueError) -> None:
+def run(
+    main: Callable[..., None], errors: type[Exception] = ValueError, *, words: bool = False
+) -> None:
     """Parse the flags, call ``main``, end in one line where the user erred.
+
+    Args:
+      main: what the program does. errors: that its user can mend.
+      words: it takes words that are no flags, before, after and among flags, as arguments.
 
     Exit status 2 and ``error: ...`` on standard error for a wrong flag and for ``errors``;
     130 when interrupted.
     """
 
     def parse(argv):
+        flags.FLAGS.set_gnu_getopt(words)
         try:
             rest = flags.FLAGS(argv)[1:]
-            if rest:
+            if rest and not words:
                 raise flags.Error(f"unexpected argument {rest[0]!r}; flags look like --name=value")
         except flags.Error as error:
             _fail(error)
-        return argv[:1]
+        return [argv[0], *rest]
 
-    def wrapped(_):
+    def wrapped(argv):
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # Orbax tells every step of every save
         try:
-            main()
+            main(*argv[1:])
         except errors as error:
             _fail(error)
         except KeyboardInterrupt:

@@ -38,6 +38,31 @@ def compiled_programs(tmp_path_factory):
 
 
 @pytest.fixture
+def few_optimisations():
+    """Programs that run once or twice compile in half the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """The folder of a run of two steps on the digits; not to be changed."""
+    from experiments import loop, pictures
+    from experiments.config import Config
+
+    folder = tmp_path_factory.mktemp("tiny_run") / "run"
+    config = Config(dataset="digits", preset="tiny", steps=2, batch_size=16, num_devices=1,
+                    cache_dir="none", accelerator="cpu", workdir=str(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "draw", lambda *_: [])  # which others test
+        jax.config.update("jax_disable_most_optimizations", True)
+        loop.run(config)
+        jax.config.update("jax_disable_most_optimizations", False)
+    return folder
+
+
+@pytest.fixture
 def x64():
     """float64 for the duration of a test."""
     with jax.enable_x64():

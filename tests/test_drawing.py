@@ -14,7 +14,14 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from experiments import drawing
-from experiments.drawing import ReconstructionColumn, curves, decoder, page, routing
+from experiments.drawing import (
+    ReconstructionColumn,
+    curves,
+    decoder,
+    page,
+    recognised,
+    routing,
+)
 
 DIGITS = list("0123456789")
 CLOTHES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker",
@@ -654,6 +661,49 @@ def test_pictures_of_routing_are_saved(tmp_path):
         assert os.listdir(path.parent) == ["d.png"]
         assert pixels(path).shape[1] == 1050 and (pixels(path) < 200).any(axis=-1).sum() > 1000
         path.unlink()
+
+
+@pytest.mark.parametrize("names", [["r=1", "r=3"], ["x" * 200], [f"seed={k}" for k in range(9)]])
+def test_losses_of_several_runs_are_legible_and_drawn(names):
+    histories = {name: run(steps=100 * k) for k, name in enumerate(names, 1)}
+    figure = curves._losses_figure(histories, "A title")
+    assert_legible(figure)
+    drawn = figure.axes[1].lines
+    for line, rows in zip(drawn, histories.values(), strict=True):
+        expected = [(row["epoch"], row["loss"]) for row in rows if "loss" in row]
+        np.testing.assert_allclose(line.get_xydata(), expected)
+    assert len({(line.get_color(), line.get_linestyle()) for line in drawn}) == len(names)
+    last = [row["loss"] for row in histories[names[0]] if "loss" in row][-1]
+    assert any(text.endswith(f": {last:.4f} at the end") for text in words(figure))
+
+
+def test_losses_of_runs_without_any():
+    figure = curves._losses_figure({"a": [], "b": [dict(step=1, loss=1.0, epoch=None)]})
+    assert [text for text in words(figure) if text] == ["a: no losses", "b: no losses"]
+
+
+def test_predictions_are_legible_and_show_all_three_images():
+    grey, color = np.full((9, 30, 1), 0.5), np.full((40, 20, 3), 0.5)
+    examples = [recognised.Example(grey, grey, grey, "a" * 90, "3 0.812, then 8 0.101", True),
+                recognised.Example(color, grey, None, "b.png", "none: 3 0.2, then 8 0.1", False),
+                recognised.Example(grey, color, color, "c.png", "truck 0.9, then car 0.1", True)]
+    figure = recognised._predictions_figure(examples, "A title")
+    assert_legible(figure)
+    assert len(figure.axes[0].images) == 8
+    for image in figure.axes[0].images:
+        high, wide = image.get_array().shape[:2]
+        extent = image.get_window_extent()
+        assert extent.height / extent.width == pytest.approx(high / wide, rel=1e-3)
+    (red,) = [text for text in figure.axes[0].texts if text.get_color() == page.RED]
+    assert red.get_text().startswith("none")
+
+
+def test_effects_stand_below_their_dimensions():
+    figure = decoder._perturbations_figure(
+        np.ones((2, 3, 8, 8)), [-0.1, 0.0, 0.1], [7, 2], "", [0.02, 0.001])
+    assert_legible(figure)
+    places = {text.get_text(): text.get_position()[1] for text in figure.axes[0].texts}
+    assert places["dim 7"] < places["2.0e-02"] < places["dim 2"] < places["1.0e-03"]
 
 
 def test_titles_are_shown_wrapped_and_plain():

@@ -46,7 +46,8 @@ def test_commands_parse(words):
         program.define_flags(values)
     else:
         config_lib.define_flags(program.DEFAULTS, values)
-    assert values(["program", *arguments])[1:] == []
+    words = values(["program", *arguments])[1:]
+    assert not words or module == "experiments.predict"
 
 
 @pytest.mark.parametrize("part", ["test", "aot"])

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import data, loop, runtime, sampling
+from experiments import data, loop, preprocess, runtime, sampling
 from experiments.config import Config
 from experiments.errors import UserError
 
@@ -98,9 +98,9 @@ def test_evaluation_counts_every_example_once_on_any_number_of_devices(
     monkeypatch.setattr(loop, "EVALUATION_BATCHES", batches)
     d = one_device.dataset
     params = jax.device_get(loop.initial_state(one_device).params)
-    scores = jax.jit(one_device.model.apply)(params, sampling.to_unit(d.test_images)).scores
+    scores = jax.jit(one_device.model.apply)(params, preprocess.to_unit(d.test_images)).scores
     want = np.asarray(scores).argmax(1) == d.test_labels
-    losses = one_device.loss(params, sampling.to_unit(d.test_images), d.test_labels)[0]
+    losses = one_device.loss(params, preprocess.to_unit(d.test_images), d.test_labels)[0]
     for made in (one_device, setup("jit", 4)):
         replicated = runtime.replicate(params, made.devices)
         values = loop.evaluator(made)(replicated, d.test_images, d.test_labels)

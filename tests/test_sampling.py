@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import sampling
+from experiments import preprocess, sampling
 
 KEY = jax.random.key(7)
 
@@ -29,7 +29,7 @@ def test_shift_is_one_of_all_displacements_uniformly():
              for dy in range(-2, 3) for dx in range(-2, 3)}
     assert len(legal) == 25
     keys = jax.random.split(KEY, 5000)
-    images = np.asarray(jax.vmap(lambda k: sampling.shift(k, jnp.asarray(image), 2))(keys))
+    images = np.asarray(jax.vmap(lambda k: preprocess.shift(k, jnp.asarray(image), 2))(keys))
     counts = collections.Counter(legal[i.tobytes()] for i in images)
     assert len(counts) == 25
     # 200 expected each; six standard deviations of the binomial are 83.
@@ -38,11 +38,11 @@ def test_shift_is_one_of_all_displacements_uniformly():
 
 def test_no_shift_returns_the_image():
     image = jnp.ones((3, 3, 1), jnp.uint8)
-    assert sampling.shift(KEY, image, 0) is image
+    assert preprocess.shift(KEY, image, 0) is image
 
 
 def test_to_unit_reaches_both_ends():
-    unit = sampling.to_unit(jnp.array([0, 51, 255], jnp.uint8))
+    unit = preprocess.to_unit(jnp.array([0, 51, 255], jnp.uint8))
     assert unit.dtype == jnp.float32
     np.testing.assert_allclose(unit, [0, 0.2, 1], rtol=1e-7)
 
@@ -50,6 +50,15 @@ def test_to_unit_reaches_both_ends():
 @pytest.mark.parametrize("examples, batch, want", [(60000, 128, 468), (10, 10, 1), (3, 8, 1)])
 def test_steps_per_epoch(examples, batch, want):
     assert sampling.steps_per_epoch(examples, batch) == want
+
+
+def batch(*arguments, max_shift=0, **options):
+    train, _ = preprocess.shifted(max_shift)
+
+    def example(key, source, row):
+        return train(key, source.images[row]), source.labels[row]
+
+    return sampling.batch(example, *arguments, **options)
 
 
 def source(n):
@@ -62,7 +71,7 @@ def test_an_epoch_visits_every_example_once_and_epochs_differ():
     for epoch in range(2):
         order = sampling.epoch_order(KEY, epoch, 12)
         steps = range(epoch * 3, epoch * 3 + 3)
-        labels = [sampling.batch(source(12), order, KEY, jnp.int32(s), batch_size=4, max_shift=0)
+        labels = [batch(source(12), order, KEY, jnp.int32(s), batch_size=4)
                   .labels for s in steps]
         orders.append(np.concatenate(labels).tolist())
         assert sorted(orders[-1]) == list(range(12))
@@ -71,7 +80,7 @@ def test_an_epoch_visits_every_example_once_and_epochs_differ():
 
 def test_images_belong_to_their_labels():
     order = sampling.epoch_order(KEY, 0, 12)
-    got = sampling.batch(source(12), order, KEY, jnp.int32(1), batch_size=4, max_shift=0)
+    got = batch(source(12), order, KEY, jnp.int32(1), batch_size=4)
     np.testing.assert_array_equal(np.round(got.images[:, 0, 0, 0] * 255), got.labels)
 
 
@@ -79,8 +88,8 @@ def test_images_belong_to_their_labels():
 def test_the_parts_of_a_batch_make_the_whole(parts):
     order = sampling.epoch_order(KEY, 0, 12)
     arguments = source(12), order, KEY, jnp.int32(2)
-    whole = sampling.batch(*arguments, batch_size=8, max_shift=2)
-    pieces = [sampling.batch(*arguments, batch_size=8, max_shift=2, part=(i, parts))
+    whole = batch(*arguments, batch_size=8, max_shift=2)
+    pieces = [batch(*arguments, batch_size=8, max_shift=2, part=(i, parts))
               for i in range(parts)]
     np.testing.assert_array_equal(whole.images, np.concatenate([p.images for p in pieces]))
     np.testing.assert_array_equal(whole.labels, np.concatenate([p.labels for p in pieces]))
@@ -90,7 +99,7 @@ def test_the_parts_of_a_batch_make_the_whole(parts):
 
 def test_a_batch_larger_than_the_data_repeats_them_evenly():
     order = sampling.epoch_order(KEY, 0, 3)
-    got = sampling.batch(source(3), order, KEY, jnp.int32(0), batch_size=6, max_shift=0)
+    got = batch(source(3), order, KEY, jnp.int32(0), batch_size=6)
     assert sorted(got.labels.tolist()) == [0, 0, 1, 1, 2, 2]
 
 
@@ -98,6 +107,6 @@ def test_augmentation_changes_with_the_step():
     order = jnp.zeros(4, jnp.int32)
     bright = sampling.Source(jnp.full((4, 4, 4, 1), 255, jnp.uint8), jnp.zeros(4, jnp.int32))
     first, second = (
-        sampling.batch(bright, order, KEY, jnp.int32(s), batch_size=4, max_shift=2).images
+        batch(bright, order, KEY, jnp.int32(s), batch_size=4, max_shift=2).images
         for s in (0, 1))
     assert (np.asarray(first) != np.asarray(second)).any()

@@ -4,16 +4,20 @@
 display needed, no state among threads. Pages are white, also on a dark screen.
 """
 
-from experiments.drawing.curves import logit_changes, training_curves
+from experiments.drawing.curves import logit_changes, losses, training_curves
 from experiments.drawing.decoder import ReconstructionColumn, perturbations, reconstructions
+from experiments.drawing.recognised import Example, predictions
 from experiments.drawing.routing import coupling_matrix, routing_diagnostics
 from experiments.drawing.speed import throughput
 
 __all__ = [
+    "Example",
     "ReconstructionColumn",
     "coupling_matrix",
     "logit_changes",
+    "losses",
     "perturbations",
+    "predictions",
     "reconstructions",
     "routing_diagnostics",
     "throughput",

@@ -35,6 +35,14 @@ def logit_changes(path, rows, title="") -> None:
     save(_logit_changes_figure(rows, title), path)
 
 
+def losses(path, runs, title="") -> None:
+    """Training loss over epochs of several runs (the paper's Figure A.2), log y.
+
+    runs: a dict of what a run is called and its rows of metrics.jsonl; see training_curves.
+    """
+    save(_losses_figure(runs, title), path)
+
+
 def _training_curves_figure(rows, title=""):
     page = blank_page(7.0, 2.75, title)
     left, right = (panel(page, x, 0.4, 2.52, 1.9) for x in (0.665, 3.78))
@@ -59,9 +67,9 @@ def _training_curves_figure(rows, title=""):
             color=BLUE,
             fontsize=8,
         )
-    last = np.nan_to_num([0.0, *(row["epoch"] or 0.0 for row in rows)]).max() or 1.0
-    _decorate(left, "Training loss", last, losses, smallest=1e-6)
-    _decorate(right, "Error (%)", last, np.append(train, y), smallest=5e-3)
+    epochs = [row["epoch"] for row in rows]
+    _decorate(left, "Training loss", epochs, losses, left.lines, smallest=1e-6)
+    _decorate(right, "Error (%)", epochs, np.append(train, y), right.lines, smallest=5e-3)
     return page.figure
 
 
@@ -84,11 +92,28 @@ def _plot(axes, rows, key, limit=150, dots=1, **style):
     return points
 
 
-def _decorate(axes, name, last, values, **scale):
+def _decorate(axes, name, epochs, values, keys, **scale):
     set_scale(axes, values, **scale)
-    frame(axes, name, "epoch", axes.lines)
-    axes.set_xlim(0, last)
+    frame(axes, name, "epoch", keys)
+    axes.set_xlim(0, np.nan_to_num([0.0, *(epoch or 0.0 for epoch in epochs)]).max() or 1.0)
     axes.locator_params(axis="x", nbins=6, steps=[1, 2, 5, 10])
+
+
+def _losses_figure(runs, title=""):
+    top = 0.17 * len(runs)
+    page = blank_page(7.0, top + 3.05, title)
+    axes = panel(page, 0.665, top + 0.35, 5.9, 2.25)
+    values = [np.zeros(0)]
+    for k, (name, rows) in enumerate(runs.items()):
+        style = dict(color=(BLUE, RED, INK, GREY)[k % 4], ls=("-", "--", ":")[k // 4 % 3])
+        values.append(_plot(axes, rows, "loss", **style)[1])
+        y = 0.1 + 0.17 * k
+        page.plot((0.1, 0.4), (y, y), lw=1.3, **style)
+        last = f"{values[-1][-1]:.4f} at the end" if values[-1].size else "no losses"
+        write(page, 0.5, y, f"{name if len(name) <= 80 else name[:79] + '…'}: {last}")
+    epochs = [row.get("epoch") for rows in runs.values() for row in rows]
+    _decorate(axes, "Training loss", epochs, np.concatenate(values), (), smallest=1e-6)
+    return page.figure
 
 
 def _logit_changes_figure(rows, title=""):
@@ -104,9 +129,9 @@ def _logit_changes_figure(rows, title=""):
         ]
         style = dict(label=f"{k + 2}" if k else "pass 2", color=shade)
         values.append(_plot(axes, one, "change", dots=60, **style)[1])
-    last = np.nan_to_num([0.0, *(row["epoch"] for row in rows)]).max() or 1.0
-    values = np.concatenate(values)
-    _decorate(axes, "Mean change of a logit", last, values, smallest=1e-6, decade=True)
+    epochs, values = [row["epoch"] for row in rows], np.concatenate(values)
+    name = "Mean change of a logit"
+    _decorate(axes, name, epochs, values, axes.lines, smallest=1e-6, decade=True)
     if not values.size:
         axes.set_yticks([])
         write(page, 3.6, 1.5, "no changes recorded", color=GREY, ha="center")

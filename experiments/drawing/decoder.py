@@ -25,13 +25,14 @@ def reconstructions(path, columns, class_names, title="") -> None:
     save(_reconstructions_figure(columns, class_names, title), path)
 
 
-def perturbations(path, images, values, dims=None, title="") -> None:
+def perturbations(path, images, values, dims=None, title="", effects=None) -> None:
     """Class capsules decoded with values [V] added to one dimension (the paper's Figure 4).
 
     images: float [D, V, H, W] or [D, V, H, W, C] in 0..1. dims [D] (default 0, 1, ...) names the
-    rows. ValueError if lengths disagree.
+    rows, below it stands the row's mean squared change of a pixel, of effects [D]. ValueError if
+    lengths disagree.
     """
-    save(_perturbations_figure(images, values, dims, title), path)
+    save(_perturbations_figure(images, values, dims, title, effects), path)
 
 
 def _reconstructions_figure(columns, class_names, title=""):
@@ -75,7 +76,7 @@ def _reconstructions_figure(columns, class_names, title=""):
     return axes.figure
 
 
-def _perturbations_figure(images, values, dims=None, title=""):
+def _perturbations_figure(images, values, dims=None, title="", effects=None):
     images, values = np.asarray(images), np.round(np.asarray(values, float), 6)
     rows, columns, height, width = images.shape[:4]
     cell, x, y = min(max(5.5 / columns, 0.48), 0.8), 0.65, 0.42
@@ -85,6 +86,10 @@ def _perturbations_figure(images, values, dims=None, title=""):
     axes.hlines(y + tall / rows * np.arange(1, rows), x, x + wide, "white", lw=0.8)
     axes.vlines(x + cell * np.arange(1, columns), y, y + tall, "white", lw=0.8)
     write(axes, x, 0.07, "added to one dimension of the class capsule", color=GREY)
+    if effects is not None:
+        for k, effect in zip(range(rows), effects, strict=True):
+            style = dict(ha="right", color=GREY, fontsize=7)
+            write(axes, x - 0.1, y + (k + 0.5) * tall / rows + 0.08, f"{effect:.1e}", **style)
     digits = max(len(f"{value:.3g}".partition(".")[2]) for value in values)
     for k, value in zip(range(columns), values, strict=True):
         text, style = f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}"), {}
@@ -94,5 +99,6 @@ def _perturbations_figure(images, values, dims=None, title=""):
             axes.plot((left, right, right, left, left), (y, y, *[y + tall] * 2, y), color=BLUE)
         write(axes, x + (k + 0.5) * cell, y - 0.11, text, ha="center", **style)
     for k, dim in zip(range(rows), range(rows) if dims is None else dims, strict=True):
-        write(axes, x - 0.1, y + (k + 0.5) * tall / rows, f"dim {dim}", ha="right")
+        above = 0 if effects is None else 0.07
+        write(axes, x - 0.1, y + (k + 0.5) * tall / rows - above, f"dim {dim}", ha="right")
     return axes.figure

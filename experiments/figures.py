@@ -1,0 +1,134 @@
+"""All pictures of a run again, or the losses of several runs in one.
+
+    python -m experiments.figures --run=DIR                     into DIR/figures
+    python -m experiments.figures --run=DIR --class=7 --image=12 --format=png,pdf
+    python -m experiments.figures --run=DIR,DIR,DIR --output=FOLDER
+
+Of one run: training_curves; reconstructions, the paper's Figure 3; perturbations, its Figure 4,
+for any class and test image, dimensions in the order of their effect; logit_changes, its Figure
+A.1, measured in training by --diagnostics or else on the trained network; routing and couplings,
+a map over the grid of primary capsules for each class. The test set is read again. Of several
+runs: losses, the paper's Figure A.2, without any data.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from experiments import drawing, io, loop, pictures, probe, programs, runs
+from experiments.config import _field, run
+from experiments.errors import UserError
+
+KINDS = ("png", "pdf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Flags of this program."""
+
+    run: str = _field("", "folder of the run, or several with commas between")
+    format: str = _field("png", "png, pdf, or both with a comma between")
+    output: str = _field("", "folder of the figures; by default figures in the (first) run")
+    class_: str = _field("", "name or number of the class in Figure 4; by default the image's")
+    image: int = _field(
+        -1, "of the test set in Figure 4; -1: the first (of the class) classified rightly", low=-1
+    )
+    accelerator: str = _field("auto", "where to compute", choices=("auto", "cpu", "gpu", "tpu"))
+    data_dir: str = _field("", "prepared TensorFlow Datasets; by default where the run had them")
+    cache_dir: str = _field("", "data sets and compiled programs; by default as in the run")
+
+
+DEFAULTS = Flags()
+
+
+def main(flags: Flags) -> None:
+    """Draw, and print where."""
+    folders, kinds = flags.run.split(","), flags.format.split(",")
+    if not all(folders) or len(set(folders)) < len(folders):
+        raise UserError("give a run, or several different ones: --run=DIR,DIR")
+    if not set(kinds) <= set(KINDS):
+        raise UserError(f"--format={flags.format}: png, pdf, or png,pdf is needed")
+    output = Path(flags.output or Path(folders[0]) / "figures")
+    found = of_runs(folders) if len(folders) > 1 else of_run(flags)
+    try:
+        for path in pictures.save(found, output, kinds):
+            print(path)
+    except OSError as error:
+        raise UserError(f"--output={output} can't be written: {error.strerror}") from error
+
+
+def of_runs(folders: list[str]) -> list[pictures.Picture]:
+    """The losses of several runs, each called by what it alone has."""
+    configs = [programs.config_of(folder) for folder in folders]
+    fields = [config.identity() for config in configs]
+    differ = [n for n in fields[0] if any(f.get(n) != fields[0][n] for f in fields)]
+    names = [", ".join(f"{n}={f.get(n)}" for n in differ) for f in fields]
+    if len(set(names)) < len(names):
+        names = [f"{folder} {name}".strip() for folder, name in zip(folders, names, strict=True)]
+    rows = [io.read_rows(Path(folder) / "metrics.jsonl") for folder in folders]
+    same = ", ".join(str(fields[0][n]) for n in ("dataset", "model") if n not in differ)
+    return [("losses", drawing.losses, (dict(zip(names, rows, strict=True)), same))]
+
+
+def of_run(flags: Flags) -> list[pictures.Picture]:
+    """All pictures of one run; prints the effects of the dimensions in Figure 4."""
+    opened = runs.open_run(
+        flags.run,
+        accelerator=flags.accelerator,
+        data_dir=flags.data_dir,
+        cache_dir=flags.cache_dir,
+        examples=True,
+    )
+    setup, params = opened.setup, opened.params
+    rows = io.read_rows(opened.folder / "metrics.jsonl")
+    found = list(pictures.of_training(setup, rows))
+    if pictures.has_decoder(setup):
+        changed, values = perturbed(opened, flags)
+        for dim, effect in zip(changed.dims, changed.effects, strict=True):
+            print(f"dim {dim:3}  mean squared change of a pixel {effect:.2e}")
+        theirs = setup.task.pictures(setup, params, values)
+        found += [picture for picture in theirs if picture[0] != "perturbations"]
+        found.append(pictures.of_class(setup, changed))
+    elif flags.class_ or flags.image >= 0:
+        raise UserError(f"--class and --image are of a decoder, and {flags.run} has none")
+    if probe.can_trace(setup):
+        found += probe.pictures(setup, params, rows, pictures.title_of(setup))
+    return found
+
+
+def perturbed(opened: runs.Run, flags: Flags) -> tuple[pictures.Perturbed, dict]:
+    """What Figure 4 shows, and what the evaluation says of the test set.
+
+    Raises:
+      UserError: there is no such class or image.
+    """
+    setup, (raw, labels) = opened.setup, opened.setup.stream.held_out("test")
+    label = number(flags.class_, setup.dataset.class_names)
+    if flags.image >= len(raw):
+        raise UserError(f"--image={flags.image}: there are {len(raw)} test images, from 0")
+    values = loop.evaluator(setup)(opened.params, raw, labels)
+    example = flags.image
+    if example < 0:
+        wanted = True if label is None else labels == label
+        example = pictures.first_correct(values["accuracy"] > 0, wanted)
+    label = int(labels[example]) if label is None else label
+    return pictures.perturbed(setup, opened.params, example, label), values
+
+
+def number(name: str, names: tuple[str, ...]) -> int | None:
+    """The number of a class that is given by name or number; None where none is given.
+
+    Raises:
+      UserError: there is no such class.
+    """
+    if not name:
+        return None
+    if name in names:
+        return names.index(name)
+    if name.isdecimal() and int(name) < len(names):
+        return int(name)
+    some = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    raise UserError(f"--class={name}: the classes are {some}, or 0 to {len(names) - 1}")
+
+
+if __name__ == "__main__":
+    run(main, DEFAULTS)

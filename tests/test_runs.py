@@ -1,0 +1,97 @@
+"""Runs opened from their folders, and what is said of folders that hold none."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import data, io, loop, runs
+from experiments.config import Config
+from experiments.errors import UserError
+
+
+def files(folder):
+    return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in folder.rglob("*")}
+
+
+@pytest.fixture
+def copy(tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_run_opens_without_data_and_is_not_changed(tiny_run, monkeypatch):
+    config = Config(**json.loads((tiny_run / "config.json").read_text()))
+    setup = loop.prepare(config)
+    with io.Checkpoints(tiny_run) as checkpoints:
+        want = jax.device_get(checkpoints.restore(loop.initial_state(setup)).params)
+    before = files(tiny_run)
+
+    monkeypatch.setattr(data, "load", lambda *_, **__: pytest.fail("data were loaded"))
+    run = runs.open_run(tiny_run, accelerator="cpu")
+    assert files(tiny_run) == before
+    assert run.folder == tiny_run and run.step == 2
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(run.params), want)
+    assert run.setup.model_config == setup.model_config
+    assert run.setup.dataset.class_names == tuple("0123456789")
+    assert run.setup.dataset.image_shape == (28, 28, 1)
+    assert run.setup.config == dataclasses.replace(config, workdir=str(tiny_run))
+    images = setup.dataset.train_images
+    edge = np.ones((28, 28), bool)
+    edge[1:-1, 1:-1] = False
+    medians = [np.median(image[edge, 0]) / 255 for image in images[:1000]]
+    low, high = np.percentile(medians, [5, 95])
+    np.testing.assert_allclose(run.facts["border"], [low, high], atol=1e-4)
+
+
+def test_data_are_loaded_where_they_are_asked_for(copy):
+    (copy / "network.json").unlink()  # as in a run of an earlier version
+    run = runs.open_run(copy, examples=True)
+    assert len(run.setup.dataset.test_labels) == 360
+    assert run.facts["class_names"] == list("0123456789")
+
+
+def test_what_belongs_to_another_machine_is_not_taken_over(copy):
+    path = copy / "config.json"
+    there = {"num_devices": 8, "parallel": "pmap", "accelerator": "gpu", "batch_size": 136,
+             "routing_implementation": "pallas", "cache_dir": "/nowhere"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | there))
+    run = runs.open_run(copy, cache_dir="none")
+    assert len(run.setup.devices) == 1 and run.setup.devices[0].platform == "cpu"
+    assert run.setup.config.cache_dir == "none" and run.setup.config.batch_size == 136
+
+
+def rewrite(name, **changes):
+    def change(folder):
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda f: f.rename(f.with_name("rum")), r"run: no such folder, did you mean .*/rum\?"),
+    (shutil.rmtree, "run: no such folder$"),
+    (lambda f: (f / "config.json").unlink(), "config.json is no configuration of a run"),
+    (lambda f: (f / "config.json").write_text('{"program": "mn'), "config.json is no .*Untermin"),
+    (lambda f: (f / "config.json").write_text("[]"), "config.json is no configuration"),
+    (rewrite("config.json", program="mnits"), "no program 'mnits'; did you mean mnist"),
+    (rewrite("config.json", routing="telepathy"), "is no .*of this version: .*telepathy"),
+    (rewrite("config.json", temperature=3), "is no .*of this version: .*temperature"),
+    (rewrite("config.json", class_pose="large"), "is no .*of this version: .*class_pose"),
+    (lambda f: shutil.rmtree(f / "checkpoints"), "has no checkpoint yet"),
+    (lambda f: shutil.rmtree(f / "checkpoints" / "2"), "has no checkpoint yet"),
+    (lambda f: shutil.rmtree(f / "checkpoints" / "2" / "default"), "checkpoint 2 .*can't be read"),
+    (lambda f: (f / "network.json").unlink(), "network.json can't be read .*writes it again"),
+    (lambda f: (f / "network.json").write_text("{}"), "network.json can't .*image_shape"),
+    (rewrite("config.json", class_pose=9), "checkpoint 2 .*can't be read"),
+], ids=range(15))
+def test_what_is_no_run_is_named(copy, change, message):
+    change(copy)
+    before = files(copy.parent)
+    with pytest.raises(UserError, match=message):
+        runs.open_run(str(copy))
+    assert files(copy.parent) == before

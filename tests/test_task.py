@@ -1,0 +1,138 @@
+"""What programs share and what is their own: the registry, flags of one program, few examples."""
+
+import dataclasses
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+from absl import flags
+
+from experiments import config as config_lib
+from experiments import data, io, loop, mnist, programs, subset, task
+from experiments.config import Config
+from experiments.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnConfig(Config):
+    """A program's own flag, one with another default, and one less."""
+
+    sides: int = config_lib._field(3, "of something", low=1)
+    seed: int = config_lib._field(7, "of everything random", low=0)
+    max_shift: int = dataclasses.field(default=0, metadata={"flag": False})
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """A program experiments.acceptance with a flag of its own and mnist's task."""
+    module = types.SimpleNamespace(
+        DEFAULTS=OwnConfig(program="acceptance"), TASK=task.CLASSIFICATION)
+    monkeypatch.setitem(sys.modules, "experiments.acceptance", module)
+    programs.find.cache_clear()
+    yield module.DEFAULTS
+    programs.find.cache_clear()
+
+
+def test_programs_are_found_by_name():
+    assert programs.find("mnist") == (mnist.DEFAULTS, mnist.TASK)
+    # It measures the training of mnist.
+    assert programs.find("benchmark").task is mnist.TASK
+
+
+@pytest.mark.parametrize("name, message", [
+    ("mnits", "no program 'mnits'; did you mean mnist?"), ("figures", "no program 'figures'"),
+    ("../mnist", "no program"), ("", "no program ''"),
+])
+def test_other_names_are_no_programs(name, message):
+    with pytest.raises(UserError, match=message):
+        programs.find(name)
+
+
+def test_flags_of_one_program(own):
+    values = flags.FlagValues()
+    config_lib.define_flags(own, values)
+    shared = {f.name for f in dataclasses.fields(Config)} - {"program", "max_shift"}
+    assert set(values) == shared | {"sides"}
+    got = config_lib.parse(own, ["--sides=5", "--epochs=2", "--batch_size=8"])
+    assert type(got) is OwnConfig and (got.sides, got.seed, got.max_shift) == (5, 7, 0)
+    resolved = got.resolved("digits")
+    assert type(resolved) is OwnConfig and resolved.identity()["sides"] == 5
+    command = "python -m experiments.acceptance --dataset=digits --epochs=2 --batch_size=8 "
+    command += "--sides=5"
+    assert resolved.command() == command
+    assert config_lib.parse(own, command.split()[3:]).resolved("digits") == resolved
+    another = dataclasses.replace(resolved, sides=4)
+    assert another.default_workdir() != resolved.default_workdir()
+    with pytest.raises(flags.Error):
+        config_lib.parse(own, ["--max_shift=1"])
+
+
+def test_a_run_is_opened_as_what_it_is(own, tmp_path):
+    resolved = dataclasses.replace(own, sides=9).resolved("digits")
+    io.write_config(resolved, tmp_path)
+    assert programs.config_of(tmp_path) == resolved
+    mnist_config = mnist.DEFAULTS.resolved("digits")
+    io.write_config(mnist_config, tmp_path)
+    assert programs.config_of(tmp_path) == mnist_config
+
+
+@pytest.mark.parametrize("text", [None, "{", "{}", '{"program": "mnist", "no_such": 1}', "[]"])
+def test_a_folder_that_is_no_run(text, tmp_path):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match="config.json is no configuration of a run"):
+        programs.config_of(tmp_path)
+
+
+LABELS = np.random.default_rng(0).choice(4, 500, p=[0.5, 0.3, 0.15, 0.05]).astype(np.int32)
+
+
+def test_first_parts_of_the_balanced_order_are_balanced():
+    order = subset.balanced_order(LABELS)
+    assert sorted(order) == list(range(500))
+    there = np.bincount(LABELS)
+    for n in range(1, 501):
+        counts = np.bincount(LABELS[order[:n]], minlength=4)
+        # Independent: as even as can be means that only used-up classes stay behind.
+        left = counts[counts < there]
+        assert left.size == 0 or left.max() - left.min() <= 1
+        assert all(c == t or c >= counts.max() - 1 for c, t in zip(counts, there, strict=True)), n
+
+
+def test_the_order_is_a_shuffled_one():
+    """Within a class it is the order of one fixed permutation of all."""
+    shuffled = np.random.RandomState(20171026).permutation(500)
+    order = subset.balanced_order(LABELS)
+    for which in range(4):
+        np.testing.assert_array_equal(
+            order[LABELS[order] == which], shuffled[LABELS[shuffled] == which])
+
+
+def digits(count):
+    return subset.limit(data.load("digits", cache_dir="none"), count)
+
+
+def test_few_training_examples():
+    whole, twenty, ten = digits(0), digits(20), digits(10)
+    assert len(whole.train_labels) == 1365
+    np.testing.assert_array_equal(np.bincount(twenty.train_labels), [2] * 10)
+    np.testing.assert_array_equal(twenty.train_images[:10], ten.train_images)
+    rows = [np.flatnonzero((whole.train_images == image).all((1, 2, 3))) for image in
+            twenty.train_images]
+    for which, label in zip(rows, twenty.train_labels, strict=True):
+        assert label in whole.train_labels[which]
+    np.testing.assert_array_equal(twenty.test_images, whole.test_images)
+    np.testing.assert_array_equal(twenty.validation_images, whole.validation_images)
+    with pytest.raises(UserError, match="--train_examples=1366: digits has 1365 to train on"):
+        digits(1366)
+
+
+def test_a_run_on_few_examples(tmp_path):
+    config = Config(dataset="digits", preset="tiny", reconstruction=False, batch_size=10, epochs=2,
+                    train_examples=30, num_devices=1, cache_dir="none", workdir=str(tmp_path))
+    summary = loop.run(config)
+    assert (summary["train_examples"], summary["steps"]) == (30, 6)
+    assert "--train_examples=30" in summary["command"]
+    assert json.loads((tmp_path / "config.json").read_text())["train_examples"] == 30
