@@ -31,6 +31,12 @@ class Affine(NamedTuple):
     shift_y: chex.Numeric = 0.0  # pixels downwards
 
 
+def alone(name: str, value: chex.Numeric) -> Affine:
+    """The transformation in which one thing differs; ``scale`` is that of both directions."""
+    names = ("scale_x", "scale_y") if name == "scale" else (name,)
+    return Affine()._replace(**dict.fromkeys(names, value))
+
+
 def linear(transformation: Affine) -> jax.Array:
     """The matrix ``[2, 2]`` that acts on (x, y) before the shift."""
     t = jax.tree.map(jnp.asarray, transformation)

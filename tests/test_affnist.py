@@ -1,13 +1,19 @@
 """Synthetic affNIST, the reader of the official files, and the program."""
 
+import dataclasses
+import json
+import re
+
 import jax
 import jax.numpy as jnp
+import matplotlib.image
 import numpy as np
 import pytest
 import scipy.io
 
-from experiments import affnist_data
-from experiments.affine import ink_bounds, warp
+from experiments import affnist, affnist_data, affnist_task, data, drawing, pictures, response
+from experiments.affine import Affine, ink_bounds, warp
+from experiments.drawing import responses
 from experiments.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -165,3 +171,157 @@ def test_missing_and_damaged_files_are_refused(tmp_path):
         scipy.io.savemat(path, other)
         with pytest.raises(UserError, match="holds no affNISTdata|no image and label_int"):
             affnist_data.read(str(path))
+
+
+# What the program adds to the loop
+
+
+def dataset(n=30):
+    images, labels = digits(n), np.arange(n, dtype=np.int32) % 10
+    return data.Dataset("some", "nowhere", *(images, labels) * 3, tuple("0123456789"))
+
+
+def test_stream():
+    """Trained on anywhere on the canvas; held out at places that stay; digits in the middle."""
+    some = dataset()
+    stream = affnist_task.stream(affnist.DEFAULTS, some)
+    assert stream.shape == (40, 40, 1)
+    keys = jax.random.split(jax.random.key(0), 30)
+    source = jax.tree.map(jnp.asarray, stream.source)
+    images, labels = jax.vmap(stream.example, (0, None, 0))(keys, source, jnp.arange(30))
+    np.testing.assert_array_equal(labels, some.train_labels)
+    totals = some.train_images.sum(axis=(1, 2, 3)) / 255
+    np.testing.assert_allclose(images.sum(axis=(1, 2, 3)), totals, rtol=1e-5)
+    canvases = affnist_data.on_canvas(some.test_images)
+    assert sum(np.array_equal(255 * a, b) for a, b in zip(images, canvases, strict=True)) < 5
+    for split in ("validation", "test"):
+        moved, _ = stream.held_out(split)
+        np.testing.assert_array_equal(moved, affnist_data.translated(canvases))
+        assert (moved != canvases).any()
+    for pixels in (canvases[0], some.test_images[0]):
+        np.testing.assert_allclose(255 * stream.input(pixels), canvases[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("changes, problem", [
+    ({"validation_fraction": 0.0}, "--stop_at=99.23 needs a --validation_fraction"),
+    ({"affnist_dir": "x"}, "--affnist_dir goes with MNIST, not with --dataset=some"),
+])
+def test_flags_that_contradict(changes, problem):
+    small = dataset()._replace(class_names=("0", "1"))
+    with pytest.raises(UserError, match=problem):
+        affnist_task.stream(dataclasses.replace(affnist.DEFAULTS, **changes), small)
+
+
+def test_enough():
+    def ends(*errors, stop_at=99.23):
+        rows = [{"loss": 1.0}, *({"validation_error": e} for e in errors), {"loss": 0.5}]
+        return affnist_task.enough(dataclasses.replace(affnist.DEFAULTS, stop_at=stop_at), rows)
+
+    assert not ends() and not ends(0.78) and ends(0.77) and ends(2.0, 0.5) and not ends(0.5, 2.0)
+    assert ends(100 * (1 - float(np.float32(0.9923))))
+    assert not ends(0.0, stop_at=0.0) and ends(0.0, stop_at=100.0)
+
+
+def test_response_curves_transform_as_they_say(monkeypatch):
+    """A classifier that is right about images that are as they were drawn here."""
+    monkeypatch.setattr(response, "CURVES", {"scale": (0.5, 1, 1.5), "shift_x": (-2, 0, 2)})
+    images, labels = affnist_data.on_canvas(digits(4)), np.arange(4)
+    wanted = [*(Affine(scale_x=s, scale_y=s) for s in (0.5, 1.0, 1.5)),
+              *(Affine(shift_x=x) for x in (-2.0, 0.0, 2.0))]
+    seen = []
+
+    def evaluate(pixels, given):
+        assert given is labels and pixels.dtype == np.uint8
+        for image, pixel in zip(images, pixels, strict=True):
+            exact = warp(jnp.asarray(image, jnp.float32), wanted[len(seen)])
+            np.testing.assert_allclose(pixel, exact, atol=0.502)
+        seen.append(len(seen) / 8)
+        return {"accuracy": np.array([1, 0, 0, 0]) if seen[-1] else np.ones(4)}
+
+    found = response.curves(evaluate, images, labels)
+    assert found == {
+        "scale": {"values": [0.5, 1, 1.5], "accuracy": [100.0, 25.0, 25.0]},
+        "shift_x": {"values": [-2, 0, 2], "accuracy": [25.0, 25.0, 25.0]},
+    }
+    assert len(seen) == 6
+
+
+@pytest.fixture
+def quick(monkeypatch, few_optimisations):
+    monkeypatch.setattr(pictures, "draw", lambda *_: [])  # which others test
+    few = {name: values[::5] for name, values in response.CURVES.items()}
+    monkeypatch.setattr(response, "CURVES", few)
+
+
+def test_program(quick, tmp_path, capsys):
+    """It stops early and stays so; goes on where nothing is to be reached; takes real files."""
+    config = dataclasses.replace(
+        affnist.DEFAULTS, dataset="digits", preset="tiny", cache_dir="none", accelerator="cpu",
+        epochs=2, stop_at=1.0, curve_images=20, workdir=str(tmp_path / "run"), num_devices=1)
+
+    def summary_of(**changes):
+        affnist.main(dataclasses.replace(config, **changes))
+        return json.loads((tmp_path / "run" / "summary.json").read_text())
+
+    per_epoch = 1197 // 64  # a sixth of 1437 is held out
+    first = summary_of()
+    assert (first["steps"], first["stopped_at"], first["stop_at"]) == (per_epoch, per_epoch, 1.0)
+    assert first["validation_examples"] == 240 and first["test_examples"] == 360
+    assert first["affnist"] == "synthetic affNIST" and first["affnist_examples"] == 360
+    assert first["affnist_error"] == pytest.approx(100 * first["affnist_errors"] / 360, abs=1e-3)
+    assert first["response_images"] == 20 and set(first["response"]) == {
+        "rotation", "shear", "scale", "shift_x", "shift_y"}
+    assert "--curve_images" in first["command"] and "--preset=tiny" in first["command"]
+    out = capsys.readouterr().out
+    assert f"synthetic affNIST: {first['affnist_error']:.2f}% error" in out
+    assert str(tmp_path / "run" / "figures" / "response.png") in out
+    again = summary_of()
+    assert again["steps"] == per_epoch and again["affnist_errors"] == first["affnist_errors"]
+    write(tmp_path / "official" / "test_batches" / "1.mat")
+    last = summary_of(stop_at=0.0, affnist_dir=str(tmp_path / "official"))
+    assert (last["steps"], last["stopped_at"]) == (2 * per_epoch, None)
+    assert last["affnist"] == "official affNIST" and last["affnist_examples"] == 5
+    assert "official" not in last["command"]
+
+
+@pytest.mark.parametrize("there, problem", [
+    (None, "no summary.json there"),
+    ("{", "is not understood"),
+    ('{"program": "mnist"}', "a run of mnist"),
+    ('{"program": "affnist"}', "'response'"),
+])
+def test_another_run_that_is_none(there, problem, tmp_path):
+    if there:
+        (tmp_path / "summary.json").write_text(there)
+    config = dataclasses.replace(affnist.DEFAULTS, compare=str(tmp_path))
+    with pytest.raises(UserError, match=re.escape(problem)):
+        affnist.main(config)
+
+
+# Pictures
+
+
+def summary(model="capsnet", name="synthetic affNIST", **changes):
+    curves = {key: {"values": list(values), "accuracy": [100 - abs(v) for v in values]}
+              for key, values in response.CURVES.items()}
+    return {"model": model, "routing": "dynamic" if model == "capsnet" else None,
+            "test_error": 0.77, "affnist_error": 21.0, "affnist": name, "dataset": "mnist",
+            "response_images": 1000, "response": curves} | changes
+
+
+def test_picture_of_responses(tmp_path):
+    both = {"a": summary(), "b": summary("cnn", "official affNIST", affnist_error=34.0)}
+    curves, ranges, title = response.of_summaries(both)
+    assert list(curves) == ["capsnet, dynamic: 99.23% translated, 79.00% synthetic affNIST",
+                            "cnn: 99.23% translated, 66.00% official affNIST"]
+    assert title == "mnist: accuracy under one transformation, 1,000 test digits"
+    assert ranges["scale"] == (0.8, 1.2) and ranges["shift_x"] == (-6, 6)
+    drawing.responses(tmp_path / "r.png", curves, ranges, title)
+    assert matplotlib.image.imread(tmp_path / "r.png").shape[1] == 1050
+    figure = responses._responses_figure(curves, ranges, title)
+    rotation = figure.axes[1]
+    assert rotation.get_xlabel() == "" and rotation.get_title(loc="left") == "rotation, degrees"
+    np.testing.assert_array_equal(rotation.lines[0].get_ydata(),
+                                  curves[list(curves)[0]]["rotation"]["accuracy"])
+    twice, *_ = response.of_summaries({"a": summary(), "b": summary()})
+    assert len(twice) == 2 and list(twice)[1].endswith(", b")

@@ -1,11 +1,22 @@
 """Measures of equivariance on features whose answers have closed forms, and the program."""
 
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import matplotlib.image
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
-from experiments import poses
+from experiments import drawing, equivariance, following, loop, pictures, poses, runs
+from experiments.affine import Affine, warp
+from experiments.config import Config
+from experiments.drawing.equivariance import _pose_paths_figure, _probes_figure
+from experiments.equivariance import Flags
+from experiments.errors import UserError
 from experiments.poses import Examples
 
 RNG = np.random.default_rng(0)
@@ -174,3 +185,166 @@ def test_thickness_of_a_bar_and_of_a_disc():
     assert poses.thickness(np.zeros((1, 5, 5, 1), np.uint8)).tolist() == [0]
     np.testing.assert_allclose(
         poses.thickness((255 * bar).astype(np.uint8)), poses.thickness(bar), rtol=0.01)
+
+
+# Networks
+
+
+def knowing(images, labels, t):
+    """Features of a network that knows what was done, in a way of each class, and no thickness."""
+    known = np.stack([t.rotation / 30, t.shear / 0.3, np.log(t.scale_x), t.shift_x, t.shift_y], 1)
+    own = np.random.default_rng(images[:, 5, 5].astype(int).sum()).normal(size=(len(labels), 1))
+    return np.concatenate([known * (1 + labels[:, None]) + own, own], axis=1)
+
+
+def noise(images, labels, t):
+    return RNG.normal(size=(len(labels), 20))
+
+
+def some(n):
+    return RNG.integers(0, 256, (n, 28, 28, 1)).astype(np.uint8), np.arange(n) % 3
+
+
+def test_a_network_that_knows_and_one_that_does_not():
+    train, test = some(600), some(300)
+    amounts = np.linspace(-3, 3, following.STEPS)
+    paths = following.follow(knowing, *test, "shift_x", amounts)
+    assert paths.shape == (300, 13, 6)
+    found = following.of_paths(paths, amounts, test[1])
+    assert found["linear"] == found["quadratic"] == 1 and found["still"] == 0
+    assert found["dimensions"] == 1 and found["shares"][2][0] == [3, 1.0]
+    assert found["direction_changes"][6] == 0 and found["amounts"][0] == -3
+    found = following.probe_all(knowing, train, test)
+    assert list(found) == ["probes"]
+    scores = {name: probe["pooled"] for name, probe in found["probes"].items()}
+    assert min(v for k, v in scores.items() if k != "thickness") > 0.999
+    assert abs(scores["thickness"]) < 0.1 and set(scores) == {*following.AMOUNTS, "thickness"}
+    found = following.probe_all(noise, train, test)
+    assert list(found) == ["probes", "probes_of_components"]
+    for probes in found.values():
+        assert max(abs(probe["pooled"]) for probe in probes.values()) < 0.15
+    found = following.of_paths(following.follow(noise, *test, "shear", X), X, test[1])
+    assert abs(found["linear"]) < 0.03 and found["direction"] == pytest.approx(0.96, abs=0.05)
+    assert found["dimensions"] == pytest.approx(20, abs=0.2)  # 12 of 13 are a step away
+
+
+def test_what_stands_still_has_no_linearity():
+    found = following.of_paths(np.ones((4, 13, 2)), X, np.zeros(4, int))
+    assert found["linear"] is found["quadratic"] is None and found["still"] == 1
+
+
+def test_typical_path_is_in_standard_deviations():
+    start = np.array([[0.0, 5, 1], [2, 5, 1]])  # deviations 1, 0 and 0
+    paths = start[:, None] + np.array([3.0, 1, 0]) * X[:, None]
+    np.testing.assert_allclose(following.typical(paths)[:, 0], 3 * X, atol=1e-12)
+    assert not following.typical(paths)[:, 1:].any()
+
+
+def test_transformations_of_amounts():
+    t = following.transformations("scale", np.log([0.8, 1.25]))
+    np.testing.assert_allclose(t.scale_x, [0.8, 1.25], rtol=1e-6)
+    np.testing.assert_array_equal(t.scale_x, t.scale_y)
+    assert t.rotation.tolist() == [0, 0]
+    t = following.transformations("shift_y", np.array([1.0, -2.0]))
+    assert t.shift_y.tolist() == [1, -2] and t.scale_x.tolist() == [1, 1]
+
+
+@pytest.fixture(scope="module")
+def cnn_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cnn") / "run"
+    config = Config(dataset="digits", preset="tiny", model="cnn", steps=2, batch_size=16,
+                    num_devices=1, cache_dir="none", accelerator="cpu", workdir=str(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "draw", lambda *_: [])
+        jax.config.update("jax_disable_most_optimizations", True)
+        loop.run(config)
+        jax.config.update("jax_disable_most_optimizations", False)
+    return folder
+
+
+def test_features_are_the_poses_of_the_labels(tiny_run, cnn_run, few_optimisations):
+    """Of 130 images, so that the last batch is filled; of a CNN what the last layer sees."""
+    for folder in (tiny_run, cnn_run):
+        opened = runs.open_run(str(folder), accelerator="cpu", examples=True)
+        setup, params = opened.setup, opened.params
+        images, labels = (a[:130] for a in (setup.dataset.test_images, setup.dataset.test_labels))
+        turns = np.linspace(-20, 20, 130).astype(np.float32)
+        t = following.transformations("rotation", turns)
+        got = following.make_features(setup, params)(images, labels, t)
+        pixels = jnp.asarray(images[126:], jnp.float32) / 255
+        moved = jnp.stack([warp(p, Affine(rotation=a)) for p, a in zip(pixels, turns[126:])])
+        prediction = setup.model.apply(params, moved)
+        if folder == tiny_run:
+            assert got.shape == (130, 16)
+            want = [prediction.pose[n, label] for n, label in enumerate(labels[126:])]
+            np.testing.assert_allclose(got[126:], want, atol=1e-5)
+        else:
+            last = params["dense"][1]
+            logits = got[126:] @ np.asarray(last["kernel"]) + np.asarray(last["bias"])
+            np.testing.assert_allclose(logits, prediction.scores, atol=1e-5)
+
+
+def test_program(tiny_run, cnn_run, few_optimisations, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(following, "STEPS", 5)
+    monkeypatch.setattr(equivariance, "STEPS", 5)
+    flags = Flags(run=str(tiny_run), compare=str(cnn_run), images=60, train_images=150,
+                  output=str(tmp_path / "new" / "e"), accelerator="cpu", cache_dir="none")
+    equivariance.main(flags)
+    out = capsys.readouterr().out
+    found = json.loads((tmp_path / "new" / "e.json").read_text())
+    capsnet, cnn = found["networks"]
+    assert (capsnet["features"], cnn["features"]) == (16, 32)
+    assert "probes_of_components" in cnn and "probes_of_components" not in capsnet
+    for network in found["networks"]:
+        assert set(network["paths"]) == set(following.AMOUNTS)
+        assert (network["images"], network["train_images"]) == (60, 150)
+        assert all(-1 < path["linear"] <= 1 for path in network["paths"].values())
+    text = (tmp_path / "new" / "e.md").read_text()
+    assert text.strip() in out and text.count("\n| ") == 13 and "| thickness |  |" in text
+    for name in ("e_paths.png", "e_probes.png"):
+        assert matplotlib.image.imread(tmp_path / "new" / name).shape[1] == 1050
+    assert not (tiny_run / "equivariance.json").exists()
+
+
+def test_what_the_user_can_mend(tiny_run, tmp_path):
+    def fails(**changes):
+        with pytest.raises(UserError) as failed:
+            equivariance.main(dataclasses.replace(Flags(accelerator="cpu"), **changes))
+        return str(failed.value)
+
+    assert "--run=DIR" in fails()
+    assert str(tmp_path / "none") in fails(run=str(tmp_path / "none"))
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    for path in tiny_run.iterdir():
+        if path.name != "summary.json":
+            (unfinished / path.name).symlink_to(path)
+    assert "has not finished" in fails(run=str(unfinished))
+    one = equivariance.open_finished(str(tiny_run), Flags(accelerator="cpu"))
+    with pytest.MonkeyPatch.context() as patch:
+        other = one._replace(setup=one.setup._replace(dataset=one.setup.dataset._replace(name="x")))
+        patch.setattr(equivariance, "open_finished", lambda f, _: other if f == "b" else one)
+        assert "trained on digits and x" in fails(run="a", compare="b")
+        patch.setattr(equivariance, "PROGRAMS", ("affnist",))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(equivariance, "PROGRAMS", ("affnist",))
+        assert "is a run of mnist, not of affnist" in fails(run=str(tiny_run))
+
+
+# Pictures
+
+
+def test_pictures(tmp_path):
+    x = np.linspace(-3, 3, 13)
+    changes = x[:, None] * np.array([0.1, -2, 0, 1, 0.5])
+    paths = {name: (x, changes) for name in following.AMOUNTS}
+    figure = _pose_paths_figure({"one": paths, "another": paths}, "title")
+    assert len(figure.axes) == 11
+    coloured = [line for line in figure.axes[1].lines if line.get_linewidth() > 1]
+    np.testing.assert_array_equal(coloured[-1].get_ydata(), changes[:, 1])  # on top
+    bars = {"one": {"rotation": 0.5, "thickness": -3.0}, "two": {"rotation": 1.0, "thickness": 0.2}}
+    axes = _probes_figure(bars, "title").axes[1]
+    assert [bar.get_height() for bar in axes.patches] == [0.5, 0, 1, 0.2]
+    assert [t.get_text() for t in axes.texts] == ["0.50", "-3.00", "1.00", "0.20"]
+    drawing.pose_paths(tmp_path / "paths.pdf", {"one": paths})
+    assert (tmp_path / "paths.pdf").read_bytes()[:4] == b"%PDF"
