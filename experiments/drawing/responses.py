@@ -49,7 +49,7 @@ def data_efficiency(path, rows, title="") -> None:
 
 def _responses_figure(curves, ranges, title=""):
     top = 0.2 + 0.18 * len(curves)
-    page = blank_page(7.0, top + 4.5, title)
+    page = blank_page(7.0, top + 4.25, title)
     _legend(page, curves)
     for k, (name, label) in enumerate(AXES.items()):
         axes = panel(page, 0.5 + k % 3 * 2.25, top + 0.35 + k // 3 * 2.2, 1.8, 1.35)
@@ -61,8 +61,8 @@ def _responses_figure(curves, ranges, title=""):
         values = np.concatenate([one[name]["values"] for one in curves.values()])
         axes.set(xlim=(values.min(), values.max()), ylim=(0, 102), yticks=range(0, 101, 25))
         frame(axes, label, "")
-    note = "Accuracy, %. Shaded: what affNIST's digits have, and the shifts that were trained on."
-    write(page, 5.0, top + 3.05, note.replace(". ", ".\n").replace("have, ", "have,\n"), color=GREY)
+    note = "Accuracy, %. Shaded: what affNIST's digits have, and the shifts trained on."
+    write(page, 4.95, top + 3.05, note.replace(". ", ".\n").replace("have, ", "have,\n"), color=GREY)
     return page.figure
 
 
