@@ -223,7 +223,7 @@ class Config:
 
         Those that say where things are on this machine are left out.
         """
-        local = ("data_dir", "cache_dir", "workdir")
+        local = ("data_dir", "cache_dir", "workdir", "affnist_dir", "compare")
         recipe = RECIPES[self.recipe]
         network = PRESETS.get(f"{self.model}_{self.preset}")
         if isinstance(network, CapsNetConfig):

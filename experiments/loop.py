@@ -294,6 +294,8 @@ def fit(
     """
     config, dataset = setup.config, setup.dataset
     per_epoch = steps_per_epoch(setup)
+    # Epochs of few examples are too short to evaluate and save after each.
+    pause = -(-config.log_every // per_epoch) * per_epoch
     step = int(state.step)
     chunk = make_chunk(setup)
     source, key = training_inputs(setup)
@@ -302,8 +304,11 @@ def fit(
     make_order = jax.jit(sampling.epoch_order, static_argnums=2)
     order = None
 
+    def enough():
+        return step % pause == 0 and setup.task.enough(config, metrics.rows)
+
     with Display(config, metrics, step, total, per_epoch) as display, Stop() as stop:
-        while step < total and not stop.requested:
+        while step < total and not stop.requested and not enough():
             epoch, within = divmod(step, per_epoch)
             if order is None or within == 0:
                 order = make_order(key, epoch, len(dataset.train_labels))
@@ -313,7 +318,7 @@ def fit(
             state, sums = profile.run(chunk, state, source, order, key, count)
             step += count
             display.trained(step, count, sums)
-            epoch_ends = step % per_epoch == 0 or step == total
+            epoch_ends = step % pause == 0 or step == total
             if epoch_ends or stop.requested:
                 display.flush()
                 if epoch_ends and len(held_out[1]):
@@ -322,4 +327,4 @@ def fit(
                     display.measured(step, measure(state.params))
                 metrics.sync()
                 checkpoints.save(state, step)
-    return state, stop.requested if step < total else 0
+    return state, stop.requested if step < total and not enough() else 0

@@ -1,5 +1,6 @@
 """What a finished run says: test error, summary.json, a table."""
 
+import functools
 import platform
 import resource
 import sys
@@ -56,6 +57,7 @@ def finish(setup, state, workdir: Path, rows: list, evaluate: Callable, seconds:
         "test_error": round(100 * float((~correct).mean()), 4),
         "test_loss": float(values["loss"].mean()),
         **setup.task.fields(setup, values),
+        **setup.task.further(setup, functools.partial(evaluate, state.params), rows),
         "images_per_second": float(np.median(rates)),
         "training_seconds": rows[-1]["seconds"],
         "wall_seconds": round(seconds, 1),

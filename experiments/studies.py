@@ -24,4 +24,12 @@ STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
         "routing": ("dynamic", "uniform"),
         "squash": ("paper", "half", "exponential"),
     },
+    # Learning from few examples, of all classes alike, in as many steps.
+    "data_efficiency": {
+        "train_examples": ("10", "30", "100", "300", "1000", "3000", "10000"),
+        "model": ("capsnet", "cnn"),
+        "steps": ("2000",),
+        "log_every": ("100",),
+        "seed": ("0", "1", "2"),
+    },
 }

@@ -51,6 +51,10 @@ class Task:
       objective: of a (resolved) configuration and the network that it describes.
       fields: more of summary.json, of ``(setup, values)``, values being what ``measure`` gives
         over the test set, arrays ``[N]``.
+      further: still more, of ``(setup, evaluate, rows)``: the trained network on other examples,
+        ``evaluate(pixels, labels)``, and the rows of metrics.jsonl.
+      enough: whether training ends here, of the configuration and the rows of metrics.jsonl;
+        asked after each epoch.
       pictures: of a trained network with decoder, of ``(setup, params, values)``; see
         :data:`experiments.pictures.Picture`.
     """
@@ -58,6 +62,8 @@ class Task:
     stream: Callable[[Config, Dataset], Stream]
     objective: Callable[[Config, ModelConfig], Objective]
     fields: Callable[..., dict] = lambda setup, values: {}
+    further: Callable[..., dict] = lambda setup, evaluate, rows: {}
+    enough: Callable[[Config, list[dict]], bool] = lambda config, rows: False
     pictures: Callable[..., Iterable[Picture]] = of_decoder
 
 

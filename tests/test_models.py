@@ -138,6 +138,8 @@ def expected(config, params, image, label=None):
         (preset("capsnet_multimnist", routing_bias=True), 11_361_968),
         (preset("cnn_mnist"), 35_445_522),
         (preset("cnn_multimnist"), 24_563_978),
+        (preset("capsnet_affnist", routing_bias=True), 13_475_808),
+        (preset("cnn_affnist"), 13_486_617),
         (preset("capsnet_efficient", decoder=None), 161_824),
         (preset("capsnet_matrix"), 68_572),
     ],

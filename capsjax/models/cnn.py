@@ -45,10 +45,8 @@ class CNN(nnx.Module):
         sizes = (height * width * channels, *config.dense, config.num_classes)
         self.dense = nnx.List(nnx.Linear(m, n, **common) for m, n in zip(sizes, sizes[1:]))
 
-    def __call__(
-        self, images: chex.Array, labels: chex.Array | None = None, key: chex.PRNGKey | None = None
-    ) -> Prediction:
-        """Logits of images ``[B, H, W, C]``; with a key, dropout is on. Labels are ignored."""
+    def features(self, images: chex.Array) -> jax.Array:
+        """What the last layer sees of images ``[B, H, W, C]``: ``[B, last of config.dense]``."""
         chex.assert_shape(images, (None, *self.config.image_shape))
         x = images
         for conv in self.convs:
@@ -58,6 +56,13 @@ class CNN(nnx.Module):
         x = x.reshape(x.shape[0], -1)
         for layer in self.dense[:-1]:
             x = jax.nn.relu(layer(x))
+        return x
+
+    def __call__(
+        self, images: chex.Array, labels: chex.Array | None = None, key: chex.PRNGKey | None = None
+    ) -> Prediction:
+        """Logits of images ``[B, H, W, C]``; with a key, dropout is on. Labels are ignored."""
+        x = self.features(images)
         if key is not None and self.config.dropout:
             kept = jax.random.bernoulli(key, 1 - self.config.dropout, x.shape)
             x = jnp.where(kept, x / (1 - self.config.dropout), 0)

@@ -6,7 +6,9 @@ display needed, no state among threads. Pages are white, also on a dark screen.
 
 from experiments.drawing.curves import logit_changes, losses, training_curves
 from experiments.drawing.decoder import ReconstructionColumn, perturbations, reconstructions
+from experiments.drawing.equivariance import pose_paths, probes
 from experiments.drawing.recognised import Example, predictions
+from experiments.drawing.responses import data_efficiency, responses
 from experiments.drawing.routing import coupling_matrix, routing_diagnostics
 from experiments.drawing.speed import throughput
 
@@ -14,11 +16,15 @@ __all__ = [
     "Example",
     "ReconstructionColumn",
     "coupling_matrix",
+    "data_efficiency",
     "logit_changes",
     "losses",
     "perturbations",
+    "pose_paths",
     "predictions",
+    "probes",
     "reconstructions",
+    "responses",
     "routing_diagnostics",
     "throughput",
     "training_curves",

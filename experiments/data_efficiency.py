@@ -1,0 +1,54 @@
+"""The picture of a sweep over the number of training examples.
+
+    python -m experiments.sweep --study=data_efficiency --output=results/data_efficiency
+    python -m experiments.data_efficiency --sweep=results/data_efficiency.json
+
+Draws test errors over the number of examples into a PNG beside the file, a line for each network,
+with the range of its seeds.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from experiments import drawing
+from experiments.config import Config, _field, run
+from experiments.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Flags of this program."""
+
+    sweep: str = _field("", "OUTPUT.json of a sweep over --train_examples and --model")
+
+
+DEFAULTS = Flags()
+
+
+def main(flags: Flags) -> None:
+    """Draw, and print where."""
+    path = Path(flags.sweep)
+    try:
+        rows = [
+            {
+                "model": row.get("model", Config.model),
+                "seed": row.get("seed"),
+                "train_examples": int(row["train_examples"]),
+                "test_error": float(row["test_error"]),
+            }
+            for row in json.loads(path.read_text())["runs"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"--sweep={path} is not the JSON file of a sweep over --train_examples: {error!r}"
+        ) from error
+    seeds = len({row["seed"] for row in rows})
+    picture = path.with_suffix(".png")
+    title = f"Learning from few examples, {seeds} seed{'s' * (seeds > 1)}"
+    drawing.data_efficiency(picture, rows, title)
+    print(picture)
+
+
+if __name__ == "__main__":
+    run(main, DEFAULTS)
