@@ -15,6 +15,7 @@ Writes OUTPUT.json, OUTPUT.md, OUTPUT_paths.png and OUTPUT_probes.png.
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -64,22 +65,26 @@ def main(flags: Flags) -> None:
     if len(datasets) > 1:
         raise UserError(f"--compare={flags.compare}: trained on {' and '.join(sorted(datasets))}")
     output = Path(flags.output or Path(flags.run) / "equivariance")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output={output} can't be written: {error.strerror}") from error
+    if not os.access(output.parent, os.W_OK):
+        raise UserError(f"--output={output} can't be written")
     results, shown = [], {}
     for one in opened:
         result, paths = measure(one, flags)
+        if result["name"] in shown:
+            result["name"] += " (2)"
         results.append(result)
         shown[result["name"]] = paths
+    about = {"program": "equivariance", "device_kind": opened[0].setup.devices[0].device_kind}
+    about |= {"versions": report.versions(), "commit": commit(), "networks": results}
+    io.write_json(output.with_name(f"{output.name}.json"), about)
     text = table(results)
-    (device,) = opened[0].setup.devices
-    about = {"device_kind": device.device_kind, "versions": report.versions(), "commit": commit()}
-    sizes = {"images": results[0]["images"], "train_images": results[0]["train_images"]}
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        io.write_json(output.with_name(f"{output.name}.json"), about | {"networks": results})
-        output.with_name(f"{output.name}.md").write_text(text + "\n")
-        draw(output, results, shown, f"{datasets.pop()}, {sizes['images']:,} test images")
-    except OSError as error:
-        raise UserError(f"--output={output} can't be written: {error.strerror}") from error
+    output.with_name(f"{output.name}.md").write_text(text + "\n")
+    data = opened[0].setup.dataset
+    draw(output, results, shown, data.name, data.class_names[data.test_labels[0]])
     print(text)
     print(*(f"{output}{end}" for end in (".json", ".md", "_paths.png", "_probes.png")), sep="\n")
 
@@ -125,7 +130,7 @@ def measure(opened: runs.Run, flags: Flags) -> tuple[dict, dict]:
         amounts = np.linspace(-most, most, STEPS)
         paths = follow(features, *test, name, amounts)
         result["paths"][name] = of_paths(paths, amounts, test[1])
-        shown[name] = amounts, typical(paths[test[1] == test[1][0]])
+        shown[name] = amounts, typical(paths[test[1] == data.test_labels[0]])
     result["features"] = paths.shape[2]
     return result | probe_all(features, train, test), shown
 
@@ -165,11 +170,11 @@ def table(results: list[dict]) -> str:
     return "\n".join([*lines, "", notes, "", *(f"- {line}" for line in about)])
 
 
-def draw(output: Path, results: list[dict], shown: dict, title: str) -> None:
-    """Both pictures."""
-    drawing.pose_paths(
-        output.with_name(f"{output.name}_paths.png"), shown, f"Paths of one class, {title}"
-    )
+def draw(output: Path, results: list[dict], shown: dict, dataset: str, class_name: str) -> None:
+    """Both pictures; the paths are those of one class."""
+    title = f"{dataset}, {results[0]['images']:,} test images"
+    path = output.with_name(f"{output.name}_paths.png")
+    drawing.pose_paths(path, shown, f"Mean path of the features of class {class_name}, {title}")
     bars = {}
     for result in results:
         name = f"{result['name']}, {result['features']} features"
@@ -178,7 +183,7 @@ def draw(output: Path, results: list[dict], shown: dict, title: str) -> None:
             bars[f"{name}, their first {COMPONENTS} principal components"] = {
                 t: p["pooled"] for t, p in reduced.items()
             }
-    drawing.probes(output.with_name(f"{output.name}_probes.png"), bars, f"Probes, {title}")
+    drawing.probes(output.with_name(f"{output.name}_probes.png"), bars, f"Linear probes, {title}")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def make_features(setup, params) -> Features:
         parts = []
         for start in range(0, len(labels), BATCH):
             rows = np.arange(start, start + BATCH) % len(labels)
-            moved = jax.tree.map(lambda values: values[rows], transformations)  # noqa: B023
+            moved = Affine(*(values[rows] for values in transformations))
             parts.append(some(params, images[rows], labels[rows], moved))
         return np.concatenate([np.asarray(p, np.float64) for p in parts])[: len(labels)]
 

@@ -5,7 +5,7 @@ import numpy as np
 from experiments.drawing.page import GREY, INK, PALE, blank_page, frame, panel, save, write
 from experiments.drawing.responses import AXES, COLORS
 
-SHOWN = 3  # dimensions of a path that get a colour
+SHOWN, DRAWN = 3, 16  # dimensions of a path that get a colour, or a line
 
 
 def pose_paths(path, networks, title="") -> None:
@@ -14,7 +14,7 @@ def pose_paths(path, networks, title="") -> None:
     Args:
       path: of the file.
       networks: of a network by its name: {"rotation": (values [T], changes [T, D]), ...}. The
-        dimensions that change most are coloured.
+        dimensions that change most are coloured; of many the 16 that change most are drawn.
       title: of the page.
     """
     save(_pose_paths_figure(networks, title), path)
@@ -33,7 +33,7 @@ def _pose_paths_figure(networks, title=""):
         most = max(np.abs(changes).max() for _, changes in paths.values()) or 1.0
         for k, (factor, (values, changes)) in enumerate(paths.items()):
             axes = panel(page, 0.4 + 1.32 * k, y + 0.62, 1.16, 1.3)
-            order = np.argsort(-np.square(changes).sum(axis=0))
+            order = np.argsort(-np.square(changes).sum(axis=0))[:DRAWN]
             for n in reversed(order):
                 rank = int(np.flatnonzero(order == n)[0])
                 color = COLORS[rank] if rank < SHOWN else PALE
@@ -42,7 +42,7 @@ def _pose_paths_figure(networks, title=""):
             frame(axes, "", AXES[factor] if factor != "scale" else "log of the scale")
             axes.xaxis.label.set_fontsize(7)
             axes.tick_params(labelsize=7)
-            axes.locator_params(nbins=5)
+            axes.locator_params(nbins=4)
             for rank, n in enumerate(order[:SHOWN]):
                 x = 0.4 + 1.32 * k + 0.4 * rank
                 write(page, x, y + 0.45, f"{n}", color=COLORS[rank], weight="bold")

@@ -61,8 +61,8 @@ def _responses_figure(curves, ranges, title=""):
         values = np.concatenate([one[name]["values"] for one in curves.values()])
         axes.set(xlim=(values.min(), values.max()), ylim=(0, 102), yticks=range(0, 101, 25))
         frame(axes, label, "")
-    note = "Accuracy, %. Shaded: what affNIST's digits have, and the shifts trained on."
-    write(page, 4.95, top + 3.05, note.replace(". ", ".\n").replace("have, ", "have,\n"), color=GREY)
+    note = "Accuracy, %.\nShaded: what affNIST's digits have,\nand the shifts trained on."
+    write(page, 4.95, top + 3.05, note, color=GREY)
     return page.figure
 
 
