@@ -14,7 +14,7 @@ from experiments.errors import UserError
 
 BATCH = 128
 # What two runs may differ in for the couplings of one to fit the other.
-FREE = {"routing", "routing_implementation", "frozen_from", "loss", "seed"}
+FREE = {"routing", "routing_implementation", "frozen_from", "loss", "seed", "learning_rate"}
 
 
 def source(config: Config, capsule_layers: int) -> tuple[Config, Path]:

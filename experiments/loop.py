@@ -1,6 +1,7 @@
 """The training loop that all programs share: train, validate, checkpoint, resume, report."""
 
 import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from capsjax import functional, train
 from capsjax.models import CapsNetConfig
@@ -60,8 +62,7 @@ def run(config: Config) -> dict:
         print(banner(setup), file=sys.stderr)
         with io.Checkpoints(workdir) as checkpoints:
             state = resume(setup, checkpoints, workdir, total)
-            io.write_config(setup.config, workdir)
-            io.write_json(workdir / "network.json", images.facts(setup.dataset))
+            describe(setup, workdir)
             with io.Metrics(workdir, int(state.step)) as metrics:
                 evaluate = evaluator(setup)
                 profile = Profile(setup.config.profile, workdir)
@@ -112,12 +113,16 @@ def prepare(config: Config, dataset: data.Dataset | None = None) -> Setup:
             )
         model_config = dataclasses.replace(model_config, routing_implementation="auto")
     model, loss, measure = task.objective(config, model_config)
-    optimizer = train.adam(
-        config.learning_rate, config.decay_rate, config.decay_steps, config.learning_rate_floor
-    )
+    optimizer = make_optimizer(config)
     parameters = functional.count_parameters(jax.eval_shape(model.init, jax.random.key(0)))
     network = (model_config, model, loss, measure, optimizer, parameters)
     return Setup(config, task, dataset, stream, devices, *network)
+
+
+def describe(setup: Setup, workdir: Path) -> None:
+    """Write config.json and network.json."""
+    io.write_config(setup.config, workdir)
+    io.write_json(workdir / "network.json", images.facts(setup.dataset))
 
 
 def has_sweeps(config: ModelConfig) -> bool:
@@ -130,6 +135,12 @@ def has_sweeps(config: ModelConfig) -> bool:
 
 def steps_per_epoch(setup: Setup) -> int:
     return sampling.steps_per_epoch(len(setup.dataset.train_labels), setup.config.batch_size)
+
+
+def steps_between_saves(setup: Setup) -> int:
+    """An epoch; several of few examples, too short to evaluate and save after each."""
+    per_epoch = steps_per_epoch(setup)
+    return -(-setup.config.log_every // per_epoch) * per_epoch
 
 
 def total_steps(setup: Setup) -> int:
@@ -160,13 +171,26 @@ def frozen_source(setup: Setup) -> tuple[Config, Path]:
     return frozen.source(setup.config, len(setup.model_config.capsule_layers))
 
 
+def keys(config: Config) -> tuple[jax.Array, jax.Array]:
+    """Of the initial weights, and of batches and augmentation."""
+    key = jax.random.key(config.seed)
+    return jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+    """Of a (resolved) configuration."""
+    return train.adam(
+        config.learning_rate, config.decay_rate, config.decay_steps, config.learning_rate_floor
+    )
+
+
 def initial_state(setup: Setup, *, couplings: bool = True) -> train.TrainState:
     """The state before the first step, on all devices.
 
     Args:
       setup: of the run. couplings: read those that ``--routing=frozen`` needs.
     """
-    key = jax.random.fold_in(jax.random.key(setup.config.seed), 0)
+    key, _ = keys(setup.config)
     init = jax.jit(lambda key: train.init_state(setup.model, setup.optimizer, key))
     state = init(key)
     if setup.config.routing == "frozen" and couplings:
@@ -179,7 +203,7 @@ def initial_state(setup: Setup, *, couplings: bool = True) -> train.TrainState:
 
 def training_inputs(setup: Setup) -> tuple[Any, jax.Array]:
     """Training data and the key of batches and augmentation, on all devices."""
-    key = jax.random.fold_in(jax.random.key(setup.config.seed), 1)
+    _, key = keys(setup.config)
     return runtime.replicate((setup.stream.source, key), setup.devices)
 
 
@@ -208,40 +232,41 @@ def make_chunk(setup: Setup) -> Callable:
     Returns the state after ``count`` steps (a traced number, so that one compiled program
     serves chunks of any length up to ``log_every``) and the sums of the metrics.
     """
+    return runtime.parallelize(
+        functools.partial(chunk_body, setup), setup.config.parallel, setup.devices
+    )
+
+
+def chunk_body(setup: Setup, axis_name: str | None, parts: int, constrain: Callable) -> Callable:
+    """Of :func:`make_chunk`, for :func:`experiments.runtime.parallelize` or ``jax.vmap``."""
     config = setup.config
+    step = train.make_train_step(
+        setup.loss, setup.optimizer, axis_name=axis_name, total_steps=total_steps(setup)
+    )
 
-    def make_body(axis_name, parts, constrain):
-        step = train.make_train_step(
-            setup.loss, setup.optimizer, axis_name=axis_name, total_steps=total_steps(setup)
-        )
-
-        def body(state, source, order, key, count, which):
-            def one(state):
-                images, labels, dropout_key = sampling.batch(
-                    setup.stream.example,
-                    source,
-                    order,
-                    key,
-                    state.step,
-                    batch_size=config.batch_size,
-                    part=(which, parts),
-                )
-                return step(state, *constrain((images, labels)), dropout_key)
-
-            sums = jax.tree.map(
-                lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, state)[1]
+    def body(state, source, order, key, count, which):
+        def one(state):
+            images, labels, dropout_key = sampling.batch(
+                setup.stream.example,
+                source,
+                order,
+                key,
+                state.step,
+                batch_size=config.batch_size,
+                part=(which, parts),
             )
+            return step(state, *constrain((images, labels)), dropout_key)
 
-            def several(_, carry):
-                state, sums = carry
-                state, metrics = one(state)
-                return state, jax.tree.map(jnp.add, sums, metrics)
+        sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, state)[1])
 
-            return jax.lax.fori_loop(0, count, several, (state, sums))
+        def several(_, carry):
+            state, sums = carry
+            state, metrics = one(state)
+            return state, jax.tree.map(jnp.add, sums, metrics)
 
-        return body
+        return jax.lax.fori_loop(0, count, several, (state, sums))
 
-    return runtime.parallelize(make_body, config.parallel, setup.devices)
+    return body
 
 
 def evaluator(setup: Setup) -> Callable:
@@ -294,8 +319,7 @@ def fit(
     """
     config, dataset = setup.config, setup.dataset
     per_epoch = steps_per_epoch(setup)
-    # Epochs of few examples are too short to evaluate and save after each.
-    pause = -(-config.log_every // per_epoch) * per_epoch
+    pause = steps_between_saves(setup)
     step = int(state.step)
     chunk = make_chunk(setup)
     source, key = training_inputs(setup)

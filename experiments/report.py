@@ -13,17 +13,26 @@ import numpy as np
 import optax
 
 from capsjax.models import CapsNetConfig
-from experiments import io, pictures
+from experiments import io, ledger, pictures
 from kernels.program import commit
 
 
-def finish(setup, state, workdir: Path, rows: list, evaluate: Callable, seconds: float) -> dict:
+def finish(
+    setup,
+    state,
+    workdir: Path,
+    rows: list,
+    evaluate: Callable,
+    seconds: float,
+    together: int = 1,
+) -> dict:
     """Read the test set, once; write summary.json and the figures; print the table.
 
     Args:
       setup: of :mod:`experiments.loop`. state: trained. workdir: folder of the run.
       rows: of metrics.jsonl. evaluate: of :mod:`experiments.loop`.
       seconds: wall time of this process so far.
+      together: runs that were trained at once with it, itself included.
 
     Returns:
       The summary.
@@ -32,7 +41,7 @@ def finish(setup, state, workdir: Path, rows: list, evaluate: Callable, seconds:
     values = evaluate(state.params, *setup.stream.held_out("test"))
     correct = values["accuracy"] > 0
     training = [row for row in rows if "images_per_second" in row]
-    validation = [row["validation_error"] for row in rows if "validation_error" in row]
+    validation = [row for row in rows if "validation_error" in row] or [{}]
     # The first chunk of a run holds the compilation.
     rates = [row["images_per_second"] for row in training[1:]] or [0.0]
     summary = {
@@ -51,11 +60,13 @@ def finish(setup, state, workdir: Path, rows: list, evaluate: Callable, seconds:
         "dtype": c.dtype,
         "train_examples": len(d.train_labels),
         "validation_examples": len(d.validation_labels),
-        "validation_error": validation[-1] if validation else None,
+        "validation_error": validation[-1].get("validation_error"),
+        "validation_loss": validation[-1].get("validation_loss"),
         "test_examples": len(correct),
         "test_errors": int((~correct).sum()),
         "test_error": round(100 * float((~correct).mean()), 4),
         "test_loss": float(values["loss"].mean()),
+        "test_correct": ledger.pack(correct),
         **setup.task.fields(setup, values),
         **setup.task.further(setup, functools.partial(evaluate, state.params), rows),
         "images_per_second": float(np.median(rates)),
@@ -66,6 +77,7 @@ def finish(setup, state, workdir: Path, rows: list, evaluate: Callable, seconds:
         "device_kind": setup.devices[0].device_kind,
         "num_devices": len(setup.devices),
         "parallel": c.parallel,
+        "together": together,
         "versions": versions(),
         "commit": commit(),
     }

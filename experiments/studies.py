@@ -1,35 +1,148 @@
-"""Studies as data: flags, and the values that they take."""
+"""Studies as data: rows to compare, and the flags of each."""
 
-from capsjax.routing import ROUTINGS
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
-    # The zoo, the dynamic network first because the frozen one takes its couplings.
-    "routing": {"routing": tuple(ROUTINGS), "seed": ("0", "1", "2")},
-    # Routed capsule layers of --preset=deep.
-    "depth": {
-        "preset": ("deep",),
-        "routing": ("dynamic", "uniform", "kmeans", "inverted", "self", "em", "vb"),
-        "depth": ("1", "4"),
-    },
-    # Why mixture models fail in four layers: short poses, or competition among random votes.
-    "deep_mixtures": {
-        "preset": ("deep",),
-        "routing": ("em", "vb"),
-        "routing_iterations": ("1", "2"),
-        "pose_norm": ("auto", "none"),
-    },
-    # What a squash does to a stack.
-    "deep_squash": {
-        "preset": ("deep",),
-        "routing": ("dynamic", "uniform"),
-        "squash": ("paper", "half", "exponential"),
-    },
+from capsjax.routing import GRADIENTS, ROUTINGS
+from capsjax.squash import SQUASHES
+from capsjax.train import RECIPES
+
+Flags = Mapping[str, str]
+SEEDS = ("0", "1", "2")
+
+
+class Study(NamedTuple):
+    """Rows of a table, the first of which is what the others are compared with."""
+
+    rows: Mapping[str, Flags]  # by name; all of them have the same seeds
+    axes: tuple[str, ...] = ()  # flags that name the rows, a column each; none: names do
+    seeds: tuple[str, ...] = ()  # none: one run a row, with the seed that is given or the default
+    program: str = "mnist"
+    # A flag whose values are compared apart, each with the first row that has it.
+    apart: str = ""
+    # Flags and values that are tuned for every row, on validation data, before its seeds run.
+    tuning: Mapping[str, Sequence[str]] = {}
+    affine: bool = False  # also tested on transformed images
+    about: str = ""  # what is asked, and what differs, for the report
+
+
+def product(axes: Mapping[str, Sequence[str]], seeds: Sequence[str] = (), **fields) -> Study:
+    """All combinations of the values of some flags."""
+    points = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+    named = tuple(name for name, values in axes.items() if len(values) > 1)
+    rows = {", ".join(f"{n}={point[n]}" for n in named): point for point in points}
+    return Study(rows, named, tuple(seeds), **fields)
+
+
+def _rows(iterations: str, reconstruction: str) -> Flags:
+    return {"routing_iterations": iterations, "reconstruction": reconstruction}
+
+
+TABLE_1 = {
+    "CNN": {"model": "cnn"},
+    "CapsNet, r=1, no reconstruction": _rows("1", "false"),
+    "CapsNet, r=1, reconstruction": _rows("1", "true"),
+    "CapsNet, r=3, no reconstruction": _rows("3", "false"),
+    "CapsNet, r=3, reconstruction": _rows("3", "true"),
+}
+
+# The coupling coefficients of dynamic routing depend on the example; what if they are learned?
+COUPLINGS = {
+    "dynamic": {"routing": "dynamic"},
+    "dynamic, learned prior": {"routing": "dynamic", "routing_prior": "learned"},
+    "uniform": {"routing": "uniform"},
+    "random": {"routing": "random"},
+    "static": {"routing": "static"},
+    "frozen": {"routing": "frozen"},
+    "self": {"routing": "self"},
+}
+
+STUDIES: dict[str, Study] = {
+    # Table 1 of Sabour, Frosst & Hinton (2017).
+    "table1": Study(TABLE_1, seeds=SEEDS),
+    # The zoo; the frozen network takes the couplings of the dynamic one.
+    "routing": product({"routing": tuple(ROUTINGS)}, SEEDS),
+    "iterations": product({"routing_iterations": tuple("1234567")}, SEEDS),
+    "gradient": product({"routing_gradient": GRADIENTS}, SEEDS),
+    # What the authors' code does and the text does not say, one by one and all together.
+    "official_switches": Study(
+        {
+            "recipe=paper": {"recipe": "paper"},
+            **{f"{n}={v}": {n: str(v)} for n, v in RECIPES["official"].items()},
+            "recipe=official": {"recipe": "official"},
+        },
+        seeds=SEEDS,
+    ),
+    "learned_coupling": Study(
+        {
+            f"{name}, {votes} votes": {**flags, "votes": votes}
+            for votes in ("full", "shared")
+            for name, flags in COUPLINGS.items()
+        },
+        seeds=("0", "1", "2", "3", "4"),
+        apart="votes",
+        affine=True,
+        tuning={"learning_rate": ("0.0003", "0.001", "0.003")},
+        about="Coupling coefficients are usually obtained by dynamic routing. Here everything but "
+        "their origin is fixed: **uniform**, **random** (drawn once), **static** (logits learned "
+        "by back-propagation), **frozen** (mean couplings of the trained dynamic network of the "
+        "same seed), **self** (learned functions of the input capsule), **dynamic** with or "
+        "without a learned prior. With full votes the first four have one function class, as "
+        "c_ij W_ij is but another W_ij, and differ in optimisation alone; with shared votes they "
+        "do not.",
+    ),
+    "squash": product({"squash": tuple(SQUASHES)}, SEEDS),
+    "capsule_dim": Study(
+        {
+            "16-D class, 8-D primary": {},
+            **{f"{d}-D class": {"class_pose": d} for d in ("4", "8", "32")},
+            **{f"{d}-D primary": {"primary_pose": d} for d in ("4", "16")},
+        },
+        seeds=SEEDS,
+    ),
+    "reconstruction_weight": Study(
+        {
+            "0.0005": {},
+            **{w: {"reconstruction_weight": w} for w in ("0", "0.00005", "0.005", "0.05")},
+            "no decoder": {"reconstruction": "false"},
+        },
+        seeds=SEEDS,
+    ),
     # Learning from few examples, of all classes alike, in as many steps.
-    "data_efficiency": {
-        "train_examples": ("10", "30", "100", "300", "1000", "3000", "10000"),
-        "model": ("capsnet", "cnn"),
-        "steps": ("2000",),
-        "log_every": ("100",),
-        "seed": ("0", "1", "2"),
-    },
+    "data_efficiency": product(
+        {
+            "train_examples": ("10", "30", "100", "300", "1000", "3000", "10000"),
+            "model": ("capsnet", "cnn"),
+            "steps": ("2000",),
+            "log_every": ("100",),
+        },
+        SEEDS,
+        apart="train_examples",
+    ),
+    # Routed capsule layers of --preset=deep.
+    "depth": product(
+        {
+            "preset": ("deep",),
+            "routing": ("dynamic", "uniform", "kmeans", "inverted", "self", "em", "vb"),
+            "depth": ("1", "4"),
+        }
+    ),
+    # Why mixture models fail in four layers: short poses, or competition among random votes.
+    "deep_mixtures": product(
+        {
+            "preset": ("deep",),
+            "routing": ("em", "vb"),
+            "routing_iterations": ("1", "2"),
+            "pose_norm": ("auto", "none"),
+        }
+    ),
+    # What a squash does to a stack.
+    "deep_squash": product(
+        {
+            "preset": ("deep",),
+            "routing": ("dynamic", "uniform"),
+            "squash": ("paper", "half", "exponential"),
+        }
+    ),
 }

@@ -1,280 +1,244 @@
-"""Many runs of one program, and the table of what they gave.
+"""Many runs of one program, and the tables and pictures of what they gave.
 
     python -m experiments.sweep --study=routing --dataset=digits --preset=small
-    python -m experiments.sweep --grid="routing=dynamic,em;seed=0,1,2" --dataset=digits
+    python -m experiments.sweep --grid="routing=dynamic,em;seed=0..4" --dataset=digits
+    python -m experiments.sweep --study=table1 --shard=3/16 --runs=/shared/table1
 
-Every run is a process of its own with a folder of its own, so a run that fails stops no other,
-and the same command again does what is missing. Flags of the program apply to all runs. With
-``--output=results/NAME`` the table, and the summaries it is made from, are written there.
+Runs that differ in seeds and numbers alone are trained together where that is faster (--vmap).
+Every finished run is a line of the ledger, so the same command again does what is missing, and
+every number that is printed comes from there. Flags of the program apply to all runs. Tables are
+written to the folder of the runs, and with ``--output=results/NAME`` there instead.
 """
 
-import dataclasses
-import itertools
-import json
-import os
+import functools
+import re
 import shlex
-import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+from experiments import affine_column, executors, findings, groups, ledger, plan, programs, timing
 from experiments import config as config_lib
-from experiments import io
 from experiments.config import Config
 from experiments.errors import UserError
-from experiments.studies import STUDIES
+from experiments.plan import Run
+from experiments.studies import STUDIES, Study
 from kernels import program
 
-ROOT = Path(__file__).resolve().parent.parent
-BASE = Config(program="mnist")
-LOCAL = {"workdir", "frozen_from", "cache_dir", "data_dir"}  # flags that say where things are
-# Columns of the table behind those of the grid: name, heading, format.
-MEASURED = (
-    ("parameters", "parameters", "{:,.0f}"),
-    ("images_per_second", "images/s", "{:.0f}"),
-    ("peak_memory_mb", "peak memory, MB", "{:.0f}"),
-    ("training_seconds", "training, s", "{:.0f}"),
-)
+OWN_PLACES = {"runs", "output", "merge", "shard", "jobs", "executor", "vmap", "yes", "dry_run"}
 
 
-def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """Flags of the sweep, and all of the program's."""
-    config_lib.define_flags(BASE, flag_values)
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS, words: list[str] = ()) -> None:
+    """Flags of the sweep, and all of the program's.
+
+    Args:
+      flag_values: where to define them. words: of the command line, which may name the program.
+    """
+    config_lib.define_flags(programs.find(program_of(words)).defaults, flag_values)
     common = {"flag_values": flag_values}
-    flags.DEFINE_enum("study", None, list(STUDIES), "a named grid", **common)
-    flags.DEFINE_string("grid", None, "flags and values, as in 'routing=em,vb;seed=0,1'", **common)
+    flags.DEFINE_string("study", None, "a named study: " + ", ".join(STUDIES), **common)
+    flags.DEFINE_string("grid", None, "flags and values: 'routing=em,vb;seed=0..4'", **common)
+    flags.DEFINE_string("program", None, "whose runs; by default the study's, or mnist", **common)
     flags.DEFINE_integer("seeds", 0, "seeds 0, 1, ... in place of the study's", 0, **common)
     flags.DEFINE_string("runs", None, "where runs are kept; by default under runs/", **common)
-    flags.DEFINE_string("output", None, "write OUTPUT.json and OUTPUT.md", **common)
-    flags.DEFINE_boolean("dry_run", False, "print the commands and stop", **common)
+    flags.DEFINE_string("output", None, "write OUTPUT.md, .csv, .tex, .png and .json", **common)
+    flags.DEFINE_string("merge", None, "also count these ledgers, or folders of some", **common)
+    flags.DEFINE_string("shard", None, "I/N: only the I-th (from 0) of N parts", **common)
+    flags.DEFINE_enum("executor", "local", executors.EXECUTORS, "who runs processes", **common)
+    flags.DEFINE_integer("jobs", 1, "processes at once", 1, **common)
+    flags.DEFINE_string("vmap", "auto", "auto, off, or N: most runs trained together", **common)
+    flags.DEFINE_boolean("yes", False, f"more than {plan.LIMIT} runs are meant", **common)
+    flags.DEFINE_boolean("dry_run", False, "print commands and the time they need", **common)
+
+
+def program_of(words: list[str]) -> str:
+    """The program that a command line means: --program, the study's, or mnist."""
+    found = dict(re.findall(r"(?:^|\0)--?(program|study)[=\0]([^\0]*)", "\0".join(words)))
+    study = STUDIES.get(found.get("study"))
+    return found.get("program") or (study.program if study else "mnist")
+
+
+class Sweep(NamedTuple):
+    """What the flags say."""
+
+    name: str
+    study: Study
+    given: dict  # flags of all runs
+    folder: Path
+    defaults: Config
+    shard: tuple[int, int]
+    vmap: str
+    jobs: int
+    executor: str
+    merge: tuple[Path, ...]
+
+    @property
+    def ledger(self) -> Path:
+        """Where this process writes."""
+        which, parts = self.shard
+        return self.folder / (f"ledger.{which}-of-{parts}.jsonl" if parts > 1 else ledger.NAME)
+
+    def entries(self) -> dict[str, dict]:
+        """All that is known."""
+        return ledger.read(self.folder, *self.merge)
 
 
 def main() -> None:
-    """Run what is missing, print the table."""
+    """Run what is missing, print the tables."""
     F = flags.FLAGS
-    grid = parse_grid(F.study, F.grid, F.seeds)
-    base = config_lib.from_flags(BASE)
-    given = given_flags(base)
-    where = {name: given.pop(name) for name in LOCAL & given.keys()}
-    folder = Path(F.runs or default_folder(given, F.study or "grid")).absolute()
-    plan = make_plan(grid, given | where, folder)
+    sweep = from_flags(F)
+    make = functools.partial(plan.make, sweep.study, sweep.given, sweep.folder, sweep.defaults)
+    tried = make(plan.candidates(sweep.study), (plan.TUNING_SEED,)) if sweep.study.tuning else []
+    every_row = {row: [{}] for row in sweep.study.rows}
+    runs = make(every_row, sweep.study.seeds)
     if F.dry_run:
-        print(*(shlex.join(command(run)) for run in plan), sep="\n")
+        dry_run(sweep, tried, runs)
         return
-    check(plan, folder, F.output)
-    failed = [run for run in tqdm(plan, unit="run", disable=not sys.stderr.isatty()) if not do(run)]
-    done = [run | {"summary": read(run)} for run in plan if run not in failed]
-    if not done:
-        raise UserError(f"no run succeeded; the reasons are in {folder}/*/error.txt")
-    text = table(grid, done)
-    print(text)
-    if F.output:
-        write(F.output, grid, done, text)
+    for parent in (sweep.folder, *([Path(F.output).absolute().parent] if F.output else [])):
+        ledger.make_folder(parent)
+    failed = complete(sweep, tried)
+    if tried:
+        untried = [run for run in tried if run.key not in sweep.entries()]
+        if untried:
+            print(f"{len(untried)} runs of tuning are of other parts; run this again after them")
+            return
+        runs = make(plan.choose(tried, sweep.entries()), sweep.study.seeds)
+    failed += complete(sweep, runs)
+    entries = sweep.entries()
+    if not any("summary" in entries.get(run.key, {}) for run in runs):
+        raise UserError(f"no run succeeded; the reasons are in {sweep.folder}/*/error.txt")
+    show(sweep, tried, runs, entries, Path(F.output or sweep.folder / "table"))
     if failed:
-        names = ", ".join(Path(run["flags"]["workdir"]).name for run in failed)
-        print(f"{len(failed)} of {len(plan)} runs failed: {names}", file=sys.stderr)
+        names = ", ".join(run.workdir.name for run in failed)
+        print(f"{len(failed)} of {len(tried + runs)} runs failed: {names}", file=sys.stderr)
         sys.exit(1)
 
 
-def parse_grid(study: str | None, text: str | None, seeds: int) -> dict[str, tuple[str, ...]]:
-    """Names of flags and their values.
+def from_flags(F: flags.FlagValues) -> Sweep:
+    """What the flags say.
 
     Raises:
-      UserError: neither or both of study and text, or a text that is no grid.
+      UserError: what they say is nothing that can be run.
     """
-    if (study is None) == (text is None):
-        raise UserError(f"one of --study={'|'.join(STUDIES)} and --grid is needed")
-    if study is not None:
-        grid = dict(STUDIES[study])
-    else:
-        axes = [axis.partition("=") for axis in text.split(";")]
-        grid = {n.strip(): tuple(v.strip() for v in vs.split(",")) for n, _, vs in axes}
-        whole = all(n and all(v) and len(set(v)) == len(v) for n, v in grid.items())
-        if len(grid) < len(axes) or not whole or "workdir" in grid:
-            raise UserError(
-                f"--grid={text}: write it as 'routing=em,vb;seed=0,1', nothing twice, no workdir"
-            )
-    if seeds:
-        grid["seed"] = tuple(map(str, range(seeds)))
-    return grid
+    study = plan.find_study(F.study, F.grid, F.seeds, F.yes)
+    defaults = programs.find(F.program or study.program).defaults
+    given = plan.given_flags(config_lib.from_flags(defaults, F), defaults)
+    if study.tuning and given.get("validation_fraction", 1) == 0:
+        raise UserError("tuning needs validation data: --validation_fraction above 0")
+    shared = {name: value for name, value in given.items() if name not in plan.LOCAL}
+    name = F.study or "grid"
+    code = zlib.crc32(repr((defaults.program, sorted(shared.items()))).encode())
+    folder = Path(F.runs or f"runs/sweep-{name}-{code:08x}").absolute()
+    merge = tuple(Path(place).absolute() for place in F.merge.split(",")) if F.merge else ()
+    for place in merge:
+        if not place.exists():
+            raise UserError(f"--merge={place}: there is no such file or folder")
+    if F.vmap not in ("auto", "off") and not (F.vmap.isdecimal() and int(F.vmap)):
+        raise UserError(f"--vmap={F.vmap}: auto, off, or a number above 0")
+    shard = parse_shard(F.shard)
+    return Sweep(name, study, given, folder, defaults, shard, F.vmap, F.jobs, F.executor, merge)
 
 
-def given_flags(base: Config) -> dict:
-    """Flags of the program that were given, also those that say what a preset says anyway.
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """Which part, of how many.
 
     Raises:
-      UserError: ``--workdir``, which every run has of its own.
+      UserError: not a part.
     """
-    if base.workdir:
-        raise UserError("--workdir is of one run; a sweep keeps its runs under --runs")
-    names = (f.name for f in dataclasses.fields(base))
-    return {n: getattr(base, n) for n in names if getattr(base, n) != getattr(BASE, n)}
+    if text is None:
+        return 0, 1
+    numbers = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not numbers or int(numbers[1]) >= int(numbers[2]):
+        raise UserError(f"--shard={text}: write it as I/N with I from 0 to N-1")
+    return int(numbers[1]), int(numbers[2])
 
 
-def check(plan: list[dict], folder: Path, output: str | None) -> None:
-    """Make the folders, before the first run.
-
-    Raises:
-      UserError: they can't be written, or hold runs with other flags.
-    """
-    for parent in (folder, *([Path(output).absolute().parent] if output else [])):
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{parent} can't be written: {error.strerror}") from error
-        if not os.access(parent, os.W_OK):
-            raise UserError(f"{parent} can't be written")
-    for run in plan:
-        workdir = Path(run["flags"]["workdir"])
-        path = workdir / "flags.json"
-        wanted = {k: str(v) for k, v in run["flags"].items() if k not in LOCAL}
-        if path.exists() and json.loads(path.read_text()) != wanted:
-            raise UserError(f"{workdir} is a run with other flags; choose another --runs")
-        if not path.exists():
-            workdir.mkdir(exist_ok=True)
-            io.write_json(path, wanted)
-
-
-def default_folder(given: dict, name: str) -> str:
-    """The same for the same flags."""
-    return f"runs/sweep-{name}-{zlib.crc32(repr(sorted(given.items())).encode()):08x}"
-
-
-def make_plan(grid: dict, given: dict, folder: Path) -> list[dict]:
-    """All runs: the values of the grid, and the flags of the program.
-
-    Raises:
-      UserError: a flag or value that the program does not have.
-    """
-    plan = []
-    for values in itertools.product(*grid.values()):
-        point = dict(zip(grid, values))
-        run = given | point
-        run["workdir"] = str(folder / place(point))
-        if point.get("routing") == "frozen":
-            run["frozen_from"] = str(folder / place(point | {"routing": "dynamic"}))
-        try:
-            config_lib.parse(BASE, [f"--{name}={value}" for name, value in run.items()])
-        except flags.Error as error:
-            raise UserError(str(error)) from error
-        plan.append({"point": point, "flags": run})
-    # Dynamic runs first, because frozen ones need them.
-    return sorted(plan, key=lambda run: run["point"].get("routing") == "frozen")
-
-
-def place(point: dict) -> str:
-    """Name of the folder of a run."""
-    return ",".join(f"{name}={value}" for name, value in point.items())
-
-
-def command(run: dict) -> list[str]:
-    """Of one run, from the repository root."""
-    return [
-        "python",
-        "-m",
-        f"experiments.{BASE.program}",
-        *(f"--{name}={value}" for name, value in run["flags"].items()),
-    ]
-
-
-def do(run: dict) -> bool:
-    """Run a run unless it is done; whether it succeeded."""
-    workdir = Path(run["flags"]["workdir"])
-    if (workdir / "summary.json").exists():
-        return True
-    done = execute([sys.executable, *command(run)[1:]])
-    if done.returncode in (-2, 128 + 2, 128 + 15):
-        raise KeyboardInterrupt
-    error = workdir / "error.txt"
-    if done.returncode:
-        error.write_text(f"{done.stderr}exit status {done.returncode}\n")
-        tqdm.write(f"{workdir.name}: {(done.stderr.splitlines() or ['?'])[-1]}", sys.stderr)
-        return False
-    error.unlink(missing_ok=True)
-    summary = read(run)
-    tqdm.write(f"{workdir.name}: {summary['test_error']:.2f}% test error", sys.stderr)
-    return True
-
-
-def execute(words: list[str]) -> subprocess.CompletedProcess:
-    """Run a command to its end, also when interrupted: it has been told too, and saves."""
-    child = subprocess.Popen(
-        words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+def complete(sweep: Sweep, runs: list[Run]) -> list[Run]:
+    """Run what the ledger lacks of this part of the sweep; returns the runs that failed."""
+    runs = plan.part(runs, *sweep.shard)
+    by_key, failed, alone = {run.key: run for run in runs}, [], set()
+    entries = sweep.entries()
+    missing = [run for run in runs if "summary" not in entries.get(run.key, {})]
+    bar = tqdm(
+        total=len(runs),
+        initial=len(runs) - len(missing),
+        unit="run",
+        disable=not sys.stderr.isatty(),
+        bar_format="{l_bar}{bar}| {n}/{total}{postfix}",
     )
-    try:
-        _, told = child.communicate()
-    except KeyboardInterrupt:
-        child.communicate()
-        print("stopped; the same command continues", file=sys.stderr)
-        raise
-    return subprocess.CompletedProcess(words, child.returncode, None, told)
+    with bar:
+        while missing:
+            # Frozen runs last: they need finished dynamic ones.
+            ready = [r for r in missing if r.config.routing != "frozen"] or missing
+            parts = groups.divide(ready, sweep.defaults, sweep.vmap, alone)
+            tasks = [executors.task(sweep.defaults.program, part) for part in parts]
+            execute = executors.on_ray if sweep.executor == "ray" else executors.local
+            for found in execute(tasks, sweep.jobs):
+                for entry in found:
+                    run = by_key[entry["key"]]
+                    ledger.append(sweep.ledger, entry)
+                    entries[run.key] = entry
+                    missing.remove(run)
+                    failed += [run] if "error" in entry else []
+                    said = entry.get("error") or f"{entry['summary']['test_error']:.2f}% test error"
+                    tqdm.write(f"{run.workdir.name}: {said}", sys.stderr)
+                    bar.update()
+                left = timing.seconds_left(runs, missing, entries, sweep.defaults, sweep.jobs)
+                bar.set_postfix_str(f", {timing.in_words(left)} left" if missing else "")
+            for part in parts:
+                # A group of which nothing came back: its process failed, each is tried alone.
+                if len(part) > 1 and all(run in missing for run in part):
+                    alone |= {run.key for run in part}
+    return failed
 
 
-def read(run: dict) -> dict:
-    """Summary of a finished run."""
-    return json.loads((Path(run["flags"]["workdir"]) / "summary.json").read_text())
+def dry_run(sweep: Sweep, tried: list[Run], runs: list[Run]) -> None:
+    """Print all commands, and about how long they take."""
+    mine = plan.part(tried, *sweep.shard) + plan.part(runs, *sweep.shard)
+    for run in mine:
+        name = sweep.defaults.program
+        print(shlex.join(["python", "-m", f"experiments.{name}", *run.arguments]))
+    entries = sweep.entries()
+    missing = [run for run in mine if "summary" not in entries.get(run.key, {})]
+    left = timing.seconds_left(mine, missing, entries, sweep.defaults, sweep.jobs)
+    tuned = f"; {len(tried)} of them tune the flags of the others" if tried else ""
+    said = f"{len(mine)} runs, {len(missing)} missing: {timing.in_words(left)}{tuned}"
+    print(said, file=sys.stderr)
 
 
-def table(grid: dict, runs: list[dict]) -> str:
-    """Markdown: a line for each point of the grid, over its seeds."""
-    keys = [name for name in grid if name != "seed" and len(grid[name]) > 1]
-    heads = [*keys, "test error, %", *(head for _, head, _ in MEASURED)]
-    lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
-    groups: dict[tuple, list[dict]] = {}
-    for run in runs:
-        groups.setdefault(tuple(run["point"][k] for k in keys), []).append(run["summary"])
-    for point, summaries in groups.items():
-        errors = [s["test_error"] for s in summaries]
-        spread = f" ± {np.std(errors, ddof=1):.2f}" if len(errors) > 1 else ""
-        values = [f"{np.mean(errors):.2f}{spread}"]
-        for name, _, form in MEASURED:
-            values.append(form.format(np.median([s[name] for s in summaries])))
-        lines.append("| " + " | ".join([*point, *values]) + " |")
-    counts = sorted({len(group) for group in groups.values()})
-    if counts[-1] > 1:
-        seeds = " or ".join(map(str, counts))
-        lines += ["", f"Mean ± standard deviation of {seeds} seeds; medians of the rest."]
-    return "\n".join(lines)
-
-
-def write(output: str, grid: dict, runs: list[dict], text: str) -> None:
-    """OUTPUT.json and OUTPUT.md."""
-    summaries = [run["summary"] for run in runs]
-    made_by = shlex.join(["python", "-m", "experiments.sweep", *portable(sys.argv[1:])])
-    about = {
-        "command": made_by,
-        "commit": sorted({str(s["commit"]) for s in summaries}),
-        "device_kind": sorted({s["device_kind"] for s in summaries}),
-        "versions": summaries[0]["versions"],
-    }
-    path = Path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    keep = ("routing", "votes", "squash", "loss", "depth", "seed", "parameters", "steps")
-    keep += ("test_error", "test_errors", "test_examples", "validation_error")
-    keep += ("images_per_second", "training_seconds", "peak_memory_mb", "commit")
-    rows = [run["point"] | {k: run["summary"][k] for k in keep} for run in runs]
-    io.write_json(path.with_name(f"{path.name}.json"), about | {"grid": grid, "runs": rows})
-    foot = f"\n\n`{made_by}`, commit {', '.join(about['commit'])}\n"
-    path.with_name(f"{path.name}.md").write_text(text + foot)
+def show(sweep: Sweep, tried: list[Run], runs: list[Run], entries: dict, output: Path) -> None:
+    """Print the report; write it with its tables and its picture."""
+    words = ["python", "-m", "experiments.sweep", *portable(sys.argv[1:])]
+    missing = sum("summary" not in entries.get(run.key, {}) for run in runs)
+    notes = [f"{missing} of {len(runs)} runs are missing."] if missing else []
+    more, said = affine_column.measure(sweep.study, runs, entries, sweep.ledger)
+    made = findings.Findings(
+        sweep.name, sweep.study, tried, runs, entries, shlex.join(words), more, notes + said
+    )
+    print(findings.report(made))
+    paths = findings.write(made, output)
+    findings.log_hparams(runs, entries, sweep.defaults, sweep.folder / "tensorboard")
+    print("written:", *paths, file=sys.stderr)
 
 
 def portable(arguments: list[str]) -> list[str]:
-    """Arguments of a command without those that say where things are on this machine."""
+    """Arguments of a command without those that say where or how it runs on this machine."""
     kept, skip = [], False
     for argument in arguments:
+        name, equals, _ = argument.lstrip("-").partition("=")
         if skip:
             skip = False
-        elif argument.lstrip("-").split("=")[0] in LOCAL | {"runs", "output"}:
-            skip = "=" not in argument
+        elif name in plan.LOCAL | OWN_PLACES:
+            skip = not equals and name not in ("yes", "dry_run")
         else:
             kept.append(argument)
     return kept
 
 
 if __name__ == "__main__":
-    define_flags()
+    define_flags(words=sys.argv[1:])
     program.run(main, UserError)

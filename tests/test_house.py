@@ -95,8 +95,9 @@ def test_requirements_cover_every_import_of_the_programs():
     distributions = {"absl": "absl-py", "PIL": "pillow", "sklearn": "scikit-learn",
                      "orbax": "orbax-checkpoint", "tensorflow_datasets": "tensorflow-datasets"}
     ours = {"capsjax", "kernels", "experiments"} | set(__import__("sys").stdlib_module_names)
-    # NumPy comes with JAX, requests with TensorFlow Datasets, torch only with who compares.
-    ours |= {"numpy", "requests", "torch"}
+    # NumPy comes with JAX, requests with TensorFlow Datasets, torch only with who compares, and Ray
+    # with who has several machines.
+    ours |= {"numpy", "requests", "torch", "ray"}
     for path in [*(ROOT / "experiments").rglob("*.py"), *(ROOT / "kernels").glob("*.py")]:
         for name in set(imported(path)) - ours:
             assert distributions.get(name, name).lower() in written, (name, path)

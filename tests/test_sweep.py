@@ -1,4 +1,4 @@
-"""Sweeps: grids, plans, tables, and what happens when runs fail or are there already."""
+"""The program: what it runs and does not run again, prints, and says of failures."""
 
 import json
 import os
@@ -7,18 +7,21 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 import types
 
+import numpy as np
 import pytest
 from absl import flags
 
-from capsjax.routing import ROUTINGS
 from experiments import config as config_lib
-from experiments import sweep
+from experiments import executors, groups, ledger, plan, programs, studies, sweep, timing
 from experiments.errors import UserError
-from experiments.studies import STUDIES
+from experiments.studies import Study
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+DEFAULTS = programs.find("mnist").defaults
+GRID = "--grid=routing=em,vb;seed=0,1"
 
 
 @pytest.fixture
@@ -29,7 +32,7 @@ def run_sweep(monkeypatch):
     def run(*arguments):
         before = set(values)
         try:
-            sweep.define_flags()
+            sweep.define_flags(words=arguments)
             values(["sweep", *arguments])
             monkeypatch.setattr(sys, "argv", ["sweep", *arguments])
             sweep.main()
@@ -43,194 +46,92 @@ def run_sweep(monkeypatch):
         values.unparse_flags()
 
 
-@pytest.mark.parametrize("text, want", [
-    ("seed=0", {"seed": ("0",)}),
-    ("routing=em,vb;seed=0,1", {"routing": ("em", "vb"), "seed": ("0", "1")}),
-    ("learning_rate=1e-3,0.01", {"learning_rate": ("1e-3", "0.01")}),
-    ("seed=1; routing=em, vb ;depth=1", {
-        "seed": ("1",), "routing": ("em", "vb"), "depth": ("1",)}),
-])
-def test_parse_grid(text, want):
-    got = sweep.parse_grid(None, text, 0)
-    assert got == want and list(got) == list(want)
+@pytest.fixture
+def workers(monkeypatch):
+    """Stands for processes: what they were given, ``status`` and last words by routing."""
+    fake = types.SimpleNamespace(groups=[], status={}, words={}, most=99)
+    fake.error = lambda config: config.seed + 1
 
+    def child(job, log, started):
+        configs = [config_lib.parse(DEFAULTS, arguments) for arguments in job["runs"]]
+        fake.groups.append(configs)
+        status = fake.status.get(configs[0].routing, 0)
+        log.write_text(fake.words.get(configs[0].routing, ""))
+        for config in configs[: fake.most] if status == 0 else ():
+            right = np.ones(360, bool)
+            right[: int(3.6 * fake.error(config))] = False
+            summary = {
+                "test_error": float(fake.error(config)), "test_errors": int((~right).sum()),
+                "test_examples": 360, "test_correct": ledger.pack(right), "parameters": 1234567,
+                "images_per_second": 100.0, "peak_memory_mb": 2000, "training_seconds": 9.6,
+                "wall_seconds": 30.0, "together": len(configs[: fake.most]), "commit": "abc",
+                "seed": config.seed, "device_kind": "cpu", "versions": {"jax": "1"}, "steps": 2,
+                "routing": config.routing, "votes": "full", "squash": "none", "loss": "margin",
+                "depth": 1, "validation_error": 100 * config.learning_rate,
+                "validation_loss": 0.1, "test_loss": 0.2, "dataset": "digits"}
+            path = pathlib.Path(config.workdir) / "summary.json"
+            path.write_text(json.dumps(summary))
+        return status
 
-def test_studies_are_grids_and_seeds_can_be_others():
-    assert sweep.parse_grid("routing", None, 0) == STUDIES["routing"]
-    assert STUDIES["routing"]["routing"] == tuple(ROUTINGS)
-    assert sweep.parse_grid("routing", None, 2)["seed"] == ("0", "1")
-    assert sweep.parse_grid("depth", None, 3)["seed"] == ("0", "1", "2")
-    assert sweep.parse_grid(None, "depth=1,2", 1) == {"depth": ("1", "2"), "seed": ("0",)}
-    assert len(STUDIES["routing"]["seed"]) == 3, "the studies themselves are as they were"
-
-
-@pytest.mark.parametrize("text", [
-    "", "seed", "seed=", "seed=0,", "seed=,0", "=1", "seed=0;", ";", "seed=0;routing",
-    "seed=0;seed=1", "seed=0,0", "workdir=here",
-])
-def test_what_is_no_grid(text):
-    with pytest.raises(UserError, match="--grid="):
-        sweep.parse_grid(None, text, 0)
-
-
-@pytest.mark.parametrize("study, text", [(None, None), ("routing", "seed=0")])
-def test_a_study_or_a_grid(study, text):
-    with pytest.raises(UserError, match=r"one of --study=routing\|depth.* and --grid is needed"):
-        sweep.parse_grid(study, text, 0)
-
-
-def test_plan():
-    grid = {"routing": ("dynamic", "frozen"), "seed": ("0", "1")}
-    plan = sweep.make_plan(grid, {"dataset": "digits", "steps": 2}, pathlib.Path("a/b"))
-    place = "a/b/routing={},seed={}".format
-    assert [run["point"] for run in plan] == [
-        {"routing": r, "seed": s} for r in ("dynamic", "frozen") for s in ("0", "1")]
-    assert [run["flags"]["workdir"] for run in plan] == [
-        place(r, s) for r in ("dynamic", "frozen") for s in "01"]
-    assert len({run["flags"]["workdir"] for run in plan}) == 4
-    given = {"dataset": "digits", "steps": 2}
-    assert plan[1]["flags"] == given | {
-        "routing": "dynamic", "seed": "1", "workdir": place("dynamic", 1)}
-    assert plan[3]["flags"] == given | {
-        "routing": "frozen", "seed": "1", "workdir": place("frozen", 1),
-        "frozen_from": place("dynamic", 1)}
-    assert sweep.command(plan[0]) == [
-        "python", "-m", "experiments.mnist", "--dataset=digits", "--steps=2", "--routing=dynamic",
-        "--seed=0", f"--workdir={place('dynamic', 0)}"]
-
-
-def test_frozen_couplings_come_from_the_run_that_is_the_same_otherwise():
-    grid = {"votes": ("full", "conv"), "routing": ("dynamic", "frozen"), "seed": ("0", "1")}
-    for run in sweep.make_plan(grid, {}, pathlib.Path("f")):
-        if run["point"]["routing"] == "frozen":
-            want = sweep.make_plan({k: (v,) for k, v in run["point"].items()} | {
-                "routing": ("dynamic",)}, {}, pathlib.Path("f"))[0]["flags"]["workdir"]
-            assert run["flags"]["frozen_from"] == want
-        else:
-            assert "frozen_from" not in run["flags"]
-
-
-def test_a_point_comes_before_a_flag():
-    (run,) = sweep.make_plan({"seed": ("3",)}, {"seed": 1, "epochs": 2}, pathlib.Path("f"))
-    config = config_lib.parse(sweep.BASE, sweep.command(run)[3:])
-    assert (config.seed, config.epochs) == (3, 2)
-
-
-def test_every_run_of_every_study_has_legal_flags():
-    for grid in STUDIES.values():
-        for run in sweep.make_plan(grid, {}, pathlib.Path("f")):
-            config = config_lib.parse(sweep.BASE, sweep.command(run)[3:]).resolved("digits")
-            config.model_config((28, 28, 1), 10)
-
-
-@pytest.mark.parametrize("grid, message", [
-    ({"no_such_flag": ("1",)}, "no_such_flag"),
-    ({"routin": ("em",)}, "routin.*routing"),
-    ({"routing": ("em", "dynamc")}, "--routing=dynamc.*did you mean dynamic"),
-    ({"seed": ("0", "x")}, "--seed=x"),
-    ({"depth": ("-1",)}, "--depth=-1"),
-    ({"reconstruction": ("perhaps",)}, "--reconstruction=perhaps"),
-])
-def test_flags_and_values_that_are_not_there(grid, message):
-    with pytest.raises(UserError, match=message):
-        sweep.make_plan(grid, {}, pathlib.Path("f"))
-
-
-def made_up(seed=0, **changes):
-    return {
-        "test_error": 1.5, "parameters": 1234567, "images_per_second": 100.0,
-        "peak_memory_mb": 2000, "training_seconds": 9.6, "seed": seed, "commit": "abc",
-        "device_kind": "cpu", "versions": {"jax": "1"}, "routing": "em", "votes": "full",
-        "squash": "none", "loss": "margin", "depth": 1, "steps": 2, "test_errors": 3,
-        "test_examples": 360, "validation_error": None} | changes
-
-
-def test_table():
-    grid = {"routing": ("em", "vb"), "votes": ("full",), "seed": ("0", "1", "2")}
-    runs = [
-        {"point": {"routing": r, "votes": "full", "seed": str(s)},
-         "summary": made_up(s, test_error=error, images_per_second=rate)}
-        for r, s, error, rate in [
-            ("em", 0, 1.0, 10.0), ("em", 1, 2.0, 1000.0), ("em", 2, 4.5, 30.0),
-            ("vb", 0, 7.25, 5.0)]]
-    lines = sweep.table(grid, runs).splitlines()
-    assert lines[:2] == [
-        "| routing | test error, % | parameters | images/s | peak memory, MB | training, s |",
-        "| --- | --- | --- | --- | --- | --- |"]
-    # Mean 2.5, deviations -1.5, -0.5, 2: sqrt(6.5 / 2) = 1.803; the median rate is 30.
-    assert lines[2] == "| em | 2.50 ± 1.80 | 1,234,567 | 30 | 2000 | 10 |"
-    assert lines[3] == "| vb | 7.25 | 1,234,567 | 5 | 2000 | 10 |"
-    assert len([line for line in lines if line.startswith("|")]) == 4
-
-
-def test_table_of_seeds_alone():
-    runs = [{"point": {"seed": str(s)}, "summary": made_up(s, test_error=s)} for s in (1, 3)]
-    lines = sweep.table({"seed": ("1", "3")}, runs).splitlines()
-    assert lines[2].startswith("| 2.00 ± 1.41 | 1,234,567 |")
-    assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|")
-
-
-def test_table_with_two_axes():
-    points = [{"routing": r, "depth": d} for r in ("em", "vb") for d in ("1", "2")]
-    runs = [{"point": p, "summary": made_up(test_error=n)} for n, p in enumerate(points)]
-    lines = sweep.table({"routing": ("em", "vb"), "depth": ("1", "2")}, runs).splitlines()
-    assert [line.split(" | ")[:3] for line in lines[2:6]] == [
-        ["| em", "1", "0.00"], ["| em", "2", "1.00"], ["| vb", "1", "2.00"], ["| vb", "2", "3.00"]]
-
-
-def test_the_command_can_be_given_to_a_shell(tmp_path, monkeypatch):
-    grid = "--grid=routing=em,vb;seed=0,1"
-    monkeypatch.setattr(sys, "argv", ["sweep", grid, "--runs", "/here"])
-    sweep.write(str(tmp_path / "out"), {}, [{"point": {}, "summary": made_up()}], "")
-    command = json.loads((tmp_path / "out.json").read_text())["command"]
-    assert shlex.split(command) == ["python", "-m", "experiments.sweep", grid]
-
-
-def test_output(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [
-        "sweep", "--grid=seed=0,1", "--runs=/here", "--steps=2", "--cache_dir=/there",
-        f"--output={tmp_path}"])
-    runs = [
-        {"point": {"seed": str(s)}, "summary": made_up(s, commit=f"c{s}", more="more")}
-        for s in (0, 1)]
-    sweep.write(str(tmp_path / "new" / "table"), {"seed": ("0", "1")}, runs, "| a |")
-    text = (tmp_path / "new" / "table.md").read_text()
-    stored = json.loads((tmp_path / "new" / "table.json").read_text())
-    assert text.startswith("| a |\n\n`") and text.endswith("commit c0, c1\n")
-    assert stored["command"] in text and "--steps=2" in stored["command"]
-    assert not any(word in text for word in ("/here", "/there", str(tmp_path)))
-    assert stored["command"].startswith("python -m experiments.sweep ")
-    assert stored["grid"] == {"seed": ["0", "1"]} and stored["commit"] == ["c0", "c1"]
-    assert [row["seed"] for row in stored["runs"]] == [0, 1]
-    assert all(row["test_error"] == 1.5 and "more" not in row for row in stored["runs"])
+    monkeypatch.setattr(executors, "_child", child)
+    monkeypatch.setattr(groups, "platform", lambda accelerator: "cpu")
+    fake.runs = lambda: [config for group in fake.groups for config in group]
+    return fake
 
 
 @pytest.mark.parametrize("arguments, message", [
     ([], "--study"),
     (["--study=routing", "--grid=seed=0"], "--study"),
+    (["--study=routin"], "did you mean routing"),
     (["--grid=no_such_flag=1"], "no_such_flag"),
     (["--grid=routing=dynamc"], "did you mean dynamic"),
     (["--grid=seed="], "--grid=seed="),
+    (["--grid=seed=0..9999"], "10,000 runs"),
+    (["--grid=routing=em,vb", "--model=cnn"], "--routing is of capsules"),
+    (["--grid=seed=0", "--workdir=x"], "--workdir is of one run"),
+    (["--grid=seed=0", "--shard=2/2"], "--shard=2/2"),
+    (["--grid=seed=0", "--shard=1"], "--shard=1"),
+    (["--grid=seed=0", "--vmap=0"], "--vmap=0"),
+    (["--grid=seed=0", "--merge=nowhere"], "--merge=.*nowhere"),
+    (["--grid=seed=0", "--program=mnst"], "did you mean mnist"),
+    (["--study=learned_coupling", "--validation_fraction=0"], "tuning needs validation data"),
 ])
-def test_a_bad_grid_ends_before_anything_starts(
-        run_sweep, arguments, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sweep, "execute", None)
+def test_what_is_wrong_ends_before_anything_starts(
+        run_sweep, workers, arguments, message, tmp_path, capsys):
     with pytest.raises(UserError, match=message):
         run_sweep(*arguments, f"--runs={tmp_path / 'runs'}")
     assert capsys.readouterr().out == "" and not (tmp_path / "runs").exists()
+    assert not workers.groups
 
 
-def test_dry_run_prints_the_commands(run_sweep, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sweep, "execute", None)
-    folder = tmp_path / "runs"
-    run_sweep("--grid=routing=dynamic,frozen;seed=1", "--dataset=digits", "--noreconstruction",
-              "--cache_dir=x", f"--runs={folder}", "--dry_run")
-    start = "python -m experiments.mnist --dataset=digits --reconstruction=False --cache_dir=x"
-    assert capsys.readouterr().out.splitlines() == [
-        f"{start} --routing=dynamic --seed=1 --workdir={folder}/routing=dynamic,seed=1",
-        f"{start} --routing=frozen --seed=1 --workdir={folder}/routing=frozen,seed=1 "
-        f"--frozen_from={folder}/routing=dynamic,seed=1"]
-    assert not folder.exists()
+def test_a_folder_that_cannot_be_written(run_sweep, workers, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="can't be written"):
+        run_sweep(GRID, f"--runs={tmp_path}/file/runs")
+    assert not workers.groups
+
+
+def test_dry_run_prints_commands_and_their_time(run_sweep, workers, tmp_path, capsys):
+    arguments = [GRID, "--dataset=digits", "--noreconstruction", "--cache_dir=x",
+                 f"--runs={tmp_path}/runs"]
+    run_sweep(*arguments, "--dry_run")
+    out, err = capsys.readouterr()
+    assert err == "4 runs, 4 missing: unknown time\n" and not (tmp_path / "runs").exists()
+    points = [(r, s) for r in ("em", "vb") for s in "01"]
+    for line, (routing, seed) in zip(out.splitlines(), points):
+        words = shlex.split(line)
+        assert words[:6] == ["python", "-m", "experiments.mnist", "--dataset=digits",
+                             "--cache_dir=x", "--reconstruction=False"]
+        assert words[6:8] == [f"--routing={routing}", f"--seed={seed}"]
+        assert words[8].startswith(f"--workdir={tmp_path}/runs/routing={routing},seed={seed},")
+    workers.status["vb"] = 1
+    with pytest.raises(SystemExit):
+        run_sweep(*arguments, "--vmap=off")
+    capsys.readouterr()
+    run_sweep(*arguments, "--dry_run")
+    assert capsys.readouterr().err == "4 runs, 2 missing: 60 s\n"
+    run_sweep(*arguments, "--dry_run", "--jobs=2")
+    assert capsys.readouterr().err == "4 runs, 2 missing: 30 s\n"
 
 
 def test_default_folder_is_the_same_for_the_same_flags(run_sweep, capsys):
@@ -244,138 +145,245 @@ def test_default_folder_is_the_same_for_the_same_flags(run_sweep, capsys):
     assert same != folder("--epochs=2")
 
 
-@pytest.fixture
-def programs(monkeypatch):
-    """Stands for the processes of runs: ``programs.status`` and ``.stderr`` by routing."""
-    fake = types.SimpleNamespace(commands=[], status={}, stderr={})
-
-    def run(command):
-        arguments = config_lib.parse(sweep.BASE, command[3:])
-        fake.commands.append(arguments)
-        status = fake.status.get(arguments.routing, 0)
-        if status == 0:
-            workdir = pathlib.Path(arguments.workdir)
-            summary = made_up(arguments.seed, test_error=arguments.seed + 1.0)
-            (workdir / "summary.json").write_text(json.dumps(summary))
-        stderr = fake.stderr.get(arguments.routing, "")
-        return subprocess.CompletedProcess(command, status, "", stderr)
-
-    monkeypatch.setattr(sweep, "execute", run)
-    return fake
-
-
-GRID = "--grid=routing=em,vb;seed=0,1"
-
-
 def test_a_failure_is_recorded_and_only_what_is_missing_runs_again(
-        run_sweep, programs, tmp_path, capsys):
-    programs.status["vb"], programs.stderr["vb"] = 2, "much\nerror: the reason\n"
+        run_sweep, workers, tmp_path, capsys):
+    workers.status["vb"], workers.words["vb"] = 2, "much\nerror: the reason\n"
     with pytest.raises(SystemExit) as exit_:
-        run_sweep(GRID, f"--runs={tmp_path}", f"--output={tmp_path}/out")
-    assert exit_.value.code == 1 and len(programs.commands) == 4
+        run_sweep(GRID, f"--runs={tmp_path}/runs", f"--output={tmp_path}/out")
+    assert exit_.value.code == 1 and len(workers.runs()) == 4
     out, err = capsys.readouterr()
-    assert "| em | 1.50 ± 0.71 |" in out and "vb" not in out
-    assert "routing=vb,seed=0: error: the reason\n" in err
-    assert "2 of 4 runs failed: routing=vb,seed=0, routing=vb,seed=1\n" in err
-    for seed in "01":
-        folder = tmp_path / f"routing=vb,seed={seed}"
-        assert (folder / "error.txt").read_text() == "much\nerror: the reason\nexit status 2\n"
-        assert not (tmp_path / f"routing=em,seed={seed}" / "error.txt").exists()
+    assert "| em | 1.50 ± 0.71 |" in out and "| vb |" not in out
+    assert "error: the reason (exit status 2)\n" in err
+    assert "2 of 4 runs failed: routing=vb,seed=0" in err
+    entries = ledger.read(tmp_path / "runs")
+    assert sorted("error" in entry for entry in entries.values()) == [False] * 2 + [True] * 2
+    assert "error: the reason (exit status 2)" in [e.get("error") for e in entries.values()]
+    assert "2 of 4 runs are missing." in out
     assert len(json.loads((tmp_path / "out.json").read_text())["runs"]) == 2
 
-    programs.status.clear()
-    programs.commands.clear()
-    run_sweep(GRID, f"--runs={tmp_path}")
-    assert [(run.routing, run.seed) for run in programs.commands] == [("vb", 0), ("vb", 1)]
-    assert not list(tmp_path.glob("*/error.txt"))
+    workers.status.clear()
+    workers.groups.clear()
+    run_sweep(GRID, f"--runs={tmp_path}/runs")
+    assert [(run.routing, run.seed) for run in workers.runs()] == [("vb", 0), ("vb", 1)]
+    assert not list(tmp_path.glob("runs/*/error.txt"))
     out, err = capsys.readouterr()
     assert "| em | 1.50 ± 0.71 |" in out and "| vb | 1.50 ± 0.71 |" in out
-    assert "failed" not in err
+    assert "failed" not in err and "missing" not in out.split("\n\n")[1:]
 
-    programs.commands.clear()
+    workers.groups.clear()
+    run_sweep(GRID, f"--runs={tmp_path}/runs")
+    assert workers.groups == [] and capsys.readouterr().out == out
+
+
+def test_what_is_printed_comes_from_the_ledger(run_sweep, workers, tmp_path, capsys):
     run_sweep(GRID, f"--runs={tmp_path}")
-    assert programs.commands == [] and capsys.readouterr().out == out
+    before = capsys.readouterr().out
+    for path in tmp_path.glob("*/summary.json"):
+        path.write_text("{}")
+    run_sweep(GRID, f"--runs={tmp_path}")
+    assert capsys.readouterr().out == before
+    text = (tmp_path / "ledger.jsonl").read_text().replace('"test_error": 1.0', '"test_error": 9.0')
+    (tmp_path / "ledger.jsonl").write_text(text)
+    run_sweep(GRID, f"--runs={tmp_path}")
+    assert "| em | 5.50 ± 4.95 |" in capsys.readouterr().out
 
 
-def test_runs_with_other_flags_in_the_same_folder_are_not_taken(run_sweep, programs, tmp_path):
+def test_runs_with_other_flags_are_other_runs(run_sweep, workers, tmp_path):
     run_sweep(GRID, f"--runs={tmp_path}", "--steps=2")
-    programs.commands.clear()
-    try:
-        run_sweep(GRID, f"--runs={tmp_path}", "--steps=2000")
-    except UserError:
-        return
-    assert len(programs.commands) == 4
+    run_sweep(GRID, f"--runs={tmp_path}", "--steps=2000")
+    assert len(workers.runs()) == len({run.workdir for run in workers.runs()}) == 8
+    run_sweep("--grid=routing=vb;seed=0..2", f"--runs={tmp_path}", "--steps=2")
+    assert len(workers.runs()) == 9, "a run is known in another grid"
 
 
-def test_frozen_comes_after_dynamic(run_sweep, programs, tmp_path):
+def test_frozen_comes_after_dynamic(run_sweep, workers, tmp_path):
     run_sweep("--grid=routing=frozen,em,dynamic", f"--runs={tmp_path}")
-    order = [run.routing for run in programs.commands]
-    assert order.index("dynamic") < order.index("frozen")
+    order = [run.routing for run in workers.runs()]
+    assert order == ["em", "dynamic", "frozen"]
+    assert workers.runs()[2].frozen_from == workers.runs()[1].workdir
 
 
 @pytest.mark.parametrize("flag, grid, name, want", [
     ("--routing=dynamic", "preset=small,matrix", "routing", "dynamic"),
-    ("--votes=full", "preset=small,matrix", "votes", "full"),
     ("--init=lecun", "recipe=paper,official", "init", "lecun"),
-    ("--loss=margin", "routing=dynamic,self", "loss", "margin"),
+    ("--loss=margin", "routing=dynamic,uniform", "loss", "margin"),
     ("--seed=3", "routing=em,vb", "seed", 3),
 ])
-def test_flags_apply_to_all_runs(run_sweep, programs, tmp_path, flag, grid, name, want):
+def test_flags_apply_to_all_runs(run_sweep, workers, tmp_path, flag, grid, name, want):
     run_sweep(f"--grid={grid}", flag, f"--runs={tmp_path}")
-    assert [getattr(run.resolved("digits"), name) for run in programs.commands] == [want, want]
+    assert [getattr(run.resolved("digits"), name) for run in workers.runs()] == [want, want]
 
 
-def test_no_run_succeeds(run_sweep, programs, tmp_path):
-    programs.status |= {"em": 2, "vb": 1}
+def test_no_run_succeeds(run_sweep, workers, tmp_path):
+    workers.status |= {"em": 2, "vb": 1}
     with pytest.raises(UserError, match=f"no run succeeded.*{tmp_path}"):
         run_sweep(GRID, f"--runs={tmp_path}")
 
 
 @pytest.mark.parametrize("status", [-signal.SIGINT, 130, 143])
-def test_an_interrupted_run_ends_the_sweep(run_sweep, programs, tmp_path, status):
-    programs.status["em"] = status
+def test_an_interrupted_run_ends_the_sweep(run_sweep, workers, tmp_path, status):
+    workers.status["em"] = status
     with pytest.raises(KeyboardInterrupt):
-        run_sweep(GRID, f"--runs={tmp_path}")
-    assert len(programs.commands) == 1 and not list(tmp_path.glob("*/error.txt"))
+        run_sweep(GRID, f"--runs={tmp_path}", "--vmap=off")
+    assert not list(tmp_path.glob("*/error.txt")) and not (tmp_path / "ledger.jsonl").exists()
 
 
-def test_runs_start_at_the_root_in_folders_of_where_the_sweep_is(
-        run_sweep, programs, tmp_path, monkeypatch):
+def test_runs_are_kept_where_the_sweep_was_started(run_sweep, workers, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run_sweep("--grid=routing=dynamic,frozen", "--runs=here")
-    first, second = programs.commands
-    assert first.workdir == str(tmp_path / "here" / "routing=dynamic")
-    assert pathlib.Path(ROOT, second.frozen_from) == pathlib.Path(first.workdir)
+    run_sweep("--grid=seed=0", "--runs=here")
+    assert pathlib.Path(workers.runs()[0].workdir).parent == tmp_path / "here"
+
+
+def test_runs_that_can_be_are_trained_together(run_sweep, workers, tmp_path, capsys):
+    run_sweep(GRID, f"--runs={tmp_path}", "--vmap=8")
+    assert [[c.seed for c in group] for group in workers.groups] == [[0, 1], [0, 1]]
+    entries = ledger.read(tmp_path).values()
+    assert [entry["together"] for entry in entries] == [2] * 4
+    assert [entry["seconds"] for entry in entries] == [15.0] * 4
+    out = capsys.readouterr().out
+    assert "| 200 | 2000 | 5 |" in out, "images a second of both, half of the time"
+
+
+def test_what_the_memory_does_not_hold_comes_next(run_sweep, workers, tmp_path):
+    workers.most = 2
+    run_sweep("--grid=seed=0..4", f"--runs={tmp_path}", "--vmap=8")
+    assert [[c.seed for c in group] for group in workers.groups] == [
+        [0, 1, 2, 3, 4], [2, 3, 4], [4]]
+
+
+def test_runs_of_a_group_whose_process_failed_are_tried_alone(run_sweep, workers, tmp_path):
+    workers.status["em"] = -9
+    with pytest.raises(SystemExit):
+        run_sweep(GRID, f"--runs={tmp_path}", "--vmap=8")
+    sizes = [(group[0].routing, len(group)) for group in workers.groups]
+    assert sizes == [("em", 2), ("vb", 2), ("em", 1), ("em", 1)]
+    assert sum("error" in entry for entry in ledger.read(tmp_path).values()) == 2
+
+
+def test_parts_of_a_sweep_share_a_folder_or_are_merged(run_sweep, workers, tmp_path, capsys):
+    run_sweep(GRID, f"--runs={tmp_path}", "--shard=0/2")
+    assert "2 of 4 runs are missing." in capsys.readouterr().out
+    assert len(workers.runs()) == 2 and (tmp_path / "ledger.0-of-2.jsonl").exists()
+    run_sweep(GRID, f"--runs={tmp_path}", "--shard=1/2")
+    whole = capsys.readouterr().out
+    assert len(workers.runs()) == 4 and "| vb | 1.50 ± 0.71 |" in whole
+    run_sweep(GRID, f"--runs={tmp_path}")
+    assert len(workers.runs()) == 4 and capsys.readouterr().out == whole
+    parts = ",".join(str(tmp_path / f"ledger.{n}-of-2.jsonl") for n in range(2))
+    run_sweep(GRID, f"--runs={tmp_path}/other", f"--merge={parts}")
+    assert len(workers.runs()) == 4 and capsys.readouterr().out == whole
+
+
+TUNED = Study({"a": {"routing": "em"}, "b": {"routing": "vb"}}, seeds=("0", "1"),
+              tuning={"learning_rate": ("0.01", "0.001")})
+
+
+def test_tuning_comes_first_and_is_kept(run_sweep, workers, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(studies.STUDIES, "tuned", TUNED)
+    run_sweep("--study=tuned", f"--runs={tmp_path}")
+    done = [(run.routing, run.seed, run.learning_rate) for run in workers.runs()]
+    seed = int(plan.TUNING_SEED)
+    assert done == [(r, seed, lr) for r in ("em", "vb") for lr in (0.01, 0.001)] + [
+        (r, s, 0.001) for r in ("em", "vb") for s in (0, 1)]
+    out = capsys.readouterr().out
+    assert "| a | 1.00 | **0.10** |" in out and "| b | 1.50 ± 0.71 |" in out
+    run_sweep("--study=tuned", f"--runs={tmp_path}")
+    assert len(workers.runs()) == 8 and capsys.readouterr().out == out
+    run_sweep("--study=tuned", f"--runs={tmp_path}", "--seeds=3")
+    assert len(workers.runs()) == 10
+
+
+def test_tuning_waits_for_other_parts(run_sweep, workers, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(studies.STUDIES, "tuned", TUNED)
+    run_sweep("--study=tuned", f"--runs={tmp_path}", "--shard=0/2")
+    assert "2 runs of tuning are of other parts" in capsys.readouterr().out
+    run_sweep("--study=tuned", f"--runs={tmp_path}", "--shard=1/2")
+    assert "| b | 1.50 ± 0.71 |" in capsys.readouterr().out
+    assert len(workers.runs()) == 6
+    run_sweep("--study=tuned", f"--runs={tmp_path}", "--shard=0/2")
+    assert "| a | 1.50 ± 0.71 |" in capsys.readouterr().out and len(workers.runs()) == 8
+
+
+def test_the_command_can_be_given_to_a_shell_elsewhere(run_sweep, workers, tmp_path):
+    given = [GRID, "--steps", "2", "--noreconstruction"]
+    run_sweep(*given, "--runs", str(tmp_path / "here"), "--cache_dir=/there", "--jobs=2",
+              f"--output={tmp_path}/new/table", "--vmap=off", "--yes")
+    text = (tmp_path / "new" / "table.md").read_text()
+    command = json.loads((tmp_path / "new" / "table.json").read_text())["command"]
+    assert shlex.split(command) == ["python", "-m", "experiments.sweep", *given]
+    assert text.endswith(f"`{command}`, commit abc\n") and str(tmp_path) not in text
+
+
+def test_the_program_of_a_command_line():
+    assert sweep.program_of([]) == sweep.program_of(["--grid=program=x"]) == "mnist"
+    assert sweep.program_of(["--seeds=3", "--program=abc"]) == "abc"
+    assert sweep.program_of(["--program", "abc", "--study=routing"]) == "abc"
+    assert sweep.program_of(["--study=table1"]) == "mnist"
+
+
+def test_in_words():
+    words = [timing.in_words(s) for s in (None, 0.4, 89, 100, 5399, 7200)]
+    assert words == ["unknown time", "0 s", "89 s", "2 min", "90 min", "2.0 h"]
+
+
+TINY = ["--dataset=digits", "--preset=tiny", "--batch_size=8", "--noreconstruction",
+        "--accelerator=cpu"]
+
+
+def start(tmp_path, *arguments):
+    command = [sys.executable, "-m", "experiments.sweep", *TINY, f"--runs={tmp_path / 'runs'}",
+               f"--cache_dir={tmp_path / 'cache'}", *arguments]
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment)
+
+
+def end(child):
+    out, err = child.communicate()
+    return subprocess.CompletedProcess([], child.returncode, out, err)
 
 
 def test_a_real_sweep_with_a_run_that_fails(tmp_path):
-    command = [
-        sys.executable, "-m", "experiments.sweep", "--grid=votes=conv,matrix", "--dataset=digits",
-        "--preset=tiny", "--steps=1", "--batch_size=8", "--noreconstruction", "--accelerator=cpu",
-        "--validation_fraction=0", f"--cache_dir={tmp_path / 'cache'}",
-        f"--runs={tmp_path / 'runs'}", f"--output={tmp_path / 'table'}"]
-    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-
-    def run():
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-
-    done = run()
+    arguments = ["--grid=learning_rate=0.001,1e30", "--steps=4", "--log_every=1",
+                 "--vmap=off", "--validation_fraction=0", f"--output={tmp_path / 'table'}"]
+    done = end(start(tmp_path, *arguments))
     assert done.returncode == 1, done.stderr
-    good, bad = (tmp_path / "runs" / f"votes={name}" for name in ("conv", "matrix"))
-    summary = json.loads((good / "summary.json").read_text())
-    assert summary["votes"] == "conv" and summary["steps"] == 1
-    assert not (good / "error.txt").exists() and not (bad / "summary.json").exists()
-    reason = (bad / "error.txt").read_text()
-    assert reason.startswith("error: ") and reason.endswith("\nexit status 2\n")
-    assert reason.count("\n") == 2 and "matrix" in reason
     assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1] == "1 of 2 runs failed: votes=matrix"
-    row = next(line for line in done.stdout.splitlines() if line.startswith("| conv"))
-    assert f"| {summary['test_error']:.2f} | {summary['parameters']:,} |" in row
-    (stored,) = json.loads((tmp_path / "table.json").read_text())["runs"]
-    assert stored["test_error"] == summary["test_error"]
-
-    times = {path: path.stat().st_mtime_ns for path in good.rglob("*")}
-    again = run()
+    good, bad = ledger.read(tmp_path / "runs").values()
+    if "error" in good:
+        good, bad = bad, good
+    assert bad["error"].startswith("error: the loss is ") and "exit status 2" in bad["error"]
+    assert "1 of 2 runs failed: learning_rate=1e30," in done.stderr.splitlines()[-1]
+    summary = good["summary"]
+    assert f"| 0.001 | {summary['test_error']:.2f} |" in done.stdout
+    right = ledger.unpack(good["correct"], summary["test_examples"])
+    assert (~right).sum() == summary["test_errors"] and len(right) == 360
+    (folder,) = (tmp_path / "runs").glob("learning_rate=0.001,*")
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    again = end(start(tmp_path, *arguments))
     assert again.returncode == 1 and again.stdout == done.stdout
-    assert {path: path.stat().st_mtime_ns for path in good.rglob("*")} == times
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_sweep_that_is_killed_loses_the_run_in_flight_only(tmp_path, number):
+    arguments = ["--grid=seed=0..2", "--steps=60", "--vmap=off", "--validation_fraction=0"]
+    child = start(tmp_path, *arguments)
+    book = tmp_path / "runs" / "ledger.jsonl"
+    deadline = time.monotonic() + 300
+    while not (book.exists() and len(ledger.read(book)) == 1 and len(list(
+            (tmp_path / "runs").glob("*/metrics.jsonl"))) == 2):
+        assert time.monotonic() < deadline and child.poll() is None
+        time.sleep(0.05)
+    child.send_signal(number)
+    done = end(child)
+    assert done.returncode == (-9 if number == signal.SIGKILL else 130), done.stderr
+    first = book.read_text()
+    (finished,) = (json.loads(line)["key"] for line in first.splitlines())
+    again = end(start(tmp_path, *arguments))
+    assert again.returncode == 0, again.stderr
+    assert book.read_text().startswith(first) and len(book.read_text().splitlines()) == 3
+    assert len(ledger.read(book)) == 3 and finished in ledger.read(book)
+    assert "| 3 |" in again.stdout

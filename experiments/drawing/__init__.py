@@ -11,12 +11,15 @@ from experiments.drawing.recognised import Example, predictions
 from experiments.drawing.responses import data_efficiency, responses
 from experiments.drawing.routing import coupling_matrix, routing_diagnostics
 from experiments.drawing.speed import throughput
+from experiments.drawing.studies import Dots, intervals
 
 __all__ = [
+    "Dots",
     "Example",
     "ReconstructionColumn",
     "coupling_matrix",
     "data_efficiency",
+    "intervals",
     "logit_changes",
     "losses",
     "perturbations",

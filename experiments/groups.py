@@ -1,0 +1,69 @@
+"""Which runs are trained together, as one program with an axis more."""
+
+import dataclasses
+import subprocess
+import sys
+
+from experiments.config import Config
+from experiments.plan import Run, identity
+
+# Numbers of which a step is a function, so that runs with other values share one program.
+NUMBERS = (
+    "learning_rate",
+    "decay_rate",
+    "decay_steps",
+    "learning_rate_floor",
+    "margin_weight",
+    "reconstruction_weight",
+)
+MOST = 64  # runs at once, however large the memory
+# On CPU runs are trained together only where that is faster, `python -m experiments.together`:
+# the largest batch of a preset that gains. A step with more work fills the cores by itself.
+CPU_BATCH = {"tiny": 16}
+CPU_MOST = 8
+
+
+def family(run: Run, defaults: Config) -> str:
+    """The same for runs that differ in seed and :data:`NUMBERS` only."""
+    same = {name: getattr(defaults, name) for name in ("seed", *NUMBERS)}
+    return identity(dataclasses.replace(run.config, **same), defaults)
+
+
+def divide(runs: list[Run], defaults: Config, vmap: str, alone: set[str]) -> list[list[Run]]:
+    """Runs in groups, each of which a process trains, all or as many as it has memory for.
+
+    Args:
+      runs: to be done. defaults: of the program.
+      vmap: auto, off, or the most runs of a group. alone: keys of runs in groups of their own.
+    """
+    families: dict[str, list[Run]] = {}
+    for run in runs:
+        single = run.key in alone or vmap == "off" or _needs_its_own(run.config)
+        name = run.key if single else family(run, defaults)
+        families.setdefault(name, []).append(run)
+    groups = []
+    for members in families.values():
+        size = 1 if len(members) == 1 else _most(members[0].config, vmap)
+        groups += [members[n : n + size] for n in range(0, len(members), size)]
+    return groups
+
+
+def _needs_its_own(config: Config) -> bool:
+    return config.routing == "frozen" or config.diagnostics or config.profile > 0
+
+
+def _most(config: Config, vmap: str) -> int:
+    if vmap != "auto":
+        return int(vmap)
+    if platform(config.accelerator) != "cpu":
+        return MOST
+    return CPU_MOST if 0 < config.batch_size <= CPU_BATCH.get(config.preset, 0) else 1
+
+
+def platform(accelerator: str) -> str:
+    """cpu, gpu or tpu; asked of a process of its own, because this one must not take the device."""
+    if accelerator != "auto":
+        return accelerator
+    code = "import jax; print(jax.default_backend())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return (done.stdout.split() or ["cpu"])[-1]

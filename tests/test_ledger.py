@@ -1,0 +1,94 @@
+"""Ledgers: nothing is lost, nothing is half written, many may write."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from experiments import ledger
+from experiments.errors import UserError
+
+
+def made_up(key, error=1.0, **more):
+    summary = {"test_error": error, "wall_seconds": 9.0, "test_examples": 4, "test_correct": "kA=="}
+    return ledger.success(key, summary | more, 1)
+
+
+def test_what_is_appended_is_read(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    assert ledger.read(tmp_path, path, tmp_path / "nowhere") == {}
+    ledger.append(path, made_up("a", 1.5))
+    ledger.append(path, ledger.failure("b", "the reason"))
+    found = ledger.read(path)
+    assert list(found) == ["a", "b"] and found["a"]["summary"]["test_error"] == 1.5
+    assert found["b"]["error"] == "the reason" and "time" in found["b"]
+    assert "test_correct" not in found["a"]["summary"] and found["a"]["correct"] == "kA=="
+
+
+def test_time_is_shared_by_runs_trained_together():
+    assert ledger.success("a", {"wall_seconds": 12.0}, 4)["seconds"] == 3.0
+
+
+@pytest.mark.parametrize("count", [1, 8, 13, 10_000])
+def test_bits(count):
+    correct = np.random.default_rng(count).random(count) < 0.9
+    text = ledger.pack(correct)
+    np.testing.assert_array_equal(ledger.unpack(text, count), correct)
+    assert len(text) <= count / 6 + 4 and json.loads(json.dumps(text)) == text
+
+
+def test_a_success_counts_wherever_it_is_and_else_the_last_failure(tmp_path):
+    ledger.append(tmp_path / "ledger.0-of-2.jsonl", made_up("a"))
+    for reason in ("first", "last"):
+        ledger.append(tmp_path / "ledger.1-of-2.jsonl", ledger.failure("a", reason))
+        ledger.append(tmp_path / "ledger.1-of-2.jsonl", ledger.failure("b", reason))
+    found = ledger.read(tmp_path)
+    assert "summary" in found["a"] and found["b"]["error"] == "last"
+
+
+def test_ledgers_of_several_machines_are_joined_by_concatenation(tmp_path):
+    parts = [tmp_path / name for name in ("one.jsonl", "two.jsonl")]
+    for n, path in enumerate(parts):
+        ledger.append(path, made_up(f"run {n}"))
+    joined = tmp_path / "joined.jsonl"
+    joined.write_bytes(b"".join(path.read_bytes() for path in parts))
+    assert ledger.read(joined) == ledger.read(*parts)
+
+
+@pytest.mark.parametrize("kept", [1, 20, -1])
+def test_a_line_that_was_cut_off_is_lost_alone(tmp_path, kept):
+    path = tmp_path / "ledger.jsonl"
+    for name in "ab":
+        ledger.append(path, made_up(name))
+    first, second = path.read_bytes().splitlines()
+    path.write_bytes(first + b"\n" + second[:kept])
+    ledger.append(path, made_up("c"))
+    assert list(ledger.read(path)) == ["a", "c"]
+
+
+def test_what_is_no_ledger(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="can't be read as a ledger"):
+        ledger.read(tmp_path)
+    path.write_text("3\n[]\n{\"other\": 1}\n")
+    assert ledger.read(tmp_path) == {}
+
+
+def test_many_processes_append_whole_lines(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    code = textwrap.dedent(f"""
+        import pathlib, sys
+        from experiments import ledger
+        for n in range(50):
+            entry = {{"key": f"{{sys.argv[1]}} {{n}}", "long": "x" * 20000}}
+            ledger.append(pathlib.Path({str(path)!r}), entry)
+    """)
+    children = [subprocess.Popen([sys.executable, "-c", code, str(n)]) for n in range(3)]
+    assert [child.wait() for child in children] == [0, 0, 0]
+    lines = path.read_text().splitlines()
+    assert len(lines) == len(ledger.read(path)) == 150
+    assert all(len(json.loads(line)["long"]) == 20000 for line in lines)

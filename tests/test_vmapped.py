@@ -1,0 +1,154 @@
+"""Runs trained together are the runs that they would be alone."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import groups, io, loop, mnist, pictures, vmapped
+from experiments.errors import UserError
+
+BASE = dataclasses.replace(
+    mnist.DEFAULTS, dataset="digits", preset="tiny", steps=5, batch_size=8, log_every=2,
+    accelerator="cpu", num_devices=1, cache_dir="none", routing_iterations=2)
+OTHER = {
+    "seed": 1, "learning_rate": 0.003, "decay_rate": 0.5, "decay_steps": 3,
+    "learning_rate_floor": 0.002, "margin_weight": 0.5, "reconstruction_weight": 0.005}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fast():
+    """No pictures, and little optimisation: the programs run for a few steps only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "draw", lambda *_: [])
+        before = jax.config.read("jax_disable_most_optimizations")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def parameters(config):
+    setup = loop.prepare(config)
+    with io.Checkpoints(pathlib.Path(config.workdir)) as checkpoints:
+        return checkpoints.restore(loop.initial_state(setup)).params
+
+
+def at(folder, **changes):
+    return dataclasses.replace(BASE, workdir=str(folder), **changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, fast):
+    """Two runs alone, and the same two together."""
+    folder = tmp_path_factory.mktemp("vmapped")
+    alone = [at(folder / "a0"), at(folder / "a1", **OTHER)]
+    together = [at(folder / "t0"), at(folder / "t1", **OTHER)]
+    for config in alone:
+        loop.run(config)
+    vmapped.run(together)
+    return folder, alone, together
+
+
+def test_numbers_that_differ_are_those_of_the_recipe():
+    assert set(OTHER) == {"seed", *groups.NUMBERS}
+
+
+def test_metrics_and_parameters_are_those_of_runs_alone(finished):
+    folder, alone, together = finished
+    for n in range(2):
+        want, got = rows(folder / f"a{n}"), rows(folder / f"t{n}")
+        assert [row["step"] for row in got] == [row["step"] for row in want] == [2, 4, 5, 5]
+        for a, b in zip(want, got):
+            assert a.keys() == b.keys()
+            for name in a.keys() - {"seconds", "images_per_second"}:
+                np.testing.assert_allclose(b[name], a[name], rtol=2e-4, err_msg=name)
+        want, got = parameters(alone[n]), parameters(together[n])
+        start = loop.initial_state(loop.prepare(alone[n])).params
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, want)
+        moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), want, start)
+        assert max(jax.tree.leaves(moved)) > 1e-3, "the tolerance would hide a step"
+    first, second = (parameters(config)["conv"]["kernel"] for config in together)
+    assert abs(np.asarray(first - second)).max() > 1e-2
+
+
+def test_summaries_are_those_of_runs_alone(finished):
+    folder, *_ = finished
+    for n in range(2):
+        want, got = summary(folder / f"a{n}"), summary(folder / f"t{n}")
+        differ = {name for name in want if want[name] != got[name]}
+        assert (want["together"], got["together"]) == (1, 2)
+        assert differ <= {
+            "together", "test_loss", "validation_loss", "images_per_second", "training_seconds",
+            "wall_seconds", "peak_memory_mb"}
+        np.testing.assert_allclose(got["test_loss"], want["test_loss"], rtol=2e-4)
+    assert summary(folder / "t0")["test_correct"] != summary(folder / "t1")["test_correct"]
+
+
+def test_the_same_command_as_alone_continues_nothing(finished, capsys):
+    folder, _, together = finished
+    before = rows(folder / "t1")
+    loop.run(together[1])
+    assert "after step 5" in capsys.readouterr().err
+    assert rows(folder / "t1") == before
+
+
+def test_one_that_fails_leaves_the_others(tmp_path):
+    bad = at(tmp_path / "bad", learning_rate=1e30)
+    good = at(tmp_path / "good")
+    vmapped.run([bad, good])
+    assert "the loss is nan" in (tmp_path / "bad" / "error.txt").read_text()
+    assert not (tmp_path / "bad" / "summary.json").exists()
+    assert summary(tmp_path / "good")["steps"] == 5
+
+
+def test_runs_stopped_at_the_same_step_go_on_together_others_alone(tmp_path, capsys):
+    short = [at(tmp_path / name, steps=2, seed=n) for n, name in enumerate("ab")]
+    vmapped.run(short)
+    longer = [dataclasses.replace(config, steps=4) for config in short]
+    capsys.readouterr()
+    vmapped.run(longer)
+    assert "2 runs together" in capsys.readouterr().err
+    assert [row["step"] for row in rows(tmp_path / "a")] == [2, 2, 4, 4]
+    loop.run(at(tmp_path / "a", steps=6))
+    vmapped.run([dataclasses.replace(config, steps=8) for config in short])
+    assert summary(tmp_path / "a")["steps"] == 8 and summary(tmp_path / "b")["steps"] == 4
+
+
+def test_a_folder_of_another_run(tmp_path):
+    loop.run(at(tmp_path / "a", steps=1))
+    with pytest.raises(UserError, match="holds another run"):
+        vmapped.run([at(tmp_path / "a", steps=1, seed=4), at(tmp_path / "b", steps=1)])
+
+
+class _Device:
+    def __init__(self, device, limit):
+        self.device, self.limit = device, limit
+
+    def memory_stats(self):
+        return {"bytes_limit": self.limit, "bytes_in_use": 0}
+
+
+def test_capacity(tmp_path):
+    setup = loop.prepare(BASE)
+    configs = [setup.config] * 10
+    assert vmapped.capacity(setup, configs) == 10, "no limit is known of a CPU"
+    one = jax.eval_shape(lambda: vmapped.inputs(setup, configs[:1]))
+    memory = vmapped.make_chunk(setup).lower(*one).compile().memory_analysis()
+    need = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+    state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(one[1]))
+    assert need > state > 12 * setup.parameters
+    for limit, want in ((0, 1), (4 * need, 3), (100 * need, 10)):
+        device = _Device(setup.devices[0], limit)
+        assert vmapped.capacity(setup._replace(devices=[device]), configs) == want
