@@ -272,7 +272,8 @@ def test_flags_decide_how_an_image_is_taken(tiny_run, folder, tmp_path, capsys, 
     for invert, fit, want in (("yes", "pad", 1 - digits[3]), ("no", "pad", digits[3]),
                               ("no", "digit", images.centre(digits[3], (28, 28)))):
         (seen,) = recognition.look(run, [folder / "a.png"], invert, fit)
-        np.testing.assert_array_equal(seen.pixels, np.round(255 * np.float64(want)))
+        assert seen.pixels.dtype == np.uint8  # the nearest level; ties are float32's to break
+        assert np.abs(seen.pixels - 255 * np.float64(want)).max() <= 0.5 + 1e-4
 
 
 def test_mnist_digits_are_centred_unless_they_have_the_size(tiny_run, folder, tmp_path, digits):
