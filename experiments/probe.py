@@ -59,9 +59,7 @@ def draw(setup, params, folder: Path, rows: list, title: str) -> list[Path]:
     d = jax.device_get(_diagnostics(setup)(params, images))
     names = setup.dataset.class_names
     paths = [folder / f"{name}.png" for name in ("routing", "couplings", "logit_changes")]
-    figures.routing_diagnostics(
-        paths[0], d.entropy, d.logit_change, d.activity, names, title=title
-    )
+    figures.routing_diagnostics(paths[0], d.entropy, d.logit_change, d.activity, names, title=title)
     grid = None
     if not config.capsule_layers:
         grid = (*config.primary_grid, config.primary_types)

@@ -152,19 +152,21 @@ def draw_reconstructions(setup, params, folder: Path, values: dict, title: str) 
     return paths
 
 
-def _encode(setup, params, rows):
-    """Pixels in [0, 1], labels, lengths and poses of some test images."""
-    pixels, labels = setup.stream.held_out("test")
-    images = jax.vmap(setup.stream.input)(jnp.asarray(pixels[rows]))
-    encode = jax.jit(lambda p, x: setup.model.apply(p, x, method="encode"))
-    capsules = encode(params, images)
-    return np.asarray(images), labels[rows], capsules
+def encode(setup, params, pixels: np.ndarray):
+    """Class capsules of raw examples."""
+
+    @jax.jit
+    def capsules(params, pixels):
+        return setup.model.apply(params, jax.vmap(setup.stream.input)(pixels), method="encode")
+
+    return capsules(params, pixels)
 
 
-def _decode(setup, params, pose, targets):
+def decode(setup, params, pose: jax.Array, targets: np.ndarray) -> np.ndarray:
+    """Images drawn from poses ``[B, J, D]``, each from the capsule of its target ``[B]``."""
     mask = jax.nn.one_hot(jnp.asarray(targets), pose.shape[1])
-    decode = jax.jit(lambda p, x, m: setup.model.apply(p, x, m, method="decode"))
-    return np.asarray(decode(params, pose, mask))
+    drawn = jax.jit(lambda p, x, m: setup.model.apply(p, x, m, method="decode"))
+    return np.asarray(drawn(params, pose, mask))
 
 
 def reconstruction_columns(setup, params, correct: np.ndarray) -> list:
@@ -175,11 +177,13 @@ def reconstruction_columns(setup, params, correct: np.ndarray) -> list:
     """
     right, wrong = np.flatnonzero(correct)[:COLUMNS], np.flatnonzero(~correct)[:WRONG]
     rows = np.concatenate([right, np.repeat(wrong, 2)])
-    images, labels, capsules = _encode(setup, params, rows)
+    pixels, labels = (part[rows] for part in setup.stream.held_out("test"))
+    images = np.asarray(jax.vmap(setup.stream.input)(jnp.asarray(pixels)))
+    capsules = encode(setup, params, pixels)
     predictions = np.argmax(np.asarray(capsules.activation), axis=1)
     targets = labels.copy()
     targets[len(right) + 1 :: 2] = predictions[len(right) + 1 :: 2]
-    decoded = _decode(setup, params, capsules.pose, targets)
+    decoded = decode(setup, params, capsules.pose, targets)
     fields = zip(images, decoded, labels, predictions, targets, strict=True)
     return [
         figures.ReconstructionColumn(image, drawn, int(label), int(prediction), int(target))
@@ -195,12 +199,13 @@ def perturbed(setup, params, correct: np.ndarray) -> tuple[np.ndarray, str]:
       that is classified rightly (the first one where none is).
     """
     rows = np.flatnonzero(correct)[:1] if correct.any() else np.array([0])
-    _, labels, capsules = _encode(setup, params, rows)
+    pixels, labels = (part[rows] for part in setup.stream.held_out("test"))
+    capsules = encode(setup, params, pixels)
     pose, label = np.asarray(capsules.pose[0]), int(labels[0])
     dims, values = pose.shape[1], len(CHANGES)
     changed = np.tile(pose, (dims, values, 1, 1))
     for dim in range(dims):
         changed[dim, :, label, dim] += CHANGES
     changed = jnp.asarray(changed.reshape(dims * values, *pose.shape))
-    images = _decode(setup, params, changed, np.full(dims * values, label))
+    images = decode(setup, params, changed, np.full(dims * values, label))
     return images.reshape(dims, values, *images.shape[1:]), setup.dataset.class_names[label]
