@@ -7,6 +7,7 @@ display needed, no state among threads. Pages are white, also on a dark screen.
 from experiments.drawing.curves import logit_changes, losses, training_curves
 from experiments.drawing.decoder import ReconstructionColumn, perturbations, reconstructions
 from experiments.drawing.equivariance import pose_paths, probes
+from experiments.drawing.pairs import PairColumn, segmentation
 from experiments.drawing.recognised import Example, predictions
 from experiments.drawing.responses import data_efficiency, responses
 from experiments.drawing.routing import coupling_matrix, routing_diagnostics
@@ -16,6 +17,7 @@ from experiments.drawing.studies import Dots, intervals
 __all__ = [
     "Dots",
     "Example",
+    "PairColumn",
     "ReconstructionColumn",
     "coupling_matrix",
     "data_efficiency",
@@ -29,6 +31,7 @@ __all__ = [
     "reconstructions",
     "responses",
     "routing_diagnostics",
+    "segmentation",
     "throughput",
     "training_curves",
 ]
