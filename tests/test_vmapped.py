@@ -113,6 +113,7 @@ def test_one_that_fails_leaves_the_others(tmp_path):
     assert summary(tmp_path / "good")["steps"] == 5
 
 
+@pytest.mark.slow
 def test_runs_stopped_at_the_same_step_go_on_together_others_alone(tmp_path, capsys):
     short = [at(tmp_path / name, steps=2, seed=n) for n, name in enumerate("ab")]
     vmapped.run(short)
@@ -127,7 +128,8 @@ def test_runs_stopped_at_the_same_step_go_on_together_others_alone(tmp_path, cap
 
 
 def test_a_folder_of_another_run(tmp_path):
-    loop.run(at(tmp_path / "a", steps=1))
+    (tmp_path / "a").mkdir()
+    io.write_config(BASE.resolved("digits"), tmp_path / "a")
     with pytest.raises(UserError, match="holds another run"):
         vmapped.run([at(tmp_path / "a", steps=1, seed=4), at(tmp_path / "b", steps=1)])
 
@@ -140,7 +142,8 @@ class _Device:
         return {"bytes_limit": self.limit, "bytes_in_use": 0}
 
 
-def test_capacity(tmp_path):
+@pytest.mark.slow
+def test_capacity():
     setup = loop.prepare(BASE)
     configs = [setup.config] * 10
     assert vmapped.capacity(setup, configs) == 10, "no limit is known of a CPU"
