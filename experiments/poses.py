@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Of ridge regression, relative to the number of examples; standardised features.
+# Of ridge regression, relative to the number of examples; features of mean variance one.
 PENALTIES = tuple(10.0**n for n in range(-5, 2))
 TINY = 1e-12
 
@@ -130,7 +130,7 @@ def probe(train: Examples, test: Examples, components: int | None = None) -> Pro
         fit, held = (_of_class(part, label) for part in (train, test))
         if len(fit.target) < 10 or len(held.target) < 2:
             continue
-        x, z = _standardised(fit.features, held.features, components)
+        x, z = _scaled(fit.features, held.features, components)
         few = len(x) * 4 // 5
         errors = []
         for penalty in PENALTIES:
@@ -148,17 +148,18 @@ def _of_class(examples, label):
     return Examples(*(values[examples.labels == label] for values in examples))
 
 
-def _standardised(x, z, components):
-    """Mean 0 and variance 1 over x, or its principal components, whose variances stay."""
+def _scaled(x, z, components):
+    """Both less the mean of x and divided by one number, its mean deviation, or projected.
+
+    Not each feature by its own: one that is hardly ever above zero would become the largest.
+    """
     mean = x.mean(axis=0)
-    x, z = x - mean, z - mean
+    deviation = max(np.sqrt(x.var(axis=0).mean()), TINY)
+    x, z = (x - mean) / deviation, (z - mean) / deviation
     if components is not None and components < x.shape[1]:
-        _, values, vectors = np.linalg.svd(x, full_matrices=False)
-        axes = vectors[:components].T / max(values[0] / np.sqrt(len(x)), TINY)
-        return x @ axes, z @ axes
-    scale = x.std(axis=0)
-    scale = np.where(scale > TINY, scale, np.inf)
-    return x / scale, z / scale
+        axes = np.linalg.svd(x, full_matrices=False)[2][:components].T
+        x, z = x @ axes, z @ axes
+    return x, z
 
 
 def thickness(images: np.ndarray) -> np.ndarray:

@@ -11,9 +11,18 @@ import numpy as np
 import pytest
 import scipy.io
 
-from experiments import affnist, affnist_data, affnist_task, data, drawing, pictures, response
+from experiments import (
+    affnist,
+    affnist_data,
+    affnist_task,
+    data,
+    drawing,
+    loop,
+    pictures,
+    response,
+)
 from experiments.affine import Affine, ink_bounds, warp
-from experiments.drawing import responses
+from experiments.drawing.robustness import _responses_figure
 from experiments.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -181,7 +190,7 @@ def dataset(n=30):
     return data.Dataset("some", "nowhere", *(images, labels) * 3, tuple("0123456789"))
 
 
-def test_stream():
+def test_stream(few_optimisations):
     """Trained on anywhere on the canvas; held out at places that stay; digits in the middle."""
     some = dataset()
     stream = affnist_task.stream(affnist.DEFAULTS, some)
@@ -222,18 +231,18 @@ def test_enough():
     assert not ends(0.0, stop_at=0.0) and ends(0.0, stop_at=100.0)
 
 
-def test_response_curves_transform_as_they_say(monkeypatch):
+def test_response_curves_transform_as_they_say(monkeypatch, few_optimisations):
     """A classifier that is right about images that are as they were drawn here."""
     monkeypatch.setattr(response, "CURVES", {"scale": (0.5, 1, 1.5), "shift_x": (-2, 0, 2)})
     images, labels = affnist_data.on_canvas(digits(4)), np.arange(4)
     wanted = [*(Affine(scale_x=s, scale_y=s) for s in (0.5, 1.0, 1.5)),
               *(Affine(shift_x=x) for x in (-2.0, 0.0, 2.0))]
-    seen = []
+    seen, exactly = [], jax.jit(warp)
 
     def evaluate(pixels, given):
         assert given is labels and pixels.dtype == np.uint8
         for image, pixel in zip(images, pixels, strict=True):
-            exact = warp(jnp.asarray(image, jnp.float32), wanted[len(seen)])
+            exact = exactly(jnp.asarray(image, jnp.float32), wanted[len(seen)])
             np.testing.assert_allclose(pixel, exact, atol=0.502)
         seen.append(len(seen) / 8)
         return {"accuracy": np.array([1, 0, 0, 0]) if seen[-1] else np.ones(4)}
@@ -248,8 +257,14 @@ def test_response_curves_transform_as_they_say(monkeypatch):
 
 @pytest.fixture
 def quick(monkeypatch, few_optimisations):
+    """96 digits to train on, 40 each for validation and test, in batches of 40; few curves."""
+    whole, ends = data.load("digits", cache_dir="none"), (96, 96, 40, 40, 40, 40)
+    parts = (part[:n] for part, n in zip(whole[2:8], ends, strict=True))
+    some = data.Dataset(*whole[:2], *parts, *whole[8:])
+    monkeypatch.setattr(data, "load", lambda *_, **__: some)
+    monkeypatch.setattr(loop, "EVALUATION_BATCH", 40)
     monkeypatch.setattr(pictures, "draw", lambda *_: [])  # which others test
-    few = {name: values[::5] for name, values in response.CURVES.items()}
+    few = {name: values[:2] for name, values in response.CURVES.items()}
     monkeypatch.setattr(response, "CURVES", few)
 
 
@@ -257,18 +272,18 @@ def test_program(quick, tmp_path, capsys):
     """It stops early and stays so; goes on where nothing is to be reached; takes real files."""
     config = dataclasses.replace(
         affnist.DEFAULTS, dataset="digits", preset="tiny", cache_dir="none", accelerator="cpu",
-        epochs=2, stop_at=1.0, curve_images=20, workdir=str(tmp_path / "run"), num_devices=1)
+        epochs=6, batch_size=96, log_every=3, stop_at=0.1, curve_images=20, num_devices=1,
+        workdir=str(tmp_path / "run"))
 
     def summary_of(**changes):
         affnist.main(dataclasses.replace(config, **changes))
         return json.loads((tmp_path / "run" / "summary.json").read_text())
 
-    per_epoch = 1197 // 64  # a sixth of 1437 is held out
     first = summary_of()
-    assert (first["steps"], first["stopped_at"], first["stop_at"]) == (per_epoch, per_epoch, 1.0)
-    assert first["validation_examples"] == 240 and first["test_examples"] == 360
-    assert first["affnist"] == "synthetic affNIST" and first["affnist_examples"] == 360
-    assert first["affnist_error"] == pytest.approx(100 * first["affnist_errors"] / 360, abs=1e-3)
+    assert (first["steps"], first["stopped_at"], first["stop_at"]) == (3, 3, 0.1)
+    assert first["validation_examples"] == 40 and first["test_examples"] == 40
+    assert first["affnist"] == "synthetic affNIST" and first["affnist_examples"] == 40
+    assert first["affnist_error"] == 100 * first["affnist_errors"] / 40
     assert first["response_images"] == 20 and set(first["response"]) == {
         "rotation", "shear", "scale", "shift_x", "shift_y"}
     assert "--curve_images" in first["command"] and "--preset=tiny" in first["command"]
@@ -276,10 +291,13 @@ def test_program(quick, tmp_path, capsys):
     assert f"synthetic affNIST: {first['affnist_error']:.2f}% error" in out
     assert str(tmp_path / "run" / "figures" / "response.png") in out
     again = summary_of()
-    assert again["steps"] == per_epoch and again["affnist_errors"] == first["affnist_errors"]
+    assert again["steps"] == 3 and again["affnist_errors"] == first["affnist_errors"]
     write(tmp_path / "official" / "test_batches" / "1.mat")
     last = summary_of(stop_at=0.0, affnist_dir=str(tmp_path / "official"))
-    assert (last["steps"], last["stopped_at"]) == (2 * per_epoch, None)
+    assert (last["steps"], last["stopped_at"]) == (6, None)
+    rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    # Every step is an epoch here, and not worth an evaluation.
+    assert [row["step"] for row in rows if "validation_error" in row] == [3, 6]
     assert last["affnist"] == "official affNIST" and last["affnist_examples"] == 5
     assert "official" not in last["command"]
 
@@ -318,7 +336,7 @@ def test_picture_of_responses(tmp_path):
     assert ranges["scale"] == (0.8, 1.2) and ranges["shift_x"] == (-6, 6)
     drawing.responses(tmp_path / "r.png", curves, ranges, title)
     assert matplotlib.image.imread(tmp_path / "r.png").shape[1] == 1050
-    figure = responses._responses_figure(curves, ranges, title)
+    figure = _responses_figure(curves, ranges, title)
     rotation = figure.axes[1]
     assert rotation.get_xlabel() == "" and rotation.get_title(loc="left") == "rotation, degrees"
     np.testing.assert_array_equal(rotation.lines[0].get_ydata(),

@@ -9,7 +9,7 @@ from experiments.drawing.decoder import ReconstructionColumn, perturbations, rec
 from experiments.drawing.equivariance import pose_paths, probes
 from experiments.drawing.pairs import PairColumn, segmentation
 from experiments.drawing.recognised import Example, predictions
-from experiments.drawing.responses import data_efficiency, responses
+from experiments.drawing.robustness import data_efficiency, responses
 from experiments.drawing.routing import coupling_matrix, routing_diagnostics
 from experiments.drawing.speed import throughput
 from experiments.drawing.studies import Dots, intervals

@@ -3,7 +3,7 @@
 import numpy as np
 
 from experiments.drawing.page import GREY, INK, PALE, blank_page, frame, panel, save, write
-from experiments.drawing.responses import AXES, COLORS
+from experiments.drawing.robustness import AXES, COLORS
 
 SHOWN, DRAWN = 3, 16  # dimensions of a path that get a colour, or a line
 

@@ -1,0 +1,61 @@
+"""The picture of a sweep over the number of training examples."""
+
+import json
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from experiments import config, data_efficiency
+from experiments.data_efficiency import Flags
+from experiments.drawing.robustness import _data_efficiency_figure
+from experiments.errors import UserError
+from experiments.studies import STUDIES
+
+
+def rows():
+    """Errors 90 / examples for capsnet and twice that for cnn, seeds 10% up and down."""
+    return [{"train_examples": str(n), "model": model, "seed": str(seed),
+             "test_error": factor * (0.9 + 0.1 * seed) / n}
+            for n in (10, 100, 1000) for model, factor in (("capsnet", 90), ("cnn", 180))
+            for seed in range(3)]
+
+
+def test_lines_are_means_and_bars_ranges():
+    axes = _data_efficiency_figure(rows()).axes[1]
+    assert axes.get_xscale() == "log"
+    for (line, _, (bars,)), factor in zip(axes.containers, (90, 180), strict=True):
+        np.testing.assert_array_equal(line.get_xdata(), [10, 100, 1000])
+        np.testing.assert_allclose(line.get_ydata(), factor / np.array([10, 100, 1000]))
+        ends = [segment[:, 1] for segment in bars.get_segments()]
+        np.testing.assert_allclose(ends, [(0.9 * factor / n, 1.1 * factor / n)
+                                          for n in (10, 100, 1000)])
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["capsnet", "cnn"]
+
+
+def test_program(tmp_path, capsys):
+    path = tmp_path / "few.json"
+    path.write_text(json.dumps({"runs": rows()}))
+    data_efficiency.main(Flags(sweep=str(path)))
+    assert capsys.readouterr().out.strip() == str(tmp_path / "few.png")
+    assert matplotlib.image.imread(tmp_path / "few.png").shape[1] == 1050
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", "{}", '{"runs": [{"test_error": 1}]}',
+                                  '{"runs": [{"test_error": 1, "train_examples": "x"}]}'])
+def test_other_files_are_refused(text, tmp_path):
+    path = tmp_path / "few.json"
+    if text:
+        path.write_text(text)
+    with pytest.raises(UserError, match="is not the JSON file of a sweep"):
+        data_efficiency.main(Flags(sweep=str(path)))
+    assert not path.with_suffix(".png").exists()
+
+
+def test_the_study_is_one_of_mnist():
+    """As many steps for all, and no evaluation after each of the epochs of a few examples."""
+    grid = STUDIES["data_efficiency"]
+    given = [f"--{name}={value}" for name, values in grid.items() for value in values[-1:]]
+    made = config.parse(config.Config(), given)
+    assert made.train_examples == 10000 and made.steps == 2000 and made.log_every == 100
+    assert grid["model"] == ("capsnet", "cnn") and len(grid["seed"]) == 3
