@@ -3,8 +3,8 @@
     python -m experiments.sweep --study=data_efficiency --output=results/data_efficiency
     python -m experiments.data_efficiency --sweep=results/data_efficiency.json
 
-Draws test errors over the number of examples into a PNG beside the file, a line for each network,
-with the range of its seeds.
+Draws test errors over the number of examples, a line for each network with the range of its seeds,
+beside the file: data_efficiency_examples.png.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ def main(flags: Flags) -> None:
             f"--sweep={path} is not the JSON file of a sweep over --train_examples: {error!r}"
         ) from error
     seeds = len({row["seed"] for row in rows})
-    picture = path.with_suffix(".png")
+    picture = path.with_name(f"{path.stem}_examples.png")  # the sweep has a picture of its name
     title = f"Learning from few examples, {seeds} seed{'s' * (seeds > 1)}"
     drawing.data_efficiency(picture, rows, title)
     print(picture)

@@ -37,8 +37,8 @@ def test_program(tmp_path, capsys):
     path = tmp_path / "few.json"
     path.write_text(json.dumps({"runs": rows()}))
     data_efficiency.main(Flags(sweep=str(path)))
-    assert capsys.readouterr().out.strip() == str(tmp_path / "few.png")
-    assert matplotlib.image.imread(tmp_path / "few.png").shape[1] == 1050
+    assert capsys.readouterr().out.strip() == str(tmp_path / "few_examples.png")
+    assert matplotlib.image.imread(tmp_path / "few_examples.png").shape[1] == 1050
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", "{}", '{"runs": [{"test_error": 1}]}',
@@ -49,13 +49,14 @@ def test_other_files_are_refused(text, tmp_path):
         path.write_text(text)
     with pytest.raises(UserError, match="is not the JSON file of a sweep"):
         data_efficiency.main(Flags(sweep=str(path)))
-    assert not path.with_suffix(".png").exists()
+    assert not list(tmp_path.glob("*.png"))
 
 
-def test_the_study_is_one_of_mnist():
+def test_the_study_trains_all_alike():
     """As many steps for all, and no evaluation after each of the epochs of a few examples."""
-    grid = STUDIES["data_efficiency"]
-    given = [f"--{name}={value}" for name, values in grid.items() for value in values[-1:]]
-    made = config.parse(config.Config(), given)
-    assert made.train_examples == 10000 and made.steps == 2000 and made.log_every == 100
-    assert grid["model"] == ("capsnet", "cnn") and len(grid["seed"]) == 3
+    study = STUDIES["data_efficiency"]
+    made = [config.parse(config.Config(), [f"--{n}={v}" for n, v in row.items()])
+            for row in study.rows.values()]
+    assert {(c.steps, c.log_every) for c in made} == {(2000, 100)} and len(study.seeds) == 3
+    assert {c.model for c in made} == {"capsnet", "cnn"}
+    assert sorted({c.train_examples for c in made}) == [10, 30, 100, 300, 1000, 3000, 10000]
