@@ -186,9 +186,16 @@ def reconstruction_columns(setup, params, correct: np.ndarray) -> list:
     decoded = decode(setup, params, capsules.pose, targets)
     fields = zip(images, decoded, labels, predictions, targets, strict=True)
     return [
-        figures.ReconstructionColumn(image, drawn, int(label), int(prediction), int(target))
+        figures.ReconstructionColumn(
+            side_by_side(image), side_by_side(drawn), int(label), int(prediction), int(target)
+        )
         for image, drawn, label, prediction, target in fields
     ]
+
+
+def side_by_side(image: np.ndarray) -> np.ndarray:
+    """``[..., H, W, C]`` as it can be shown: of a stereo pair the second eye beside the first."""
+    return np.concatenate(np.split(image, 2, -1), axis=-2) if image.shape[-1] == 2 else image
 
 
 def perturbed(setup, params, correct: np.ndarray) -> tuple[np.ndarray, str]:
@@ -207,5 +214,5 @@ def perturbed(setup, params, correct: np.ndarray) -> tuple[np.ndarray, str]:
     for dim in range(dims):
         changed[dim, :, label, dim] += CHANGES
     changed = jnp.asarray(changed.reshape(dims * values, *pose.shape))
-    images = decode(setup, params, changed, np.full(dims * values, label))
+    images = side_by_side(decode(setup, params, changed, np.full(dims * values, label)))
     return images.reshape(dims, values, *images.shape[1:]), setup.dataset.class_names[label]
