@@ -33,6 +33,7 @@ from capsjax.votes import VOTES
 Initializer = jax.nn.initializers.Initializer
 LECUN_NORMAL = jax.nn.initializers.lecun_normal()
 ACTIVATIONS = ("length", "sigmoid")
+PADDINGS = ("VALID", "SAME")
 NORMAL = jax.nn.initializers.normal(0.1)
 
 
@@ -42,7 +43,8 @@ class Conv(nnx.Module):
     Args:
       channels_in: C. channels_out: O.
       kernel: side k of the kernel in pixels. stride: step in pixels.
-      padding: ``VALID`` (none) or ``SAME`` (zeros, output as large as the input; stride 1).
+      padding: ``VALID`` (none) or ``SAME`` (zeros, so that the output has the size of the input
+        divided by the stride, rounded up; an odd row or column of zeros comes last).
       scale: factor on the weighted sum before the bias.
       depthwise: every output channel sees the input channel of its number alone, O = C; the
         kernel is ``[k, k, 1, C]``.
@@ -65,8 +67,7 @@ class Conv(nnx.Module):
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if padding not in ("VALID", "SAME") or (padding == "SAME" and stride != 1):
-            raise ValueError(f"padding must be VALID, or SAME with stride 1, not {padding!r}")
+        check_choice("padding", padding, PADDINGS)
         if depthwise and channels_in != channels_out:
             raise ValueError(f"depthwise: {channels_in} channels can't become {channels_out}")
         shape = (kernel, kernel, 1 if depthwise else channels_in, channels_out)
@@ -79,9 +80,12 @@ class Conv(nnx.Module):
         """Map ``[B, H, W, C]`` to ``[B, H', W', O]``."""
         kernel = self.kernel[...]
         if self.padding == "SAME":
-            low = (kernel.shape[0] - 1) // 2
-            high = kernel.shape[0] - 1 - low
-            x = jnp.pad(x, ((0, 0), (low, high), (low, high), (0, 0)))
+            widths = []
+            for size in x.shape[1:3]:
+                zeros = (-(-size // self.stride) - 1) * self.stride + kernel.shape[0] - size
+                low = max(zeros, 0) // 2
+                widths.append((low, max(zeros, 0) - low))
+            x = jnp.pad(x, ((0, 0), *widths, (0, 0)))
         convolve = depthwise_conv2d if self.depthwise else conv2d
         y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
         # In float32, because the gradient of the bias is a sum over all pixels.

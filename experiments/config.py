@@ -10,6 +10,7 @@ import sys
 import typing
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 from absl import flags
 
@@ -48,8 +49,9 @@ class Config:
     # Data
     dataset: str = _field(
         "auto",
-        "auto (MNIST where it can be had, otherwise digits), digits (scikit-learn's), or any "
-        "image-classification name of TensorFlow Datasets",
+        "auto (MNIST where it can be had, otherwise digits), digits (scikit-learn's), any "
+        "image-classification name of TensorFlow Datasets, or arrays of your own: PATH.npz with "
+        "train_images, train_labels, test_images, test_labels and perhaps class_names",
     )
     data_dir: str = _field("", "prepared TensorFlow Datasets directory", free=True)
     cache_dir: str = _field(
@@ -208,7 +210,8 @@ class Config:
     def default_workdir(self) -> str:
         """``runs/NAME-...``: the same for the same (resolved) configuration."""
         code = zlib.crc32(repr(sorted(self.identity().items())).encode())
-        return f"runs/{self.program}-{self.dataset}-{self.model}-{code:08x}"
+        dataset = Path(self.dataset).stem if self.dataset.endswith(".npz") else self.dataset
+        return f"runs/{self.program}-{dataset}-{self.model}-{code:08x}"
 
     def command(self, defaults: "Config | None" = None) -> str:
         """The command that gives this run on any machine, given its program's defaults."""

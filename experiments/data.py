@@ -12,11 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.arrays import FORM, check, read
 from experiments.errors import UserError
 
-_FORM = {"train_images": (np.uint8, 4), "train_labels": (np.int32, 1),  # dtype and rank
-         "test_images": (np.uint8, 4), "test_labels": (np.int32, 1),
-         "class_names": (np.str_, 1), "source": (np.str_, 0)}
+_EYES, _CLASSES = ("image", "image2"), ("label", "label_category")  # names of TFDS
 
 
 class Dataset(NamedTuple):
@@ -53,7 +52,8 @@ def load(name, *, data_dir=None, cache_dir, validation_fraction=0.05):
     Raises UserError if it is unknown, unusable or not to be had, or if its cache is corrupt.
 
     Args:
-      name: 'digits', a TFDS 'name[/config][:version]', or 'auto': MNIST or else the digits.
+      name: 'digits', a TFDS 'name[/config][:version]', 'auto': MNIST or else the digits, or the
+        path of an .npz file, see :mod:`experiments.arrays`.
       data_dir: TFDS folder that holds it prepared; never downloaded into. None: TFDS's own.
       cache_dir: folder in which ``datasets/<name>.npz`` is read or, where possible, written.
       validation_fraction: share in [0, 1) of the training examples, the same ones for all seeds.
@@ -61,7 +61,12 @@ def load(name, *, data_dir=None, cache_dir, validation_fraction=0.05):
     data_dir = os.path.abspath(os.path.expanduser(data_dir)) if data_dir else None
     wanted = "mnist" if name == "auto" else name
     try:
-        arrays = _digits() if name == "digits" else _cached_or_read(wanted, data_dir, cache_dir)
+        if name == "digits":
+            arrays = _digits()
+        elif name.endswith(".npz"):
+            arrays = read(name)
+        else:
+            arrays = _cached_or_read(wanted, data_dir, cache_dir)
     except _Unavailable as error:
         if name != "auto":
             raise
@@ -71,7 +76,7 @@ def load(name, *, data_dir=None, cache_dir, validation_fraction=0.05):
 
 
 def _split(name, arrays, fraction):
-    parts = [arrays[key] for key in _FORM]
+    parts = [arrays[key] for key in FORM]
     size = len(parts[1])
     if not (0 <= fraction < 1 and (held_out := round(fraction * size)) < size):
         raise UserError(f"validation fraction {fraction}: not in [0, 1), or no training data left")
@@ -92,7 +97,7 @@ def _digits():
     labels = digits.target.astype(np.int32)
     parts = train_test_split(images, labels, test_size=360, random_state=0, stratify=labels)
     names, source = digits.target_names.astype(str), "scikit-learn digits, 8x8 enlarged to 28x28"
-    return dict(zip(_FORM, (*parts[::2], *parts[1::2], names, source), strict=True))
+    return dict(zip(FORM, (*parts[::2], *parts[1::2], names, source), strict=True))
 
 
 def _cached_or_read(name, data_dir, cache_dir):
@@ -104,25 +109,10 @@ def _cached_or_read(name, data_dir, cache_dir):
     return arrays
 
 
-def _check(arrays):
-    for key, (kind, rank) in _FORM.items():
-        if arrays[key].dtype.type is not kind or arrays[key].ndim != rank:
-            raise ValueError(f"{key} is not {kind.__name__} of rank {rank}")
-    for split in ("train", "test"):
-        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        if not 0 < len(images) == len(labels):
-            raise ValueError(f"{len(images)} {split} images and {len(labels)} labels")
-        if labels.min() < 0 or labels.max() >= len(arrays["class_names"]):
-            raise ValueError(f"{split} labels that are no class")
-    if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
-        raise ValueError("train and test images differ in shape")
-    return arrays
-
-
 def _read_cache(path, name):
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-            arrays = _check({key: stored[key] for key in _FORM})
+            arrays = check({key: stored[key] for key in FORM})
         if not str(arrays["source"]).startswith(f"tfds {name} "):
             raise ValueError(f"it does not hold {name}")
     except Exception as error:  # whatever zipfile, zlib and NumPy say to a damaged file
@@ -153,9 +143,12 @@ def _read_tfds(name, data_dir, cache_path):
                            "or use --dataset=digits") from error
     builder = _builder(tfds, name, data_dir)
     features, folder = builder.info.features, builder.data_dir
-    image, label = (features[key] if key in features else None for key in ("image", "label"))
-    if not (isinstance(image, tfds.features.Image) and image.np_dtype == np.uint8
-            and isinstance(label, tfds.features.ClassLabel) and None not in image.shape):
+    # A second image of the same shape is that of the other eye (smallnorb).
+    images = [features[key] for key in _EYES if key in features]
+    label = next((features[key] for key in _CLASSES if key in features), None)
+    if not (images and isinstance(label, tfds.features.ClassLabel)
+            and all(isinstance(image, tfds.features.Image) and image.np_dtype == np.uint8
+                    and None not in image.shape for image in images)):
         raise UserError(f"cannot use {name}: not 8-bit images of one size with a class label")
     if not os.path.exists(os.path.join(folder, "dataset_info.json")):  # is_prepared() warns
         _prepare(tfds, builder, name, data_dir)
@@ -166,7 +159,7 @@ def _read_tfds(name, data_dir, cache_path):
     source = f"tfds {name} {builder.version} from {data_dir or builder.data_dir_root}"
     try:
         values = *_read_split(builder, "train"), *_read_split(builder, test), label.names, source
-        return _check(dict(zip(_FORM, map(np.asarray, values), strict=True)))
+        return check(dict(zip(FORM, map(np.asarray, values), strict=True)))
     except Exception as error:  # TFDS, array_record and PIL raise what they like
         raise UserError(f"cannot read {name} from {folder}: {_reason(error)}") from error
 
@@ -228,18 +221,23 @@ def _network_problem(url, seconds=4):
 
 def _read_split(builder, split):
     features, record = builder.info.features, builder.info.splits[split]
-    shape, size = features["image"].shape, record.num_examples
+    eyes, (label, *_) = ([key for key in keys if key in features] for keys in (_EYES, _CLASSES))
+    size, shape = record.num_examples, features[eyes[0]].shape
     if builder.info.file_format.value == "tfrecord":
         examples = map(features.deserialize_example_np, _tfrecords(record.filepaths))
     else:
         source = builder.as_data_source(split=split, file_format="array_record")
         examples = (example for start in range(0, size, 1000)
                     for example in source.__getitems__(range(start, min(start + 1000, size))))
-    images, labels = np.empty((size, *shape), np.uint8), np.empty(size, np.int32)
+    channels = shape[-1]
+    images = np.empty((size, *shape[:-1], channels * len(eyes)), np.uint8)
+    labels = np.empty(size, np.int32)
     for index, example in zip(range(size), examples, strict=True):
-        if example["image"].shape != shape:  # which NumPy might broadcast
-            raise ValueError(f"{split} image {index} is {example['image'].shape}, not {shape}")
-        images[index], labels[index] = example["image"], example["label"]
+        for n, eye in enumerate(eyes):
+            if example[eye].shape != shape:  # which NumPy might broadcast
+                raise ValueError(f"{split} image {index} is {example[eye].shape}, not {shape}")
+            images[index, ..., n * channels : (n + 1) * channels] = example[eye]
+        labels[index] = example[label]
     return images, labels
 
 

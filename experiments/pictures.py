@@ -90,7 +90,7 @@ def of_class(setup, changed: Perturbed) -> Picture:
     name = setup.dataset.class_names[changed.label]
     title = f"{title_of(setup)}: class {name}, test image {changed.example}, and below each "
     title += "dimension the mean squared change of a pixel"
-    arguments = (changed.images, CHANGES, changed.dims, title, changed.effects)
+    arguments = (side_by_side(changed.images), CHANGES, changed.dims, title, changed.effects)
     return "perturbations", drawing.perturbations, arguments
 
 
@@ -147,9 +147,16 @@ def reconstruction_columns(setup, params, correct: np.ndarray) -> list:
     decoded = decode(setup, params, pose, targets)
     fields = zip(images, decoded, labels, predictions, targets, strict=True)
     return [
-        drawing.ReconstructionColumn(image, drawn, int(label), int(prediction), int(target))
+        drawing.ReconstructionColumn(
+            side_by_side(image), side_by_side(drawn), int(label), int(prediction), int(target)
+        )
         for image, drawn, label, prediction, target in fields
     ]
+
+
+def side_by_side(image: np.ndarray) -> np.ndarray:
+    """``[..., H, W, C]`` as it can be shown: of a stereo pair the second eye beside the first."""
+    return np.concatenate(np.split(image, 2, -1), axis=-2) if image.shape[-1] == 2 else image
 
 
 def first_correct(correct: np.ndarray, wanted: np.ndarray | bool = True) -> int:

@@ -56,6 +56,13 @@ def centre_crop(image: jax.Array, size: tuple[int, int]) -> jax.Array:
     return image[top : top + size[0], left : left + size[1]]
 
 
+def halved(image: jax.Array) -> jax.Array:
+    """Means of 2x2 pixels, ``[H // 2, W // 2, C]``; a last odd row or column is left out."""
+    height, width = (n // 2 for n in image.shape[:2])
+    squares = image[: 2 * height, : 2 * width].reshape(height, 2, width, 2, -1)
+    return jnp.mean(squares, axis=(1, 3))
+
+
 def random_brightness(key: jax.Array, image: jax.Array, most: float) -> jax.Array:
     """Add a number, uniform in [-most, most], to every pixel."""
     return image + jax.random.uniform(key, (), minval=-most, maxval=most)
@@ -89,31 +96,45 @@ def on_canvas(margin: int, pixels: int) -> Preprocess:
     )
 
 
-def cropped(size: int, *, flip: bool, brightness: float = 63 / 255) -> Preprocess:
-    """Square crops with the distortions of the authors' CIFAR-10 input, standardised.
+def cropped(
+    size: int,
+    *,
+    flip: bool = False,
+    halve: bool = False,
+    standardised: bool = True,
+    brightness: float = 63 / 255,
+) -> Preprocess:
+    """Square crops with the distortions of the authors' CIFAR-10 input.
 
-    In training a random crop, half of them mirrored where ``flip``, brightness changed by up to
-    ``brightness`` (of 1), contrast by a factor of 0.2 to 1.8; otherwise the middle.
+    In training a random crop, brightness changed by up to ``brightness`` (of 1), contrast by a
+    factor of 0.2 to 1.8; otherwise the middle.
+
+    Args:
+      size: side of the crops, in pixels. flip: mirror half of them in training.
+      halve: images first, see :func:`halved`.
+      standardised: see :func:`standardise`; otherwise pixels are cut off at 0 and 1.
 
     Raises (both functions):
       UserError: the image is smaller than the crop.
     """
+    finish = standardise if standardised else lambda x: jnp.clip(x, 0, 1)
 
-    def fits(image):
-        if min(image.shape[:2]) < size:
-            height, width = image.shape[:2]
+    def whole(image):
+        x = halved(to_unit(image)) if halve else to_unit(image)
+        height, width = x.shape[:2]
+        if min(height, width) < size:
             raise UserError(f"{height}x{width} pixels are too few for crops of {size}x{size}")
-        return image
+        return x
 
     def train(key, image):
         place, mirror, bright, contrast = jax.random.split(key, 4)
-        x = to_unit(random_crop(place, fits(image), (size, size)))
+        x = random_crop(place, whole(image), (size, size))
         if flip:
             x = jnp.where(jax.random.bernoulli(mirror), x[:, ::-1], x)
         x = random_contrast(contrast, random_brightness(bright, x, brightness), 0.2, 1.8)
-        return standardise(x)
+        return finish(x)
 
     def evaluate(image):
-        return standardise(to_unit(centre_crop(fits(image), (size, size))))
+        return finish(centre_crop(whole(image), (size, size)))
 
     return Preprocess(train, evaluate)

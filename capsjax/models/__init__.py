@@ -25,6 +25,14 @@ PRESETS: dict[str, Config] = {
     "capsnet_mnist": CapsNetConfig(),
     "capsnet_multimnist": CapsNetConfig(image_shape=(36, 36, 1)),
     "capsnet_affnist": CapsNetConfig(image_shape=(40, 40, 1)),
+    # Section 7 of the paper; the padding of CIFAR-10 is the authors' code's.
+    "capsnet_cifar10": CapsNetConfig(
+        image_shape=(24, 24, 3), primary_types=64, padding="SAME", routing="leaky"
+    ),
+    "capsnet_smallnorb": CapsNetConfig(image_shape=(32, 32, 2), num_classes=5),
+    "capsnet_svhn": CapsNetConfig(
+        image_shape=(32, 32, 3), conv_channels=64, primary_types=16, primary_pose=6, class_pose=8
+    ),
     # A sixteenth of the arithmetic, for comparisons on a small machine.
     "capsnet_small": CapsNetConfig(conv_channels=64, primary_types=8, decoder=(128, 256)),
     # Efficient-CapsNet (Mazzia, Salvetti & Chiaberge 2021): 161,824 parameters without decoder.

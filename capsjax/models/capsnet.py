@@ -16,6 +16,7 @@ from capsjax.conv_capsules import ConvCapsules
 from capsjax.losses import argmax_mask, label_mask, mask_capsules
 from capsjax.modules import (
     ACTIVATIONS,
+    PADDINGS,
     Capsules,
     Conv,
     Decoder,
@@ -66,6 +67,7 @@ class CapsNetConfig:
     conv_kernel: int = 9
     conv_stride: int = 1
     more_convs: tuple[tuple[int, int, int], ...] = ()  # channels, kernel, stride
+    padding: str = "VALID"  # of convolutions and primary capsules; SAME: as large, by stride
     conv_norm: bool = False  # layer normalisation before the ReLU of each convolution
     primary_types: int = 32
     primary_pose: int = 8  # K
@@ -98,14 +100,17 @@ class CapsNetConfig:
     dtype: str = "float32"  # of convolutions, votes and decoder products
 
     def __post_init__(self):
-        smallest = 1
-        for kernel, stride in reversed(self._steps()):
+        check_choice("padding", self.padding, PADDINGS)
+        smallest, steps = 1, self._steps()
+        if self.padding == "SAME":
+            steps = steps[len(self.convs) + 1 :]
+        for kernel, stride in reversed(steps):
             smallest = (smallest - 1) * stride + kernel
         height, width, _ = self.image_shape
         if min(height, width) < smallest:
             raise ValueError(
                 f"image_shape: {height}x{width} pixels are too few for valid convolutions of "
-                f"{', '.join(f'{k}x{k}' for k, _ in self._steps())}; "
+                f"{', '.join(f'{k}x{k}' for k, _ in steps)}; "
                 f"the smallest image is {smallest}x{smallest}"
             )
         check_choice("init", self.init, INITS)
@@ -167,7 +172,8 @@ class CapsNetConfig:
         """Height and width of the grid of primary capsules."""
         height, width = self.image_shape[:2]
         for kernel, stride in self._steps()[: len(self.convs) + 1]:
-            height, width = ((n - kernel) // stride + 1 for n in (height, width))
+            lost = kernel - 1 if self.padding == "VALID" else 0
+            height, width = (-(-(n - lost) // stride) for n in (height, width))
         return height, width
 
     @property
@@ -197,11 +203,10 @@ class CapsNet(nnx.Module):
             return {"kernel_init": init.truncated_normal(stddev)} if official else {}
 
         common = {"dtype": jnp.dtype(c.dtype), "rngs": rngs}
+        padded = {"padding": c.padding, **bias, **common}
         channels, convs = c.image_shape[2], []
         for width, size, stride in c.convs:
-            convs.append(
-                Conv(channels, width, size, stride=stride, **kernel(0.05), **bias, **common)
-            )
+            convs.append(Conv(channels, width, size, stride=stride, **kernel(0.05), **padded))
             channels = width
         self.conv = convs[0]
         if c.more_convs:
@@ -223,8 +228,7 @@ class CapsNet(nnx.Module):
             scale=c.primary_scale,
             depthwise=c.primary_depthwise,
             **kernel(0.1),
-            **bias,
-            **common,
+            **padded,
         )
         options = {
             "routing": c.make_routing(),

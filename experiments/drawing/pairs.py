@@ -56,7 +56,8 @@ def _segmentation_figure(groups, title=""):
             write(page, x, y + 0.07, heading, **style)
             page.hlines(y + 0.18, x, x + len(columns) * cell - 0.06, colors[kind], lw=0.8)
             for column in columns:
-                names = "\n".join("  ".join(pair) for pair in column[3:])
+                # Of long names as much as a column holds.
+                names = "\n".join("  ".join(n[:3] for n in pair) for pair in column[3:])
                 write(page, x + width / 2, y + 0.5, names, ha="center", **style)
                 shown = (
                     column.image,

@@ -1,0 +1,151 @@
+"""Preprocessing of one image: against NumPy, with what each random choice may be."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import preprocess
+from experiments.errors import UserError
+from experiments.preprocess import Preprocess
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
+KEYS = jax.random.split(jax.random.key(3), 3000)
+
+
+def many(function, *arguments):
+    return np.asarray(jax.jit(jax.vmap(lambda key: function(key, *arguments)))(KEYS))
+
+
+def test_random_crops_are_all_crops_equally_often():
+    got = many(preprocess.random_crop, jnp.asarray(IMAGE), (5, 8))
+    legal = {IMAGE[y : y + 5, x : x + 8].tobytes(): (y, x) for y in range(3) for x in range(2)}
+    counts = dict.fromkeys(legal.values(), 0)
+    for crop in got:
+        counts[legal[crop.tobytes()]] += 1
+    # 500 each; six standard deviations are 122.
+    assert len(counts) == 6 and all(abs(n - 500) < 122 for n in counts.values())
+
+
+@pytest.mark.parametrize("size, top, left", [((5, 8), 1, 0), ((7, 9), 0, 0), ((1, 1), 3, 4)])
+def test_centre_crop(size, top, left):
+    want = IMAGE[top : top + size[0], left : left + size[1]]
+    np.testing.assert_array_equal(preprocess.centre_crop(IMAGE, size), want)
+
+
+def test_pad():
+    want = np.zeros((11, 13, 3), np.uint8)
+    want[2:9, 2:11] = IMAGE
+    np.testing.assert_array_equal(preprocess.pad(jnp.asarray(IMAGE), 2), want)
+
+
+def test_halved_is_the_mean_of_squares():
+    got = preprocess.halved(jnp.asarray(IMAGE, jnp.float32))
+    want = np.array([[[np.mean(IMAGE[y : y + 2, x : x + 2, c], dtype=float) for c in range(3)]
+                      for x in range(0, 8, 2)] for y in range(0, 6, 2)])
+    assert got.shape == (3, 4, 3)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_brightness():
+    x = jnp.asarray(IMAGE, jnp.float32) / 255
+    got = many(preprocess.random_brightness, x, 0.25) - np.asarray(x)
+    first = got[:, :1, :1, :1]
+    np.testing.assert_allclose(got, np.broadcast_to(first, got.shape), atol=1e-6)
+    assert abs(first).max() <= 0.25 + 1e-6
+    # Uniform in [-0.25, 0.25]: standard deviation 0.144, of the mean 0.0026.
+    assert abs(first.mean()) < 0.013 and first.std() == pytest.approx(0.1443, rel=0.05)
+
+
+def test_contrast():
+    x = np.float64(IMAGE) / 255
+    got = many(preprocess.random_contrast, jnp.asarray(x, jnp.float32), 0.2, 1.8)
+    away = x - x.mean((0, 1), keepdims=True)
+    factors = np.sum((got - x.mean((0, 1))) * away, (1, 2, 3)) / np.sum(away**2)
+    want = factors[:, None, None, None] * away + x.mean((0, 1))
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    assert 0.2 - 1e-5 <= factors.min() < 0.21 and 1.79 < factors.max() <= 1.8 + 1e-5
+    assert factors.mean() == pytest.approx(1, abs=0.05)
+
+
+def test_standardise():
+    x = np.float64(IMAGE) / 255
+    got = preprocess.standardise(jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(got, (x - x.mean()) / x.std(), rtol=1e-5, atol=1e-5)
+    even = preprocess.standardise(jnp.full((4, 4, 3), 0.3))
+    np.testing.assert_allclose(even, np.zeros((4, 4, 3)), atol=1e-6)
+    faint = preprocess.standardise(jnp.asarray(x / 100, jnp.float32))
+    np.testing.assert_allclose(faint, (x - x.mean()) / 100 * 189**0.5, atol=1e-6)
+
+
+MADE = {
+    "shifted": (preprocess.shifted(2), (7, 9, 3)),
+    "on canvas": (preprocess.on_canvas(3, 2), (13, 15, 3)),
+    "cropped": (preprocess.cropped(5, flip=True), (5, 5, 3)),
+    "in [0, 1]": (preprocess.cropped(7, standardised=False), (7, 7, 3)),
+    "halved": (preprocess.cropped(3, halve=True), (3, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("made, shape", MADE.values(), ids=MADE)
+def test_both_give_floats_of_one_shape(made, shape):
+    assert isinstance(made, Preprocess)
+    train = jax.jit(made.train)
+    got = train(KEYS[0], IMAGE), jax.jit(made.evaluate)(IMAGE)
+    assert all(x.shape == shape and x.dtype == jnp.float32 for x in got)
+    np.testing.assert_array_equal(got[0], train(KEYS[0], IMAGE))
+    assert (np.asarray(train(KEYS[1], IMAGE)) != got[0]).any()
+
+
+def test_on_canvas():
+    made = preprocess.on_canvas(3, 2)
+    want = np.pad(np.float64(IMAGE) / 255, ((3, 3), (3, 3), (0, 0)))
+    np.testing.assert_allclose(made.evaluate(IMAGE), want, rtol=1e-6)
+    moved = many(made.train, IMAGE)
+    legal = {np.roll(want, (y, x), (0, 1)).astype(np.float32).round(4).tobytes()
+             for y in range(-2, 3) for x in range(-2, 3)}
+    assert {image.round(4).tobytes() for image in moved} == legal
+
+
+def test_cropped_for_evaluation():
+    x = np.float64(IMAGE[1:6, 2:7]) / 255
+    got = preprocess.cropped(5, flip=True).evaluate(IMAGE)
+    np.testing.assert_allclose(got, (x - x.mean()) / x.std(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(preprocess.cropped(5, standardised=False).evaluate(IMAGE), x,
+                               rtol=1e-6)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_cropped_in_training_is_a_crop_perhaps_mirrored(flip):
+    """Standardised, contrast of a grey image does not show, nor brightness."""
+    grey = np.random.default_rng(0).integers(0, 256, (27, 28, 1), np.uint8)
+    # 25x25, because the divisor is at least 1/25, and the contrast may be 0.2 of 0.29.
+    got = many(preprocess.cropped(25, flip=flip).train, grey)[:600]
+    legal = []
+    for y in range(3):
+        for x in range(4):
+            crop = np.float64(grey[y : y + 25, x : x + 25])
+            crop = (crop - crop.mean()) / crop.std()
+            legal += [crop, crop[:, ::-1]]
+    distance = np.abs(got[:, None] - np.array(legal)[None]).max((2, 3, 4))
+    assert distance.min(axis=1).max() < 1e-3
+    nearest = np.bincount(distance.argmin(axis=1), minlength=24)
+    if flip:
+        assert (nearest > 5).all()  # 25 each
+    else:
+        assert (nearest[::2] > 20).all() and not nearest[1::2].any()  # 50 each
+
+
+def test_without_standardising_pixels_stay_in_range():
+    got = many(preprocess.cropped(5, standardised=False).train, IMAGE)
+    assert got.min() == 0 and got.max() == 1 and 0.3 < got.mean() < 0.7
+
+
+@pytest.mark.parametrize("made, message", [
+    (preprocess.cropped(8), "7x9 pixels are too few for crops of 8x8"),
+    (preprocess.cropped(4, halve=True), "3x4 pixels are too few for crops of 4x4"),
+])
+def test_images_smaller_than_the_crop(made, message):
+    for function in (made.evaluate, lambda image: made.train(KEYS[0], image)):
+        with pytest.raises(UserError, match=message):
+            jax.eval_shape(function, IMAGE)
