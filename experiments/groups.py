@@ -18,10 +18,6 @@ NUMBERS = (
     "reconstruction_weight",
 )
 MOST = 64  # runs at once, however large the memory
-# On CPU runs are trained together only where that is faster, `python -m experiments.together`:
-# the largest batch of a preset that gains. A step with more work fills the cores by itself.
-CPU_BATCH = {"tiny": 16}
-CPU_MOST = 8
 
 
 def family(run: Run, defaults: Config) -> str:
@@ -60,9 +56,8 @@ def _needs_its_own(config: Config) -> bool:
 def _most(config: Config, vmap: str) -> int:
     if vmap != "auto":
         return int(vmap)
-    if platform(config.accelerator) != "cpu":
-        return MOST
-    return CPU_MOST if 0 < config.batch_size <= CPU_BATCH.get(config.preset, 0) else 1
+    # `python -m experiments.together`: one step fills the cores of a CPU by itself.
+    return 1 if platform(config.accelerator) == "cpu" else MOST
 
 
 @functools.cache

@@ -228,11 +228,10 @@ def test_groups(monkeypatch):
     runs = grid("routing=dynamic,frozen,em;seed=0,1", preset="tiny", batch_size=8)
     assert names(groups.divide(runs, DEFAULTS, "9", set())) == [
         list("01"), list("01"), ["0"], ["1"]], "other networks and frozen runs apart"
-    # On CPU only where steps are small enough to gain.
+    # On CPU nothing was gained.
     monkeypatch.setattr(groups, "platform", lambda accelerator: "cpu")
-    for preset, batch, want in (("tiny", 8, 2), ("tiny", 128, 1), ("tiny", 0, 1), ("small", 8, 1)):
-        runs = grid("seed=0,1", preset=preset, batch_size=batch)
-        assert len(groups.divide(runs, DEFAULTS, "auto", set())[0]) == want
+    runs = grid("seed=0,1", preset="tiny")
+    assert names(groups.divide(runs, DEFAULTS, "auto", set())) == [["0"], ["1"]]
 
 
 def test_platform(monkeypatch):
