@@ -1,7 +1,6 @@
 """From grids and studies to runs, and what is refused before the first one starts."""
 
 import dataclasses
-import importlib.util
 import pathlib
 import subprocess
 
@@ -135,8 +134,6 @@ def test_frozen_runs_take_the_couplings_of_the_run_that_is_the_same_otherwise():
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_run_of_every_study_has_legal_flags(name):
     study = STUDIES[name]
-    if importlib.util.find_spec(f"experiments.{study.program}") is None:
-        pytest.skip(f"there is no experiments.{study.program}")
     runs = make(study, tuned=plan.candidates(study) if study.tuning else None)
     assert {run.row for run in runs} == set(study.rows)
     assert {run.config.program for run in runs} == {study.program}
