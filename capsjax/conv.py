@@ -11,7 +11,8 @@ product. On CPU two forms built from matrix products stand in for it:
   Phases and channels are summed inside the product. A 9x9 stride-2 layer on 20x20 needs
   a fifth of the multiplications of the direct form.
 
-All are differentiated by JAX; all give the same values to rounding.
+All give the same values to rounding, and have gradients; ``fourier`` has a backward pass of its own
+and therefore no forward-mode derivative (``jax.jvp``).
 """
 
 import functools

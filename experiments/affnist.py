@@ -17,7 +17,7 @@ import dataclasses
 from pathlib import Path
 
 from experiments import affnist_data, affnist_task, drawing, loop, response
-from experiments.config import Config, _field, run
+from experiments.config import Config, run, setting
 from experiments.task import Task, classify
 
 
@@ -25,10 +25,10 @@ from experiments.task import Task, classify
 class AffnistConfig(Config):
     """Flags of this program."""
 
-    affnist_dir: str = _field(
+    affnist_dir: str = setting(
         "", "official affNIST test files: test.mat, or a folder with test_batches", free=True
     )
-    stop_at: float = _field(
+    stop_at: float = setting(
         99.23,
         "stop after the epoch in which so many percent of the translated validation digits are "
         "recognised; 0: never",
@@ -36,10 +36,10 @@ class AffnistConfig(Config):
         high=100.0,
         free=True,
     )
-    curve_images: int = _field(
+    curve_images: int = setting(
         1000, "test digits for the response curves; 0: all", low=0, free=True
     )
-    compare: str = _field(
+    compare: str = setting(
         "", "folder of a finished run, whose response curves are drawn too", free=True
     )
 

@@ -35,7 +35,7 @@ OF_CAPSULES = (*OF_PRESET, "routing_prior", "routing_schedule", "frozen_from", "
 OF_CAPSULES += ("pose_norm", "primary_pose", "class_pose", "depth", "loss", "diagnostics")
 
 
-def _field(default, help, *, choices=None, low=None, high=None, free=False):
+def setting(default, help, *, choices=None, low=None, high=None, free=False):
     metadata = {"help": help, "choices": choices, "low": low, "high": high, "free": free}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -47,134 +47,134 @@ class Config:
     program: str = dataclasses.field(default="mnist", metadata={"flag": False})
 
     # Data
-    dataset: str = _field(
+    dataset: str = setting(
         "auto",
         "auto (MNIST where it can be had, otherwise digits), digits (scikit-learn's), any "
         "image-classification name of TensorFlow Datasets, or arrays of your own: PATH.npz with "
         "train_images, train_labels, test_images, test_labels and perhaps class_names",
     )
-    data_dir: str = _field("", "prepared TensorFlow Datasets directory", free=True)
-    cache_dir: str = _field(
+    data_dir: str = setting("", "prepared TensorFlow Datasets directory", free=True)
+    cache_dir: str = setting(
         "",
         "decoded data sets and compiled programs; the user's cache folder by default, "
         "'none' to keep no compiled programs",
         free=True,
     )
-    validation_fraction: float = _field(
+    validation_fraction: float = setting(
         0.05, "share of the training data held out for validation", low=0.0, high=0.9
     )
-    train_examples: int = _field(
+    train_examples: int = setting(
         0, "train on so many examples, as many of each class as can be; 0: all", low=0
     )
-    max_shift: int = _field(2, "largest random shift of training images, in pixels", low=0)
+    max_shift: int = setting(2, "largest random shift of training images, in pixels", low=0)
 
     # Network
-    model: str = _field("capsnet", "network", choices=("capsnet", "cnn"))
-    preset: str = _field("mnist", "size of the network", choices=PRESET_NAMES)
-    routing: str | None = _field(
+    model: str = setting("capsnet", "network", choices=("capsnet", "cnn"))
+    preset: str = setting("mnist", "size of the network", choices=PRESET_NAMES)
+    routing: str | None = setting(
         None,
         "routing algorithm. " + ". ".join(f"{n}: {line}" for n, (_, line) in ROUTINGS.items()),
         choices=tuple(ROUTINGS),
     )
-    routing_iterations: int | None = _field(
+    routing_iterations: int | None = setting(
         None, "routing iterations, of algorithms that iterate", low=1, high=1000
     )
-    routing_prior: str = _field("zeros", "first logits of routing", choices=("zeros", "learned"))
-    routing_schedule: str = _field(
+    routing_prior: str = setting("zeros", "first logits of routing", choices=("zeros", "learned"))
+    routing_schedule: str = setting(
         "sequential", "concurrent: all capsule layers in every iteration", choices=SCHEDULES
     )
-    routing_gradient: str = _field("full", "what is differentiated in routing", choices=GRADIENTS)
-    routing_implementation: str = _field(
+    routing_gradient: str = setting("full", "what is differentiated in routing", choices=GRADIENTS)
+    routing_implementation: str = setting(
         "auto",
         "how routing is computed. naive: votes in memory. stream: tile by tile. pallas: kernels "
         "for TPU and NVIDIA GPU. auto: the best that runs. pallas_interpret: for tests",
         choices=IMPLEMENTATIONS,
     )
-    frozen_from: str = _field(
+    frozen_from: str = setting(
         "",
         "folder of a finished --routing=dynamic run whose mean couplings --routing=frozen takes; "
         "by default where the same command with --routing=dynamic keeps it",
     )
-    votes: str | None = _field(None, "how capsules vote for classes", choices=tuple(VOTES))
-    squash: str | None = _field(
+    votes: str | None = setting(None, "how capsules vote for classes", choices=tuple(VOTES))
+    squash: str | None = setting(
         None,
         "squash of capsules. auto: paper, for primary ones none where the routing's paper has none",
         choices=("auto", *SQUASHES),
     )
-    pose_norm: str = _field(
+    pose_norm: str = setting(
         "auto",
         "of poses between routed layers. auto: by their root mean square, where they are means of "
         "votes. none: never",
         choices=POSE_NORMS,
     )
-    primary_types: int = _field(0, "types of primary capsules; 0: the preset's", low=0)
-    primary_pose: int = _field(0, "pose size of primary capsules; 0: the preset's", low=0)
-    class_pose: int = _field(
+    primary_types: int = setting(0, "types of primary capsules; 0: the preset's", low=0)
+    primary_pose: int = setting(0, "pose size of primary capsules; 0: the preset's", low=0)
+    class_pose: int = setting(
         0, "pose size of later capsules; 0: the preset's, or what the votes demand", low=0
     )
-    depth: int = _field(
+    depth: int = setting(
         0, "routed capsule layers of --preset=deep or matrix; 0: all of the preset's", low=0
     )
-    reconstruction: bool = _field(True, "decoder and reconstruction loss")
-    dtype: str = _field(
+    reconstruction: bool = setting(True, "decoder and reconstruction loss")
+    dtype: str = setting(
         "float32", "type of convolutions and votes", choices=("float32", "bfloat16")
     )
 
     # Recipe, and the switches that it sets
-    recipe: str = _field(
+    recipe: str = setting(
         "paper",
         "paper: the text. official: the authors' code. Sets the flags whose default is 'recipe'",
         choices=tuple(RECIPES),
     )
-    init: str | None = _field(None, "initial weights", choices=("lecun", "official"))
-    routing_bias: bool | None = _field(None, "learned bias of s_j")
-    primary_scale: float | None = _field(None, "factor on primary pre-activations")
-    margin_weight: float | None = _field(None, "weight of the loss of class scores", low=0.0)
-    learning_rate_floor: float | None = _field(None, "smallest learning rate", low=0.0)
+    init: str | None = setting(None, "initial weights", choices=("lecun", "official"))
+    routing_bias: bool | None = setting(None, "learned bias of s_j")
+    primary_scale: float | None = setting(None, "factor on primary pre-activations")
+    margin_weight: float | None = setting(None, "weight of the loss of class scores", low=0.0)
+    learning_rate_floor: float | None = setting(None, "smallest learning rate", low=0.0)
 
     # Training
-    loss: str = _field(
+    loss: str = setting(
         "auto", "of the class scores. auto: the routing's own", choices=("auto", *LOSSES)
     )
-    epochs: int = _field(
+    epochs: int = setting(
         0, "passes over the training data; 0: 10 for digits, else 50", low=0, free=True
     )
-    steps: int = _field(0, "training steps instead of epochs", low=0, free=True)
-    batch_size: int = _field(
+    steps: int = setting(0, "training steps instead of epochs", low=0, free=True)
+    batch_size: int = setting(
         0, "images a step, over all devices; 0: 64 for digits, else 128", low=0
     )
-    learning_rate: float = _field(1e-3, "Adam's first learning rate", low=0.0)
-    decay_rate: float = _field(0.96, "the learning rate is multiplied by this", low=0.0, high=1.0)
-    decay_steps: int = _field(2000, "once every so many steps (continuously)", low=1)
-    reconstruction_weight: float = _field(
+    learning_rate: float = setting(1e-3, "Adam's first learning rate", low=0.0)
+    decay_rate: float = setting(0.96, "the learning rate is multiplied by this", low=0.0, high=1.0)
+    decay_steps: int = setting(2000, "once every so many steps (continuously)", low=1)
+    reconstruction_weight: float = setting(
         0.0005, "weight of the summed squared reconstruction error", low=0.0
     )
-    seed: int = _field(0, "of everything random", low=0, high=2**32 - 1)
+    seed: int = setting(0, "of everything random", low=0, high=2**32 - 1)
 
     # Machine
-    accelerator: str = _field(
+    accelerator: str = setting(
         "auto", "where to compute", choices=("auto", "cpu", "gpu", "tpu"), free=True
     )
-    parallel: str = _field(
+    parallel: str = setting(
         "jit", "how devices share a batch", choices=("jit", "shard_map", "pmap"), free=True
     )
-    num_devices: int = _field(
+    num_devices: int = setting(
         0, "devices to use; 0: all (on CPU one; more are simulated)", low=0, free=True
     )
 
     # Output
-    workdir: str = _field("", "where the run is kept; by default under runs/", free=True)
-    diagnostics: bool = _field(
+    workdir: str = setting("", "where the run is kept; by default under runs/", free=True)
+    diagnostics: bool = setting(
         False, "measure and draw routing: entropy, change of logits, dead capsules", free=True
     )
-    profile: int = _field(
+    profile: int = setting(
         0,
         "after the first --log_every steps trace so many, for TensorBoard or Perfetto, into the "
         "run's folder",
         low=0,
         free=True,
     )
-    log_every: int = _field(10, "steps between two lines of metrics.jsonl", low=1, free=True)
+    log_every: int = setting(10, "steps between two lines of metrics.jsonl", low=1, free=True)
 
     def resolved(self, dataset: str) -> "Config":
         """With every default that depends on the data set or the recipe filled in."""

@@ -45,8 +45,7 @@ def random_images(config: Config, pixels: int) -> data.Dataset:
 
 def unit(setup: loop.Setup) -> np.ndarray:
     """A batch of images in [0, 1]."""
-    images = setup.dataset.train_images[: setup.config.batch_size]
-    return images.astype(np.float32) / 255
+    return np.asarray(to_unit(setup.dataset.train_images[: setup.config.batch_size]))
 
 
 def ours(setup: loop.Setup) -> Contestants:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-from experiments.config import Config, _field
+from experiments.config import Config, setting
 from experiments.ensemble import fields, objective
 from experiments.preprocess import cropped
 from experiments.task import Task, images
@@ -14,7 +14,7 @@ class CropsConfig(Config):
     """With a flag for ensembles, without shifts: crops take their place."""
 
     max_shift: int = dataclasses.field(default=0, metadata={"flag": False})
-    ensemble: int = _field(
+    ensemble: int = setting(
         1, "networks, trained side by side on the same batches; their scores are averaged", low=1
     )
 

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from experiments import drawing
-from experiments.config import Config, _field, run
+from experiments.config import Config, run, setting
 from experiments.errors import UserError
 
 
@@ -20,7 +20,7 @@ from experiments.errors import UserError
 class Flags:
     """Flags of this program."""
 
-    sweep: str = _field("", "OUTPUT.json of a sweep over --train_examples and --model")
+    sweep: str = setting("", "OUTPUT.json of a sweep over --train_examples and --model")
 
 
 DEFAULTS = Flags()

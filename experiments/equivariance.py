@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments import drawing, io, report, runs
-from experiments.config import _field, run
+from experiments.config import run, setting
 from experiments.errors import UserError
 from experiments.following import (
     AMOUNTS,
@@ -42,14 +42,14 @@ PROGRAMS = ("mnist", "affnist")  # whose images hold one thing, on black
 class Flags:
     """Flags of this program."""
 
-    run: str = _field("", "folder of a finished run of mnist or affnist")
-    compare: str = _field("", "folder of another one, trained on the same data")
-    images: int = _field(1000, "test images; 0: all", low=0)
-    train_images: int = _field(5000, "training images, for the probes; 0: all", low=0)
-    output: str = _field("", "where results go, without suffix; by default RUN/equivariance")
-    accelerator: str = _field("auto", "where to compute", choices=("auto", "cpu", "gpu", "tpu"))
-    data_dir: str = _field("", "prepared TensorFlow Datasets; by default where the run had them")
-    cache_dir: str = _field("", "data sets and compiled programs; by default as in the run")
+    run: str = setting("", "folder of a finished run of mnist or affnist")
+    compare: str = setting("", "folder of another one, trained on the same data")
+    images: int = setting(1000, "test images; 0: all", low=0)
+    train_images: int = setting(5000, "training images, for the probes; 0: all", low=0)
+    output: str = setting("", "where results go, without suffix; by default RUN/equivariance")
+    accelerator: str = setting("auto", "where to compute", choices=("auto", "cpu", "gpu", "tpu"))
+    data_dir: str = setting("", "prepared TensorFlow Datasets; by default where the run had them")
+    cache_dir: str = setting("", "data sets and compiled programs; by default as in the run")
 
 
 DEFAULTS = Flags()

@@ -102,6 +102,7 @@ def local(tasks: list[dict], jobs: int) -> Iterator[list[dict]]:
             for future in as_completed(futures):
                 yield future.result()
         except BaseException:
+            print("stopping; the same command continues", file=sys.stderr)
             for future in futures:
                 future.cancel()
             for child in live:

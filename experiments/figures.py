@@ -15,7 +15,7 @@ import dataclasses
 from pathlib import Path
 
 from experiments import drawing, io, loop, pictures, probe, programs, runs
-from experiments.config import _field, run
+from experiments.config import run, setting
 from experiments.errors import UserError
 
 KINDS = ("png", "pdf")
@@ -25,16 +25,16 @@ KINDS = ("png", "pdf")
 class Flags:
     """Flags of this program."""
 
-    run: str = _field("", "folder of the run, or several with commas between")
-    format: str = _field("png", "png, pdf, or both with a comma between")
-    output: str = _field("", "folder of the figures; by default figures in the (first) run")
-    class_: str = _field("", "name or number of the class in Figure 4; by default the image's")
-    image: int = _field(
+    run: str = setting("", "folder of the run, or several with commas between")
+    format: str = setting("png", "png, pdf, or both with a comma between")
+    output: str = setting("", "folder of the figures; by default figures in the (first) run")
+    class_: str = setting("", "name or number of the class in Figure 4; by default the image's")
+    image: int = setting(
         -1, "of the test set in Figure 4; -1: the first (of the class) classified rightly", low=-1
     )
-    accelerator: str = _field("auto", "where to compute", choices=("auto", "cpu", "gpu", "tpu"))
-    data_dir: str = _field("", "prepared TensorFlow Datasets; by default where the run had them")
-    cache_dir: str = _field("", "data sets and compiled programs; by default as in the run")
+    accelerator: str = setting("auto", "where to compute", choices=("auto", "cpu", "gpu", "tpu"))
+    data_dir: str = setting("", "prepared TensorFlow Datasets; by default where the run had them")
+    cache_dir: str = setting("", "data sets and compiled programs; by default as in the run")
 
 
 DEFAULTS = Flags()

@@ -1,6 +1,7 @@
 """Which runs are trained together, as one program with an axis more."""
 
 import dataclasses
+import functools
 import subprocess
 import sys
 
@@ -17,10 +18,6 @@ NUMBERS = (
     "reconstruction_weight",
 )
 MOST = 64  # runs at once, however large the memory
-# On CPU runs are trained together only where that is faster, `python -m experiments.together`:
-# the largest batch of a preset that gains. A step with more work fills the cores by itself.
-CPU_BATCH = {"tiny": 16}
-CPU_MOST = 8
 
 
 def family(run: Run, defaults: Config) -> str:
@@ -29,12 +26,15 @@ def family(run: Run, defaults: Config) -> str:
     return identity(dataclasses.replace(run.config, **same), defaults)
 
 
-def divide(runs: list[Run], defaults: Config, vmap: str, alone: set[str]) -> list[list[Run]]:
+def divide(
+    runs: list[Run], defaults: Config, vmap: str, alone: set[str], jobs: int = 1
+) -> list[list[Run]]:
     """Runs in groups, each of which a process trains, all or as many as it has memory for.
 
     Args:
       runs: to be done. defaults: of the program.
       vmap: auto, off, or the most runs of a group. alone: keys of runs in groups of their own.
+      jobs: processes at once, among which runs of one kind are divided.
     """
     families: dict[str, list[Run]] = {}
     for run in runs:
@@ -44,6 +44,7 @@ def divide(runs: list[Run], defaults: Config, vmap: str, alone: set[str]) -> lis
     groups = []
     for members in families.values():
         size = 1 if len(members) == 1 else _most(members[0].config, vmap)
+        size = min(size, -(-len(members) // jobs))
         groups += [members[n : n + size] for n in range(0, len(members), size)]
     return groups
 
@@ -55,11 +56,11 @@ def _needs_its_own(config: Config) -> bool:
 def _most(config: Config, vmap: str) -> int:
     if vmap != "auto":
         return int(vmap)
-    if platform(config.accelerator) != "cpu":
-        return MOST
-    return CPU_MOST if 0 < config.batch_size <= CPU_BATCH.get(config.preset, 0) else 1
+    # `python -m experiments.together`: one step fills the cores of a CPU by itself.
+    return 1 if platform(config.accelerator) == "cpu" else MOST
 
 
+@functools.cache
 def platform(accelerator: str) -> str:
     """cpu, gpu or tpu; asked of a process of its own, because this one must not take the device."""
     if accelerator != "auto":

@@ -8,9 +8,9 @@
 The last ends at 47.5%, where a guess is at 97.8%, after minutes on 2 cores: a check, no result.
 The test error is the share of pairs whose two classes are not exactly the two largest scores. The
 paper reports 5.2% (CapsNet, three routing iterations, reconstruction), 7.5% (one iteration) and
-8.1% (CNN) after 60 million pairs, a thousand of our epochs, which has not been run here: days on
-a GPU, by a guess. An epoch visits every digit once, each time with another partner. summary.json
-also has the error by overlap, and how well the reconstructions segment the image.
+8.1% (CNN) with 60 million training pairs, about a thousand epochs of 60,000, which has not been
+run here. An epoch visits every digit once, each time with another partner. summary.json also has
+the errors by overlap, and how well the reconstructions segment the image.
 """
 
 from experiments import loop, pairs, pairs_objective, pairs_report

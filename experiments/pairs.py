@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.config import Config, _field
+from experiments.config import Config, setting
 from experiments.data import Dataset
 from experiments.errors import UserError
 from experiments.preprocess import pad, shift, to_unit
@@ -30,8 +30,8 @@ class PairsConfig(Config):
     """With flags for pairs, without those for single images."""
 
     max_shift: int = dataclasses.field(default=0, metadata={"flag": False})
-    shift: int = _field(4, "largest shift of each digit, in pixels", low=0, high=2 * MARGIN)
-    test_pairs: int = _field(0, "pairs of test digits; 0: as many as test digits", low=0)
+    shift: int = setting(4, "largest shift of each digit, in pixels", low=0, high=2 * MARGIN)
+    test_pairs: int = setting(0, "pairs of test digits; 0: as many as test digits", low=0)
 
 
 class PairSource(NamedTuple):

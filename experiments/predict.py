@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 
 from experiments import drawing, images, pictures, runs
-from experiments.config import _field, run
+from experiments.config import run, setting
 from experiments.errors import UserError
 from experiments.recognition import Found, Seen, look, recognise, score_name
 
@@ -35,12 +35,12 @@ DRAWN = 32  # images in the picture, at most
 class Flags:
     """Flags of this program."""
 
-    run: str = _field("", "folder of the run")
-    invert: str = _field("auto", "negate images first", choices=("auto", "yes", "no"))
-    fit: str = _field("auto", "how images get their size", choices=("auto", "pad", "digit"))
-    output: str = _field("", "the picture, a .png or .pdf; by default predictions.png in the run")
-    accelerator: str = _field("auto", "where to compute", choices=("auto", "cpu", "gpu", "tpu"))
-    cache_dir: str = _field("", "where compiled programs are kept; by default as in the run")
+    run: str = setting("", "folder of the run")
+    invert: str = setting("auto", "negate images first", choices=("auto", "yes", "no"))
+    fit: str = setting("auto", "how images get their size", choices=("auto", "pad", "digit"))
+    output: str = setting("", "the picture, a .png or .pdf; by default predictions.png in the run")
+    accelerator: str = setting("auto", "where to compute", choices=("auto", "cpu", "gpu", "tpu"))
+    cache_dir: str = setting("", "where compiled programs are kept; by default as in the run")
 
 
 DEFAULTS = Flags()

@@ -24,6 +24,7 @@ class Study(NamedTuple):
     # Flags and values that are tuned for every row, on validation data, before its seeds run.
     tuning: Mapping[str, Sequence[str]] = {}
     affine: bool = False  # also tested on transformed images
+    columns: Mapping[str, str] = {}  # further fields of summary.json, by heading: means over seeds
     about: str = ""  # what is asked, and what differs, for the report
 
 
@@ -108,6 +109,18 @@ STUDIES: dict[str, Study] = {
             "no decoder": {"reconstruction": "false"},
         },
         seeds=SEEDS,
+    ),
+    # The paper's comparison on pairs of overlapping digits, and on digits that are transformed.
+    "multimnist": Study(
+        {name: flags for name, flags in TABLE_1.items() if "no reconstruction" not in name},
+        seeds=SEEDS,
+        program="multimnist",
+    ),
+    "affnist": product(
+        {"model": ("cnn", "capsnet")},
+        SEEDS,
+        program="affnist",
+        columns={"affNIST error, %": "affnist_error"},
     ),
     # Learning from few examples, of all classes alike, in as many steps.
     "data_efficiency": product(

@@ -174,7 +174,7 @@ def complete(sweep: Sweep, runs: list[Run]) -> list[Run]:
         while missing:
             # Frozen runs last: they need finished dynamic ones.
             ready = [r for r in missing if r.config.routing != "frozen"] or missing
-            parts = groups.divide(ready, sweep.defaults, sweep.vmap, alone)
+            parts = groups.divide(ready, sweep.defaults, sweep.vmap, alone, sweep.jobs)
             tasks = [executors.task(sweep.defaults.program, part) for part in parts]
             execute = executors.on_ray if sweep.executor == "ray" else executors.local
             for found in execute(tasks, sweep.jobs):

@@ -118,7 +118,8 @@ def _row(study: Study, name: str, done: dict[str, dict], more: dict[str, dict]) 
         median(e["summary"]["images_per_second"] * e["together"] for e in done.values()),
         median(s["peak_memory_mb"] for s in summaries),
         summaries[0]["steps"],
-        {key: float(np.mean([e[key] for e in extra])) for key in extra[0]},
+        {key: float(np.mean([e[key] for e in extra])) for key in extra[0]}
+        | {head: float(np.mean([s[f] for s in summaries])) for head, f in study.columns.items()},
     )
 
 

@@ -148,6 +148,8 @@ def test_files(made, tmp_path):
 
 
 def test_further_columns_and_notes(made):
+    study = STUDY._replace(columns={"validation loss": "validation_loss"})
+    assert "| validation loss |" in findings.report(made._replace(study=study))
     more = {run.key: {"affine, %": 10.0 + run.config.seed} for run in made.runs}
     text = findings.report(made._replace(more=more, notes=["A note."]))
     assert "| affine, % |" in text and "| 11.00 |" in text and "\n\nA note.\n\n" in text

@@ -19,8 +19,8 @@ from experiments.errors import UserError
 class OwnConfig(Config):
     """A program's own flag, one with another default, and one less."""
 
-    sides: int = config_lib._field(3, "of something", low=1)
-    seed: int = config_lib._field(7, "of everything random", low=0)
+    sides: int = config_lib.setting(3, "of something", low=1)
+    seed: int = config_lib.setting(7, "of everything random", low=0)
     max_shift: int = dataclasses.field(default=0, metadata={"flag": False})
 
 
