@@ -37,6 +37,13 @@ def compiled_programs(tmp_path_factory):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def released_programs():
+    """Each module's programs go with it: the system limits how many pieces of memory are mapped."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def few_optimisations():
     """Programs that run once or twice compile in half the time."""
