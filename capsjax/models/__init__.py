@@ -89,6 +89,8 @@ PRESETS: dict[str, Config] = {
     "cnn_affnist": CNNConfig(
         image_shape=(40, 40, 1), channels=(512, 256), kernels=(9, 5), pool=True, dense=(397,)
     ),
+    # The MultiMNIST baseline with a quarter of its channels and hidden units: beside capsnet_small.
+    "cnn_small": CNNConfig(channels=(128, 64), kernels=(9, 5), pool=True, dense=(256,)),
     "cnn_tiny": CNNConfig(channels=(8, 8), kernels=(5, 5), pool=True, dense=(32,)),
 }
 
