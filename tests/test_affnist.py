@@ -190,7 +190,7 @@ def dataset(n=30):
     return data.Dataset("some", "nowhere", *(images, labels) * 3, tuple("0123456789"))
 
 
-def test_stream(few_optimisations):
+def test_stream():
     """Trained on anywhere on the canvas; held out at places that stay; digits in the middle."""
     some = dataset()
     stream = affnist_task.stream(affnist.DEFAULTS, some)
@@ -231,7 +231,7 @@ def test_enough():
     assert not ends(0.0, stop_at=0.0) and ends(0.0, stop_at=100.0)
 
 
-def test_response_curves_transform_as_they_say(monkeypatch, few_optimisations):
+def test_response_curves_transform_as_they_say(monkeypatch):
     """A classifier that is right about images that are as they were drawn here."""
     monkeypatch.setattr(response, "CURVES", {"scale": (0.5, 1, 1.5), "shift_x": (-2, 0, 2)})
     images, labels = affnist_data.on_canvas(digits(4)), np.arange(4)
@@ -256,7 +256,7 @@ def test_response_curves_transform_as_they_say(monkeypatch, few_optimisations):
 
 
 @pytest.fixture
-def quick(monkeypatch, few_optimisations):
+def quick(monkeypatch):
     """96 digits to train on, 40 each for validation and test, in batches of 40; few curves."""
     whole, ends = data.load("digits", cache_dir="none"), (96, 96, 40, 40, 40, 40)
     parts = (part[:n] for part, n in zip(whole[2:8], ends, strict=True))

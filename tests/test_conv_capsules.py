@@ -19,7 +19,6 @@ from capsjax.routing import Children, field_index, field_softmax, make, over_fie
 T, K, J, D, KERNEL = 2, 4, 3, 4, 2
 GRID = {1: (4, 3), 2: (4, 5)}  # stride: grid of the children
 OUT = {1: (3, 2), 2: (2, 2)}  # and of the parents
-FAST = {"xla_backend_optimization_level": 0}
 VOTES = {
     "full": reference.prediction_vectors,
     "conv": loops.conv_votes,
@@ -38,7 +37,7 @@ class Case(NamedTuple):
 
 def compiled(function, *args):
     """Called once, and compiled fast rather than well."""
-    return jax.jit(function).lower(*args).compile(compiler_options=FAST)
+    return jax.jit(function).lower(*args).compile()
 
 
 def layer(case, grid=None, implementation="auto"):

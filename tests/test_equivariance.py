@@ -265,13 +265,11 @@ def cnn_run(tmp_path_factory):
                     num_devices=1, cache_dir="none", accelerator="cpu", workdir=str(folder))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures, "draw", lambda *_: [])
-        jax.config.update("jax_disable_most_optimizations", True)
         loop.run(config)
-        jax.config.update("jax_disable_most_optimizations", False)
     return folder
 
 
-def test_features_are_the_poses_of_the_labels(tiny_run, cnn_run, few_optimisations):
+def test_features_are_the_poses_of_the_labels(tiny_run, cnn_run):
     """Of 130 images, so that the last batch is filled; of a CNN what the last layer sees."""
     for folder in (tiny_run, cnn_run):
         opened = runs.open_run(str(folder), accelerator="cpu", examples=True)
@@ -293,7 +291,7 @@ def test_features_are_the_poses_of_the_labels(tiny_run, cnn_run, few_optimisatio
             np.testing.assert_allclose(logits, prediction.scores, atol=1e-5)
 
 
-def test_program(tiny_run, cnn_run, few_optimisations, tmp_path, capsys, monkeypatch):
+def test_program(tiny_run, cnn_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(following, "STEPS", 5)
     monkeypatch.setattr(equivariance, "STEPS", 5)
     flags = Flags(run=str(tiny_run), compare=str(cnn_run), images=60, train_images=150,

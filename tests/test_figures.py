@@ -12,7 +12,6 @@ from experiments import drawing, figures, io, pictures, probe, runs
 from experiments.errors import UserError
 from experiments.figures import Flags
 
-pytestmark = pytest.mark.usefixtures("few_optimisations")
 ALL = ["couplings", "logit_changes", "perturbations", "reconstructions", "routing",
        "training_curves"]
 

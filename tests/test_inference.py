@@ -7,7 +7,6 @@ import pytest
 
 from capsjax import classify, create, preset
 
-pytestmark = pytest.mark.usefixtures("few_optimisations")
 MODELS = {
     "capsnet": preset("capsnet_tiny", num_classes=4, routing="uniform"),
     "cnn": preset("cnn_tiny", num_classes=4),

@@ -61,7 +61,6 @@ DEEP = CapsNetConfig(
     dtype="float64",
 )
 KEY = jax.random.key(0)
-FAST = {"xla_backend_optimization_level": 0}
 
 
 @functools.cache
@@ -110,7 +109,7 @@ def promoting(config):
 
 def compiled(function, *args):
     """Called once, and compiled fast rather than well."""
-    return jax.jit(function).lower(*args).compile(compiler_options=FAST)
+    return jax.jit(function).lower(*args).compile()
 
 
 def expected(config, params, image, label=None):

@@ -215,7 +215,7 @@ def test_grey_arrays_and_classes_without_names(stored):
     (lambda a: a.update(class_names=np.array([{}], object)), "allow_pickle=False"),
     (lambda a: a.update(test_images=a["test_images"][:0], test_labels=a["test_labels"][:0]),
      "0 test images and 0 labels"),
-    (lambda a: a.update(train_images=a["train_images"][0]), "train_images"),
+    (lambda a: a.update(train_images=a["train_images"][0]), "5 train images and 40 labels"),
     (dict.clear, "no array train_images; there are none"),
 ])
 def test_wrong_arrays(change, message, stored):

@@ -26,9 +26,6 @@ COLOR = RNG.integers(0, 256, (12, 9, 3), dtype=np.uint8)
 ALPHA = RNG.integers(1, 255, (12, 9), dtype=np.uint8)
 
 
-pytestmark = pytest.mark.usefixtures("few_optimisations")
-
-
 @pytest.fixture(scope="module")
 def digits():
     """Test images of the bundled digits, one of each class, floats [10, 28, 28, 1]."""

@@ -1,6 +1,5 @@
 """The programs as a user runs them: every path for two steps, errors, kill and resume."""
 
-import contextlib
 import dataclasses
 import gzip
 import json
@@ -75,20 +74,6 @@ UNSQUASHED = {"self", "em", "vb"}
 USUAL = {"frozen", "sparsemax", "self", "heinsen"}  # of the routings; the others are slow tests
 
 
-@contextlib.contextmanager
-def few_optimisations():
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
-
-
-def run_quickly(config):
-    with few_optimisations():
-        return loop.run(config)
-
-
 def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 
@@ -100,7 +85,7 @@ def figure_names(workdir):
 def test_profile_traces_the_second_chunk_and_changes_nothing(tmp_path):
     config = dataclasses.replace(QUICK, steps=9, log_every=2)
     plain, traced = (
-        run_quickly(dataclasses.replace(config, workdir=str(tmp_path / name), profile=steps))
+        loop.run(dataclasses.replace(config, workdir=str(tmp_path / name), profile=steps))
         for name, steps in [("plain", 0), ("traced", 3)])
     assert [row["step"] for row in rows(tmp_path / "traced")] == [2, 5, 6, 8, 9]
     assert rows(tmp_path / "plain")[-1] == rows(tmp_path / "traced")[-1]
@@ -119,14 +104,14 @@ def dynamic(tmp_path_factory):
     config = dataclasses.replace(
         QUICK, routing="dynamic", workdir=str(workdir), learning_rate=0.01, steps=6,
         validation_fraction=0.3)
-    return config, workdir, run_quickly(config)
+    return config, workdir, loop.run(config)
 
 
 @pytest.mark.parametrize("routing", [
     r if r in USUAL else slow(r) for r in ROUTINGS if r != "dynamic"])
 def test_every_routing_for_two_steps(routing, dynamic, tmp_path):
     config, source, _ = dynamic
-    summary = run_quickly(dataclasses.replace(
+    summary = loop.run(dataclasses.replace(
         config, routing=routing, workdir=str(tmp_path), steps=2, diagnostics=True,
         frozen_from=str(source) if routing == "frozen" else ""))
     passes = PASSES.get(routing, 3)
@@ -167,7 +152,7 @@ def test_every_routing_for_two_steps(routing, dynamic, tmp_path):
     slow({"routing_schedule": "concurrent"}, {"routing_iterations": 3}),
 ], ids=lambda x: "-".join(map(str, x.values())))
 def test_networks_for_two_steps(changes, want, tmp_path):
-    summary = run_quickly(dataclasses.replace(QUICK, workdir=str(tmp_path), **changes))
+    summary = loop.run(dataclasses.replace(QUICK, workdir=str(tmp_path), **changes))
     given = {name: changes[name] for name in changes.keys() & summary.keys()}
     want = {"steps": 2, "routing": "dynamic", "votes": "full", "loss": "margin"} | given | want
     assert {name: summary[name] for name in want} == want
@@ -215,9 +200,9 @@ def test_frozen_says_which_command_comes_first(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="first run") as error:
         loop.run(frozen)
     command = re.search(r"first run python -m experiments.mnist (.*?), or", str(error.value))[1]
-    run_quickly(dataclasses.replace(
+    loop.run(dataclasses.replace(
         config_lib.parse(Config(), command.split()), cache_dir="none", steps=1))
-    assert run_quickly(frozen)["routing"] == "frozen"
+    assert loop.run(frozen)["routing"] == "frozen"
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -248,8 +233,7 @@ def test_frozen_takes_the_mean_couplings_and_training_keeps_them(dynamic, tmp_pa
     config_here = dataclasses.replace(
         config, routing="frozen", frozen_from=str(source), workdir=str(tmp_path), seed=1, steps=2)
     setup = loop.prepare(config_here)
-    with few_optimisations():  # for the same bits as in the run
-        before = jax.device_get(loop.initial_state(setup).params)
+    before = jax.device_get(loop.initial_state(setup).params)
 
     other = loop.prepare(config)
     with io.Checkpoints(source) as checkpoints:
@@ -265,7 +249,7 @@ def test_frozen_takes_the_mean_couplings_and_training_keeps_them(dynamic, tmp_pa
     got = np.exp(np.float64(before["classes"]["prior"]))
     np.testing.assert_allclose(got, want, rtol=2e-5)
 
-    run_quickly(config_here)
+    loop.run(config_here)
     with io.Checkpoints(tmp_path) as checkpoints:
         after = jax.device_get(checkpoints.restore(loop.initial_state(setup)).params)
     np.testing.assert_array_equal(after["classes"]["prior"], before["classes"]["prior"])

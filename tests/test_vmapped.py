@@ -22,13 +22,10 @@ OTHER = {
 
 @pytest.fixture(scope="module", autouse=True)
 def fast():
-    """No pictures, and little optimisation: the programs run for a few steps only."""
+    """No pictures."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures, "draw", lambda *_: [])
-        before = jax.config.read("jax_disable_most_optimizations")
-        jax.config.update("jax_disable_most_optimizations", True)
         yield
-        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def rows(folder):

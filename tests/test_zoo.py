@@ -40,12 +40,11 @@ from capsjax.votes import VOTES
 
 B, I, J, D, K = 3, 10, 3, 4, 4
 TYPES = 2  # of input capsules, for votes by type
-FAST = {"xla_backend_optimization_level": 0}
 FULLEST = {"iterations": 3, "prior": "learned", "bias": True}
 
 
 def compiled(function, *args):
-    return jax.jit(function).lower(*args).compile(compiler_options=FAST)
+    return jax.jit(function).lower(*args).compile()
 
 
 def fullest(name):
