@@ -149,7 +149,7 @@ def test_every_run_of_every_study_has_legal_flags(name):
     ("depth=-1", {}, "--depth=-1"),
     ("reconstruction=perhaps", {}, "--reconstruction=perhaps"),
     ("routing=em,vb", {"model": "cnn"}, "--routing is of capsules"),
-    ("model=cnn,capsnet", {"preset": "small"}, "no such --model=cnn"),
+    ("model=cnn,capsnet", {"preset": "deep"}, "no such --model=cnn"),
     ("votes=conv,matrix", {"preset": "tiny"}, "matri"),
     ("routing=frozen,em", {}, "routing=frozen.*add a row.*--frozen_from"),
     ("learning_rate=1e-3,0.001", {}, "are the same runs"),
