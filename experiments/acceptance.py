@@ -65,8 +65,8 @@ def parts(accelerator: str, tiny: bool, cache_dir: str, epochs: int) -> list[Par
     where = (f"--accelerator={accelerator}", *([f"--cache_dir={cache_dir}"] if cache_dir else []))
     if tiny:
         kernels = ("--problem=ragged", "--implementation=naive,stream")
-        network = ("--preset=tiny", "--batch_size=8", "--num_devices=1")
-        training = ("--dataset=digits", "--preset=tiny", "--epochs=2", "--num_devices=1")
+        network = ("--preset=tiny", "--batch_size=8", "--num_devices=1", "--repetitions=2")
+        training = ("--dataset=digits", "--preset=tiny", "--steps=5", "--num_devices=1")
         implementations, precisions = ("naive", "stream"), ("float32",)
     else:
         kernels = ("--problem=mnist_b128,mnist_b1024,cifar_b128", "--implementation=all")

@@ -350,7 +350,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_pat
 def program(workdir, *flags, cache):
     return [sys.executable, "-m", "experiments.mnist", "--dataset=digits", "--preset=tiny",
             "--accelerator=cpu", f"--workdir={workdir}", f"--cache_dir={cache}",
-            "--epochs=4", "--log_every=4", "--diagnostics", *flags]
+            "--train_examples=336", "--batch_size=16", "--epochs=4", "--log_every=4",
+            "--diagnostics", *flags]
 
 
 @pytest.fixture(scope="module")
