@@ -145,6 +145,11 @@ def _tensorboard(workdir: Path, step: int):
     return SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
 
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): x.shape for path, x in leaves}
+
+
 class Checkpoints:
     """Orbax checkpoints of a training state, the last two kept.
 
@@ -155,13 +160,13 @@ class Checkpoints:
     def __init__(self, workdir: Path, *, read_only: bool = False):
         import orbax.checkpoint as ocp
 
-        self._args = ocp.args
+        self._args, handler = ocp.args, ocp.StandardCheckpointHandler()
         if read_only:
             options = ocp.CheckpointManagerOptions(create=False)
         else:
             options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(
-            (workdir / "checkpoints").absolute(), options=options
+            (workdir / "checkpoints").absolute(), options=options, item_handlers=handler
         )
 
     def latest(self) -> int | None:
@@ -183,6 +188,11 @@ class Checkpoints:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state._asdict()
         )
         try:
+            stored = _shapes(self._manager.item_metadata(step)["params"])
+            for path, shape in _shapes(target["params"]).items():
+                # Orbax says it too, but leaves coroutines behind that nobody waits for.
+                if stored.get(path) != shape:
+                    raise ValueError(f"{path} is {stored.get(path)}, not {shape}")
             restored = self._manager.restore(step, args=self._args.StandardRestore(target))
         except Exception as error:  # Orbax raises many types for a damaged checkpoint
             reason = str(error).splitlines()[0]

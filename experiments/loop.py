@@ -191,7 +191,10 @@ def initial_state(setup: Setup, *, couplings: bool = True) -> train.TrainState:
       setup: of the run. couplings: read those that ``--routing=frozen`` needs.
     """
     key, _ = keys(setup.config)
-    init = jax.jit(lambda key: train.init_state(setup.model, setup.optimizer, key))
+    init = jax.jit(
+        lambda key: train.init_state(setup.model, setup.optimizer, key),
+        compiler_options=runtime.quick_to_compile(setup.devices),
+    )
     state = init(key)
     if setup.config.routing == "frozen" and couplings:
         config, folder = frozen_source(setup)

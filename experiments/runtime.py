@@ -66,6 +66,11 @@ def devices(accelerator: str, num_devices: int = 0) -> list[jax.Device]:
     return found[: num_devices or len(found)]
 
 
+def quick_to_compile(devices: list[jax.Device]) -> dict[str, int]:
+    """Options of ``jax.jit`` for what runs once, and would take longer to optimise than to run."""
+    return {"xla_backend_optimization_level": 0} if devices[0].platform == "cpu" else {}
+
+
 def mesh_of(devices: list[jax.Device]) -> Mesh:
     """One data axis. Auto, because Explicit axes reject the reshape into capsules."""
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)

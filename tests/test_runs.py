@@ -87,7 +87,8 @@ def rewrite(name, **changes):
     (lambda f: shutil.rmtree(f / "checkpoints" / "2" / "default"), "checkpoint 2 .*can't be read"),
     (lambda f: (f / "network.json").unlink(), "network.json can't be read .*writes it again"),
     (lambda f: (f / "network.json").write_text("{}"), "network.json can't .*image_shape"),
-    (rewrite("config.json", class_pose=9), "checkpoint 2 .*can't be read"),
+    (rewrite("config.json", class_pose=9),
+     r"checkpoint 2 .*can't be read \(classes.kernel is \(144, 10, 16, 8\), not \(144, 10, 9, 8\)\)"),
 ], ids=range(15))
 def test_what_is_no_run_is_named(copy, change, message):
     change(copy)
