@@ -435,7 +435,8 @@ def test_killed_and_resumed_equals_undisturbed(undisturbed, tmp_path):
     want, cache = undisturbed
     workdir = tmp_path / "run"
     command = program(workdir, cache=cache)
-    status, _ = interrupt(command, workdir, signal.SIGKILL, after_rows=9)
+    # The save after the second epoch has waited for the first one's.
+    status, _ = interrupt(command, workdir, signal.SIGKILL, after_rows=17)
     assert status == -signal.SIGKILL
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert "continuing" in done.stderr, done.stderr
