@@ -390,8 +390,9 @@ def test_the_absent_class_has_the_smallest_score():
 
 
 @pytest.mark.parametrize("changes", [
-    {}, {"parallel": "shard_map", "num_devices": 2, "shift": 6, "recipe": "official"},
-    {"model": "cnn"},
+    {}, {"model": "cnn"},
+    pytest.param({"parallel": "shard_map", "num_devices": 2, "shift": 6, "recipe": "official"},
+                 marks=pytest.mark.slow),
     pytest.param({"routing": "em", "diagnostics": True}, marks=pytest.mark.slow),
     pytest.param({"routing": "heinsen", "dtype": "bfloat16"}, marks=pytest.mark.slow),
     pytest.param({"parallel": "pmap", "num_devices": 2, "reconstruction": False,

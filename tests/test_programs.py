@@ -131,8 +131,8 @@ def test_every_routing_for_two_steps(routing, dynamic, tmp_path):
 
 
 @pytest.mark.parametrize("changes, want", [
-    ({"preset": "matrix", "primary_types": 2},
-     {"routing": "em", "votes": "conv_matrix", "squash": "none", "loss": "spread", "depth": 3}),
+    slow({"preset": "matrix", "primary_types": 2},
+         {"routing": "em", "votes": "conv_matrix", "squash": "none", "loss": "spread", "depth": 3}),
     ({"preset": "efficient"},
      {"routing": "self_attention", "routing_iterations": 2, "squash": "exponential",
       "parameters": 161_824}),
@@ -258,7 +258,7 @@ def test_frozen_takes_the_mean_couplings_and_training_keeps_them(dynamic, tmp_pa
 
 
 @pytest.mark.parametrize("implementation, steps, batch_size", [
-    ("stream", 20, 64), ("pallas_interpret", 3, 4),
+    ("stream", 8, 16), ("pallas_interpret", 3, 4),
 ])
 def test_implementations_of_routing_give_the_same_losses(implementation, steps, batch_size):
     losses = []

@@ -282,7 +282,14 @@ ALSO_CONSTANT = ("dynamic", "em", "inverted", "self_attention", "heinsen")
 STREAMED = [
     *((name, "full", "full") for name in ROUTINGS),
     *((name, gradient, "full") for name in ALSO_CONSTANT for gradient in GRADIENTS[1:]),
-    *((name, "full", votes) for name in ("dynamic", "em") for votes in VOTES if votes != "full"),
+    *(
+        pytest.param(
+            name, "full", votes, marks=[pytest.mark.slow] if votes != "conv_matrix" else []
+        )
+        for name in ("dynamic", "em")
+        for votes in VOTES
+        if votes != "full"
+    ),
 ]
 
 
