@@ -1,10 +1,10 @@
 """The picture of a sweep over the number of training examples.
 
-    python -m experiments.sweep --study=data_efficiency --output=results/data_efficiency
-    python -m experiments.data_efficiency --sweep=results/data_efficiency.json
+    python -m experiments.sweep --study=data_efficiency_digits --dataset=digits --output=few/digits
+    python -m experiments.data_efficiency --sweep=few/digits.json
 
 Draws test errors over the number of examples, a line for each network with the range of its seeds,
-beside the file: data_efficiency_examples.png.
+beside the file: few/digits_examples.png.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from experiments.errors import UserError
 class Flags:
     """Flags of this program."""
 
-    sweep: str = setting("", "OUTPUT.json of a sweep over --train_examples and --model")
+    sweep: str = setting("", "OUTPUT.json of a sweep over --train_examples, --model, --preset")
 
 
 DEFAULTS = Flags()
@@ -32,7 +32,7 @@ def main(flags: Flags) -> None:
     try:
         rows = [
             {
-                "model": row.get("model", Config.model),
+                "network": f"{row.get('model', Config.model)} {row.get('preset', '')}".strip(),
                 "seed": row.get("seed"),
                 "train_examples": int(row["train_examples"]),
                 "test_error": float(row["test_error"]),

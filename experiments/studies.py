@@ -36,6 +36,29 @@ def product(axes: Mapping[str, Sequence[str]], seeds: Sequence[str] = (), **fiel
     return Study(rows, named, tuple(seeds), **fields)
 
 
+def few_examples(
+    counts: Sequence[str], steps: int, batch_size: int, networks: Sequence[tuple[str, str]]
+) -> Study:
+    """So many training examples, for networks that are a model and a preset each."""
+    rows = {
+        f"{model} {preset}, {count} examples": {
+            "train_examples": count,
+            "model": model,
+            "preset": preset,
+            "steps": str(steps),
+            "batch_size": str(batch_size),
+            "log_every": "100",
+        }
+        for count in counts
+        for model, preset in networks
+    }
+    return Study(rows, ("train_examples", "model", "preset"), SEEDS, apart="train_examples")
+
+
+PAPERS = (("capsnet", "mnist"), ("cnn", "mnist"), ("cnn", "multimnist"))
+SMALL = (("capsnet", "small"), ("cnn", "mnist_small"), ("cnn", "small"))
+
+
 def _rows(iterations: str, reconstruction: str) -> Flags:
     return {"routing_iterations": iterations, "reconstruction": reconstruction}
 
@@ -122,17 +145,11 @@ STUDIES: dict[str, Study] = {
         program="affnist",
         columns={"affNIST error, %": "affnist_error"},
     ),
-    # Learning from few examples, of all classes alike, in as many steps.
-    "data_efficiency": product(
-        {
-            "train_examples": ("10", "30", "100", "300", "1000", "3000", "10000"),
-            "model": ("capsnet", "cnn"),
-            "steps": ("2000",),
-            "log_every": ("100",),
-        },
-        SEEDS,
-        apart="train_examples",
-    ),
+    # Learning from few examples, of all classes alike, in as many steps: the CapsNet and both CNNs
+    # of the paper, on MNIST; small ones of these, there and on the digits.
+    "data_efficiency": few_examples(("10", "100", "1000", "10000", "57000"), 2000, 128, PAPERS),
+    "data_efficiency_small": few_examples(("10", "100", "1000", "57000"), 400, 64, SMALL),
+    "data_efficiency_digits": few_examples(("10", "30", "100", "300", "1000"), 200, 64, SMALL),
     # Routed capsule layers of --preset=deep.
     "depth": product(
         {

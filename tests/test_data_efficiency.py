@@ -22,7 +22,7 @@ def rows():
 
 
 def test_lines_are_means_and_bars_ranges():
-    axes = _data_efficiency_figure(rows()).axes[1]
+    axes = _data_efficiency_figure([row | {"network": row["model"]} for row in rows()]).axes[1]
     assert axes.get_xscale() == "log"
     for (line, _, (bars,)), factor in zip(axes.containers, (90, 180), strict=True):
         np.testing.assert_array_equal(line.get_xdata(), [10, 100, 1000])
@@ -52,11 +52,33 @@ def test_other_files_are_refused(text, tmp_path):
     assert not list(tmp_path.glob("*.png"))
 
 
-def test_the_study_trains_all_alike():
+def test_networks_are_told_apart_by_model_and_preset(tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(path, rows, title):
+        drawn.extend(rows)
+
+    monkeypatch.setattr(data_efficiency.drawing, "data_efficiency", draw)
+    path = tmp_path / "few.json"
+    own = [row | {"preset": "small"} for row in rows()]
+    del own[0]["model"]
+    path.write_text(json.dumps({"runs": [*own, {"train_examples": 5, "test_error": 1}]}))
+    data_efficiency.main(Flags(sweep=str(path)))
+    found = [row["network"] for row in drawn[::3]]
+    assert found == [*["capsnet small", "cnn small"] * 3, "capsnet"]
+
+
+@pytest.mark.parametrize("name, steps, counts", [
+    ("data_efficiency", 2000, [10, 100, 1000, 10000, 57000]),
+    ("data_efficiency_small", 400, [10, 100, 1000, 57000]),
+    ("data_efficiency_digits", 200, [10, 30, 100, 300, 1000]),
+])
+def test_a_study_trains_all_alike(name, steps, counts):
     """As many steps for all, and no evaluation after each of the epochs of a few examples."""
-    study = STUDIES["data_efficiency"]
+    study = STUDIES[name]
     made = [config.parse(config.Config(), [f"--{n}={v}" for n, v in row.items()])
             for row in study.rows.values()]
-    assert {(c.steps, c.log_every) for c in made} == {(2000, 100)} and len(study.seeds) == 3
-    assert {c.model for c in made} == {"capsnet", "cnn"}
-    assert sorted({c.train_examples for c in made}) == [10, 30, 100, 300, 1000, 3000, 10000]
+    assert {(c.steps, c.log_every) for c in made} == {(steps, 100)} and len(study.seeds) == 3
+    assert len({c.batch_size for c in made}) == 1
+    assert len({(c.model, c.preset) for c in made}) == 3
+    assert sorted({c.train_examples for c in made}) == counts and len(made) == 3 * len(counts)

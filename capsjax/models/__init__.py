@@ -91,6 +91,8 @@ PRESETS: dict[str, Config] = {
     ),
     # The MultiMNIST baseline with a quarter of its channels and hidden units: beside capsnet_small.
     "cnn_small": CNNConfig(channels=(128, 64), kernels=(9, 5), pool=True, dense=(256,)),
+    # The MNIST baseline with an eighth of its channels and hidden units.
+    "cnn_mnist_small": CNNConfig(channels=(32, 32, 16), dense=(41, 24)),
     "cnn_tiny": CNNConfig(channels=(8, 8), kernels=(5, 5), pool=True, dense=(32,)),
 }
 

@@ -39,9 +39,9 @@ def responses(path, curves, ranges, title="") -> None:
 
 
 def data_efficiency(path, rows, title="") -> None:
-    """Test error over the number of training examples, both log, a line for each model.
+    """Test error over the number of training examples, both log, a line for each network.
 
-    Rows are dicts with "train_examples", "model" and "test_error" (percent), a row a seed. Lines
+    Rows are dicts with "train_examples", "network" and "test_error" (percent), a row a seed. Lines
     are means, bars go from the least to the greatest.
     """
     save(_data_efficiency_figure(rows, title), path)
@@ -78,9 +78,9 @@ def _data_efficiency_figure(rows, title=""):
     axes = panel(page, 0.665, 0.4, 5.9, 2.2)
     errors = {}
     for row in rows:
-        found = errors.setdefault(str(row["model"]), {})
+        found = errors.setdefault(str(row["network"]), {})
         found.setdefault(int(row["train_examples"]), []).append(float(row["test_error"]))
-    for color, (model, found) in zip(COLORS, errors.items(), strict=False):
+    for color, (network, found) in zip(COLORS, errors.items(), strict=False):
         sizes = sorted(found)
         mean, least, most = (np.array([f(found[n]) for n in sizes]) for f in (np.mean, min, max))
         axes.errorbar(
@@ -93,7 +93,7 @@ def _data_efficiency_figure(rows, title=""):
             ms=3.2,
             capsize=2,
             elinewidth=0.7,
-            label=model,
+            label=network,
         )
     sizes = sorted({n for found in errors.values() for n in found})
     axes.set_xscale("log")
