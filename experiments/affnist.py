@@ -17,7 +17,8 @@ import dataclasses
 from pathlib import Path
 
 from experiments import affnist_data, affnist_task, drawing, loop, response
-from experiments.config import Config, run, setting
+from experiments.config import Config
+from experiments.settings import run, setting
 from experiments.task import Task, classify
 
 

@@ -38,8 +38,7 @@ from absl import flags
 
 from capsjax.models import CapsNetConfig
 from capsjax.routing import ROUTINGS
-from experiments import config as config_lib
-from experiments import contestants, io, loop, report, startup
+from experiments import contestants, io, loop, report, settings, startup
 from experiments.config import Config
 from experiments.contestants import TRAINING, flops_per_image
 from experiments.drawing import speed
@@ -69,7 +68,7 @@ AXES = {
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Flags of the benchmark, and all of the programs'."""
-    config_lib.define_flags(DEFAULTS, flag_values)
+    settings.define_flags(DEFAULTS, flag_values)
     common = {"flag_values": flag_values}
     flags.DEFINE_list("batch_sizes", None, "several, in place of --batch_size", **common)
     flags.DEFINE_list("pixels", ["28"], "sides of the square images", **common)
@@ -84,7 +83,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
 def main() -> None:
     """Measure and print."""
     F = flags.FLAGS
-    config = config_lib.from_flags(DEFAULTS, F)
+    config = settings.from_flags(DEFAULTS, F)
     if config.model != "capsnet" or config.dataset != "random":
         raise UserError("experiments.benchmark measures --model=capsnet on random images")
     sizes = numbers("batch_sizes", F.batch_sizes or [str(config.batch_size)])
@@ -134,7 +133,7 @@ def values(name: str, words: list[str]) -> list[str]:
         return list(axis.all)
     for word in words:
         try:
-            config_lib.parse(DEFAULTS, [f"--{axis.of}={word}"])
+            settings.parse(DEFAULTS, [f"--{axis.of}={word}"])
         except flags.Error as error:
             raise UserError(f"--{name}: {error}") from error
     return words

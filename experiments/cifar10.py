@@ -11,8 +11,8 @@ days on a GPU, by a guess. The data come from TensorFlow Datasets, or as arrays 
 """
 
 from experiments import loop
-from experiments.config import run
 from experiments.crops import CropsConfig, crops
+from experiments.settings import run
 
 DEFAULTS = CropsConfig(program="cifar10", dataset="cifar10", preset="cifar10", reconstruction=False)
 TASK = crops(24, flip=True)

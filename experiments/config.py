@@ -1,30 +1,20 @@
-"""One frozen dataclass is the configuration of every program, and its flags.
-
-A field becomes a flag of its name; its metadata hold the help text, the legal values,
-and whether a run may be continued with another value (``free``).
-"""
+"""What every training program can be told, and what that means: network, command, identity."""
 
 import dataclasses
-import difflib
-import sys
-import typing
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-
-from absl import flags
 
 from capsjax.losses import LOSSES
 from capsjax.models import PRESETS, CapsNetConfig, preset
 from capsjax.models import Config as ModelConfig
-from capsjax.models.capsnet import POSE_NORMS, SCHEDULES
+from capsjax.models.capsnet_config import POSE_NORMS, SCHEDULES
 from capsjax.routing import GRADIENTS, ROUTINGS, Sweeps, make, options_of
 from capsjax.squash import SQUASHES
 from capsjax.train import RECIPES
 from capsjax.votes import VOTES
 from experiments import programs
 from experiments.errors import UserError
-from kernels import program
+from experiments.settings import setting
 from kernels.api import IMPLEMENTATIONS
 
 PRESET_NAMES = tuple(dict.fromkeys(name.split("_", 1)[1] for name in PRESETS))
@@ -33,11 +23,6 @@ OF_PRESET = ("routing", "routing_iterations", "votes", "squash")
 # Flags that mean nothing to a network without capsules.
 OF_CAPSULES = (*OF_PRESET, "routing_prior", "routing_schedule", "frozen_from", "primary_types")
 OF_CAPSULES += ("pose_norm", "primary_pose", "class_pose", "depth", "loss", "diagnostics")
-
-
-def setting(default, help, *, choices=None, low=None, high=None, free=False):
-    metadata = {"help": help, "choices": choices, "low": low, "high": high, "free": free}
-    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +60,10 @@ class Config:
         None,
         "routing algorithm. " + ". ".join(f"{n}: {line}" for n, (_, line) in ROUTINGS.items()),
         choices=tuple(ROUTINGS),
+        by="preset",
     )
     routing_iterations: int | None = setting(
-        None, "routing iterations, of algorithms that iterate", low=1, high=1000
+        None, "routing iterations, of algorithms that iterate", low=1, high=1000, by="preset"
     )
     routing_prior: str = setting("zeros", "first logits of routing", choices=("zeros", "learned"))
     routing_schedule: str = setting(
@@ -95,11 +81,14 @@ class Config:
         "folder of a finished --routing=dynamic run whose mean couplings --routing=frozen takes; "
         "by default where the same command with --routing=dynamic keeps it",
     )
-    votes: str | None = setting(None, "how capsules vote for classes", choices=tuple(VOTES))
+    votes: str | None = setting(
+        None, "how capsules vote for classes", choices=tuple(VOTES), by="preset"
+    )
     squash: str | None = setting(
         None,
         "squash of capsules. auto: paper, for primary ones none where the routing's paper has none",
         choices=("auto", *SQUASHES),
+        by="preset",
     )
     pose_norm: str = setting(
         "auto",
@@ -126,11 +115,15 @@ class Config:
         "paper: the text. official: the authors' code. Sets the flags whose default is 'recipe'",
         choices=tuple(RECIPES),
     )
-    init: str | None = setting(None, "initial weights", choices=("lecun", "official"))
-    routing_bias: bool | None = setting(None, "learned bias of s_j")
-    primary_scale: float | None = setting(None, "factor on primary pre-activations")
-    margin_weight: float | None = setting(None, "weight of the loss of class scores", low=0.0)
-    learning_rate_floor: float | None = setting(None, "smallest learning rate", low=0.0)
+    init: str | None = setting(None, "initial weights", choices=("lecun", "official"), by="recipe")
+    routing_bias: bool | None = setting(None, "learned bias of s_j", by="recipe")
+    primary_scale: float | None = setting(None, "factor on primary pre-activations", by="recipe")
+    margin_weight: float | None = setting(
+        None, "weight of the loss of class scores", low=0.0, by="recipe"
+    )
+    learning_rate_floor: float | None = setting(
+        None, "smallest learning rate", low=0.0, by="recipe"
+    )
 
     # Training
     loss: str = setting(
@@ -321,80 +314,9 @@ class Config:
         return sizes
 
 
-class _Choice(flags.EnumParser):
-    """One of several names; a wrong one is answered with the nearest."""
-
-    def parse(self, argument):
-        try:
-            return super().parse(argument)
-        except ValueError as error:
-            near = difflib.get_close_matches(argument, self.enum_values, 1)
-            raise ValueError(f"{error}, did you mean {near[0]}?" if near else error) from error
-
-
 def of_preset(network: CapsNetConfig, routing: str | None) -> dict:
     """What a preset says where nothing is given; its squash is not for poses taken as they are."""
     own = {name: getattr(network, name) for name in OF_PRESET}
     if not make(routing or network.routing).squashes:
         own["squash"] = "auto"
     return own
-
-
-def flag_name(field: dataclasses.Field) -> str:
-    """Of a field's flag: without the underscore that parts a name from a keyword of Python."""
-    return field.name.removesuffix("_")
-
-
-def define_flags(defaults: Config, flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """One absl flag per field of the configuration."""
-    module = sys.argv[0]
-    for f in dataclasses.fields(defaults):
-        if not f.metadata.get("flag", True):
-            continue
-        kinds = set(typing.get_args(f.type)) - {type(None)} or {f.type}
-        (kind,) = kinds
-        name, value, text = flag_name(f), getattr(defaults, f.name), f.metadata["help"]
-        low, high = f.metadata["low"], f.metadata["high"]
-        if value is None:
-            text += f" (default: the {'preset' if f.name in OF_PRESET else 'recipe'}'s)"
-        common = {"flag_values": flag_values, "module_name": module}
-        if f.metadata["choices"]:
-            flag = flags.EnumFlag(name, value, text, f.metadata["choices"])
-            flag.parser = _Choice(f.metadata["choices"])
-            flags.DEFINE_flag(flag, flag_values, module)
-        elif kind is bool:
-            flags.DEFINE_boolean(name, value, text, **common)
-        elif kind is int:
-            flags.DEFINE_integer(name, value, text, low, high, **common)
-        elif kind is float:
-            flags.DEFINE_float(name, value, text, low, high, **common)
-        else:
-            flags.DEFINE_string(name, value, text, **common)
-
-
-def from_flags(defaults: Config, flag_values: flags.FlagValues = flags.FLAGS) -> Config:
-    """The configuration that parsed flags describe."""
-    fields = [f for f in dataclasses.fields(defaults) if f.metadata.get("flag", True)]
-    values = {f.name: flag_values[flag_name(f)].value for f in fields}
-    return dataclasses.replace(defaults, **values)
-
-
-def parse(defaults: Config, arguments: list[str]) -> Config:
-    """The configuration of a command line, without the process's own flags.
-
-    Raises:
-      flags.Error: an unknown flag or a wrong value.
-    """
-    values = flags.FlagValues()
-    define_flags(defaults, values)
-    values(["program", *arguments])
-    return from_flags(defaults, values)
-
-
-def run(main: Callable[..., None], defaults: Config, *, words: bool = False) -> None:
-    """Run a program: parse the flags, call ``main``, end in one line where the user erred.
-
-    See :func:`kernels.program.run`.
-    """
-    define_flags(defaults)
-    program.run(lambda *rest: main(from_flags(defaults), *rest), UserError, words=words)

@@ -3,9 +3,10 @@
 import dataclasses
 from collections.abc import Callable
 
-from experiments.config import Config, setting
+from experiments.config import Config
 from experiments.ensemble import fields, objective
 from experiments.preprocess import cropped
+from experiments.settings import setting
 from experiments.task import Task, images
 
 

@@ -12,8 +12,9 @@ import json
 from pathlib import Path
 
 from experiments import drawing
-from experiments.config import Config, run, setting
+from experiments.config import Config
 from experiments.errors import UserError
+from experiments.settings import run, setting
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 
 from experiments import drawing, io, report, runs
-from experiments.config import run, setting
 from experiments.errors import UserError
 from experiments.following import (
     AMOUNTS,
@@ -33,6 +32,7 @@ from experiments.following import (
     probe_all,
     typical,
 )
+from experiments.settings import run, setting
 from kernels.program import commit
 
 PROGRAMS = ("mnist", "affnist")  # whose images hold one thing, on black

@@ -15,8 +15,8 @@ import dataclasses
 from pathlib import Path
 
 from experiments import drawing, io, loop, pictures, probe, programs, runs
-from experiments.config import run, setting
 from experiments.errors import UserError
+from experiments.settings import run, setting
 
 KINDS = ("png", "pdf")
 

@@ -10,7 +10,8 @@ README.md and results/.
 """
 
 from experiments import loop
-from experiments.config import Config, run
+from experiments.config import Config
+from experiments.settings import run
 from experiments.task import CLASSIFICATION
 
 DEFAULTS = Config(program="mnist")

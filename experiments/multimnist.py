@@ -14,7 +14,7 @@ the errors by overlap, and how well the reconstructions segment the image.
 """
 
 from experiments import loop, pairs, pairs_objective, pairs_report
-from experiments.config import run
+from experiments.settings import run
 from experiments.task import Task
 
 DEFAULTS = pairs.PairsConfig(program="multimnist", preset="multimnist")

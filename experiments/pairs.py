@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.config import Config, setting
+from experiments.config import Config
 from experiments.data import Dataset
 from experiments.errors import UserError
 from experiments.preprocess import pad, shift, to_unit
+from experiments.settings import setting
 from experiments.task import Stream
 
 MARGIN = 4  # pixels, of the canvas around an unmoved digit

@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from capsjax.models import PRESETS
-from experiments import config as config_lib
+from experiments import settings
 from experiments.config import Config
 from experiments.errors import UserError
 from experiments.studies import STUDIES, Study, product
@@ -188,7 +188,7 @@ def _run(row, seed, tuned, own, folder, defaults) -> Run:
 
 def _parse(defaults: Config, own: dict) -> Config:
     try:
-        return config_lib.parse(defaults, list(_arguments(own)))
+        return settings.parse(defaults, list(_arguments(own)))
     except flags.Error as error:
         raise UserError(str(error)) from error
 

@@ -24,9 +24,9 @@ import sys
 from pathlib import Path
 
 from experiments import drawing, images, pictures, runs
-from experiments.config import run, setting
 from experiments.errors import UserError
 from experiments.recognition import Found, Seen, look, recognise, score_name
+from experiments.settings import run, setting
 
 DRAWN = 32  # images in the picture, at most
 

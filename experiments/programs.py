@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from absl import flags
 
+from experiments import settings
 from experiments.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,8 +53,6 @@ def config_of(workdir: Path | str, /, **changes) -> "Config":
     Raises:
       UserError: it is not there, or not one of this version's.
     """
-    from experiments import config
-
     folder = Path(workdir)
     path = folder / "config.json"
     if not folder.is_dir():
@@ -67,7 +66,7 @@ def config_of(workdir: Path | str, /, **changes) -> "Config":
         is_flag = {f.name: f.metadata.get("flag", True) for f in dataclasses.fields(defaults)}
         flagged = {n: v for n, v in stored.items() if is_flag.get(n, True) and v is not None}
         others = {n: v for n, v in stored.items() if not is_flag.get(n, True)}
-        given = config.parse(defaults, [f"--{n}={v}" for n, v in flagged.items()])
+        given = settings.parse(defaults, [f"--{n}={v}" for n, v in flagged.items()])
         return dataclasses.replace(given, **others)
     except (OSError, ValueError, KeyError, TypeError, flags.Error) as error:
         raise UserError(f"{path} is no configuration of a run of this version: {error}") from error

@@ -10,8 +10,8 @@ authors' code standardises them, which --noreconstruction does too.
 """
 
 from experiments import loop
-from experiments.config import run
 from experiments.crops import CropsConfig, crops
+from experiments.settings import run
 
 DEFAULTS = CropsConfig(program="smallnorb", dataset="smallnorb", preset="smallnorb")
 TASK = crops(32, halve=True)

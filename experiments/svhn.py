@@ -10,7 +10,8 @@ pixels). It has not been run here: less work a step than MNIST, by the sizes.
 """
 
 from experiments import loop
-from experiments.config import Config, run
+from experiments.config import Config
+from experiments.settings import run
 from experiments.task import CLASSIFICATION
 
 DEFAULTS = Config(program="svhn", dataset="svhn_cropped", preset="svhn", reconstruction=False)

@@ -21,8 +21,17 @@ from typing import NamedTuple
 from absl import flags
 from tqdm import tqdm
 
-from experiments import affine_column, executors, findings, groups, ledger, plan, programs, timing
-from experiments import config as config_lib
+from experiments import (
+    affine_column,
+    executors,
+    findings,
+    groups,
+    ledger,
+    plan,
+    programs,
+    settings,
+    timing,
+)
 from experiments.config import Config
 from experiments.errors import UserError
 from experiments.plan import Run
@@ -38,7 +47,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS, words: list[str] =
     Args:
       flag_values: where to define them. words: of the command line, which may name the program.
     """
-    config_lib.define_flags(programs.find(program_of(words)).defaults, flag_values)
+    settings.define_flags(programs.find(program_of(words)).defaults, flag_values)
     common = {"flag_values": flag_values}
     flags.DEFINE_string("study", None, "a named study: " + ", ".join(STUDIES), **common)
     flags.DEFINE_string("grid", None, "flags and values: 'routing=em,vb;seed=0..4'", **common)
@@ -126,7 +135,7 @@ def from_flags(F: flags.FlagValues) -> Sweep:
     """
     study = plan.find_study(F.study, F.grid, F.seeds, F.yes)
     defaults = programs.find(F.program or study.program).defaults
-    given = plan.given_flags(config_lib.from_flags(defaults, F), defaults)
+    given = plan.given_flags(settings.from_flags(defaults, F), defaults)
     if study.tuning and given.get("validation_fraction", 1) == 0:
         raise UserError("tuning needs validation data: --validation_fraction above 0")
     shared = {name: value for name, value in given.items() if name not in plan.LOCAL}

@@ -9,8 +9,7 @@ import os
 import sys
 import threading
 
-from experiments import config as config_lib
-from experiments import loop, programs, vmapped
+from experiments import loop, programs, settings, vmapped
 from experiments.errors import UserError
 from kernels import program
 
@@ -20,7 +19,7 @@ def main() -> None:
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     defaults = programs.find(job["program"]).defaults
-    configs = [config_lib.parse(defaults, arguments) for arguments in job["runs"]]
+    configs = [settings.parse(defaults, arguments) for arguments in job["runs"]]
     if len(configs) > 1:
         vmapped.run(configs)
     else:

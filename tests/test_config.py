@@ -11,7 +11,7 @@ from absl import flags
 
 from capsjax.routing import ROUTINGS
 from capsjax.train import RECIPES
-from experiments import config as config_lib
+from experiments import settings
 from experiments.config import Config
 from experiments.errors import UserError
 from experiments.mnist import DEFAULTS
@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def parse(*arguments):
-    return config_lib.parse(DEFAULTS, list(arguments))
+    return settings.parse(DEFAULTS, list(arguments))
 
 
 def program(*arguments):
@@ -30,7 +30,7 @@ def program(*arguments):
 
 def test_flags_are_the_fields():
     values = flags.FlagValues()
-    config_lib.define_flags(DEFAULTS, values)
+    settings.define_flags(DEFAULTS, values)
     assert set(values) == {f.name for f in dataclasses.fields(Config)} - {"program"}
 
 

@@ -6,7 +6,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from experiments import config, data_efficiency
+from experiments import data_efficiency, settings
+from experiments.config import Config
 from experiments.data_efficiency import Flags
 from experiments.drawing.robustness import _data_efficiency_figure
 from experiments.errors import UserError
@@ -76,7 +77,7 @@ def test_networks_are_told_apart_by_model_and_preset(tmp_path, monkeypatch):
 def test_a_study_trains_all_alike(name, steps, counts):
     """As many steps for all, and no evaluation after each of the epochs of a few examples."""
     study = STUDIES[name]
-    made = [config.parse(config.Config(), [f"--{n}={v}" for n, v in row.items()])
+    made = [settings.parse(Config(), [f"--{n}={v}" for n, v in row.items()])
             for row in study.rows.values()]
     assert {(c.steps, c.log_every) for c in made} == {(steps, 100)} and len(study.seeds) == 3
     assert len({c.batch_size for c in made}) == 1

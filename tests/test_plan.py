@@ -7,8 +7,7 @@ import subprocess
 import pytest
 
 from capsjax.routing import ROUTINGS
-from experiments import config as config_lib
-from experiments import groups, plan, programs
+from experiments import groups, plan, programs, settings
 from experiments.errors import UserError
 from experiments.studies import STUDIES, Study, product
 
@@ -98,7 +97,7 @@ def test_runs():
         "--dataset=digits", "--steps=2", "--routing=uniform", "--seed=1",
         f"--workdir={last.workdir}")
     for run in runs:
-        assert config_lib.parse(DEFAULTS, list(run.arguments)) == run.config
+        assert settings.parse(DEFAULTS, list(run.arguments)) == run.config
 
 
 def test_a_run_is_known_by_what_decides_its_result():

@@ -18,8 +18,7 @@ import pytest
 
 from capsjax import functional
 from capsjax.routing import ROUTINGS
-from experiments import config as config_lib
-from experiments import io, loop, sampling
+from experiments import io, loop, sampling, settings
 from experiments.config import Config
 from experiments.errors import UserError
 
@@ -201,7 +200,7 @@ def test_frozen_says_which_command_comes_first(tmp_path, monkeypatch):
         loop.run(frozen)
     command = re.search(r"first run python -m experiments.mnist (.*?), or", str(error.value))[1]
     loop.run(dataclasses.replace(
-        config_lib.parse(Config(), command.split()), cache_dir="none", steps=1))
+        settings.parse(Config(), command.split()), cache_dir="none", steps=1))
     assert loop.run(frozen)["routing"] == "frozen"
 
 

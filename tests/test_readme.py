@@ -13,7 +13,7 @@ import pytest
 from absl import flags
 
 from capsjax.routing import ROUTINGS, make, route
-from experiments import config as config_lib
+from experiments import settings
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -45,7 +45,7 @@ def test_commands_parse(words):
     if hasattr(program, "define_flags"):  # a program with flags of its own
         program.define_flags(values)
     else:
-        config_lib.define_flags(program.DEFAULTS, values)
+        settings.define_flags(program.DEFAULTS, values)
     words = values(["program", *arguments])[1:]
     assert not words or module == "experiments.predict"
 

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import config as config_lib
-from experiments import executors, groups, ledger, plan, programs, studies, sweep, timing
+from experiments import executors, groups, ledger, plan, programs, settings, studies, sweep, timing
 from experiments.errors import UserError
 from experiments.studies import Study
 
@@ -53,7 +52,7 @@ def workers(monkeypatch):
     fake.error = lambda config: config.seed + 1
 
     def child(job, log, started):
-        configs = [config_lib.parse(DEFAULTS, arguments) for arguments in job["runs"]]
+        configs = [settings.parse(DEFAULTS, arguments) for arguments in job["runs"]]
         fake.groups.append(configs)
         status = fake.status.get(configs[0].routing, 0)
         log.write_text(fake.words.get(configs[0].routing, ""))

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import config as config_lib
-from experiments import data, io, loop, mnist, programs, subset, task
+from experiments import data, io, loop, mnist, programs, settings, subset, task
 from experiments.config import Config
 from experiments.errors import UserError
 
@@ -19,8 +18,8 @@ from experiments.errors import UserError
 class OwnConfig(Config):
     """A program's own flag, one with another default, and one less."""
 
-    sides: int = config_lib.setting(3, "of something", low=1)
-    seed: int = config_lib.setting(7, "of everything random", low=0)
+    sides: int = settings.setting(3, "of something", low=1)
+    seed: int = settings.setting(7, "of everything random", low=0)
     max_shift: int = dataclasses.field(default=0, metadata={"flag": False})
 
 
@@ -52,21 +51,21 @@ def test_other_names_are_no_programs(name, message):
 
 def test_flags_of_one_program(own):
     values = flags.FlagValues()
-    config_lib.define_flags(own, values)
+    settings.define_flags(own, values)
     shared = {f.name for f in dataclasses.fields(Config)} - {"program", "max_shift"}
     assert set(values) == shared | {"sides"}
-    got = config_lib.parse(own, ["--sides=5", "--epochs=2", "--batch_size=8"])
+    got = settings.parse(own, ["--sides=5", "--epochs=2", "--batch_size=8"])
     assert type(got) is OwnConfig and (got.sides, got.seed, got.max_shift) == (5, 7, 0)
     resolved = got.resolved("digits")
     assert type(resolved) is OwnConfig and resolved.identity()["sides"] == 5
     command = "python -m experiments.acceptance --dataset=digits --epochs=2 --batch_size=8 "
     command += "--sides=5"
     assert resolved.command() == command
-    assert config_lib.parse(own, command.split()[3:]).resolved("digits") == resolved
+    assert settings.parse(own, command.split()[3:]).resolved("digits") == resolved
     another = dataclasses.replace(resolved, sides=4)
     assert another.default_workdir() != resolved.default_workdir()
     with pytest.raises(flags.Error):
-        config_lib.parse(own, ["--max_shift=1"])
+        settings.parse(own, ["--max_shift=1"])
 
 
 def test_a_run_is_opened_as_what_it_is(own, tmp_path):

@@ -4,7 +4,8 @@ import dataclasses
 
 from flax import nnx
 
-from capsjax.models.capsnet import CapsNet, CapsNetConfig, Prediction
+from capsjax.models.capsnet import CapsNet, Prediction
+from capsjax.models.capsnet_config import CapsNetConfig
 from capsjax.models.cnn import CNN, CNNConfig
 
 __all__ = [

@@ -1,8 +1,6 @@
 """CapsNet: convolution, primary capsules, routed capsules in one layer or more, decoder."""
 
-import dataclasses
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -14,31 +12,11 @@ from jax.nn import initializers as init
 
 from capsjax.conv_capsules import ConvCapsules
 from capsjax.losses import argmax_mask, label_mask, mask_capsules
-from capsjax.modules import (
-    ACTIVATIONS,
-    PADDINGS,
-    Capsules,
-    Conv,
-    Decoder,
-    PrimaryCapsules,
-    RoutedCapsules,
-)
+from capsjax.models.capsnet_config import CapsNetConfig
+from capsjax.models.concurrent import concurrent
+from capsjax.modules import Capsules, Conv, Decoder, PrimaryCapsules, RoutedCapsules
 from capsjax.precision import accumulator
-from capsjax.routing import (
-    GRADIENTS,
-    Routing,
-    RoutingOutput,
-    Sweeps,
-    check_choice,
-    make,
-    options_of,
-)
-from capsjax.squash import SQUASHES
-from capsjax.votes import VOTES
-
-SCHEDULES = ("sequential", "concurrent")
-POSE_NORMS = ("auto", "none")
-INITS = ("lecun", "official")
+from capsjax.routing import RoutingOutput
 
 
 class Prediction(NamedTuple):
@@ -47,148 +25,6 @@ class Prediction(NamedTuple):
     scores: jax.Array  # [B, J]; the largest is the predicted class
     pose: jax.Array | None = None  # [B, J, D] class capsules
     reconstruction: jax.Array | None = None  # [B, H, W, C] in [0, 1]
-
-
-@dataclasses.dataclass(frozen=True)
-class CapsNetConfig:
-    """CapsNet of Sabour, Frosst & Hinton (2017), section 4, and what others made of it.
-
-    The defaults are the paper's network for MNIST. ``init``, ``routing_bias`` and
-    ``primary_scale`` are differences between the text and the authors' code. An option that the
-    routing does not have (see :func:`capsjax.routing.options_of`) is not used.
-
-    Raises:
-      ValueError: an unknown name, or sizes that do not fit.
-    """
-
-    image_shape: tuple[int, int, int] = (28, 28, 1)  # height, width, channels
-    num_classes: int = 10  # J
-    conv_channels: int = 256
-    conv_kernel: int = 9
-    conv_stride: int = 1
-    more_convs: tuple[tuple[int, int, int], ...] = ()  # channels, kernel, stride
-    padding: str = "VALID"  # of convolutions and primary capsules; SAME: as large, by stride
-    conv_norm: bool = False  # layer normalisation before the ReLU of each convolution
-    primary_types: int = 32
-    primary_pose: int = 8  # K
-    primary_kernel: int = 9
-    primary_stride: int = 2
-    primary_depthwise: bool = False  # each channel has a filter of its own
-    primary_activation: str = "length"  # of the pose, or sigmoid of a convolution
-    coordinates: bool = False  # positions are added to the poses that class capsules see
-    # Convolutional capsule layers between primary and class capsules: types, kernel, stride.
-    # Their poses are as large as those of the class capsules.
-    capsule_layers: tuple[tuple[int, int, int], ...] = ()
-    layer_votes: str = "full"  # of those layers
-    # Of poses between routed layers. auto: divided by their root mean square over the layer and
-    # example where they are means of votes (em, vb, self, kde). none: never.
-    pose_norm: str = "auto"
-    class_pose: int = 16  # D
-    votes: str = "full"  # of the class capsules
-    squash: str = "auto"  # paper, unless the routing takes poses as they are
-    routing: str = "dynamic"  # a name of capsjax.routing.ROUTINGS
-    routing_iterations: int = 3  # R
-    routing_prior: str = "zeros"  # or learned
-    routing_schedule: str = "sequential"  # or concurrent: all layers in every iteration
-    routing_gradient: str = "full"  # full, stop or last
-    # auto, naive, stream or sweeps of one's own: how, not what, is computed
-    routing_implementation: str | Sweeps = "auto"
-    decoder: tuple[int, ...] | None = (512, 1024)  # hidden widths; None: no reconstruction
-    init: str = "lecun"  # lecun, or official: truncated normals, biases 0.1
-    routing_bias: bool = False  # learned bias of s_j, 0.1 at first
-    primary_scale: float = 1.0  # factor on the primary capsules' weighted sums
-    dtype: str = "float32"  # of convolutions, votes and decoder products
-
-    def __post_init__(self):
-        check_choice("padding", self.padding, PADDINGS)
-        smallest, steps = 1, self._steps()
-        if self.padding == "SAME":
-            steps = steps[len(self.convs) + 1 :]
-        for kernel, stride in reversed(steps):
-            smallest = (smallest - 1) * stride + kernel
-        height, width, _ = self.image_shape
-        if min(height, width) < smallest:
-            raise ValueError(
-                f"image_shape: {height}x{width} pixels are too few for valid convolutions of "
-                f"{', '.join(f'{k}x{k}' for k, _ in steps)}; "
-                f"the smallest image is {smallest}x{smallest}"
-            )
-        check_choice("init", self.init, INITS)
-        check_choice("routing_schedule", self.routing_schedule, SCHEDULES)
-        check_choice("squash", self.squash, ("auto", *SQUASHES))
-        check_choice("votes", self.votes, VOTES)
-        check_choice("layer_votes", self.layer_votes, VOTES)
-        check_choice("pose_norm", self.pose_norm, POSE_NORMS)
-        routing = self.make_routing()
-        check_choice("routing_gradient", self.routing_gradient, GRADIENTS)
-        check_choice("primary_activation", self.primary_activation, ACTIVATIONS)
-        channels = self.convs[-1][0], self.primary_types * self.primary_pose
-        if self.primary_depthwise and channels[0] != channels[1]:
-            raise ValueError(
-                f"depthwise primary capsules need types times pose = {channels[0]} channels, not "
-                f"{self.primary_types} * {self.primary_pose}"
-            )
-        if self.routing_schedule == "concurrent":
-            if routing.field and self.capsule_layers:
-                raise ValueError(f"routing {self.routing!r} has no concurrent schedule")
-            if self.routing_gradient != "full":
-                raise ValueError(
-                    "the concurrent schedule has no other gradient than full, not "
-                    f"{self.routing_gradient!r}"
-                )
-        pose = self.primary_pose
-        for _ in self.capsule_layers:
-            VOTES[self.layer_votes].shape(1, 1, self.class_pose, pose, 1)
-            pose = self.class_pose
-        VOTES[self.votes].shape(1, 1, self.class_pose, pose, 1)
-        if self.coordinates and (pose < 4 or math.isqrt(pose) ** 2 != pose):
-            raise ValueError(f"coordinates need poses that are square matrices, not {pose} numbers")
-
-    def make_routing(self) -> Routing:
-        """The routing algorithm, with the options that it has."""
-        options = {
-            "iterations": self.routing_iterations,
-            "prior": self.routing_prior,
-            "bias": self.routing_bias,
-            "squash": "paper" if self.squash == "auto" else self.squash,
-        }
-        known = options_of(self.routing)
-        return make(self.routing, **{k: v for k, v in options.items() if k in known})
-
-    @property
-    def primary_squash(self) -> str:
-        """Squash of the primary capsules."""
-        if self.squash != "auto":
-            return self.squash
-        return "paper" if self.make_routing().squashes else "none"
-
-    @property
-    def convs(self) -> tuple[tuple[int, int, int], ...]:
-        """Channels, kernel and stride of all convolutions before the primary capsules."""
-        return ((self.conv_channels, self.conv_kernel, self.conv_stride), *self.more_convs)
-
-    @property
-    def primary_grid(self) -> tuple[int, int]:
-        """Height and width of the grid of primary capsules."""
-        height, width = self.image_shape[:2]
-        for kernel, stride in self._steps()[: len(self.convs) + 1]:
-            lost = kernel - 1 if self.padding == "VALID" else 0
-            height, width = (-(-(n - lost) // stride) for n in (height, width))
-        return height, width
-
-    @property
-    def input_capsules(self) -> int:
-        """Number I of primary capsules."""
-        height, width = self.primary_grid
-        return height * width * self.primary_types
-
-    def _steps(self) -> list[tuple[int, int]]:
-        """Kernel and stride of everything that moves over the image."""
-        return [
-            *(step[1:] for step in self.convs),
-            (self.primary_kernel, self.primary_stride),
-            *(step[1:] for step in self.capsule_layers),
-        ]
 
 
 class CapsNet(nnx.Module):
@@ -348,38 +184,3 @@ class CapsNet(nnx.Module):
         else:
             mask = label_mask(labels, self.config.num_classes)
         return Prediction(capsules.activation, capsules.pose, self.decode(capsules.pose, mask))
-
-
-def concurrent(
-    layers: list,
-    x: Capsules,
-    passed_on: Callable[[RoutingOutput], Capsules],
-    before_last: Callable[[Capsules], Capsules],
-) -> RoutingOutput:
-    """Route all layers together (Tsai et al. 2020): the poses of a pass are inputs of the next.
-
-    In the first pass layer after layer is computed from the one below. In every later one all
-    layers step at once, each from the output that the layer below had after the pass before.
-
-    Args:
-      layers: routed capsule layers, lowest first. x: capsules below the first.
-      passed_on: what the output of a layer is for the next.
-      before_last: what happens to the capsules that the last layer sees.
-
-    Returns:
-      The output of the last layer, without couplings.
-    """
-
-    def seen(n, outputs):
-        below = passed_on(outputs[n - 1]) if n else x
-        return below if layers[n + 1 :] else before_last(below)
-
-    states, outputs = [], []
-    for n, layer in enumerate(layers):
-        u = seen(n, outputs)
-        states.append(layer.step(u, layer.start(u), 0))
-        outputs.append(layer.output(states[n]))
-    for t in range(1, layers[0].routing.passes):
-        states = [layer.step(seen(n, outputs), states[n], t) for n, layer in enumerate(layers)]
-        outputs = [layer.output(state) for layer, state in zip(layers, states)]
-    return outputs[-1]

@@ -26,7 +26,7 @@ def inverted(iterations: int = 3) -> Routing:
     Couplings are even in the first pass, then come from the poses of the pass before; logits do
     not accumulate. Poses are layer-normalised instead of squashed, and a class score is a linear
     read-out of its pose: a logit, trained by cross-entropy. Layers that stack can also be
-    iterated all together, see :func:`capsjax.models.capsnet.concurrent`.
+    iterated all together, see :func:`capsjax.models.concurrent.concurrent`.
 
     Parameters: ``scale``, ``offset`` ``[D]`` of the layer normalisation and ``readout`` ``[D]``,
     ``readout_offset``, shared by all output capsules. Cost: R passes, as dynamic routing.
