@@ -5,7 +5,7 @@ The error is measured once a run, from its last checkpoint, and is a line of the
 
 from pathlib import Path
 
-from experiments import affnist_data, ledger, loop, runs
+from experiments import affnist_data, evaluation, ledger, runs
 from experiments.plan import Run
 from experiments.studies import Study
 
@@ -44,5 +44,5 @@ def error_of(run: Run) -> float:
     opened = runs.open_run(str(run.workdir), accelerator=run.config.accelerator, examples=True)
     images, labels = opened.setup.stream.held_out("test")
     moved = affnist_data.transformed(images)
-    values = loop.evaluator(opened.setup)(opened.params, moved, labels)
+    values = evaluation.evaluator(opened.setup)(opened.params, moved, labels)
     return round(100 * float(1 - values["accuracy"].mean()), 4)

@@ -38,7 +38,7 @@ from absl import flags
 
 from capsjax.models import CapsNetConfig
 from capsjax.routing import ROUTINGS
-from experiments import contestants, io, loop, report, settings, startup
+from experiments import contestants, io, preparation, report, settings, startup
 from experiments.config import Config
 from experiments.contestants import TRAINING, flops_per_image
 from experiments.drawing import speed
@@ -167,7 +167,7 @@ def measure(
         print(f"{what} ...", file=sys.stderr)
         sized = dataclasses.replace(variant, batch_size=size)
         try:
-            setup = loop.prepare(sized, contestants.random_images(sized, side))
+            setup = preparation.prepare(sized, contestants.random_images(sized, side))
         except UserError as error:
             left_out.append(f"{what}: {error}")
             print(f"left out: {error}", file=sys.stderr)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from capsjax.models import CapsNetConfig
-from experiments import data, loop, sampling
+from experiments import data, loop, preparation, sampling
 from experiments.config import Config
 from experiments.errors import UserError
 from experiments.preprocess import to_unit
@@ -43,14 +43,15 @@ def random_images(config: Config, pixels: int) -> data.Dataset:
     )
 
 
-def unit(setup: loop.Setup) -> np.ndarray:
+def unit(setup: preparation.Setup) -> np.ndarray:
     """A batch of images in [0, 1]."""
     return np.asarray(to_unit(setup.dataset.train_images[: setup.config.batch_size]))
 
 
-def ours(setup: loop.Setup) -> Contestants:
+def ours(setup: preparation.Setup) -> Contestants:
     """Training, inference in chunks of batches, and inference of one batch in one call."""
-    state, (source, key) = loop.initial_state(setup, couplings=False), loop.training_inputs(setup)
+    state = preparation.initial_state(setup, couplings=False)
+    source, key = preparation.training_inputs(setup)
     order = sampling.epoch_order(key, 0, len(setup.dataset.train_labels))
     size, count = setup.config.batch_size, jnp.int32(CHUNK)
     params = jax.tree.map(jnp.copy, state.params)  # the chunk takes over those of the state
@@ -101,7 +102,7 @@ def compiled(function: Callable, *arguments) -> tuple[Callable, int | None]:
     return ready, together - m.alias_size_in_bytes
 
 
-def theirs(setup: loop.Setup) -> Contestants:
+def theirs(setup: preparation.Setup) -> Contestants:
     """Training and inference of the PyTorch CapsNet, eager and compiled.
 
     Raises:
@@ -114,7 +115,7 @@ def theirs(setup: loop.Setup) -> Contestants:
     device = {"cpu": "cpu", "gpu": "cuda"}.get(setup.devices[0].platform)
     if device is None or (device == "cuda" and not peer.torch.cuda.is_available()):
         raise UserError(f"--compare=torch: this PyTorch has no {setup.devices[0].platform}")
-    params = jax.device_get(loop.initial_state(setup).params)
+    params = jax.device_get(preparation.initial_state(setup).params)
     images, labels = unit(setup), setup.dataset.train_labels[: setup.config.batch_size]
     exact = float(jnp.mean(jax.jit(setup.loss)(params, images, labels)[0]))
     found = {}

@@ -14,7 +14,7 @@ runs: losses, the paper's Figure A.2, without any data.
 import dataclasses
 from pathlib import Path
 
-from experiments import drawing, io, loop, pictures, probe, programs, runs
+from experiments import drawing, evaluation, io, pictures, probe, programs, runs
 from experiments.errors import UserError
 from experiments.settings import run, setting
 
@@ -105,7 +105,7 @@ def perturbed(opened: runs.Run, flags: Flags) -> tuple[pictures.Perturbed, dict]
     label = number(flags.class_, setup.dataset.class_names)
     if flags.image >= len(raw):
         raise UserError(f"--image={flags.image}: there are {len(raw)} test images, from 0")
-    values = loop.evaluator(setup)(opened.params, raw, labels)
+    values = evaluation.evaluator(setup)(opened.params, raw, labels)
     example = flags.image
     if example < 0:
         wanted = True if label is None else labels == label

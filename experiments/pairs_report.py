@@ -15,7 +15,7 @@ def fields(setup, values: dict[str, np.ndarray]) -> dict:
     """More of summary.json; see :func:`experiments.pairs_objective.objective` for the values.
 
     Args:
-      setup: of :mod:`experiments.loop`. values: per test pair.
+      setup: of :mod:`experiments.preparation`. values: per test pair.
     """
     found = {
         "shift": setup.config.shift,

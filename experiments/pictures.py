@@ -43,7 +43,7 @@ def draw(setup, params, folder: Path, rows: list, values: dict) -> list[Path]:
     """The figures at the end of a training; returns their paths.
 
     Args:
-      setup: of :mod:`experiments.loop`. params: trained. folder: for the figures.
+      setup: of :mod:`experiments.preparation`. params: trained. folder: for the figures.
       rows: of metrics.jsonl. values: what the evaluation says of the test set, arrays ``[N]``.
     """
     found = list(of_training(setup, rows))

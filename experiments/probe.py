@@ -18,7 +18,7 @@ def make_probe(setup) -> Callable | None:
     """``measure(params) -> row`` for metrics.jsonl, over images that are not trained on.
 
     Args:
-      setup: of :mod:`experiments.loop`.
+      setup: of :mod:`experiments.preparation`.
 
     Returns:
       None where nothing is asked for.

@@ -29,8 +29,8 @@ def finish(
     """Read the test set, once; write summary.json and the figures; print the table.
 
     Args:
-      setup: of :mod:`experiments.loop`. state: trained. workdir: folder of the run.
-      rows: of metrics.jsonl. evaluate: of :mod:`experiments.loop`.
+      setup: of :mod:`experiments.preparation`. state: trained. workdir: folder of the run.
+      rows: of metrics.jsonl. evaluate: of :mod:`experiments.evaluation`.
       seconds: wall time of this process so far.
       together: runs that were trained at once with it, itself included.
 

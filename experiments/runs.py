@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from capsjax import train
-from experiments import data, images, io, loop, programs
+from experiments import data, images, io, preparation, programs
 from experiments.errors import UserError
 
 
@@ -17,7 +17,7 @@ class Run(NamedTuple):
     """What a folder holds."""
 
     folder: Path
-    setup: loop.Setup  # on one device; without examples where only the network was asked for
+    setup: preparation.Setup  # on one device; without examples where only the network was asked for
     facts: dict  # see experiments.images.facts
     step: int  # of the parameters
     params: Any
@@ -50,11 +50,11 @@ def open_run(
     if not io.has_checkpoints(config):
         raise UserError(f"{folder} has no checkpoint yet; one is written after each epoch")
     if examples:
-        setup = loop.prepare(config)
+        setup = preparation.prepare(config)
         facts = images.facts(setup.dataset)
     else:
         facts = _facts(folder / "network.json")
-        setup = loop.prepare(config, _without_examples(config, facts))
+        setup = preparation.prepare(config, _without_examples(config, facts))
     shapes = jax.eval_shape(
         lambda key: train.init_state(setup.model, setup.optimizer, key), jax.random.key(0)
     )

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import io, loop, mnist, report, tables, vmapped
+from experiments import io, loop, mnist, preparation, report, tables, vmapped
 from experiments.errors import UserError
 from kernels import program
 from kernels.bench import seconds
@@ -34,7 +34,7 @@ def measure(preset: str, batch_size: int, runs: int, accelerator: str) -> dict:
         accelerator=accelerator,
         num_devices=1,
     )
-    setup = loop.prepare(base)
+    setup = preparation.prepare(base)
     took = {}
     for S in (1, runs):
         configs = [dataclasses.replace(setup.config, seed=seed) for seed in range(S)]

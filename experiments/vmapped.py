@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 
 from capsjax import train
-from experiments import io, loop, report, sampling
+from experiments import evaluation, io, loop, preparation, report, sampling
 from experiments.config import Config
 from experiments.errors import UserError
 from experiments.groups import NUMBERS
-from experiments.loop import Setup
+from experiments.preparation import Setup
 from experiments.progress import Display, Stop
 from experiments.task import Task
 
@@ -52,7 +52,7 @@ def run(configs: list[Config]) -> None:
       UserError: see :func:`experiments.loop.run`.
     """
     started = time.monotonic()
-    setup = loop.prepare(dataclasses.replace(configs[0], num_devices=1))
+    setup = preparation.prepare(dataclasses.replace(configs[0], num_devices=1))
     configs = [config.resolved(setup.dataset.name) for config in configs]
     configs = configs[: capacity(setup, configs)]
     with contextlib.ExitStack() as folders:
@@ -64,7 +64,8 @@ def run(configs: list[Config]) -> None:
             if together:
                 state = _states(setup, configs, keepers)
                 members = _open(setup, configs, workdirs, keepers, int(state.step[0]), files)
-                print(f"{loop.banner(setup)} | {len(configs)} runs together", file=sys.stderr)
+                together = f"{len(configs)} runs together"
+                print(f"{preparation.banner(setup)} | {together}", file=sys.stderr)
                 numbers, evaluate = numbers_of(configs), make_evaluate(setup)
                 state, stopped = _fit(setup, members, numbers, state, evaluate)
         if together and stopped:
@@ -86,7 +87,8 @@ def run(configs: list[Config]) -> None:
 
 def _open(setup, configs, workdirs, keepers, step, files) -> dict[int, Member]:
     """All runs by number."""
-    total, per_epoch, members = loop.total_steps(setup), loop.steps_per_epoch(setup), {}
+    total, per_epoch = preparation.total_steps(setup), preparation.steps_per_epoch(setup)
+    members = {}
     for n, (config, workdir, keeper) in enumerate(zip(configs, workdirs, keepers)):
         own = setup._replace(config=config)
         loop.describe(own, workdir)
@@ -105,7 +107,7 @@ def with_numbers(setup: Setup, numbers: dict[str, jax.Array]) -> Setup:
     """A setup whose losses and optimiser are built from numbers that may be traced."""
     config = dataclasses.replace(setup.config, **numbers)
     _, loss, measure = setup.task.objective(config, setup.model_config)
-    optimizer = loop.make_optimizer(config)
+    optimizer = preparation.make_optimizer(config)
     return setup._replace(config=config, loss=loss, measure=measure, optimizer=optimizer)
 
 
@@ -129,7 +131,7 @@ def make_body(setup: Setup) -> Callable:
 
 
 def make_evaluate(setup: Setup) -> Callable:
-    """``evaluate((numbers, params), images, labels)`` of :func:`experiments.loop.evaluator`.
+    """``evaluate((numbers, params), images, labels)`` of :func:`experiments.evaluation.evaluator`.
 
     Of one run at a time, all by one compiled program.
     """
@@ -138,7 +140,7 @@ def make_evaluate(setup: Setup) -> Callable:
         numbers, params = numbers_and_params
         return with_numbers(setup, numbers).measure(params, *batch)
 
-    return loop.evaluator(setup._replace(measure=measure))
+    return evaluation.evaluator(setup._replace(measure=measure))
 
 
 def capacity(setup: Setup, configs: list[Config]) -> int:
@@ -158,7 +160,7 @@ def capacity(setup: Setup, configs: list[Config]) -> int:
 
 def inputs(setup: Setup, configs: list[Config], count: int = 1) -> tuple:
     """Arguments of the first chunk of some runs."""
-    first, later = (jnp.stack(keys) for keys in zip(*(loop.keys(c) for c in configs)))
+    first, later = (jnp.stack(keys) for keys in zip(*(preparation.keys(c) for c in configs)))
     state = jax.vmap(lambda key: train.init_state(setup.model, setup.optimizer, key))(first)
     order = orders(setup, later, 0)
     return numbers_of(configs), state, setup.stream.source, order, later, count
@@ -198,10 +200,10 @@ def _failing_alone(members: dict[int, Member], n: int):
 
 def _fit(setup, members: dict[int, Member], numbers, state, evaluate):
     """As :func:`experiments.loop.fit`; returns the states, and a signal's number or 0."""
-    total, per_epoch = loop.total_steps(setup), loop.steps_per_epoch(setup)
+    total, per_epoch = preparation.total_steps(setup), preparation.steps_per_epoch(setup)
     step, order, log_every = int(state.step[0]), None, setup.config.log_every
     chunk, source = make_chunk(setup), jax.device_put(setup.stream.source)
-    keys = jnp.stack([loop.keys(member.setup.config)[1] for member in members.values()])
+    keys = jnp.stack([preparation.keys(member.setup.config)[1] for member in members.values()])
     held_out = setup.stream.held_out("validation")
     make_orders = jax.jit(functools.partial(orders, setup))
     with Stop() as stop:
@@ -212,7 +214,7 @@ def _fit(setup, members: dict[int, Member], numbers, state, evaluate):
             count = min(log_every - step % log_every, per_epoch - within, total - step)
             state, sums = chunk(numbers, state, source, order, keys, count)
             step += count
-            epoch_ends = step % loop.steps_between_saves(setup) == 0 or step == total
+            epoch_ends = step % preparation.steps_between_saves(setup) == 0 or step == total
             for n, member in list(members.items()):
                 with _failing_alone(members, n):
                     member.display.trained(step, count, _pick(sums, n))

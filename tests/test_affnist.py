@@ -17,7 +17,7 @@ from experiments import (
     affnist_task,
     data,
     drawing,
-    loop,
+    evaluation,
     pictures,
     response,
 )
@@ -262,7 +262,7 @@ def quick(monkeypatch):
     parts = (part[:n] for part, n in zip(whole[2:8], ends, strict=True))
     some = data.Dataset(*whole[:2], *parts, *whole[8:])
     monkeypatch.setattr(data, "load", lambda *_, **__: some)
-    monkeypatch.setattr(loop, "EVALUATION_BATCH", 40)
+    monkeypatch.setattr(evaluation, "BATCH", 40)
     monkeypatch.setattr(pictures, "draw", lambda *_: [])  # which others test
     few = {name: values[:2] for name, values in response.CURVES.items()}
     monkeypatch.setattr(response, "CURVES", few)

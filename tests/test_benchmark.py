@@ -10,7 +10,7 @@ import pytest
 from absl import flags
 
 from capsjax import functional, preset
-from experiments import benchmark, contestants, loop, startup
+from experiments import benchmark, contestants, preparation, startup
 from experiments.drawing import speed
 from experiments.errors import UserError
 
@@ -39,7 +39,7 @@ def run(monkeypatch, *arguments):
 
 def small(batch_size, pixels=28, **changes):
     config = dataclasses.replace(TINY, batch_size=batch_size, **changes)
-    return loop.prepare(config, contestants.random_images(config, pixels))
+    return preparation.prepare(config, contestants.random_images(config, pixels))
 
 
 @pytest.fixture

@@ -14,7 +14,18 @@ import tensorflow_datasets as tfds
 from test_data import Tiny, offline, png, prepare  # noqa: F401  (offline: no network here)
 
 from capsjax import functional
-from experiments import cifar10, data, loop, pictures, programs, sampling, smallnorb, svhn
+from experiments import (
+    cifar10,
+    data,
+    evaluation,
+    loop,
+    pictures,
+    preparation,
+    programs,
+    sampling,
+    smallnorb,
+    svhn,
+)
 from experiments.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -92,7 +103,7 @@ def test_two_steps_on_arrays(program, raw, classes, shape, changes, stored, tmp_
     assert summary["program"] == program and summary["steps"] == 2
     assert summary["test_examples"] == 30 and np.isfinite(summary["test_loss"])
     assert summary["dataset"] == path and summary["dataset_source"].startswith("arrays ")
-    setup = loop.prepare(config)
+    setup = preparation.prepare(config)
     assert setup.stream.shape == shape == setup.model_config.image_shape
     assert setup.dataset.num_classes == classes
     count = changes.get("ensemble", 1)
@@ -127,8 +138,8 @@ def test_stereo_pairs_are_drawn_side_by_side():
 def members(made):
     """Parameters of each network after one step of plain descent."""
     made = made._replace(optimizer=optax.sgd(1.0))
-    state = loop.initial_state(made)
-    source, key = loop.training_inputs(made)
+    state = preparation.initial_state(made)
+    source, key = preparation.training_inputs(made)
     order = sampling.epoch_order(key, 0, len(made.dataset.train_labels))
     before = jax.device_get(state.params)
     after, sums = loop.make_chunk(made)(state, source, order, key, 1)
@@ -137,9 +148,9 @@ def members(made):
 
 def test_each_network_of_an_ensemble_is_trained_as_if_alone(stored, tmp_path):
     path = stored(arrays((28, 28), 10))
-    made = loop.prepare(short("cifar10", path, tmp_path, ensemble=3))
+    made = preparation.prepare(short("cifar10", path, tmp_path, ensemble=3))
     before, after, sums = members(made)
-    single = loop.prepare(short("cifar10", path, tmp_path))
+    single = preparation.prepare(short("cifar10", path, tmp_path))
     losses = []
     for n in range(3):
         start = jax.tree.map(lambda x, n=n: x[n], before)
@@ -155,10 +166,10 @@ def test_each_network_of_an_ensemble_is_trained_as_if_alone(stored, tmp_path):
 
 
 def test_an_ensemble_averages_scores(stored, tmp_path):
-    made = loop.prepare(short("cifar10", stored(arrays((28, 28), 10)), tmp_path, ensemble=3))
-    params = jax.device_get(loop.initial_state(made).params)
+    made = preparation.prepare(short("cifar10", stored(arrays((28, 28), 10)), tmp_path, ensemble=3))
+    params = jax.device_get(preparation.initial_state(made).params)
     pixels, labels = made.stream.held_out("test")
-    values = loop.evaluator(made)(params, pixels, labels)
+    values = evaluation.evaluator(made)(params, pixels, labels)
     alone = functional.create(made.model_config)
     x = jax.vmap(made.stream.input)(pixels)
     scores = np.stack([

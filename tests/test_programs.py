@@ -18,7 +18,7 @@ import pytest
 
 from capsjax import functional
 from capsjax.routing import ROUTINGS
-from experiments import io, loop, sampling, settings
+from experiments import io, loop, preparation, sampling, settings
 from experiments.config import Config
 from experiments.errors import UserError
 
@@ -231,12 +231,12 @@ def test_frozen_takes_the_mean_couplings_and_training_keeps_them(dynamic, tmp_pa
     # Another seed, so that nothing but the couplings comes from there.
     config_here = dataclasses.replace(
         config, routing="frozen", frozen_from=str(source), workdir=str(tmp_path), seed=1, steps=2)
-    setup = loop.prepare(config_here)
-    before = jax.device_get(loop.initial_state(setup).params)
+    setup = preparation.prepare(config_here)
+    before = jax.device_get(preparation.initial_state(setup).params)
 
-    other = loop.prepare(config)
+    other = preparation.prepare(config)
     with io.Checkpoints(source) as checkpoints:
-        params = checkpoints.restore(loop.initial_state(other)).params
+        params = checkpoints.restore(preparation.initial_state(other)).params
     naive = dataclasses.replace(other.model_config, routing_implementation="naive")
     encode = jax.jit(lambda x: functional.create(naive).apply(params, x, method="encode").coupling)
     images = other.dataset.train_images.astype(np.float32) / 255
@@ -250,7 +250,7 @@ def test_frozen_takes_the_mean_couplings_and_training_keeps_them(dynamic, tmp_pa
 
     loop.run(config_here)
     with io.Checkpoints(tmp_path) as checkpoints:
-        after = jax.device_get(checkpoints.restore(loop.initial_state(setup)).params)
+        after = jax.device_get(checkpoints.restore(preparation.initial_state(setup)).params)
     np.testing.assert_array_equal(after["classes"]["prior"], before["classes"]["prior"])
     assert np.abs(after["classes"]["kernel"] - before["classes"]["kernel"]).max() > 0
     assert np.abs(before["classes"]["kernel"] - params["classes"]["kernel"]).max() > 0.01
@@ -262,10 +262,10 @@ def test_frozen_takes_the_mean_couplings_and_training_keeps_them(dynamic, tmp_pa
 def test_implementations_of_routing_give_the_same_losses(implementation, steps, batch_size):
     losses = []
     for name in ("naive", implementation):
-        setup = loop.prepare(dataclasses.replace(
+        setup = preparation.prepare(dataclasses.replace(
             TINY, batch_size=batch_size, routing_implementation=name))
-        chunk, state = loop.make_chunk(setup), loop.initial_state(setup)
-        source, key = loop.training_inputs(setup)
+        chunk, state = loop.make_chunk(setup), preparation.initial_state(setup)
+        source, key = preparation.training_inputs(setup)
         order = sampling.epoch_order(key, 0, len(setup.dataset.train_labels))
         losses.append([])
         for _ in range(steps):
@@ -364,7 +364,7 @@ def undisturbed(tmp_path_factory):
 
 def final_state(workdir):
     config = Config(**json.loads((workdir / "config.json").read_text()) | {"num_devices": 1})
-    state = loop.initial_state(loop.prepare(config))
+    state = preparation.initial_state(preparation.prepare(config))
     with io.Checkpoints(workdir) as checkpoints:
         return jax.device_get(checkpoints.restore(state))
 
@@ -402,7 +402,7 @@ def test_diagnostics_of_every_epoch(undisturbed):
     assert {"routing", "couplings", "logit_changes"} < figure_names(workdir)
 
     config = Config(**json.loads((workdir / "config.json").read_text()) | {"num_devices": 1})
-    setup = loop.prepare(config)
+    setup = preparation.prepare(config)
     params = final_state(workdir).params
     images = setup.dataset.validation_images.astype(np.float32) / 255
     assert len(images) == 72

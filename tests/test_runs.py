@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import data, io, loop, runs
+from experiments import data, io, preparation, runs
 from experiments.config import Config
 from experiments.errors import UserError
 
@@ -25,9 +25,9 @@ def copy(tiny_run, tmp_path):
 
 def test_a_run_opens_without_data_and_is_not_changed(tiny_run, monkeypatch):
     config = Config(**json.loads((tiny_run / "config.json").read_text()))
-    setup = loop.prepare(config)
+    setup = preparation.prepare(config)
     with io.Checkpoints(tiny_run) as checkpoints:
-        want = jax.device_get(checkpoints.restore(loop.initial_state(setup)).params)
+        want = jax.device_get(checkpoints.restore(preparation.initial_state(setup)).params)
     before = files(tiny_run)
 
     monkeypatch.setattr(data, "load", lambda *_, **__: pytest.fail("data were loaded"))

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import data, loop, preprocess, runtime, sampling
+from experiments import data, evaluation, loop, preparation, preprocess, runtime, sampling
 from experiments.config import Config
 from experiments.errors import UserError
 
@@ -35,15 +35,15 @@ def setup(parallel, num_devices, **changes):
     dataset = data.Dataset("noise", "noise", *arrays, tuple("0123456789"))
     config = Config(dataset="noise", preset="tiny", batch_size=8, parallel=parallel,
                     num_devices=num_devices, cache_dir="none", **changes)
-    return loop.prepare(config, dataset)
+    return preparation.prepare(config, dataset)
 
 
 def gradients(made):
     """What one step of plain descent with rate 1 subtracts from the parameters."""
     made = made._replace(optimizer=optax.sgd(1.0))
-    state = loop.initial_state(made)
+    state = preparation.initial_state(made)
     before = jax.device_get(state.params)
-    source, key = loop.training_inputs(made)
+    source, key = preparation.training_inputs(made)
     order = sampling.epoch_order(key, 0, 24)
     after, sums = loop.make_chunk(made)(state, source, order, key, 1)
     assert int(after.step) == 1
@@ -77,10 +77,10 @@ def test_four_devices_take_the_step_of_one(parallel, one_device_gradients):
 def test_a_chunk_of_any_length_equals_single_steps(one_device):
     made = one_device
     chunk = loop.make_chunk(made)
-    source, key = loop.training_inputs(made)
+    source, key = preparation.training_inputs(made)
     order = sampling.epoch_order(key, 0, 24)
-    together, _ = chunk(loop.initial_state(made), source, order, key, 3)
-    state = loop.initial_state(made)
+    together, _ = chunk(preparation.initial_state(made), source, order, key, 3)
+    state = preparation.initial_state(made)
     for _ in range(3):
         state, _ = chunk(state, source, order, key, 1)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(together), jax.device_get(state))
@@ -94,16 +94,16 @@ def test_batch_must_divide_among_devices():
 @pytest.mark.parametrize("batch, batches", [(128, 8), (4, 2)])  # all at once; 3 batches, 2 calls
 def test_evaluation_counts_every_example_once_on_any_number_of_devices(
         one_device, batch, batches, monkeypatch):
-    monkeypatch.setattr(loop, "EVALUATION_BATCH", batch)
-    monkeypatch.setattr(loop, "EVALUATION_BATCHES", batches)
+    monkeypatch.setattr(evaluation, "BATCH", batch)
+    monkeypatch.setattr(evaluation, "BATCHES", batches)
     d = one_device.dataset
-    params = jax.device_get(loop.initial_state(one_device).params)
+    params = jax.device_get(preparation.initial_state(one_device).params)
     scores = jax.jit(one_device.model.apply)(params, preprocess.to_unit(d.test_images)).scores
     want = np.asarray(scores).argmax(1) == d.test_labels
     losses = one_device.loss(params, preprocess.to_unit(d.test_images), d.test_labels)[0]
     for made in (one_device, setup("jit", 4)):
         replicated = runtime.replicate(params, made.devices)
-        values = loop.evaluator(made)(replicated, d.test_images, d.test_labels)
+        values = evaluation.evaluator(made)(replicated, d.test_images, d.test_labels)
         assert {v.shape for v in values.values()} == {(10,)}
         np.testing.assert_array_equal(values["accuracy"] > 0, want)
         np.testing.assert_allclose(values["loss"], losses, rtol=1e-5)

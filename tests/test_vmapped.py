@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import groups, io, loop, mnist, pictures, vmapped
+from experiments import groups, io, loop, mnist, pictures, preparation, vmapped
 from experiments.errors import UserError
 
 BASE = dataclasses.replace(
@@ -37,9 +37,9 @@ def summary(folder):
 
 
 def parameters(config):
-    setup = loop.prepare(config)
+    setup = preparation.prepare(config)
     with io.Checkpoints(pathlib.Path(config.workdir)) as checkpoints:
-        return checkpoints.restore(loop.initial_state(setup)).params
+        return checkpoints.restore(preparation.initial_state(setup)).params
 
 
 def at(folder, **changes):
@@ -72,7 +72,7 @@ def test_metrics_and_parameters_are_those_of_runs_alone(finished):
             for name in a.keys() - {"seconds", "images_per_second"}:
                 np.testing.assert_allclose(b[name], a[name], rtol=2e-4, err_msg=name)
         want, got = parameters(alone[n]), parameters(together[n])
-        start = loop.initial_state(loop.prepare(alone[n])).params
+        start = preparation.initial_state(preparation.prepare(alone[n])).params
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, want)
         moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), want, start)
         assert max(jax.tree.leaves(moved)) > 1e-3, "the tolerance would hide a step"
@@ -141,7 +141,7 @@ class _Device:
 
 @pytest.mark.slow
 def test_capacity():
-    setup = loop.prepare(BASE)
+    setup = preparation.prepare(BASE)
     configs = [setup.config] * 10
     assert vmapped.capacity(setup, configs) == 10, "no limit is known of a CPU"
     one = jax.eval_shape(lambda: vmapped.inputs(setup, configs[:1]))
