@@ -1,5 +1,6 @@
 """What all programs do alike: flags, errors that a user can mend, the commit they run."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ def run(
       words: it takes words that are no flags, before, after and among flags, as arguments.
 
     Exit status 2 and ``error: ...`` on standard error for a wrong flag and for ``errors``;
-    130 when interrupted.
+    130 when interrupted; 1, and not a word, when nobody reads what it prints.
     """
 
     def parse(argv):
@@ -42,7 +43,14 @@ def run(
             print("interrupted", file=sys.stderr)
             sys.exit(130)
 
-    app.run(wrapped, flags_parser=parse)
+    try:
+        try:
+            app.run(wrapped, flags_parser=parse)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads, head perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def _fail(error: Exception) -> None:

@@ -472,3 +472,10 @@ def test_a_user_error_is_one_line_and_status_2(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert not (tmp_path / "config.json").exists()
+
+
+def test_whoever_has_read_enough_is_told_no_more():
+    command = [sys.executable, "-m", "experiments.mnist", "--help"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as one:
+        one.stdout.close()  # long before the program has anything to say
+        assert one.stderr.read() == b"" and one.wait() == 1
