@@ -1,6 +1,7 @@
 """Four simulated CPU devices, and JAX with nothing implicit about types and shapes."""
 
 import functools
+import importlib.util
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -17,7 +18,8 @@ QUICK = (
     else "--xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE"
 )
 QUICK += " --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-os.environ.setdefault("XLA_FLAGS", QUICK)
+if not importlib.util.find_spec("libtpu"):  # which ends the process at a flag that it lacks
+    os.environ.setdefault("XLA_FLAGS", QUICK)
 
 # Also through the configuration: a plugin may have imported JAX before this file.
 jax.config.update("jax_platforms", "cpu")
