@@ -104,12 +104,17 @@ def test_interrupted_processes_are_told_once_and_waited_for(tmp_path, monkeypatc
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)  # as a terminal does, to the main thread
 
-    thread = threading.Timer(0, interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        list(executors.local([task(tmp_path, "a")], 1))
-    assert saved.exists()
-    thread.join()
+    # Tests that a shell started in the background ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        thread = threading.Timer(0, interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            list(executors.local([task(tmp_path, "a")], 1))
+        assert saved.exists()
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_worker_ends_with_its_parent(tmp_path):
