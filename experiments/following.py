@@ -25,6 +25,7 @@ AMOUNTS = {
     "shift_y": 3.0,
 }
 BATCH = 128
+BATCHES = 8  # in one call, which fetches its scratch memory once
 COMPONENTS = 16  # as many as a pose of the paper has; of longer features these are probed too
 # (images uint8 [N, H, W, C], labels [N], transformations of [N]) -> [N, D]
 Features = Callable[[np.ndarray, np.ndarray, Affine], np.ndarray]
@@ -34,7 +35,6 @@ def make_features(setup, params) -> Features:
     """The network up to its poses, after a transformation of the images."""
     capsules = isinstance(setup.model_config, CapsNetConfig)
 
-    @jax.jit
     def some(params, images, labels, transformations):
         pixels = jax.vmap(warp)(images.astype(jnp.float32), transformations)
         x = jax.vmap(setup.stream.input)(pixels)
@@ -43,13 +43,18 @@ def make_features(setup, params) -> Features:
         pose = setup.model.apply(params, x, method="encode").pose
         return jnp.take_along_axis(pose, labels[:, None, None], axis=1)[:, 0]
 
+    @jax.jit
+    def many(params, *batches):
+        return jax.lax.map(lambda batch: some(params, *batch), batches)
+
     def features(images, labels, transformations):
         parts = []
-        for start in range(0, len(labels), BATCH):
-            rows = np.arange(start, start + BATCH) % len(labels)
+        for start in range(0, len(labels), BATCHES * BATCH):
+            rows = np.arange(start, start + BATCHES * BATCH).reshape(BATCHES, BATCH) % len(labels)
             moved = Affine(*(values[rows] for values in transformations))
-            parts.append(some(params, images[rows], labels[rows], moved))
-        return np.concatenate([np.asarray(p, np.float64) for p in parts])[: len(labels)]
+            found = np.asarray(many(params, images[rows], labels[rows], moved), np.float64)
+            parts.append(found.reshape(BATCHES * BATCH, -1))
+        return np.concatenate(parts)[: len(labels)]
 
     return features
 
