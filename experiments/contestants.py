@@ -52,7 +52,7 @@ def ours(setup: preparation.Setup) -> Contestants:
     """Training, inference in chunks of batches, and inference of one batch in one call."""
     state = preparation.initial_state(setup, couplings=False)
     source, key = preparation.training_inputs(setup)
-    order = sampling.epoch_order(key, 0, len(setup.dataset.train_labels))
+    order = sampling.epoch_orders(key, 0, len(setup.dataset.train_labels))
     size, count = setup.config.batch_size, jnp.int32(CHUNK)
     params = jax.tree.map(jnp.copy, state.params)  # the chunk takes over those of the state
     images = to_unit(source.images)

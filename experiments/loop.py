@@ -71,7 +71,7 @@ def resume(setup: Setup, checkpoints: io.Checkpoints, workdir: Path, total: int)
 
 
 def make_chunk(setup: Setup) -> Callable:
-    """Many steps in one call: ``chunk(state, source, order, key, count)``.
+    """Many steps in one call: ``chunk(state, source, orders, key, count)``.
 
     Returns the state after ``count`` steps (a traced number, so that one compiled program
     serves chunks of any length up to ``log_every``) and the sums of the metrics.
@@ -88,12 +88,12 @@ def chunk_body(setup: Setup, axis_name: str | None, parts: int, constrain: Calla
         setup.loss, setup.optimizer, axis_name=axis_name, total_steps=preparation.total_steps(setup)
     )
 
-    def body(state, source, order, key, count, which):
+    def body(state, source, orders, key, count, which):
         def one(state):
             images, labels, dropout_key = sampling.batch(
                 setup.stream.example,
                 source,
-                order,
+                orders,
                 key,
                 state.step,
                 batch_size=config.batch_size,
@@ -129,21 +129,21 @@ def fit(
     source, key = preparation.training_inputs(setup)
     measure = probe.make_probe(setup)
     held_out = setup.stream.held_out("validation")
-    make_order = jax.jit(sampling.epoch_order, static_argnums=2)
-    order = None
+    make_orders = jax.jit(sampling.epoch_orders, static_argnums=(2, 3))
+    orders = None
 
     def enough():
         return step % pause == 0 and setup.task.enough(config, metrics.rows)
 
     with Display(config, metrics, step, total, per_epoch) as display, Stop() as stop:
         while step < total and not stop.requested and not enough():
-            epoch, within = divmod(step, per_epoch)
-            if order is None or within == 0:
-                order = make_order(key, epoch, len(dataset.train_labels))
+            block, within = divmod(step, pause)
+            if orders is None or within == 0:
+                orders = make_orders(key, block, len(dataset.train_labels), pause // per_epoch)
             to_log = config.log_every - step % config.log_every
-            most = min(per_epoch - within, total - step)
+            most = min(pause - within, total - step)
             count = profile.count(min(to_log, most), most)
-            state, sums = profile.run(chunk, state, source, order, key, count)
+            state, sums = profile.run(chunk, state, source, orders, key, count)
             step += count
             display.trained(step, count, sums)
             epoch_ends = step % pause == 0 or step == total

@@ -32,15 +32,20 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
     return max(1, examples // batch_size)
 
 
-def epoch_order(key: jax.Array, epoch: jax.Array, examples: int) -> jax.Array:
-    """Order ``[N]`` in which an epoch visits the examples."""
-    return jax.random.permutation(jax.random.fold_in(key, epoch), examples)
+def epoch_orders(key: jax.Array, block: jax.Array, examples: int, epochs: int = 1) -> jax.Array:
+    """Orders ``[E, N]`` in which the epochs of a block visit the examples.
+
+    Args:
+      key: of the run. block: which, from 0. examples: N. epochs: E, in every block.
+    """
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, block * epochs + jnp.arange(epochs))
+    return jax.vmap(lambda key: jax.random.permutation(key, examples))(keys)
 
 
 def batch(
     example: Callable,
     source: Any,
-    order: jax.Array,
+    orders: jax.Array,
     key: jax.Array,
     step: jax.Array,
     *,
@@ -51,16 +56,17 @@ def batch(
 
     Args:
       example: ``(key, source, row) -> (image, label)``, one of a key of its own.
-      source: training data. order: :func:`epoch_order` of the step's epoch.
+      source: training data. orders: :func:`epoch_orders` of the block that the step is in.
       key: of the run. step: counted over the whole run.
       batch_size: of all parts together; more than the examples repeats them.
       part: (which, of how many).
     """
     which, parts = part
     size = batch_size // parts
-    within = step % steps_per_epoch(order.shape[0], batch_size)
+    epochs, examples = orders.shape
+    epoch, within = jnp.divmod(step, steps_per_epoch(examples, batch_size))
     places = which * size + jnp.arange(size)
-    rows = order[(within * batch_size + places) % order.shape[0]]
+    rows = orders[epoch % epochs, (within * batch_size + places) % examples]
     key = jax.random.fold_in(key, step)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
     images, labels = jax.vmap(example, (0, None, 0))(keys, source, rows)

@@ -166,10 +166,11 @@ def inputs(setup: Setup, configs: list[Config], count: int = 1) -> tuple:
     return numbers_of(configs), state, setup.stream.source, order, later, count
 
 
-def orders(setup: Setup, keys: jax.Array, epoch: int) -> jax.Array:
-    """In which order each run sees the examples of an epoch, ``[S, N]``."""
+def orders(setup: Setup, keys: jax.Array, block: int) -> jax.Array:
+    """In which orders each run sees the examples of a block of epochs, ``[S, E, N]``."""
     size = len(setup.dataset.train_labels)
-    return jax.vmap(lambda key: sampling.epoch_order(key, epoch, size))(keys)
+    epochs = preparation.steps_between_saves(setup) // preparation.steps_per_epoch(setup)
+    return jax.vmap(lambda key: sampling.epoch_orders(key, block, size, epochs))(keys)
 
 
 def _pick(tree: Any, n: int) -> Any:
@@ -200,7 +201,7 @@ def _failing_alone(members: dict[int, Member], n: int):
 
 def _fit(setup, members: dict[int, Member], numbers, state, evaluate):
     """As :func:`experiments.loop.fit`; returns the states, and a signal's number or 0."""
-    total, per_epoch = preparation.total_steps(setup), preparation.steps_per_epoch(setup)
+    total, pause = preparation.total_steps(setup), preparation.steps_between_saves(setup)
     step, order, log_every = int(state.step[0]), None, setup.config.log_every
     chunk, source = make_chunk(setup), jax.device_put(setup.stream.source)
     keys = jnp.stack([preparation.keys(member.setup.config)[1] for member in members.values()])
@@ -208,13 +209,13 @@ def _fit(setup, members: dict[int, Member], numbers, state, evaluate):
     make_orders = jax.jit(functools.partial(orders, setup))
     with Stop() as stop:
         while step < total and members and not stop.requested:
-            epoch, within = divmod(step, per_epoch)
+            block, within = divmod(step, pause)
             if order is None or within == 0:
-                order = make_orders(keys, epoch)
-            count = min(log_every - step % log_every, per_epoch - within, total - step)
+                order = make_orders(keys, block)
+            count = min(log_every - step % log_every, pause - within, total - step)
             state, sums = chunk(numbers, state, source, order, keys, count)
             step += count
-            epoch_ends = step % preparation.steps_between_saves(setup) == 0 or step == total
+            epoch_ends = step % pause == 0 or step == total
             for n, member in list(members.items()):
                 with _failing_alone(members, n):
                     member.display.trained(step, count, _pick(sums, n))

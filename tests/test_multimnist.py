@@ -158,7 +158,7 @@ def training_batch(seed, step, part=(0, 1)):
     config = dataclasses.replace(multimnist.DEFAULTS, seed=seed)
     made = pairs.stream(config, digits())
     key = jax.random.fold_in(jax.random.key(seed), 1)
-    order = sampling.epoch_order(key, 0, len(digits().train_labels))
+    order = sampling.epoch_orders(key, 0, len(digits().train_labels))
     batch = functools.partial(sampling.batch, made.example, batch_size=16, part=part)
     return jax.jit(batch)(made.source, order, key, step)
 

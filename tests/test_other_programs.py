@@ -140,7 +140,7 @@ def members(made):
     made = made._replace(optimizer=optax.sgd(1.0))
     state = preparation.initial_state(made)
     source, key = preparation.training_inputs(made)
-    order = sampling.epoch_order(key, 0, len(made.dataset.train_labels))
+    order = sampling.epoch_orders(key, 0, len(made.dataset.train_labels))
     before = jax.device_get(state.params)
     after, sums = loop.make_chunk(made)(state, source, order, key, 1)
     return before, jax.device_get(after.params), jax.device_get(sums)

@@ -266,7 +266,7 @@ def test_implementations_of_routing_give_the_same_losses(implementation, steps, 
             TINY, batch_size=batch_size, routing_implementation=name))
         chunk, state = loop.make_chunk(setup), preparation.initial_state(setup)
         source, key = preparation.training_inputs(setup)
-        order = sampling.epoch_order(key, 0, len(setup.dataset.train_labels))
+        order = sampling.epoch_orders(key, 0, len(setup.dataset.train_labels))
         losses.append([])
         for _ in range(steps):
             state, sums = chunk(state, source, order, key, 1)

@@ -44,7 +44,7 @@ def gradients(made):
     state = preparation.initial_state(made)
     before = jax.device_get(state.params)
     source, key = preparation.training_inputs(made)
-    order = sampling.epoch_order(key, 0, 24)
+    order = sampling.epoch_orders(key, 0, 24)
     after, sums = loop.make_chunk(made)(state, source, order, key, 1)
     assert int(after.step) == 1
     difference = jax.tree.map(lambda a, b: a - b, before, jax.device_get(after.params))
@@ -78,7 +78,7 @@ def test_a_chunk_of_any_length_equals_single_steps(one_device):
     made = one_device
     chunk = loop.make_chunk(made)
     source, key = preparation.training_inputs(made)
-    order = sampling.epoch_order(key, 0, 24)
+    order = sampling.epoch_orders(key, 0, 24)
     together, _ = chunk(preparation.initial_state(made), source, order, key, 3)
     state = preparation.initial_state(made)
     for _ in range(3):

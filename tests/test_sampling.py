@@ -69,7 +69,7 @@ def source(n):
 def test_an_epoch_visits_every_example_once_and_epochs_differ():
     orders = []
     for epoch in range(2):
-        order = sampling.epoch_order(KEY, epoch, 12)
+        order = sampling.epoch_orders(KEY, epoch, 12)
         steps = range(epoch * 3, epoch * 3 + 3)
         labels = [batch(source(12), order, KEY, jnp.int32(s), batch_size=4)
                   .labels for s in steps]
@@ -78,15 +78,25 @@ def test_an_epoch_visits_every_example_once_and_epochs_differ():
     assert orders[0] != orders[1]
 
 
+def test_a_block_holds_the_orders_of_its_epochs():
+    single = [jax.random.permutation(jax.random.fold_in(KEY, n), 12) for n in range(3, 6)]
+    block = sampling.epoch_orders(KEY, 1, 12, 3)
+    np.testing.assert_array_equal(block, single)
+    for step in range(9, 18):  # three steps an epoch, and so epochs 3, 4 and 5
+        got = batch(source(12), block, KEY, jnp.int32(step), batch_size=4).labels
+        want = single[step // 3 - 3][step % 3 * 4 :][:4]
+        np.testing.assert_array_equal(got, want)
+
+
 def test_images_belong_to_their_labels():
-    order = sampling.epoch_order(KEY, 0, 12)
+    order = sampling.epoch_orders(KEY, 0, 12)
     got = batch(source(12), order, KEY, jnp.int32(1), batch_size=4)
     np.testing.assert_array_equal(np.round(got.images[:, 0, 0, 0] * 255), got.labels)
 
 
 @pytest.mark.parametrize("parts", [2, 4])
 def test_the_parts_of_a_batch_make_the_whole(parts):
-    order = sampling.epoch_order(KEY, 0, 12)
+    order = sampling.epoch_orders(KEY, 0, 12)
     arguments = source(12), order, KEY, jnp.int32(2)
     whole = batch(*arguments, batch_size=8, max_shift=2)
     pieces = [batch(*arguments, batch_size=8, max_shift=2, part=(i, parts))
@@ -98,13 +108,13 @@ def test_the_parts_of_a_batch_make_the_whole(parts):
 
 
 def test_a_batch_larger_than_the_data_repeats_them_evenly():
-    order = sampling.epoch_order(KEY, 0, 3)
+    order = sampling.epoch_orders(KEY, 0, 3)
     got = batch(source(3), order, KEY, jnp.int32(0), batch_size=6)
     assert sorted(got.labels.tolist()) == [0, 0, 1, 1, 2, 2]
 
 
 def test_augmentation_changes_with_the_step():
-    order = jnp.zeros(4, jnp.int32)
+    order = jnp.zeros((1, 4), jnp.int32)
     bright = sampling.Source(jnp.full((4, 4, 4, 1), 255, jnp.uint8), jnp.zeros(4, jnp.int32))
     first, second = (
         batch(bright, order, KEY, jnp.int32(s), batch_size=4, max_shift=2).images
