@@ -50,10 +50,11 @@ def make_features(setup, params) -> Features:
     def features(images, labels, transformations):
         parts = []
         for start in range(0, len(labels), BATCHES * BATCH):
-            rows = np.arange(start, start + BATCHES * BATCH).reshape(BATCHES, BATCH) % len(labels)
+            count = min(BATCHES, -(-(len(labels) - start) // BATCH))
+            rows = np.arange(start, start + count * BATCH).reshape(count, BATCH) % len(labels)
             moved = Affine(*(values[rows] for values in transformations))
             found = np.asarray(many(params, images[rows], labels[rows], moved), np.float64)
-            parts.append(found.reshape(BATCHES * BATCH, -1))
+            parts.append(found.reshape(count * BATCH, -1))
         return np.concatenate(parts)[: len(labels)]
 
     return features
