@@ -11,7 +11,7 @@ import reference
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
-from capsjax import Conv, capsnet_loss, conv2d, create, from_module, preset
+from capsjax import Conv, capsnet_loss, conv2d, create, fourier_conv, from_module, preset
 from capsjax.conv import IMPLEMENTATIONS, depthwise_conv2d
 
 # (B, H, W, C, k, stride, O)
@@ -76,6 +76,33 @@ def test_value_and_gradients(x64, size):
         for got, true in zip(results, exact, strict=True):
             assert got.shape == true.shape and got.dtype == np.float64
             assert relative_error(got, true) < 1e-13, form
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 3, 6])
+def test_tiles(x64, tiles):
+    """Of all sizes, also where the last tile is not full, and where there are fewer outputs."""
+
+    def everything(x, w, g, stride):
+        y, vjp = jax.vjp(lambda x, w: fourier_conv.convolve(x, w, stride, tiles), x, w)
+        return y, *vjp(g)
+
+    for size in SIZES:
+        x, w, g = data(*size)
+        results = jax.jit(everything, static_argnums=3)(x, w, g, size[5])
+        for got, true in zip(results, expected(x, w, size[5], g), strict=True):
+            assert got.shape == true.shape
+            assert relative_error(got, true) < 1e-13, size
+
+
+def test_large_images_are_cut_into_tiles():
+    """The second layer of the paper's CNN: a third of the direct form's multiplications."""
+    x, w = (32, 32, 32, 256), (5, 5, 256, 256)
+    direct = 32 * 28 * 28 * 5 * 5 * 256 * 256
+    assert fourier_conv.multiplications(x, w, 1) < direct / 2.5
+    jaxpr = jax.make_jaxpr(conv2d)(*(jax.ShapeDtypeStruct(s, np.float32) for s in (x, w)))
+    # Of the tiles that the count chooses, 7x7 results each: 1 + 3 * 60 products of 16 tiles.
+    shapes = {e.outvars[0].aval.shape for e in products(jaxpr.jaxpr)}
+    assert (181, 32 * 16, 256) in shapes
 
 
 @pytest.mark.parametrize(
