@@ -13,6 +13,7 @@ import numpy as np
 from capsjax.models import CapsNetConfig
 from experiments import poses
 from experiments.affine import Affine, alone, warp
+from experiments.evaluation import BATCH, BATCHES
 from experiments.poses import Examples
 
 STEPS = 13  # of a path
@@ -24,8 +25,6 @@ AMOUNTS = {
     "shift_x": 3.0,
     "shift_y": 3.0,
 }
-BATCH = 128
-BATCHES = 8  # in one call, which fetches its scratch memory once
 COMPONENTS = 16  # as many as a pose of the paper has; of longer features these are probed too
 # (images uint8 [N, H, W, C], labels [N], transformations of [N]) -> [N, D]
 Features = Callable[[np.ndarray, np.ndarray, Affine], np.ndarray]
@@ -103,10 +102,14 @@ def of_paths(paths: np.ndarray, amounts: np.ndarray, labels: np.ndarray) -> dict
 
 
 def typical(paths: np.ndarray) -> np.ndarray:
-    """Mean change ``[T, D]`` of the features of one class, in their standard deviations."""
+    """Mean change ``[T, D]`` of the features of one class, in standard deviations of a feature.
+
+    One for all features, the root mean square of theirs: the deviation of a unit that hardly ever
+    speaks is next to nothing, and in units of its own it would move most of all.
+    """
     start = paths[:, STEPS // 2]
-    spread = start.std(axis=0)
-    return (paths.mean(axis=0) - start.mean(axis=0)) / np.where(spread > 0, spread, np.inf)
+    spread = np.sqrt(start.var(axis=0).mean())
+    return (paths.mean(axis=0) - start.mean(axis=0)) / (spread or np.inf)
 
 
 def probe_all(features: Features, train, test) -> dict[str, dict]:

@@ -42,8 +42,8 @@ def finish(
     correct = values["accuracy"] > 0
     training = [row for row in rows if "images_per_second" in row]
     validation = [row for row in rows if "validation_error" in row] or [{}]
-    # The first chunk of a run holds the compilation.
-    rates = [row["images_per_second"] for row in training[1:]] or [0.0]
+    # The first chunk of a run holds the compilation: it counts where it is the only one.
+    rates = [row["images_per_second"] for row in training[1:] or training]
     summary = {
         "program": c.program,
         "command": c.command(),

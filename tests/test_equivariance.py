@@ -243,10 +243,11 @@ def test_what_stands_still_has_no_linearity():
 
 
 def test_typical_path_is_in_standard_deviations():
-    start = np.array([[0.0, 5, 1], [2, 5, 1]])  # deviations 1, 0 and 0
-    paths = start[:, None] + np.array([3.0, 1, 0]) * X[:, None]
-    np.testing.assert_allclose(following.typical(paths)[:, 0], 3 * X, atol=1e-12)
-    assert not following.typical(paths)[:, 1:].any()
+    start = np.array([[0.0, 5, 1, 1], [2, 5, 1, 1]])  # deviations 1, 0, 0 and 0: 1/2 of all
+    steps = np.array([3.0, 1, 0, 0])
+    paths = start[:, None] + steps * X[:, None]
+    np.testing.assert_allclose(following.typical(paths), 2 * steps * X[:, None], atol=1e-12)
+    assert not following.typical(np.ones((2, 13, 4)) + X[:, None]).any(), "all images alike"
 
 
 def test_transformations_of_amounts():
@@ -269,8 +270,10 @@ def cnn_run(tmp_path_factory):
     return folder
 
 
-def test_features_are_the_poses_of_the_labels(tiny_run, cnn_run):
-    """Of 130 images, so that the last batch is filled; of a CNN what the last layer sees."""
+def test_features_are_the_poses_of_the_labels(tiny_run, cnn_run, monkeypatch):
+    """Of 130 images in three calls, the last batch filled; of a CNN what the last layer sees."""
+    monkeypatch.setattr(following, "BATCH", 32)
+    monkeypatch.setattr(following, "BATCHES", 2)
     for folder in (tiny_run, cnn_run):
         opened = runs.open_run(str(folder), accelerator="cpu", examples=True)
         setup, params = opened.setup, opened.params

@@ -9,7 +9,7 @@ SHOWN, DRAWN = 3, 16  # dimensions of a path that get a colour, or a line
 
 
 def pose_paths(path, networks, title="") -> None:
-    """Mean change of each dimension of the features of a class, in its standard deviations.
+    """Mean change of each dimension of the features of a class, in standard deviations of one.
 
     Args:
       path: of the file.
