@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags, logging
+from jax.errors import JaxRuntimeError
 
 
 def run(
@@ -18,8 +19,9 @@ def run(
       main: what the program does. errors: that its user can mend.
       words: it takes words that are no flags, before, after and among flags, as arguments.
 
-    Exit status 2 and ``error: ...`` on standard error for a wrong flag and for ``errors``;
-    130 when interrupted; 1, and not a word, when nobody reads what it prints.
+    Exit status 2 and ``error: ...`` on standard error for a wrong flag, for ``errors`` and where
+    the device has too little memory; 130 when interrupted; 1, and not a word, when nobody reads
+    what it prints.
     """
 
     def parse(argv):
@@ -39,6 +41,10 @@ def run(
             main(*argv[1:])
         except errors as error:
             _fail(error)
+        except JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            _fail(f"too little memory, try smaller batches: {str(error).splitlines()[0]}")
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
@@ -53,7 +59,7 @@ def run(
         sys.exit(1)
 
 
-def _fail(error: Exception) -> None:
+def _fail(error: Exception | str) -> None:
     print("error:", *str(error).split(), file=sys.stderr)
     sys.exit(2)
 
