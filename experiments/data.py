@@ -100,8 +100,13 @@ def _digits():
     return dict(zip(FORM, (*parts[::2], *parts[1::2], names, source), strict=True))
 
 
+def cache_file(name, cache_dir):
+    """Where a TFDS data set is kept in a cache folder once it has been read."""
+    return os.path.join(os.path.expanduser(cache_dir), "datasets", name.replace("/", "+") + ".npz")
+
+
 def _cached_or_read(name, data_dir, cache_dir):
-    path = os.path.join(os.path.expanduser(cache_dir), "datasets", name.replace("/", "+") + ".npz")
+    path = cache_file(name, cache_dir)
     arrays = _read_cache(path, name) if os.path.exists(path) else None
     if not arrays or (data_dir and not str(arrays["source"]).endswith(f" from {data_dir}")):
         arrays = _read_tfds(name, data_dir, path)

@@ -25,6 +25,7 @@ from experiments import (
     affine_column,
     executors,
     findings,
+    forecast,
     groups,
     ledger,
     plan,
@@ -214,8 +215,10 @@ def dry_run(sweep: Sweep, tried: list[Run], runs: list[Run]) -> None:
     entries = sweep.entries()
     missing = [run for run in mine if "summary" not in entries.get(run.key, {})]
     left = timing.seconds_left(mine, missing, entries, sweep.defaults, sweep.jobs)
-    tuned = f"; {len(tried)} of them tune the flags of the others" if tried else ""
-    said = f"{len(mine)} runs, {len(missing)} missing: {timing.in_words(left)}{tuned}"
+    guessed = forecast.seconds(missing, sweep.defaults) if left is None else None
+    said = f"{len(mine)} runs, {len(missing)} missing: {timing.in_words(guessed or left)}"
+    said += ", guessed from their arithmetic" if guessed else ""
+    said += f"; {len(tried)} of them tune the flags of the others" if tried else ""
     print(said, file=sys.stderr)
 
 

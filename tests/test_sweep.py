@@ -14,7 +14,18 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import executors, groups, ledger, plan, programs, settings, studies, sweep, timing
+from experiments import (
+    executors,
+    forecast,
+    groups,
+    ledger,
+    plan,
+    programs,
+    settings,
+    studies,
+    sweep,
+    timing,
+)
 from experiments.errors import UserError
 from experiments.studies import Study
 
@@ -110,12 +121,16 @@ def test_a_folder_that_cannot_be_written(run_sweep, workers, tmp_path):
     assert not workers.groups
 
 
-def test_dry_run_prints_commands_and_their_time(run_sweep, workers, tmp_path, capsys):
+def test_dry_run_prints_commands_and_their_time(
+        run_sweep, workers, tmp_path, capsys, monkeypatch):
+    guesses = iter([480.0, None])
+    monkeypatch.setattr(forecast, "seconds", lambda runs, defaults: next(guesses))
     arguments = [GRID, "--dataset=digits", "--noreconstruction", "--cache_dir=x",
                  f"--runs={tmp_path}/runs"]
     run_sweep(*arguments, "--dry_run")
     out, err = capsys.readouterr()
-    assert err == "4 runs, 4 missing: unknown time\n" and not (tmp_path / "runs").exists()
+    assert err == "4 runs, 4 missing: 8 min, guessed from their arithmetic\n"
+    assert not (tmp_path / "runs").exists()
     points = [(r, s) for r in ("em", "vb") for s in "01"]
     for line, (routing, seed) in zip(out.splitlines(), points):
         words = shlex.split(line)
@@ -123,6 +138,8 @@ def test_dry_run_prints_commands_and_their_time(run_sweep, workers, tmp_path, ca
                              "--cache_dir=x", "--reconstruction=False"]
         assert words[6:8] == [f"--routing={routing}", f"--seed={seed}"]
         assert words[8].startswith(f"--workdir={tmp_path}/runs/routing={routing},seed={seed},")
+    run_sweep(*arguments, "--dry_run")
+    assert capsys.readouterr().err == "4 runs, 4 missing: unknown time\n"
     workers.status["vb"] = 1
     with pytest.raises(SystemExit):
         run_sweep(*arguments, "--vmap=off")
