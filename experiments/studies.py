@@ -148,7 +148,7 @@ STUDIES: dict[str, Study] = {
     # Learning from few examples, of all classes alike, in as many steps: the CapsNet and both CNNs
     # of the paper, on MNIST; small ones of these, there and on the digits.
     "data_efficiency": few_examples(("10", "100", "1000", "10000", "57000"), 2000, 128, PAPERS),
-    "data_efficiency_small": few_examples(("10", "100", "1000", "57000"), 400, 64, SMALL),
+    "data_efficiency_small": few_examples(("10", "100", "1000", "57000"), 200, 64, SMALL),
     "data_efficiency_digits": few_examples(("10", "30", "100", "300", "1000"), 200, 64, SMALL),
     # Routed capsule layers of --preset=deep.
     "depth": product(

@@ -71,7 +71,7 @@ def test_networks_are_told_apart_by_model_and_preset(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name, steps, counts", [
     ("data_efficiency", 2000, [10, 100, 1000, 10000, 57000]),
-    ("data_efficiency_small", 400, [10, 100, 1000, 57000]),
+    ("data_efficiency_small", 200, [10, 100, 1000, 57000]),
     ("data_efficiency_digits", 200, [10, 30, 100, 300, 1000]),
 ])
 def test_a_study_trains_all_alike(name, steps, counts):
