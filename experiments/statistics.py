@@ -98,7 +98,7 @@ class Comparison(NamedTuple):
             return "one seed"
         sure = self.p < 1 - LEVEL and (self.interval.low > 0 or self.interval.high < 0)
         agree = (self.difference > 0) == (self.losses > self.wins)
-        return ("worse" if self.difference > 0 else "better") if sure and agree else "no difference"
+        return ("worse" if self.difference > 0 else "better") if sure and agree else "undecided"
 
 
 def compare(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> Comparison | None:

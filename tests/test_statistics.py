@@ -96,9 +96,9 @@ def test_compare():
 @pytest.mark.parametrize("difference, interval, wins, losses, p, verdict", [
     (-1, (-1.5, -0.5), 50, 10, 0.001, "better"),
     (1, (0.5, 1.5), 10, 50, 0.001, "worse"),
-    (-1, (-2.5, 0.5), 50, 10, 0.001, "no difference"),  # inside the noise of seeds
-    (-1, (-1.5, -0.5), 50, 30, 0.06, "no difference"),  # inside the noise of images
-    (-1, (-1.5, -0.5), 10, 50, 0.001, "no difference"),  # the two contradict each other
+    (-1, (-2.5, 0.5), 50, 10, 0.001, "undecided"),  # inside the noise of seeds
+    (-1, (-1.5, -0.5), 50, 30, 0.06, "undecided"),  # inside the noise of images
+    (-1, (-1.5, -0.5), 10, 50, 0.001, "undecided"),  # the two contradict each other
 ])
 def test_no_winner_inside_the_noise(difference, interval, wins, losses, p, verdict):
     made = Comparison(difference, Interval(*interval), wins, losses, p, 3)
@@ -112,7 +112,7 @@ def test_equal_rows_are_seldom_told_apart():
         rng = np.random.default_rng(trial)
         easy = rng.beta(8, 1, 500)  # images differ; seeds of both rows see the same ones
         rows = [{str(s): rng.random(500) < easy for s in range(4)} for _ in range(2)]
-        found += statistics.compare(*rows).verdict != "no difference"
+        found += statistics.compare(*rows).verdict != "undecided"
     assert found <= 10
 
 
@@ -120,4 +120,4 @@ def test_holm_is_over_the_rows():
     made = [Comparison(-1, Interval(-2, -0.5), 50, 10, p, 3) for p in (0.03, 0.001, 0.04)]
     assert [round(c.p, 3) for c in statistics.corrected(made)] == [0.06, 0.003, 0.06]
     assert [c.verdict for c in statistics.corrected(made)] == [
-        "no difference", "better", "no difference"]
+        "undecided", "better", "undecided"]

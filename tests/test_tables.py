@@ -66,7 +66,7 @@ def test_rows(made):
     assert low < 0 and em.interval == (0, high)
     assert em.comparison is None
     assert vb.comparison.difference == pytest.approx(11.25 - 2.5)
-    assert vb.comparison.verdict == "worse" and uniform.comparison.verdict == "no difference"
+    assert vb.comparison.verdict == "worse" and uniform.comparison.verdict == "undecided"
     alone = [
         statistics.compare(*({str(s): correct(WRONG[r][s], s) for s in range(3)}
                              for r in (row, "em"))).p for row in ("vb", "uniform")]
