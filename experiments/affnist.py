@@ -31,8 +31,8 @@ class AffnistConfig(Config):
     )
     stop_at: float = setting(
         99.23,
-        "stop after the epoch in which so many percent of the translated validation digits are "
-        "recognised; 0: never",
+        "stop when so many percent of the translated validation digits are recognised, after an "
+        "epoch or, closer, after --validate_every steps; 0: never",
         low=0.0,
         high=100.0,
         free=True,

@@ -167,6 +167,9 @@ class Config:
         low=0,
         free=True,
     )
+    validate_every: int = setting(
+        0, "validate and save after so many steps; 0: after each epoch", low=0, free=True
+    )
     log_every: int = setting(10, "steps between two lines of metrics.jsonl", low=1, free=True)
 
     def resolved(self, dataset: str) -> "Config":

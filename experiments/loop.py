@@ -123,7 +123,7 @@ def fit(
     """
     config, dataset = setup.config, setup.dataset
     per_epoch = preparation.steps_per_epoch(setup)
-    pause = preparation.steps_between_saves(setup)
+    pause, span = preparation.steps_between_saves(setup), preparation.steps_of_orders(setup)
     step = int(state.step)
     chunk = make_chunk(setup)
     source, key = preparation.training_inputs(setup)
@@ -137,21 +137,21 @@ def fit(
 
     with Display(config, metrics, step, total, per_epoch) as display, Stop() as stop:
         while step < total and not stop.requested and not enough():
-            block, within = divmod(step, pause)
+            block, within = divmod(step, span)
             if orders is None or within == 0:
-                orders = make_orders(key, block, len(dataset.train_labels), pause // per_epoch)
+                orders = make_orders(key, block, len(dataset.train_labels), span // per_epoch)
             to_log = config.log_every - step % config.log_every
-            most = min(pause - within, total - step)
+            most = min(span - within, pause - step % pause, total - step)
             count = profile.count(min(to_log, most), most)
             state, sums = profile.run(chunk, state, source, orders, key, count)
             step += count
             display.trained(step, count, sums)
-            epoch_ends = step % pause == 0 or step == total
-            if epoch_ends or stop.requested:
+            due = step % pause == 0 or step == total
+            if due or stop.requested:
                 display.flush()
-                if epoch_ends and len(held_out[1]):
+                if due and len(held_out[1]):
                     display.validated(step, evaluate(state.params, *held_out))
-                if epoch_ends and measure:
+                if due and measure:
                     display.measured(step, measure(state.params))
                 metrics.sync()
                 checkpoints.save(state, step)

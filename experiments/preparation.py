@@ -93,10 +93,15 @@ def steps_per_epoch(setup: Setup) -> int:
     return sampling.steps_per_epoch(len(setup.dataset.train_labels), setup.config.batch_size)
 
 
-def steps_between_saves(setup: Setup) -> int:
-    """An epoch; several of few examples, too short to evaluate and save after each."""
+def steps_of_orders(setup: Setup) -> int:
+    """An epoch, whose order is drawn at once; several of few examples."""
     per_epoch = steps_per_epoch(setup)
     return -(-setup.config.log_every // per_epoch) * per_epoch
+
+
+def steps_between_saves(setup: Setup) -> int:
+    """As the flag says; else an epoch, or several that are too short to save after each."""
+    return setup.config.validate_every or steps_of_orders(setup)
 
 
 def total_steps(setup: Setup) -> int:

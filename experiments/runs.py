@@ -48,7 +48,7 @@ def open_run(
     here |= {n: v for n, v in (("data_dir", data_dir), ("cache_dir", cache_dir)) if v}
     config = programs.config_of(folder, **here)
     if not io.has_checkpoints(config):
-        raise UserError(f"{folder} has no checkpoint yet; one is written after each epoch")
+        raise UserError(f"{folder} has no checkpoint yet; one is written after each validation")
     if examples:
         setup = preparation.prepare(config)
         facts = images.facts(setup.dataset)

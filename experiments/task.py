@@ -54,7 +54,7 @@ class Task:
       further: still more, of ``(setup, evaluate, rows)``: the trained network on other examples,
         ``evaluate(pixels, labels)``, and the rows of metrics.jsonl.
       enough: whether training ends here, of the configuration and the rows of metrics.jsonl;
-        asked after each epoch.
+        asked after each validation.
       pictures: of a trained network with decoder, of ``(setup, params, values)``; see
         :data:`experiments.pictures.Picture`.
     """

@@ -169,7 +169,7 @@ def inputs(setup: Setup, configs: list[Config], count: int = 1) -> tuple:
 def orders(setup: Setup, keys: jax.Array, block: int) -> jax.Array:
     """In which orders each run sees the examples of a block of epochs, ``[S, E, N]``."""
     size = len(setup.dataset.train_labels)
-    epochs = preparation.steps_between_saves(setup) // preparation.steps_per_epoch(setup)
+    epochs = preparation.steps_of_orders(setup) // preparation.steps_per_epoch(setup)
     return jax.vmap(lambda key: sampling.epoch_orders(key, block, size, epochs))(keys)
 
 
@@ -201,7 +201,8 @@ def _failing_alone(members: dict[int, Member], n: int):
 
 def _fit(setup, members: dict[int, Member], numbers, state, evaluate):
     """As :func:`experiments.loop.fit`; returns the states, and a signal's number or 0."""
-    total, pause = preparation.total_steps(setup), preparation.steps_between_saves(setup)
+    total, span = preparation.total_steps(setup), preparation.steps_of_orders(setup)
+    pause = preparation.steps_between_saves(setup)
     step, order, log_every = int(state.step[0]), None, setup.config.log_every
     chunk, source = make_chunk(setup), jax.device_put(setup.stream.source)
     keys = jnp.stack([preparation.keys(member.setup.config)[1] for member in members.values()])
@@ -209,21 +210,22 @@ def _fit(setup, members: dict[int, Member], numbers, state, evaluate):
     make_orders = jax.jit(functools.partial(orders, setup))
     with Stop() as stop:
         while step < total and members and not stop.requested:
-            block, within = divmod(step, pause)
+            block, within = divmod(step, span)
             if order is None or within == 0:
                 order = make_orders(keys, block)
-            count = min(log_every - step % log_every, pause - within, total - step)
+            to_log, to_pause = log_every - step % log_every, pause - step % pause
+            count = min(to_log, to_pause, span - within, total - step)
             state, sums = chunk(numbers, state, source, order, keys, count)
             step += count
-            epoch_ends = step % pause == 0 or step == total
+            due = step % pause == 0 or step == total
             for n, member in list(members.items()):
                 with _failing_alone(members, n):
                     member.display.trained(step, count, _pick(sums, n))
-                    if not (epoch_ends or stop.requested):
+                    if not (due or stop.requested):
                         continue
                     member.display.flush()
                     own = _pick(state, n)
-                    if epoch_ends and len(held_out[1]):
+                    if due and len(held_out[1]):
                         values = evaluate((_pick(numbers, n), own.params), *held_out)
                         member.display.validated(step, values)
                     member.metrics.sync()

@@ -96,6 +96,22 @@ def test_profile_traces_the_second_chunk_and_changes_nothing(tmp_path):
     assert any("hlo_op" in event.get("args", {}) for event in trace["traceEvents"])
 
 
+def test_validation_within_epochs_changes_nothing_else(tmp_path):
+    """Epochs of three steps, two of them in an order that is drawn at once."""
+    config = dataclasses.replace(
+        QUICK, steps=10, log_every=5, train_examples=48, validation_fraction=0.3)
+    plain, often = (
+        loop.run(dataclasses.replace(config, workdir=str(tmp_path / name), validate_every=steps))
+        for name, steps in [("plain", 0), ("often", 4)])
+
+    def validated(name):
+        return [row["step"] for row in rows(tmp_path / name) if "validation_error" in row]
+
+    assert (validated("plain"), validated("often")) == ([6, 10], [4, 8, 10])
+    assert plain["test_loss"] == often["test_loss"]
+    assert plain["validation_loss"] == often["validation_loss"]
+
+
 @pytest.fixture(scope="module")
 def dynamic(tmp_path_factory):
     """A dynamic run whose couplings are no longer even, for the frozen ones."""

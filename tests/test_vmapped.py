@@ -14,7 +14,7 @@ from experiments.errors import UserError
 
 BASE = dataclasses.replace(
     mnist.DEFAULTS, dataset="digits", preset="tiny", steps=5, batch_size=8, log_every=2,
-    accelerator="cpu", num_devices=1, cache_dir="none", routing_iterations=2)
+    validate_every=3, accelerator="cpu", num_devices=1, cache_dir="none", routing_iterations=2)
 OTHER = {
     "seed": 1, "learning_rate": 0.003, "decay_rate": 0.5, "decay_steps": 3,
     "learning_rate_floor": 0.002, "margin_weight": 0.5, "reconstruction_weight": 0.005}
@@ -66,7 +66,7 @@ def test_metrics_and_parameters_are_those_of_runs_alone(finished):
     folder, alone, together = finished
     for n in range(2):
         want, got = rows(folder / f"a{n}"), rows(folder / f"t{n}")
-        assert [row["step"] for row in got] == [row["step"] for row in want] == [2, 4, 5, 5]
+        assert [row["step"] for row in got] == [row["step"] for row in want] == [2, 3, 3, 4, 5, 5]
         for a, b in zip(want, got):
             assert a.keys() == b.keys()
             for name in a.keys() - {"seconds", "images_per_second"}:
