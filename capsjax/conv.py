@@ -88,8 +88,8 @@ def depthwise_conv2d(x: chex.Array, w: chex.Array, stride: int = 1) -> jax.Array
             f"an image of {x.shape[1]}x{x.shape[2]} pixels is smaller than the {k}x{k} kernel"
         )
     # On CPU the gradient of a grouped convolution takes several times as long as that of this.
-    patches = jnp.stack(_taps(x, k, stride, 1), axis=3)
-    return product(patches, w.reshape(k * k, C), "bhwpc,pc->bhwc")
+    patches = _patches(x, k, stride, 1, 3)
+    return product(patches, w[:, :, 0], "bhwijc,ijc->bhwc")
 
 
 def _fastest(x_shape, w_shape, stride) -> str:
@@ -102,22 +102,27 @@ def _fastest(x_shape, w_shape, stride) -> str:
     return "fourier" if fourier < direct else "im2col"
 
 
-def _taps(x, k, stride, axis):
-    """For each pixel of the kernel what it sees, ``k k`` arrays; rows are ``axis`` of x."""
-    rows = [range(i, x.shape[axis] - k + i + 1, stride) for i in range(k)]
-    columns = [range(j, x.shape[axis + 1] - k + j + 1, stride) for j in range(k)]
+def _patches(x, k, stride, rows, at):
+    """What each pixel of the kernel sees: axes ``k, k`` at ``at``, before or after rows and columns.
 
-    def pick(x, places, axis):
-        return lax.slice_in_dim(x, places[0], places[-1] + 1, stride, axis)
+    The rows of x are its axis ``rows``, the next one are its columns.
+    """
+    # Rows first: k + k slices, which compile much sooner than k k of them.
+    x = _shifted(x, k, stride, rows, at)
+    return _shifted(x, k, stride, rows + 1 + (at <= rows), at + 1)
 
-    return [pick(pick(x, row, axis), column, axis + 1) for row in rows for column in columns]
+
+def _shifted(x, k, stride, axis, at):
+    """Every stride-th slice along an axis, from 0, 1, ... k - 1 on, stacked at axis ``at``."""
+    last = x.shape[axis] - k + 1
+    return jnp.stack([lax.slice_in_dim(x, i, last + i, stride, axis) for i in range(k)], at)
 
 
 def _im2col(x, w, stride):
     k, _, C, O = w.shape
     if C > FEW_CHANNELS:
-        patches = jnp.stack(_taps(x, k, stride, 1), axis=3)
+        patches = _patches(x, k, stride, 1, 3)
         patches = patches.reshape(*patches.shape[:3], k * k * C)
         return product(patches, w.reshape(k * k * C, O), "bhwp,po->bhwo")
-    patches = jnp.stack(_taps(x.transpose(3, 0, 1, 2), k, stride, 2))
-    return product(patches, w.reshape(k * k, C, O), "pcbhw,pco->bhwo")
+    patches = _patches(x.transpose(3, 0, 1, 2), k, stride, 2, 0)
+    return product(patches, w, "ijcbhw,ijco->bhwo")

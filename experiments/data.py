@@ -15,6 +15,7 @@ import numpy as np
 from experiments.arrays import FORM, check, read
 from experiments.errors import UserError
 
+_DIGITS = "scikit-learn digits, 8x8 enlarged to 28x28"
 _EYES, _CLASSES = ("image", "image2"), ("label", "label_category")  # names of TFDS
 
 
@@ -61,9 +62,7 @@ def load(name, *, data_dir=None, cache_dir, validation_fraction=0.05):
     data_dir = os.path.abspath(os.path.expanduser(data_dir)) if data_dir else None
     wanted = "mnist" if name == "auto" else name
     try:
-        if name == "digits":
-            arrays = _digits()
-        elif name.endswith(".npz"):
+        if name.endswith(".npz"):
             arrays = read(name)
         else:
             arrays = _cached_or_read(wanted, data_dir, cache_dir)
@@ -71,7 +70,7 @@ def load(name, *, data_dir=None, cache_dir, validation_fraction=0.05):
         if name != "auto":
             raise
         print(f"WARNING: scikit-learn's small digits instead of MNIST: {error}", file=sys.stderr)
-        wanted, arrays = "digits", _digits()
+        wanted, arrays = "digits", _cached_or_read("digits", None, cache_dir)
     return _split(wanted, arrays, validation_fraction)
 
 
@@ -96,21 +95,22 @@ def _digits():
     images = np.floor(large * (255 / 16) + 0.5 + 1e-6).astype(np.uint8)[..., None]
     labels = digits.target.astype(np.int32)
     parts = train_test_split(images, labels, test_size=360, random_state=0, stratify=labels)
-    names, source = digits.target_names.astype(str), "scikit-learn digits, 8x8 enlarged to 28x28"
-    return dict(zip(FORM, (*parts[::2], *parts[1::2], names, source), strict=True))
+    names = digits.target_names.astype(str)
+    return dict(zip(FORM, (*parts[::2], *parts[1::2], names, _DIGITS), strict=True))
 
 
 def cache_file(name, cache_dir):
-    """Where a TFDS data set is kept in a cache folder once it has been read."""
+    """Where a data set is kept in a cache folder once it has been read."""
     return os.path.join(os.path.expanduser(cache_dir), "datasets", name.replace("/", "+") + ".npz")
 
 
 def _cached_or_read(name, data_dir, cache_dir):
     path = cache_file(name, cache_dir)
     arrays = _read_cache(path, name) if os.path.exists(path) else None
-    if not arrays or (data_dir and not str(arrays["source"]).endswith(f" from {data_dir}")):
-        arrays = _read_tfds(name, data_dir, path)
-        _write_cache(path, arrays)
+    if name == "digits":  # cached because the import of scikit-learn takes seconds
+        arrays = arrays or _write_cache(path, _digits())
+    elif not arrays or (data_dir and not str(arrays["source"]).endswith(f" from {data_dir}")):
+        arrays = _write_cache(path, _read_tfds(name, data_dir, path))
     return arrays
 
 
@@ -118,7 +118,8 @@ def _read_cache(path, name):
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = check({key: stored[key] for key in FORM})
-        if not str(arrays["source"]).startswith(f"tfds {name} "):
+        start = _DIGITS if name == "digits" else f"tfds {name} "
+        if not str(arrays["source"]).startswith(start):
             raise ValueError(f"it does not hold {name}")
     except Exception as error:  # whatever zipfile, zlib and NumPy say to a damaged file
         raise UserError(f"bad data set cache {path}: {_reason(error)}; delete this file") from error
@@ -126,6 +127,7 @@ def _read_cache(path, name):
 
 
 def _write_cache(path, arrays):
+    """Returns the arrays."""
     folder = os.path.dirname(path)
     try:
         os.makedirs(folder, exist_ok=True)
@@ -134,6 +136,7 @@ def _write_cache(path, arrays):
             os.replace(os.path.join(scratch, "whole.npz"), path)
     except OSError as error:
         print(f"going on without a cache: cannot write {path} ({error})", file=sys.stderr)
+    return arrays
 
 
 def _reason(error):

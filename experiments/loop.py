@@ -89,6 +89,7 @@ def chunk_body(setup: Setup, axis_name: str | None, parts: int, constrain: Calla
     )
 
     def body(state, source, orders, key, count, which):
+        @jax.jit  # traced once, although the shapes of its results are asked for first
         def one(state):
             images, labels, dropout_key = sampling.batch(
                 setup.stream.example,

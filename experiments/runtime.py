@@ -67,8 +67,9 @@ def devices(accelerator: str, num_devices: int = 0) -> list[jax.Device]:
 
 
 def quick_to_compile(devices: list[jax.Device]) -> dict[str, int]:
-    """Options of ``jax.jit`` for what runs once, and would take longer to optimise than to run."""
-    return {"xla_backend_optimization_level": 0} if devices[0].platform == "cpu" else {}
+    """Options of ``jax.jit`` for what runs once, and takes longer to optimise fully than to run."""
+    # Level 0 compiles a little faster still, and draws initial weights four times as slowly.
+    return {"xla_backend_optimization_level": 1} if devices[0].platform == "cpu" else {}
 
 
 def mesh_of(devices: list[jax.Device]) -> Mesh:

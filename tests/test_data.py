@@ -419,7 +419,16 @@ def test_digits_are_scikit_learns_enlarged(tmp_path):
     assert found == expected
     assert dataset.train_images.dtype == np.uint8 and dataset.train_labels.dtype == np.int32
     assert dataset.test_images.dtype == np.uint8 and dataset.test_labels.dtype == np.int32
-    assert not (tmp_path / "cache").exists()
+    again = data.load("digits", cache_dir=tmp_path / "cache", validation_fraction=0)
+    assert_same(again, dataset)
+
+
+def test_digits_are_computed_once(tmp_path, monkeypatch):
+    dataset = data.load("digits", cache_dir=tmp_path)
+    monkeypatch.setattr(sklearn.datasets, "load_digits", None)
+    assert_same(data.load("digits", cache_dir=tmp_path), dataset)
+    with pytest.raises(TypeError):
+        data.load("digits", cache_dir=tmp_path / "other")
 
 
 def test_digits_test_set_is_stratified_and_stays_the_same(tmp_path):
@@ -687,7 +696,7 @@ def test_offline_is_an_error_for_a_name_and_digits_for_auto(tmp_path, capsys, no
     warning, = capsys.readouterr().err.splitlines()
     assert warning.startswith("WARNING: ") and "digits instead of MNIST" in warning
     assert message in warning
-    assert not list(tmp_path.rglob("*.npz"))
+    assert [path.name for path in tmp_path.rglob("*.npz")] == ["digits.npz"]
 
 
 def test_auto_takes_prepared_mnist(prepared, tmp_path, monkeypatch):
@@ -888,6 +897,22 @@ def test_digits_need_neither_tfds_nor_jax_nor_network(tmp_path):
     from experiments import data
     print(data.load("digits", cache_dir=sys.argv[1]).train_images.shape)""", tmp_path)
     assert out.strip() == "(1365, 28, 28, 1)" and not err
+
+
+def test_cached_digits_need_no_scikit_learn_either(tmp_path):
+    out, _ = run("""if True:
+        import sys
+        from experiments import data
+        data.load("digits", cache_dir=sys.argv[1])
+        first = {"sklearn", "scipy"} & set(sys.modules)
+        print(len(first), len(data.load("digits", cache_dir=sys.argv[1]).test_labels))""", tmp_path)
+    assert out.split() == ["2", "360"]
+    out, _ = run("""if True:
+        import sys
+        sys.modules["sklearn"] = sys.modules["scipy"] = None
+        from experiments import data
+        print(len(data.load("digits", cache_dir=sys.argv[1]).test_labels))""", tmp_path)
+    assert out.strip() == "360"
 
 
 def test_tfds_is_read_without_tensorflow_or_jax(prepared, tmp_path):
