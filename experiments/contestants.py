@@ -14,10 +14,10 @@ from experiments import data, loop, preparation, sampling
 from experiments.config import Config
 from experiments.errors import UserError
 from experiments.preprocess import to_unit
+from kernels import bench
 
 CHUNK = 4  # batches in a call
 LEAST = 0.2  # seconds of a measurement
-SIDE = 2048  # of the matrix product
 TRAINING, INFERENCE, ONE_CALL = FUNCTIONS = ("training", "inference", "one call")
 
 
@@ -165,9 +165,6 @@ def in_turn(
     contestants: Contestants, repetitions: int
 ) -> tuple[dict[tuple[str, str], list[float]], list[float]]:
     """Images per second of each, and GFLOP/s of a matrix product, measured alternately."""
-    square = jax.random.normal(jax.random.key(0), (SIDE, SIDE))
-    product = jax.jit(jnp.matmul)
-    jax.block_until_ready(product(square, square))
     for contestant in contestants.values():
         contestant.run()
     rates, products = {name: [] for name in contestants}, []
@@ -177,8 +174,5 @@ def in_turn(
             while (passed := time.perf_counter() - start) < LEAST or not done:
                 done += contestant.run()
             rates[name].append(done / passed)
-        start = time.perf_counter()
-        for _ in range(3):
-            jax.block_until_ready(product(square, square))
-        products.append(3 * 2 * SIDE**3 / (time.perf_counter() - start) / 1e9)
+        products.append(bench.matrix_rate() / 1e9)
     return rates, products

@@ -1,10 +1,8 @@
 """How long runs take on a CPU of which none has been done: a guess, from their arithmetic."""
 
-import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from capsjax import train
 from experiments import groups, loop, preparation, runtime, sampling
@@ -12,10 +10,10 @@ from experiments.config import Config
 from experiments.data import cache_file
 from experiments.plan import Run
 from experiments.preparation import Setup
+from kernels import bench
 
 SHARE = 0.3  # of the rate of a matrix product, what training reaches
 START = 20.0  # seconds of a run that do not grow with its length: imports, compilation, pictures
-SIDE = 2048  # of the matrices
 
 
 def seconds(runs: list[Run], defaults: Config) -> float | None:
@@ -31,7 +29,7 @@ def seconds(runs: list[Run], defaults: Config) -> float | None:
     configs = [run.config for run in runs]
     if any(groups.platform(c.accelerator) != "cpu" or not _at_hand(c) for c in configs):
         return None
-    rate, families = SHARE * matrix_rate(), {}
+    rate, families = SHARE * bench.matrix_rate(), {}
     for run in runs:
         families.setdefault(groups.family(run, defaults), []).append(run.config)
     return sum(
@@ -54,16 +52,6 @@ def work(setup: Setup) -> float:
     tested += steps // per_epoch * len(setup.dataset.validation_labels)
     # A forward pass is a third of a step.
     return counted * (steps + tested / setup.config.batch_size / 3)
-
-
-def matrix_rate() -> float:
-    """Operations a second of a product of two matrices in float32."""
-    square = jax.random.normal(jax.random.key(0), (SIDE, SIDE))
-    product = jax.jit(jnp.matmul)
-    jax.block_until_ready(product(square, square))
-    start = time.perf_counter()
-    jax.block_until_ready(product(square, square))
-    return 2 * SIDE**3 / (time.perf_counter() - start)
 
 
 def _at_hand(config: Config) -> bool:

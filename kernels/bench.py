@@ -37,6 +37,7 @@ from kernels.problems import PROBLEMS, Problem
 IMPLEMENTATIONS = ("naive", "stream", "pallas")
 FUNCTIONS = ("routing", "routing, gradients", "votes", "votes, gradients")
 ITERATIONS = 3
+SIDE = 2048  # of the matrices of a product, on CPU
 REPETITIONS = 15
 SECONDS = 0.02  # of one repetition, at least
 
@@ -125,13 +126,16 @@ def seconds(run: Callable, *args) -> list[float]:
 
 def limits(dtype: str) -> tuple[float, float]:
     """Bytes a second of a copy, operations a second of a matrix product."""
-    cpu = jax.default_backend() == "cpu"
-    x = jnp.ones(2**26 if cpu else 2**28, "float32")
+    x = jnp.ones(2**26 if jax.default_backend() == "cpu" else 2**28, "float32")
     bandwidth = 2 * x.nbytes / np.median(seconds(jax.jit(jnp.negative), x))
-    side = 2048 if cpu else 4096
+    return float(bandwidth), matrix_rate(dtype)
+
+
+def matrix_rate(dtype: str = "float32") -> float:
+    """Operations a second of a product of two square matrices."""
+    side = SIDE if jax.default_backend() == "cpu" else 2 * SIDE
     square = jnp.ones((side, side), dtype)
-    rate = 2 * side**3 / np.median(seconds(jax.jit(jnp.matmul), square, square))
-    return float(bandwidth), float(rate)
+    return float(2 * side**3 / np.median(seconds(jax.jit(jnp.matmul), square, square)))
 
 
 def measure(name, problem_name, label, implementation, dtype, precision, limit) -> dict:

@@ -13,6 +13,7 @@ from capsjax import functional, preset
 from experiments import benchmark, contestants, preparation, startup
 from experiments.drawing import speed
 from experiments.errors import UserError
+from kernels import bench
 
 TINY = dataclasses.replace(benchmark.DEFAULTS, preset="tiny", cache_dir="none", num_devices=1,
                            accelerator="cpu")
@@ -24,7 +25,7 @@ ROW = {"network": "capsjax", "function": "training", "pixels": 28, "batch_size":
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(contestants, "LEAST", 0.01)
-    monkeypatch.setattr(contestants, "SIDE", 64)
+    monkeypatch.setattr(bench, "SIDE", 64)
     monkeypatch.setattr(startup, "first_step_seconds", lambda config: {"cold": 2.0, "warm": 1.0})
 
 

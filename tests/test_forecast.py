@@ -29,7 +29,7 @@ def test_work_is_that_of_the_layers():
 
 
 def test_time_grows_with_steps_and_runs(monkeypatch):
-    monkeypatch.setattr(forecast, "matrix_rate", lambda: 1e9)
+    monkeypatch.setattr(forecast.bench, "matrix_rate", lambda: 1e9)
 
     def seconds(grid, *flags):
         given = plan.given_flags(settings.parse(DEFAULTS, [*FLAGS, *flags]), DEFAULTS)
