@@ -25,6 +25,8 @@ IMPLEMENTATIONS = ("xla", "im2col", "fourier")
 # Patches of so few channels are gathered a pixel of the kernel at a time, whole rows of the image
 # in one piece: twice as fast for one channel, slower for 256.
 FEW_CHANNELS = 4
+# Multiplications that take as long as gathering one sample of a patch, and adding up its gradient.
+GATHER = 150
 
 
 def conv2d(
@@ -97,9 +99,9 @@ def _fastest(x_shape, w_shape, stride) -> str:
         return "xla"
     B, H, W, C = x_shape
     k, _, _, O = w_shape
-    direct = ((H - k) // stride + 1) * ((W - k) // stride + 1) * k * k * C * O * B
-    fourier = fourier_conv.multiplications(x_shape, w_shape, stride)
-    return "fourier" if fourier < direct else "im2col"
+    patches = B * ((H - k) // stride + 1) * ((W - k) // stride + 1) * k * k * C
+    im2col = patches * (O + (GATHER if C > FEW_CHANNELS else 0))
+    return "fourier" if fourier_conv.cost(x_shape, w_shape, stride) < im2col else "im2col"
 
 
 def _patches(x, k, stride, rows, at):

@@ -64,29 +64,31 @@ def convolve(x: chex.Array, w: chex.Array, stride: int, tiles: int | None = None
     return y[:, : (H - k) // stride + 1, : (W - k) // stride + 1]
 
 
-def multiplications(x_shape: Sequence[int], w_shape: Sequence[int], stride: int) -> int:
-    """Of the products, and twice those of the transforms, which run at half the speed."""
-    return _count(x_shape, w_shape, stride, _cheapest(x_shape, w_shape, stride))
+def cost(
+    x_shape: Sequence[int], w_shape: Sequence[int], stride: int, tiles: int | None = None
+) -> int:
+    """Time, counted in multiplications of a matrix product that would take as long.
+
+    Args:
+      x_shape: ``[B, H, W, C]``. w_shape: ``[k, k, C, O]``. stride: in both directions.
+      tiles: most along an axis; None for the cheapest number.
+    """
+    if tiles is None:
+        return cost(x_shape, w_shape, stride, _cheapest(x_shape, w_shape, stride))
+    h, v = _axes(x_shape, w_shape, stride, tiles)
+    images, channels, outputs = x_shape[0] * h.tiles * v.tiles, x_shape[3] * stride**2, w_shape[3]
+    samples = h.length * v.length * channels * images
+    transforms = (
+        samples + h.kernel * v.kernel * channels * outputs + h.out * v.out * outputs * images
+    )
+    # Transforms run at half the speed, because they are narrow.
+    products = channels * outputs * images + 2 * transforms
+    return _points(h.length, v.length) * products + CUT * samples
 
 
 def _cheapest(x_shape, w_shape, stride) -> int:
-    def cost(tiles):
-        h, v = _axes(x_shape, w_shape, stride, tiles)
-        samples = x_shape[0] * h.tiles * h.length * v.tiles * v.length * x_shape[3] * stride**2
-        return _count(x_shape, w_shape, stride, tiles) + CUT * samples
-
-    return min(range(1, (max(x_shape[1:3]) - w_shape[0]) // stride + 2), key=cost)
-
-
-def _count(x_shape, w_shape, stride, tiles) -> int:
-    h, v = _axes(x_shape, w_shape, stride, tiles)
-    images, channels, outputs = x_shape[0] * h.tiles * v.tiles, x_shape[3] * stride**2, w_shape[3]
-    transforms = (
-        h.length * v.length * channels * images
-        + h.kernel * v.kernel * channels * outputs
-        + h.out * v.out * outputs * images
-    )
-    return _points(h.length, v.length) * (channels * outputs * images + 2 * transforms)
+    most = (max(x_shape[1:3]) - w_shape[0]) // stride + 1
+    return min(range(1, most + 1), key=lambda tiles: cost(x_shape, w_shape, stride, tiles))
 
 
 def _axes(x_shape, w_shape, stride, tiles) -> tuple[_Axis, _Axis]:

@@ -12,7 +12,8 @@ FLAGS = ["--dataset=digits", "--model=cnn", "--preset=tiny", "--batch_size=16", 
          "--accelerator=cpu", "--cache_dir=none"]
 
 
-def test_work_is_that_of_the_layers():
+def test_work_is_that_of_the_layers(monkeypatch):
+    monkeypatch.setattr("capsjax.conv._fastest", lambda *shapes: "im2col")
     setup = preparation.prepare(settings.parse(DEFAULTS, FLAGS))
     model, (side, _, channels) = setup.model_config, setup.model_config.image_shape
     weights = 0
@@ -23,7 +24,7 @@ def test_work_is_that_of_the_layers():
     sizes = (side**2 * channels, *model.dense, 10)
     weights += sum(m * n for m, n in zip(sizes, sizes[1:]))
     # Two operations a weight: forward, and the gradients of weights and inputs. No gradient of
-    # the image is needed, a Fourier transform needs less, and augmentation and Adam add some.
+    # the image is needed, and augmentation and Adam add some.
     images = 100 * 16 + (360 + 72) / 3
     assert 0.7 < forecast.work(setup) / (6 * weights * images) < 1.4
 
