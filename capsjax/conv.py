@@ -105,9 +105,9 @@ def _fastest(x_shape, w_shape, stride) -> str:
 
 
 def _patches(x, k, stride, rows, at):
-    """What each pixel of the kernel sees: axes ``k, k`` at ``at``, before or after rows and columns.
+    """What each pixel of the kernel sees, as axes ``k, k`` from axis ``at`` on.
 
-    The rows of x are its axis ``rows``, the next one are its columns.
+    Rows of x are its axis ``rows``, columns the next one; ``at`` comes before or after both.
     """
     # Rows first: k + k slices, which compile much sooner than k k of them.
     x = _shifted(x, k, stride, rows, at)
