@@ -82,6 +82,16 @@ COUPLINGS = {
     "self": {"routing": "self"},
 }
 
+
+def couplings(*names: str) -> Mapping[str, Flags]:
+    """Rows of :data:`COUPLINGS`, with both kinds of votes."""
+    return {
+        f"{name}, {votes} votes": {**COUPLINGS[name], "votes": votes}
+        for votes in ("full", "shared")
+        for name in names
+    }
+
+
 STUDIES: dict[str, Study] = {
     # Table 1 of Sabour, Frosst & Hinton (2017).
     "table1": Study(TABLE_1, seeds=SEEDS),
@@ -99,11 +109,7 @@ STUDIES: dict[str, Study] = {
         seeds=SEEDS,
     ),
     "learned_coupling": Study(
-        {
-            f"{name}, {votes} votes": {**flags, "votes": votes}
-            for votes in ("full", "shared")
-            for name, flags in COUPLINGS.items()
-        },
+        couplings(*COUPLINGS),
         seeds=("0", "1", "2", "3", "4"),
         apart="votes",
         affine=True,
@@ -115,6 +121,14 @@ STUDIES: dict[str, Study] = {
         "without a learned prior. With full votes the first four have one function class, as "
         "c_ij W_ij is but another W_ij, and differ in optimisation alone; with shared votes they "
         "do not.",
+    ),
+    "learned_coupling_pairs": Study(
+        couplings("dynamic", "uniform", "static", "self"),
+        seeds=SEEDS,
+        apart="votes",
+        program="multimnist",
+        about="Where the coupling coefficients come from, as in the study learned_coupling, for "
+        "overlapping digits, which routing is said to tell apart; one learning rate for all.",
     ),
     "squash": product({"squash": tuple(SQUASHES)}, SEEDS),
     "capsule_dim": Study(
