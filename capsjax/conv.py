@@ -22,8 +22,8 @@ from capsjax.backend import backend
 from capsjax.precision import product
 
 IMPLEMENTATIONS = ("xla", "im2col", "fourier")
-# Patches of so few channels are gathered a pixel of the kernel at a time, whole rows of the image
-# in one piece: twice as fast for one channel, slower for 256.
+# Patches of so few channels are gathered with the pixels of the kernel first and those of the image
+# last, whole rows of it in one piece: twice as fast for one channel, slower for 256.
 FEW_CHANNELS = 4
 # Multiplications that take as long as gathering one sample of a patch, and adding up its gradient.
 GATHER = 150

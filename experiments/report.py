@@ -1,6 +1,7 @@
 """What a finished run says: test error, summary.json, a table."""
 
 import functools
+import json
 import platform
 import resource
 import sys
@@ -72,7 +73,8 @@ def finish(
         "images_per_second": float(np.median(rates)),
         "training_seconds": rows[-1]["seconds"],
         "wall_seconds": round(seconds, 1),
-        "peak_memory_mb": peak_memory_mb(setup.devices[0]),
+        "peak_memory_mb": _reported_peak(workdir, int(state.step))
+        or peak_memory_mb(setup.devices[0]),
         "accelerator": setup.devices[0].platform,
         "device_kind": setup.devices[0].device_kind,
         "num_devices": len(setup.devices),
@@ -97,6 +99,13 @@ def capsule_fields(setup) -> dict:
     values = (m.routing, m.make_routing().passes, c.routing_implementation, m.votes)
     values += (m.primary_squash, c.loss, 1 + len(m.capsule_layers), m.decoder is not None)
     return dict(zip(names, values, strict=True))
+
+
+def _reported_peak(workdir: Path, step: int) -> int | None:
+    """What an earlier report of the same step says: a process that only reports has not trained."""
+    path = workdir / "summary.json"
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    return earlier["peak_memory_mb"] if earlier.get("steps") == step else None
 
 
 def peak_memory_mb(device: jax.Device) -> int:

@@ -79,6 +79,23 @@ def test_value_and_gradients(x64, size):
             assert relative_error(got, true) < 1e-13, form
 
 
+@pytest.mark.parametrize("form", ["im2col", "fourier"])
+def test_mapped_over_images_and_kernels(x64, form):
+    """As runs that are trained together do: every pair gives what it gives alone."""
+    size = SIZES[6]
+    pairs = [data(*size) for _ in range(2)]
+    pairs[1] = tuple(a[::-1] for a in pairs[1])
+
+    def everything(x, w, g):
+        y, vjp = jax.vjp(lambda x, w: conv2d(x, w, size[5], implementation=form), x, w)
+        return y, *vjp(g)
+
+    mapped = jax.jit(jax.vmap(everything))(*map(np.stack, zip(*pairs)))
+    for n, (x, w, g) in enumerate(pairs):
+        for got, true in zip(mapped, expected(x, w, size[5], g), strict=True):
+            assert relative_error(got[n], true) < 1e-13
+
+
 @pytest.mark.parametrize("tiles", [1, 2, 3, 6])
 def test_tiles(x64, tiles):
     """Of all sizes, also where the last tile is not full, and where there are fewer outputs."""
