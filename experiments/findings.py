@@ -40,6 +40,12 @@ class Findings(NamedTuple):
     def tables(self) -> list[list[tables.Row]]:
         return tables.rows(self.study, self.runs, self.entries, self.more)
 
+    @property
+    def note(self) -> str:
+        """What the columns mean."""
+        further = self.more or self.study.columns
+        return f"{tables.NOTE} {tables.MORE_NOTE}" if further else tables.NOTE
+
 
 def report(findings: Findings) -> str:
     """Markdown: what is asked, how it was tuned, tables, and what they mean."""
@@ -48,7 +54,7 @@ def report(findings: Findings) -> str:
     if f.tried:
         parts += [tuning(f)]
     parts += [tables.markdown(*tables.cells(f.study, table)) for table in f.tables]
-    parts += [tables.NOTE, *f.notes, f"`{f.command}`, commit {f.commits}"]
+    parts += [f.note, *f.notes, f"`{f.command}`, commit {f.commits}"]
     return "\n\n".join(parts)
 
 
@@ -74,7 +80,7 @@ def write(findings: Findings, output: Path) -> list[Path]:
     f, paths = findings, [output.with_name(output.name + s) for s in (".md", ".csv", ".tex")]
     paths += [output.with_name(output.name + s) for s in (".png", ".json")]
     parts = [tables.cells(f.study, table) for table in f.tables]
-    caption = f"{f.name}. {tables.NOTE} {f.command}, commit {f.commits}"
+    caption = f"{f.name}. {f.note} {f.command}, commit {f.commits}"
     _replace(paths[0], report(f) + "\n")
     _replace(paths[1], "\n".join(tables.comma_separated(*part) for part in parts))
     _replace(paths[2], "\n\n".join(tables.latex(*part, caption) for part in parts) + "\n")

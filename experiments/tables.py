@@ -22,6 +22,10 @@ NOTE = (
     "difference over seeds is not zero with 95% confidence. Time is that of one run; runs trained "
     "together share theirs equally."
 )
+MORE_NOTE = (
+    "Of further columns: the difference is the mean over the same seeds, with Student's 95% "
+    "interval in brackets, not corrected for the number of rows."
+)
 
 
 class Row(NamedTuple):
@@ -36,7 +40,7 @@ class Row(NamedTuple):
     images_per_second: float
     peak_memory_mb: float
     steps: int
-    more: dict[str, float]  # further columns
+    more: dict[str, dict[str, float]]  # further columns, of every seed
     comparison: Comparison | None = None  # with the first row
 
     @property
@@ -45,9 +49,8 @@ class Row(NamedTuple):
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation over seeds."""
-        errors = list(self.errors.values())
-        return float(np.std(errors, ddof=1)) if len(errors) > 1 else None
+        """Standard deviation over seeds; None of a single one."""
+        return _deviation(self.errors)
 
 
 def heads(study: Study) -> tuple[str, ...]:
@@ -103,7 +106,10 @@ def _row(study: Study, name: str, done: dict[str, dict], more: dict[str, dict]) 
         low, high = of_rate(one["test_errors"], one["test_examples"])
         interval = Interval(100 * low, 100 * high)
     validation = [s["validation_error"] for s in summaries if s["validation_error"] is not None]
-    extra = [more.get(entry["key"], {}) for entry in done.values()]
+    columns = {
+        seed: more.get(e["key"], {}) | {h: e["summary"][f] for h, f in study.columns.items()}
+        for seed, e in done.items()
+    }
 
     def median(values):
         return float(np.median(list(values)))
@@ -118,8 +124,7 @@ def _row(study: Study, name: str, done: dict[str, dict], more: dict[str, dict]) 
         median(e["summary"]["images_per_second"] * e["together"] for e in done.values()),
         median(s["peak_memory_mb"] for s in summaries),
         summaries[0]["steps"],
-        {key: float(np.mean([e[key] for e in extra])) for key in extra[0]}
-        | {head: float(np.mean([s[f] for s in summaries])) for head, f in study.columns.items()},
+        {h: {s: float(columns[s][h]) for s in done} for h in next(iter(columns.values()))},
     )
 
 
@@ -128,22 +133,46 @@ def cells(study: Study, table: Sequence[Row]) -> tuple[list[str], list[list[str]
     compared = any(row.comparison for row in table)
     headings = [*heads(study), "test error, %", "95% interval", "seeds"]
     headings += ["difference", "p", "against the first"] * compared
-    headings += [*table[0].more, "validation error, %", "parameters", "images/s"]
+    for heading in table[0].more:
+        headings += [heading] + ["difference (95% interval)"] * compared
+    headings += ["validation error, %", "parameters", "images/s"]
     headings += ["peak memory, MB", "training, s"]
     lines = []
     for row in table:
-        spread = "" if row.deviation is None else f" ± {row.deviation:.2f}"
-        line = [*row.names, f"{row.mean:.2f}{spread}"]
+        line = [*row.names, _with_deviation(row.errors)]
         line += [f"{row.interval.low:.2f} to {row.interval.high:.2f}", str(len(row.errors))]
         if compared:
             c = row.comparison
             line += [f"{c.difference:+.2f}", f"{c.p:.2g}", c.verdict] if c else ["", "", ""]
-        line += [f"{value:.2f}" for value in row.more.values()]
+        for heading, values in row.more.items():
+            line += [_with_deviation(values)]
+            if compared:
+                line += [_difference(values, table[0].more[heading]) if row.comparison else ""]
         line += ["" if row.validation is None else f"{row.validation:.2f}"]
         line += [f"{row.parameters:,}", f"{row.images_per_second:.0f}"]
         line += [f"{row.peak_memory_mb:.0f}", f"{row.seconds:.0f}"]
         lines.append(line)
     return headings, lines
+
+
+def _with_deviation(values: dict[str, float]) -> str:
+    """Mean and standard deviation over seeds."""
+    deviation = _deviation(values)
+    spread = "" if deviation is None else f" ± {deviation:.2f}"
+    return f"{np.mean(list(values.values())):.2f}{spread}"
+
+
+def _deviation(values: dict[str, float]) -> float | None:
+    return float(np.std(list(values.values()), ddof=1)) if len(values) > 1 else None
+
+
+def _difference(ours: dict[str, float], theirs: dict[str, float]) -> str:
+    """Mean over the seeds that both have, and its interval."""
+    differences = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+    if len(differences) < 2:
+        return "".join(f"{d:+.2f}" for d in differences)
+    low, high = of_mean(differences)
+    return f"{np.mean(differences):+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 def markdown(headings: list[str], lines: list[list[str]]) -> str:

@@ -152,7 +152,34 @@ def test_further_columns_and_notes(made):
     assert "| validation loss |" in findings.report(made._replace(study=study))
     more = {run.key: {"affine, %": 10.0 + run.config.seed} for run in made.runs}
     text = findings.report(made._replace(more=more, notes=["A note."]))
-    assert "| affine, % |" in text and "| 11.00 |" in text and "\n\nA note.\n\n" in text
+    assert "| affine, % | difference (95% interval) |" in text and "\n\nA note.\n\n" in text
+    assert f"{tables.NOTE} {tables.MORE_NOTE}\n\n" in text
+
+
+def test_further_columns_are_compared_seed_by_seed(made):
+    values = {"em": (10.0, 12.0, 17.0), "vb": (11.0, 14.0, 20.0), "uniform": (9.0, 12.0, 18.0)}
+    more = {r.key: {"x": values[r.config.routing][int(r.seed)]} for r in made.runs}
+    ((em, vb, uniform),) = made._replace(more=more).tables
+    assert em.more == {"x": {"0": 10.0, "1": 12.0, "2": 17.0}}
+    headings, lines = tables.cells(STUDY, [em, vb, uniform])
+    column = headings.index("x")
+    # Mean 13, deviations -3, -1, 4: sqrt(26 / 2) = 3.61. Differences of vb 1, 2, 3: mean 2,
+    # deviation 1, and Student's quantile with two degrees of freedom is 4.3027.
+    assert lines[0][column : column + 2] == ["13.00 ± 3.61", ""]
+    assert lines[1][column : column + 2] == ["15.00 ± 4.58", "+2.00 (-0.48 to +4.48)"]
+    low, high = statistics.of_mean([-1.0, 0.0, 1.0])
+    assert lines[2][column + 1] == f"+0.00 ({low:+.2f} to {high:+.2f})"
+    assert len({len(line) for line in [headings, *lines]}) == 1
+
+
+def test_further_columns_over_the_seeds_that_both_rows_have(made):
+    more = {r.key: {"x": float(r.config.seed)} for r in made.runs}
+    for run in made.runs:
+        if (run.row, run.seed) in (("routing=em", "0"), ("routing=vb", "1")):
+            del made.entries[run.key]
+    ((em, vb, _),) = made._replace(more=more).tables
+    headings, lines = tables.cells(STUDY, [em, vb])
+    assert lines[1][headings.index("x") + 1] == "+0.00", "of seed 2 alone, no interval"
 
 
 def test_tuning_is_told():
