@@ -162,7 +162,12 @@ def _run_batch(routing, params, u, W, activation, votes, gradient, trace) -> Rou
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _iterate(plan: tuple[Routing, Passes, str], params: Any, inputs: Any) -> Any:
     """The state after the last pass."""
-    return _forward(plan, params, inputs)[0]
+    routing, passes, _ = plan
+    state = passes.start(params, inputs)
+    for t in range(routing.passes):
+        stats = passes.forward(params, inputs, state, t)
+        state = _update(routing, passes, t)(params, stats, state)
+    return state
 
 
 def _update(routing, passes, t):
@@ -177,8 +182,9 @@ def _forward(plan, params, inputs):
     history = []
     for t in range(routing.passes):
         stats = passes.forward(params, inputs, state, t)
-        history.append((t, state, stats))
-        state = _update(routing, passes, t)(params, stats, state)
+        after, pull = jax.vjp(_update(routing, passes, t), params, stats, state)
+        history.append((t, state, pull))
+        state = after
     return state, (params, inputs, history)
 
 
@@ -187,8 +193,7 @@ def _backward(plan, residuals, dstate):
     params, inputs, history = residuals
     dparams = jax.tree.map(jnp.zeros_like, params)
     done = []
-    for t, state, stats in reversed(history):
-        pull = jax.vjp(_update(routing, passes, t), params, stats, state)[1]
+    for t, state, pull in reversed(history):
         dp, dstats, dstate = pull(dstate)
         dparams = jax.tree.map(jnp.add, dparams, dp)
         done.append((t, state, dstats))
