@@ -5,11 +5,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from capsjax import train
 from experiments import evaluation, images, io, preparation, probe, report, runtime, sampling
@@ -33,14 +31,13 @@ def run(config: Config) -> dict:
         preparation.frozen_source(setup)  # before anything is written
     with io.open_workdir(setup.config) as workdir:
         print(preparation.banner(setup), file=sys.stderr)
-        steps = make_steps(setup, meanwhile=not io.has_checkpoints(setup.config))
         with io.Checkpoints(workdir) as checkpoints:
             state = resume(setup, checkpoints, workdir, total)
             describe(setup, workdir)
             with io.Metrics(workdir, int(state.step)) as metrics:
                 evaluate = evaluation.evaluator(setup)
                 profile = Profile(setup.config.profile, workdir)
-                state, stopped = fit(setup, steps, state, metrics, checkpoints, evaluate, profile)
+                state, stopped = fit(setup, state, total, metrics, checkpoints, evaluate, profile)
         if stopped:
             print(f"stopped after step {state.step}; the same command continues", file=sys.stderr)
             sys.exit(128 + stopped)
@@ -71,35 +68,6 @@ def resume(setup: Setup, checkpoints: io.Checkpoints, workdir: Path, total: int)
         )
     print(f"continuing {workdir} after step {done}", file=sys.stderr)
     return checkpoints.restore(state)
-
-
-class Steps(NamedTuple):
-    """What training calls, and with what."""
-
-    chunk: Callable  # see :func:`make_chunk`
-    orders: Callable  # of the key and the number of a block of epochs, see :mod:`.sampling`
-    source: Any  # training data
-    key: jax.Array  # of batches and augmentation
-
-
-def make_steps(setup: Setup, *, meanwhile: bool = False) -> Steps:
-    """Data on the devices, and functions to be compiled.
-
-    Args:
-      setup: of the run. meanwhile: compile a chunk while the first state is being made.
-    """
-    source, key = preparation.training_inputs(setup)
-    epochs = preparation.steps_of_orders(setup) // preparation.steps_per_epoch(setup)
-    examples = len(setup.dataset.train_labels)
-    orders = jax.jit(functools.partial(sampling.epoch_orders, examples=examples, epochs=epochs))
-    chunk = make_chunk(setup)
-    if meanwhile:
-        init = functools.partial(train.init_state, setup.model, setup.optimizer)
-        shapes = jax.eval_shape(init, key), jax.eval_shape(orders, key, 0)
-        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-        state, first = runtime.replicate(zeros, setup.devices)
-        chunk = runtime.compiled_meanwhile(chunk, state, source, first, key, 0)
-    return Steps(chunk, orders, source, key)
 
 
 def make_chunk(setup: Setup) -> Callable:
@@ -147,19 +115,22 @@ def chunk_body(setup: Setup, axis_name: str | None, parts: int, constrain: Calla
 
 
 def fit(
-    setup, steps, state, metrics, checkpoints, evaluate, profile
+    setup, state, total, metrics, checkpoints, evaluate, profile
 ) -> tuple[train.TrainState, int]:
-    """Train to the end, writing metrics and checkpoints as it goes.
+    """Train up to step ``total``, writing metrics and checkpoints as it goes.
 
     Returns:
       The state, and 0 or the number of the signal that stopped training before the end.
     """
-    config, total = setup.config, preparation.total_steps(setup)
+    config, dataset = setup.config, setup.dataset
     per_epoch = preparation.steps_per_epoch(setup)
     pause, span = preparation.steps_between_saves(setup), preparation.steps_of_orders(setup)
     step = int(state.step)
+    chunk = make_chunk(setup)
+    source, key = preparation.training_inputs(setup)
     measure = probe.make_probe(setup)
     held_out = setup.stream.held_out("validation")
+    make_orders = jax.jit(sampling.epoch_orders, static_argnums=(2, 3))
     orders = None
 
     def enough():
@@ -169,11 +140,11 @@ def fit(
         while step < total and not stop.requested and not enough():
             block, within = divmod(step, span)
             if orders is None or within == 0:
-                orders = steps.orders(steps.key, block)
+                orders = make_orders(key, block, len(dataset.train_labels), span // per_epoch)
             to_log = config.log_every - step % config.log_every
             most = min(span - within, pause - step % pause, total - step)
             count = profile.count(min(to_log, most), most)
-            state, sums = profile.run(steps.chunk, state, steps.source, orders, steps.key, count)
+            state, sums = profile.run(chunk, state, source, orders, key, count)
             step += count
             display.trained(step, count, sums)
             due = step % pause == 0 or step == total

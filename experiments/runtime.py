@@ -3,7 +3,6 @@
 import functools
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -71,30 +70,6 @@ def quick_to_compile(devices: list[jax.Device]) -> dict[str, int]:
     """Options of ``jax.jit`` for what runs once, and takes longer to optimise fully than to run."""
     # Level 0 compiles a little faster still, and draws initial weights four times as slowly.
     return {"xla_backend_optimization_level": 1} if devices[0].platform == "cpu" else {}
-
-
-def compiled_meanwhile(function: Callable, *arguments) -> Callable:
-    """``function``, which is compiled by a call in a thread, while this one goes on.
-
-    Args:
-      function: of ``jax.jit`` or the like. arguments: as those of the first call, but cheap.
-
-    Returns:
-      ``function``, which waits for that call, and raises what it raised.
-    """
-
-    def call():  # whose result nobody keeps
-        function(*arguments)
-
-    pool = ThreadPoolExecutor(1)
-    done = pool.submit(call)
-    pool.shutdown(wait=False)
-
-    def after(*inputs):
-        done.result()
-        return function(*inputs)
-
-    return after
 
 
 def mesh_of(devices: list[jax.Device]) -> Mesh:

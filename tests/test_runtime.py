@@ -1,9 +1,5 @@
 """Accelerators, and the three ways to share a batch, on four simulated devices."""
 
-import gc
-import threading
-import weakref
-
 import jax
 import numpy as np
 import optax
@@ -117,49 +113,3 @@ def test_prepare_resolves_the_configuration_and_counts_parameters(one_device):
     assert one_device.config.margin_weight == 1.0
     shapes = jax.eval_shape(one_device.model.init, jax.random.key(0))
     assert one_device.parameters == sum(x.size for x in jax.tree.leaves(shapes))
-
-
-@pytest.mark.parametrize(("parallel", "devices"), [("jit", 1), ("shard_map", 2), ("pmap", 2)])
-def test_a_chunk_is_compiled_once_and_not_by_the_one_who_waits(parallel, devices, caplog):
-    made, threads = setup(parallel, devices), []
-
-    def loss(*arguments):
-        threads.append(threading.current_thread())
-        return made.loss(*arguments)
-
-    steps = loop.make_steps(made._replace(loss=loss), meanwhile=True)
-    state = preparation.initial_state(made)
-    orders = steps.orders(steps.key, 0)
-
-    def twice(chunk, state):
-        state, _ = chunk(state, steps.source, orders, steps.key, 2)
-        return jax.device_get(chunk(state, steps.source, orders, steps.key, 1))
-
-    with jax.log_compiles(), caplog.at_level("WARNING"):
-        got = twice(steps.chunk, state)
-    assert "ompil" not in caplog.text, "with these arguments it had to be compiled again"
-    assert len(threads) == 1 and threads[0] is not threading.main_thread()
-    want = twice(loop.make_chunk(made), preparation.initial_state(made))
-    jax.tree.map(np.testing.assert_array_equal, got, want)
-
-
-def test_what_fails_to_compile_says_so_when_it_is_called():
-    def fails(x):
-        raise UserError("not this one")
-
-    function = runtime.compiled_meanwhile(fails, 1)
-    with pytest.raises(UserError, match="not this one"):
-        function(1)
-
-
-def test_the_call_that_compiles_keeps_nothing():
-    class Large:
-        pass
-
-    argument = Large()
-    seen = weakref.ref(argument)
-    function = runtime.compiled_meanwhile(lambda x: x, argument)
-    assert function(2) == 2
-    del argument
-    gc.collect()
-    assert seen() is None
