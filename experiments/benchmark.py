@@ -17,7 +17,7 @@ matmul_gflops is the rate of a large float32 matrix product, measured in the sam
 share_of_limit says how a figure compares with direct convolutions that run at that rate (it may
 exceed one, because the Fourier form needs fewer operations). first_step_seconds is the time from
 starting ``python -m experiments.mnist`` to its first finished step, without and with compiled
-programs in the cache.
+programs in the cache, of ``--repetitions`` such starts.
 
 ``--compare=torch`` measures our PyTorch CapsNet too (:mod:`experiments.torch_capsnet`), eager and
 compiled, from the same parameters; its loss must first equal ours. It trains on one batch again
@@ -96,13 +96,14 @@ def main() -> None:
     result |= {"command": command}
     if F.first_step:
         last = dataclasses.replace(config, batch_size=sizes[-1])
-        result["first_step_seconds"] = startup.first_step_seconds(last)
+        took = startup.first_step_seconds(last, F.repetitions)
+        result["first_step_seconds"] = {name: summarize(values) for name, values in took.items()}
+    text = described(result)
     if F.output:
         io.write_json(Path(f"{F.output}.json"), result)
-        text = f"{table(result['rows'])}\n\n`{command}`, commit {result['commit']}\n"
-        Path(f"{F.output}.md").write_text(text)
+        Path(f"{F.output}.md").write_text(f"{text}\n\n`{command}`, commit {result['commit']}\n")
         speed.throughput(f"{F.output}.png", result["rows"], result["device_kind"])
-    print(table(result["rows"]), file=sys.stderr)
+    print(text, file=sys.stderr)
     print(json.dumps(result))
 
 
@@ -208,6 +209,18 @@ def countable(config: CapsNetConfig) -> int | None:
     """Operations of a training image, of networks of which we can say it."""
     plain = not (config.capsule_layers or config.more_convs or config.primary_depthwise)
     return flops_per_image(config) if plain and config.conv_stride == 1 else None
+
+
+def described(result: dict) -> str:
+    """A result as Markdown."""
+    text = table(result["rows"])
+    if "first_step_seconds" in result:
+        said = (
+            f"{name} {took['median']:.1f} s ({took['min']:.1f} to {took['max']:.1f})"
+            for name, took in result["first_step_seconds"].items()
+        )
+        text += f"\n\nFrom the command to the first finished step: {', '.join(said)}."
+    return text
 
 
 def table(rows: list[dict]) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import time
 
 import jax
 import numpy as np
@@ -26,7 +27,8 @@ ROW = {"network": "capsjax", "function": "training", "pixels": 28, "batch_size":
 def quick(monkeypatch):
     monkeypatch.setattr(contestants, "LEAST", 0.01)
     monkeypatch.setattr(bench, "SIDE", 64)
-    monkeypatch.setattr(startup, "first_step_seconds", lambda config: {"cold": 2.0, "warm": 1.0})
+    seconds = {"cold": [2.0, 4.0], "warm": [1.0, 1.5]}
+    monkeypatch.setattr(startup, "first_step_seconds", lambda config, repetitions: seconds)
 
 
 def run(monkeypatch, *arguments):
@@ -68,9 +70,27 @@ def test_program(quick, monkeypatch, tmp_path, capsys):
     assert result["command"] == (
         "python -m experiments.benchmark --preset=tiny --batch_size=2 --num_devices=1 "
         "--repetitions=2")
+    assert result["first_step_seconds"] == {
+        "cold": {"median": 3.0, "min": 2.0, "max": 4.0},
+        "warm": {"median": 1.25, "min": 1.0, "max": 1.5}}
     table = (tmp_path / "b.md").read_text()
+    assert "cold 3.0 s (2.0 to 4.0), warm 1.2 s (1.0 to 1.5)." in table and "cold 3.0 s" in err
     assert table.count("\n| capsjax | ") == 3 and table.split("\n\n")[0] in err
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_first_steps_are_those_of_the_program():
+    began = time.perf_counter()
+    took = startup.first_step_seconds(dataclasses.replace(TINY, batch_size=2), 1)
+    both = time.perf_counter() - began
+    assert list(took) == ["cold", "warm"] and all(len(values) == 1 for values in took.values())
+    assert min(took["warm"] + took["cold"]) > 0 and took["warm"][0] + took["cold"][0] < both
+
+
+def test_a_program_that_ends_before_its_first_step():
+    with pytest.raises(UserError, match="--preset=nothing.* ended before its first step"):
+        startup.first_step_seconds(dataclasses.replace(TINY, preset="nothing"), 1)
 
 
 def test_sizes(stubs, monkeypatch, capsys):
