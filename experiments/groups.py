@@ -56,7 +56,7 @@ def _needs_its_own(config: Config) -> bool:
 def _most(config: Config, vmap: str) -> int:
     if vmap != "auto":
         return int(vmap)
-    # `python -m experiments.together`: one step fills the cores of a CPU by itself.
+    # `python -m experiments.together`: on a CPU little more than the start is saved.
     return 1 if platform(config.accelerator) == "cpu" else MOST
 
 

@@ -4,7 +4,8 @@
     python -m experiments.together --output=results/together --sizes="tiny,8;tiny,64;small,64"
 
 Of steps of the shared loop on the bundled digits, whose pixels do not matter; without evaluation
-and checkpoints. A gain below one is a loss; :mod:`experiments.groups` holds what followed from it.
+and checkpoints. A gain below one is a loss; :mod:`experiments.groups` and
+:data:`experiments.vmapped.ONE_BY_ONE` hold what followed from it.
 """
 
 import dataclasses

@@ -1,7 +1,8 @@
 """Runs that differ in their seeds and in numbers of the recipe alone, trained as one program.
 
-Everything that a run changes has an axis S more, and one step is ``jax.vmap`` of the step of the
-shared loop: the same batches, initial weights and updates, to rounding. Each run keeps its own
+Everything that a run changes has an axis S more. On an accelerator one step is ``jax.vmap`` of the
+step of the shared loop; on a CPU, whose cores one run fills, a call trains one run after another.
+Batches, initial weights and updates are those of each run alone, to rounding. Each keeps its own
 folder, with what a run of its own would leave there, and can be continued as such.
 """
 
@@ -26,6 +27,7 @@ from experiments.preparation import Setup
 from experiments.progress import Display, Stop
 from experiments.task import Task
 
+ONE_BY_ONE = ("cpu",)  # platforms on which a step of several runs at once takes longer
 SHARE = 0.8  # of the free memory of an accelerator that runs may take
 
 
@@ -127,6 +129,15 @@ def make_body(setup: Setup) -> Callable:
         body = loop.chunk_body(own, axis_name=None, parts=1, constrain=lambda batch: batch)
         return body(state, source, order, key, count, 0)
 
+    def one_by_one(numbers, state, source, order, key, count):
+        def own(run):
+            numbers, state, order, key = run
+            return one(numbers, state, source, order, key, count)
+
+        return jax.lax.map(own, (numbers, state, order, key))
+
+    if setup.devices[0].platform in ONE_BY_ONE:
+        return one_by_one
     return jax.vmap(one, in_axes=(0, 0, None, 0, 0, None))
 
 

@@ -51,15 +51,17 @@ def at(folder, **changes):
     return dataclasses.replace(BASE, workdir=str(folder), **changes)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, fast):
-    """Two runs alone, and the same two together."""
+@pytest.fixture(scope="module", params=["one by one", "vmap"])
+def finished(request, tmp_path_factory, fast):
+    """Two runs alone, and the same two together, as on a CPU and as on an accelerator."""
     folder = tmp_path_factory.mktemp("vmapped")
     alone = [at(folder / "a0"), at(folder / "a1", **OTHER)]
     together = [at(folder / "t0"), at(folder / "t1", **OTHER)]
     for config in alone:
         loop.run(config)
-    vmapped.run(together)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vmapped, "ONE_BY_ONE", ("cpu",) if request.param == "one by one" else ())
+        vmapped.run(together)
     return folder, alone, together
 
 
@@ -123,7 +125,7 @@ def test_runs_stopped_at_the_same_step_go_on_together_others_alone(tmp_path, cap
     capsys.readouterr()
     vmapped.run(longer)
     assert "2 runs together" in capsys.readouterr().err
-    assert [row["step"] for row in rows(tmp_path / "a")] == [2, 2, 4, 4]
+    assert [row["step"] for row in rows(tmp_path / "a")] == [2, 2, 3, 3, 4, 4]
     loop.run(at(tmp_path / "a", steps=6))
     vmapped.run([dataclasses.replace(config, steps=8) for config in short])
     assert summary(tmp_path / "a")["steps"] == 8 and summary(tmp_path / "b")["steps"] == 4
@@ -137,8 +139,10 @@ def test_a_folder_of_another_run(tmp_path):
 
 
 class _Device:
-    def __init__(self, device, limit):
-        self.device, self.limit = device, limit
+    platform = "gpu"
+
+    def __init__(self, limit):
+        self.limit = limit
 
     def memory_stats(self):
         return {"bytes_limit": self.limit, "bytes_in_use": 0}
@@ -150,10 +154,10 @@ def test_capacity():
     configs = [setup.config] * 10
     assert vmapped.capacity(setup, configs) == 10, "no limit is known of a CPU"
     one = jax.eval_shape(lambda: vmapped.inputs(setup, configs[:1]))
+    setup = setup._replace(devices=[_Device(0)])
     memory = vmapped.make_chunk(setup).lower(*one).compile().memory_analysis()
     need = memory.temp_size_in_bytes + memory.argument_size_in_bytes
     state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(one[1]))
     assert need > state > 12 * setup.parameters
     for limit, want in ((0, 1), (4 * need, 3), (100 * need, 10)):
-        device = _Device(setup.devices[0], limit)
-        assert vmapped.capacity(setup._replace(devices=[device]), configs) == want
+        assert vmapped.capacity(setup._replace(devices=[_Device(limit)]), configs) == want
