@@ -92,12 +92,13 @@ def main() -> None:
     own = ("batch_sizes", "pixels", *AXES, "repetitions", "compare")
     given = [f"--{name}={as_text(F[name].value)}" for name in own if F[name].present]
     command = " ".join([config.command(DEFAULTS), *given])
-    result = measure(config, axes, sides, sizes, F.repetitions, F.compare == "torch")
-    result |= {"command": command}
-    if F.first_step:
+    first = {}
+    if F.first_step:  # before this process holds memory and threads that slow others down
         last = dataclasses.replace(config, batch_size=sizes[-1])
         took = startup.first_step_seconds(last, F.repetitions)
-        result["first_step_seconds"] = {name: summarize(values) for name, values in took.items()}
+        first["first_step_seconds"] = {name: summarize(values) for name, values in took.items()}
+    result = measure(config, axes, sides, sizes, F.repetitions, F.compare == "torch")
+    result |= {"command": command} | first
     text = described(result)
     if F.output:
         io.write_json(Path(f"{F.output}.json"), result)

@@ -22,7 +22,7 @@ from experiments.errors import UserError
 from kernels import program
 from kernels.bench import seconds
 
-COUNT = 3  # steps in a call
+COUNT = mnist.DEFAULTS.log_every  # steps in a call
 
 
 def measure(preset: str, batch_size: int, runs: int, accelerator: str) -> dict:
