@@ -152,7 +152,8 @@ def test_further_columns_and_notes(made):
     assert "| validation loss |" in findings.report(made._replace(study=study))
     more = {run.key: {"affine, %": 10.0 + run.config.seed} for run in made.runs}
     text = findings.report(made._replace(more=more, notes=["A note."]))
-    assert "| affine, % | difference (95% interval) |" in text and "\n\nA note.\n\n" in text
+    assert "| affine, % | difference (95% interval) |" in text and "| 11.00 ± 1.00 |" in text
+    assert "\n\nA note.\n\n" in text
     assert f"{tables.NOTE} {tables.MORE_NOTE}\n\n" in text
 
 
