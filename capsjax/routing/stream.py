@@ -16,7 +16,8 @@ from capsjax.routing.sweeps import Inputs, Sweeps, even_coupling
 
 # Of the largest array of a tile, [J, K, n, B]. Measured on CPU: larger ones leave the cache
 # of a core, smaller ones make short matrix products.
-TILE_BYTES = 640 * 1024
+TILE_BYTES = 4 * 2**20
+MOST_TERMS = 32  # of a sum that is written out
 
 
 def forward(inputs: Inputs, V: jax.Array, normalizer: str) -> jax.Array:
@@ -56,16 +57,16 @@ def backward_inputs(
             Q = _project(tile, dS)
             if t == len(Vs):
                 even = even_coupling(len(dS), normalizer)
-                du += even * jnp.sum(Q, axis=0)
+                du += even * _sum(Q, axis=0)
                 dW += even * _outer(dS, jnp.broadcast_to(tile.u[None], Q.shape))
                 continue
             c, P = _coupling(tile, V := Vs[t], normalizer)
-            du += jnp.sum(c[:, None] * Q, axis=0)
+            du += _sum(c[:, None] * Q, axis=0)
             dW += _outer(dS, _times(c, tile.u))
             if constant:
                 continue
             db = _logit_gradient(c, _dot(tile.u, Q))
-            du += jnp.sum(db[:, None] * P, axis=0)
+            du += _sum(db[:, None] * P, axis=0)
             dW += _outer(V, _times(db, tile.u))
             if dprior is not None:
                 dprior += jnp.sum(db, axis=2)
@@ -85,7 +86,19 @@ def _project(tile, x):
 
 def _dot(u, P):
     """u_i . P_ij for every example, ``[J, n, B]``."""
-    return jnp.sum(u[None].astype(P.dtype) * P, axis=1)
+    return _once(_sum(u[None].astype(P.dtype) * P, axis=1))
+
+
+# Otherwise XLA's CPU backend would compute an array again for everything that is made of it.
+_once = jax.lax.optimization_barrier
+
+
+def _sum(x, axis):
+    """Sum over a leading axis: of whole arrays, which XLA's CPU backend does several times as
+    fast, unless they are many and would take long to compile."""
+    if x.shape[axis] > MOST_TERMS:
+        return jnp.sum(x, axis)
+    return sum(jax.lax.index_in_dim(x, i, axis, keepdims=False) for i in range(x.shape[axis]))
 
 
 def _coupling(tile, V, normalizer):
@@ -94,11 +107,11 @@ def _coupling(tile, V, normalizer):
     logits = _dot(tile.u, P)
     if tile.prior is not None:
         logits += tile.prior[:, :, None].astype(logits.dtype)
-    return normalize(logits, normalizer, axis=0), P
+    return _once(normalize(logits, normalizer, axis=0)), P
 
 
 def _logit_gradient(c, dc):
-    return c * (dc - jnp.sum(c * dc, axis=0, keepdims=True))
+    return _once(c * (dc - jnp.sum(c * dc, axis=0, keepdims=True)))
 
 
 def _times(c, u):
