@@ -8,8 +8,8 @@ product. On CPU two forms built from matrix products stand in for it:
 * ``fourier``: the convolution theorem, see :mod:`capsjax.fourier_conv`. A 9x9 stride-2 layer on
   20x20 needs a fifth of the multiplications of the direct form.
 
-All give the same values to rounding, and have gradients; ``fourier`` has a backward pass of its own
-and therefore no forward-mode derivative (``jax.jvp``).
+All give the same values to rounding, and have gradients; those for CPU have a backward pass of
+their own and therefore no forward-mode derivative (``jax.jvp``).
 """
 
 import chex

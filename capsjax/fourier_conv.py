@@ -4,15 +4,20 @@ Image and kernel are split by stride phase, which leaves stride-1 correlations o
 the results cut into tiles, each of which needs ``length = out + kernel - 1`` samples of a phase
 along an axis:
 
-====== ==================================== =====================================================
-array  layout                               what it is
-====== ==================================== =====================================================
-x      ``[length length, B tiles, c]``      tiles of the images, channels c of all phases
-w      ``[kernel kernel, c, O]``            the kernel
-X, W   ``[P, B tiles, c]``, ``[P, c, O]``   their exact discrete Fourier transforms, real numbers
-Y      ``[P, B tiles, O]``                  P matrix products, which sum over phases and channels
-y      ``[out out, B tiles, O]``            what is transformed back
-====== ==================================== =====================================================
+===== ==================================== ====================================================
+array layout                               what it is
+===== ==================================== ====================================================
+x     ``[length length, B tiles, C]``      tiles of the images, channels C of all phases
+w     ``[kernel kernel, C, O]``            the kernel
+X     ``[F, 2 B tiles, C]``                real and imaginary parts of the transformed tiles
+W     two of ``[F, C, O]``                 real and imaginary part of the transformed kernel
+Y     two of ``[F, 2 B tiles, O]``         2 F matrix products, which sum over phases, channels
+y     ``[out out, B tiles, O]``            what is transformed back
+===== ==================================== ====================================================
+
+Of F = length^2 / 2 frequencies: the others are their conjugates. Three products of real numbers
+would do for a complex one; but they need the sum of real and imaginary part of everything, and
+writing and reading that takes as long as the products that they save, in small batches longer.
 
 The transforms are matrices, made from the sizes. Large tiles need fewer products ``X W``, small
 ones cheaper transforms and more copies: the cheapest number of tiles is found by counting.
@@ -79,11 +84,11 @@ def cost(
     images, channels, outputs = x_shape[0] * h.tiles * v.tiles, x_shape[3] * stride**2, w_shape[3]
     samples = h.length * v.length * channels * images
     transforms = (
-        samples + h.kernel * v.kernel * channels * outputs + h.out * v.out * outputs * images
+        samples + h.kernel * v.kernel * channels * outputs + 2 * h.out * v.out * outputs * images
     )
     # Transforms run at half the speed, because they are narrow.
-    products = channels * outputs * images + 2 * transforms
-    return _points(h.length, v.length) * products + CUT * samples
+    products = 4 * channels * outputs * images + 2 * 2 * transforms
+    return _frequencies(h, v) * products + CUT * samples
 
 
 def _cheapest(x_shape, w_shape, stride) -> int:
@@ -113,77 +118,63 @@ def _cut(x, n, axis, stride):
     return x.reshape(*x.shape[: n + 1], axis.length, stride, *x.shape[n + 2 :])
 
 
-def _frequencies(height: int, width: int):
-    """One of each conjugate pair of frequencies, real ones first."""
-    pairs = [(f, g) for f in range(height) for g in range(width)]
-    mirror = {(f, g): (-f % height, -g % width) for f, g in pairs}
-    real = [p for p in pairs if mirror[p] == p]
-    return real, [p for p in pairs if p < mirror[p]]
-
-
-def _points(height: int, width: int) -> int:
-    """Real products per channel pair: one for a real frequency, three for a complex one."""
-    real = (1 + (height % 2 == 0)) * (1 + (width % 2 == 0))
-    return real + 3 * (height * width - real) // 2
+def _frequencies(h: _Axis, v: _Axis) -> int:
+    return -(-h.length * v.length // 2)
 
 
 @functools.cache
-def _transforms(h: _Axis, w: _Axis) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Matrices of the transforms of image, kernel and result, in float64.
+def _transforms(h: _Axis, v: _Axis) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Matrices of the discrete Fourier transforms of image, kernel and result, in float64.
 
-    With X = a + ib the transform of the image and conj(W) = c + id that of the kernel,
-    a complex product costs three real ones, p = ac, q = bd, r = (a + b)(c + d):
-    its real part is p - q and its imaginary part r - p - q.
+    With X = a + ib the transform of the image and conj(W) = c + id that of the kernel, Y is
+    (ac - bd) + i(ad + bc). Frequencies that are their own mirror image have real transforms: two
+    of them, or one and zero, share a place as a and b, c and d.
 
     Returns:
-      image ``[P, L L]``, kernel ``[P, k k]`` and result ``[out out, P]`` matrices.
+      image ``[F, 2, L L]`` for a, b; kernel ``[2, F, k k]`` for c, d; result
+      ``[2, out out, F, 2]`` from ac, bc and from ad, bd.
     """
-    real, pairs = (np.array(f).reshape(-1, 2) for f in _frequencies(h.length, w.length))
+    every = list(np.ndindex(h.length, v.length))
+    mirror = {(f, g): (-f % h.length, -g % v.length) for f, g in every}
+    own = np.array([p for p in every if p == mirror[p]])
+    other = np.array([p for p in every if p < mirror[p]]).reshape(-1, 2)
 
-    def angles(frequencies, height, width):
+    def waves(height, width):
+        """cos ``[own, n]``, cos and sin ``[others, n]`` at the places of a height x width grid."""
         y, x = np.divmod(np.arange(height * width), width)
-        f, g = frequencies.T
-        return 2 * np.pi * ((np.outer(f, y) / h.length + np.outer(g, x) / w.length) % 1)
 
-    theta = angles(pairs, h.length, w.length)
-    a, b = np.cos(theta), -np.sin(theta)
-    image = np.concatenate([np.cos(angles(real, h.length, w.length)), a, b, a + b])
-    theta = angles(pairs, h.kernel, w.kernel)
-    c, d = np.cos(theta), np.sin(theta)
-    kernel = np.concatenate([np.cos(angles(real, h.kernel, w.kernel)), c, d, c + d])
-    theta = angles(pairs, h.out, w.out)
-    cos, sin = np.cos(theta), np.sin(theta)
-    result = np.concatenate(
-        [np.cos(angles(real, h.out, w.out)), 2 * (cos + sin), 2 * (sin - cos), -2 * sin]
+        def angles(frequencies):
+            f, g = frequencies.T
+            return 2 * np.pi * ((np.outer(f, y) / h.length + np.outer(g, x) / v.length) % 1)
+
+        return np.cos(angles(own)), np.cos(angles(other)), np.sin(angles(other))
+
+    def paired(own, first, second):
+        """``[F, 2, n]``"""
+        own = np.pad(own, ((0, len(own) % 2), (0, 0)))
+        return np.concatenate([own.reshape(-1, 2, own.shape[1]), np.stack([first, second], 1)])
+
+    real, cos, sin = waves(h.length, v.length)
+    image = paired(real, cos, -sin)
+    real, cos, sin = waves(h.kernel, v.kernel)
+    kernel = paired(real, cos, sin).transpose(1, 0, 2)
+    real, cos, sin = waves(h.out, v.out)
+    (ac, bd), (ad, bc) = (
+        paired(*parts).transpose(1, 2, 0)
+        for parts in ((real, 2 * cos, -2 * cos), (0 * real, -2 * sin, -2 * sin))
     )
-    return image, kernel, result.T / (h.length * w.length)
+    result = np.stack([np.stack([ac, bc], -1), np.stack([ad, bd], -1)])
+    return image, kernel, result / (h.length * v.length)
 
 
-# The derivative that JAX would derive is the same sums with their results the other way round,
-# [c, o, n] for [n, c, o]: turning those round takes longer than the sums. It would also keep the
-# transformed kernel, the largest array of all, which costs little to make again.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _correlate(h, v, x, w):
-    """Stride-1 correlation ``[out out, B, O]`` of x ``[L L, B, c]`` with w ``[k k, c, O]``."""
-    return _correlate_forward(h, v, x, w)[0]
+    """Stride-1 correlation ``[out out, B, O]`` of x ``[L L, B, C]`` with w ``[k k, C, O]``."""
+    F, B, C = _frequencies(h, v), *x.shape[1:]
+    image, kernel, result = (jnp.asarray(m, x.dtype) for m in _transforms(h, v))
+    X = product(image.reshape(2 * F, -1), x, "fn,nbc->fbc").reshape(F, 2 * B, C)
 
+    def one(kernel, result):
+        Y = product(X, product(kernel, w, "fn,nco->fco"), "fbc,fco->fbo")
+        return product(result.reshape(-1, 2 * F), Y.reshape(2 * F, B, -1), "nf,fbo->nbo")
 
-def _correlate_forward(h, v, x, w):
-    image, kernel, result = _matrices(h, v, x.dtype)
-    X, W = product(image, x, "pn,nbc->pbc"), product(kernel, w, "pn,nco->pco")
-    return product(result, product(X, W, "pbc,pco->pbo"), "np,pbo->nbo"), (X, w)
-
-
-def _correlate_backward(h, v, kept, dy):
-    X, w = kept
-    image, kernel, result = _matrices(h, v, dy.dtype)
-    dY, W = product(result, dy, "np,nbo->pbo"), product(kernel, w, "pn,nco->pco")
-    dx = product(image, product(dY, W, "pbo,pco->pbc"), "pn,pbc->nbc")
-    return dx, product(kernel, product(X, dY, "pbc,pbo->pco"), "pn,pco->nco")
-
-
-_correlate.defvjp(_correlate_forward, _correlate_backward)
-
-
-def _matrices(h, v, dtype):
-    return (jnp.asarray(m, dtype) for m in _transforms(h, v))
+    return one(kernel[0], result[0]) + one(kernel[1], result[1])

@@ -128,8 +128,8 @@ def test_large_images_are_cut_into_tiles():
         sizes = [product.invars[0].aval.shape[n] for n in summed]
         count += math.prod([*product.outvars[0].aval.shape, *sizes])
     assert count < 32 * 28 * 28 * 5 * 5 * 256 * 256 / 2.5
-    # Of the tiles that the count chooses, 7x7 results each: 1 + 3 * 60 products of 16 tiles.
-    assert (181, 32 * 16, 256) in {product.outvars[0].aval.shape for product in found}
+    # Of the tiles that the count chooses, 16 of 7x7 results: 11 * 11 / 2 frequencies of two parts.
+    assert (61, 2 * 32 * 16, 256) in {product.outvars[0].aval.shape for product in found}
 
 
 @pytest.mark.parametrize("batch, side, channels, outputs, kernel, stride, form", [
@@ -145,7 +145,7 @@ def test_large_images_are_cut_into_tiles():
 def test_forms_are_chosen_as_measured(batch, side, channels, outputs, kernel, stride, form):
     """Gradients of the other form took at least a tenth more time, on 2 cores and JAX 0.12."""
     found = traced((batch, side, side, channels), (kernel, kernel, channels, outputs), stride)
-    assert len(found) == {"im2col": 1, "fourier": 4}[form]
+    assert len(found) == {"im2col": 1, "fourier": 7}[form]
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,8 @@ def test_bfloat16_is_accumulated_in_float32():
             once = form == "xla" or (form == "im2col" and name != "dx")
             assert relative_error(got.astype(jnp.float32), true) < (2**-8 if once else 2**-7)
     # CPUs accumulate so whether asked or not; accelerators need to be asked.
-    for form, count in {"im2col": 3, "fourier": 10}.items():
+    # Five of the gradients are those of constant matrices, which the compiler leaves out.
+    for form, count in {"im2col": 3, "fourier": 7 + 2 * 7}.items():
         conv = functools.partial(conv2d, stride=2, implementation=form)
 
         def value_and_gradients(x, w, g, conv=conv):
@@ -268,9 +269,8 @@ def test_depthwise_in_bfloat16_is_accumulated_in_float32():
     got = jax.jit(depthwise_conv2d)(*half)
     assert got.dtype == jnp.bfloat16
     assert relative_error(got.astype(jnp.float32), exact) < 2**-8
-    products = [e for e in jax.make_jaxpr(depthwise_conv2d)(*half).eqns
-                if "dot" in e.primitive.name]
-    assert {e.params["preferred_element_type"] for e in products} == {np.dtype("float32")}
+    found = products(jax.make_jaxpr(depthwise_conv2d)(*half).jaxpr)
+    assert [e.params["preferred_element_type"] for e in found] == [np.dtype("float32")]
 
 
 def test_depthwise_errors():
