@@ -42,9 +42,9 @@ def forward(inputs: Inputs, V, normalizer: str, *, interpret=False):
     return _reduce(inputs, (V,), normalizer, interpret)
 
 
-def backward_state(inputs: Inputs, V, dS, normalizer: str, *, interpret=False):
-    """dV ``[J, D, B]``; see :class:`capsjax.routing.Sweeps`."""
-    return _reduce(inputs, (V, dS), normalizer, interpret)
+def backward_state(inputs: Inputs, V, dS, normalizer: str, dinputs: None, *, interpret=False):
+    """dV ``[J, D, B]`` alone; see :class:`capsjax.routing.Sweeps`."""
+    return _reduce(inputs, (V, dS), normalizer, interpret), None
 
 
 def _reduce(inputs, states, normalizer, interpret):

@@ -237,8 +237,9 @@ class Passes(NamedTuple):
     start: Callable[..., Any]
     # (params, inputs, state, t) -> statistics
     forward: Callable[..., Any]
-    # (params, inputs, state, dstatistics, t) -> (dparams, dstate)
-    backward_state: Callable[..., tuple[Any, Any]]
+    # (params, inputs, state, dstatistics, t, dinputs) -> (dparams, dstate, dinputs): dinputs of the
+    # passes so far, None at first; None as a result leaves them to backward_inputs
+    backward_state: Callable[..., tuple[Any, Any, Any]]
     # (params, inputs, [(t, state, dstatistics)] last pass first, constant) -> (dparams, dinputs);
     # constant: the coupling coefficients are. dparams of the two add up.
     backward_inputs: Callable[..., tuple[Any, Any]]

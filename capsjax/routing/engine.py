@@ -3,9 +3,9 @@ r"""Routing of a batch, by whichever implementation: votes held whole, tiles of 
 The streaming engine repeats passes over the input capsules and keeps, besides the inputs, only
 the state and the statistics of every pass, O(J D) numbers an example. Its backward rule takes
 the passes last to first: the gradient by the statistics of pass t through ``update``, then, by
-one more pass over the input capsules, the gradient by the state that pass t started from. A last
-pass gives the gradients by the inputs, for all t at once, so that a tile of votes is computed
-once for all of them.
+one more pass over the input capsules, the gradient by the state that pass t started from. The
+gradients by the inputs either come with that, or from a last pass, for all t at once, so that a
+tile of votes is computed once for all of them.
 """
 
 import functools
@@ -192,18 +192,21 @@ def _backward(plan, residuals, dstate):
     routing, passes, gradient = plan
     params, inputs, history = residuals
     dparams = jax.tree.map(jnp.zeros_like, params)
-    done = []
+    left, found = [], None
     for t, state, pull in reversed(history):
         dp, dstats, dstate = pull(dstate)
         dparams = jax.tree.map(jnp.add, dparams, dp)
-        done.append((t, state, dstats))
-        if gradient != "full":
-            break
-        if t:
-            dp, through = passes.backward_state(params, inputs, state, dstats, t)
+        if t and gradient == "full":
+            dp, through, found = passes.backward_state(params, inputs, state, dstats, t, found)
             dstate = jax.tree.map(jnp.add, dstate, through)
             dparams = jax.tree.map(jnp.add, dparams, dp)
-    dp, dinputs = passes.backward_inputs(params, inputs, done, gradient == "stop")
+        if found is None or not t:
+            left.append((t, state, dstats))
+        if gradient != "full":
+            break
+    dp, dinputs = passes.backward_inputs(params, inputs, left, gradient == "stop")
+    if found is not None:
+        dinputs = jax.tree.map(lambda d, f: (d.astype(f.dtype) + f).astype(d.dtype), dinputs, found)
     return jax.tree.map(jnp.add, dparams, dp), dinputs
 
 

@@ -2,10 +2,13 @@
 
 Runs on any backend. The equations, and the letters P, Q, dc, db, are those of
 :mod:`capsjax.routing.sweeps`; here they are written for one tile of n input capsules,
-u ``[K, n, B]`` and W ``[J, K, D, n]``, with all output capsules at once.
+u ``[K, n, B]`` and W ``[J, K, n, D]``, as matrix products like it, with all output capsules at
+once.
 """
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +19,11 @@ from capsjax.routing.sweeps import Inputs, Sweeps, even_coupling
 
 # Of the largest array of a tile, [J, K, n, B]. Measured on CPU: larger ones leave the cache
 # of a core, smaller ones make short matrix products.
-TILE_BYTES = 4 * 2**20
+TILE_BYTES = 3 * 2**20
 MOST_TERMS = 32  # of a sum that is written out
+NOTHING = Inputs(None, None, None)
+# Otherwise XLA's CPU backend would compute an array again for everything that is made of it.
+_once = jax.lax.optimization_barrier
 
 
 def forward(inputs: Inputs, V: jax.Array, normalizer: str) -> jax.Array:
@@ -25,72 +31,77 @@ def forward(inputs: Inputs, V: jax.Array, normalizer: str) -> jax.Array:
 
     def add(S, tile):
         c, _ = _coupling(tile, V, normalizer)
-        return S + _combine(tile, c)
+        return S + _combine(tile, _times(c, tile.u)), NOTHING
 
-    return _over_tiles(add, jnp.zeros_like(V), inputs)
+    return _over_tiles(add, jnp.zeros_like(V), inputs, NOTHING)[0]
 
 
-def backward_state(inputs: Inputs, V: jax.Array, dS: jax.Array, normalizer: str) -> jax.Array:
-    """dV ``[J, D, B]``; see :class:`~capsjax.routing.sweeps.Sweeps`."""
+def backward_state(
+    inputs: Inputs, V: jax.Array, dS: jax.Array, normalizer: str, dinputs: Inputs | None
+) -> tuple[jax.Array, Inputs]:
+    """dV ``[J, D, B]`` and, from the same P and Q, the gradients by the inputs."""
 
     def add(dV, tile):
-        c, _ = _coupling(tile, V, normalizer)
-        return dV + _combine(tile, _logit_gradient(c, _dot(tile.u, _project(tile, dS))))
+        gradients, weighted = _iteration(tile, V, dS, normalizer)
+        return dV + _combine(tile, weighted), gradients
 
-    return _over_tiles(add, jnp.zeros_like(V), inputs)
+    if dinputs is None:
+        dinputs = jax.tree.map(lambda x: jnp.zeros(x.shape, accumulator(x.dtype)), inputs)
+    return _over_tiles(add, jnp.zeros_like(V), inputs, dinputs)
 
 
 def backward_inputs(
-    inputs: Inputs,
-    Vs: jax.Array,
-    dSs: jax.Array,
-    normalizer: str,
-    constant: bool,
+    inputs: Inputs, Vs: jax.Array, dSs: jax.Array, normalizer: str, constant: bool
 ) -> Inputs:
     """Gradients by the inputs; see :class:`~capsjax.routing.sweeps.Sweeps`."""
 
-    def one(tile):
-        wide = accumulator(tile.W.dtype)
-        du, dW = jnp.zeros(tile.u.shape, wide), jnp.zeros(tile.W.shape, wide)
-        dprior = None if tile.prior is None else jnp.zeros_like(tile.prior)
-        for t, dS in enumerate(dSs):
-            Q = _project(tile, dS)
-            if t == len(Vs):
-                even = even_coupling(len(dS), normalizer)
-                du += even * _sum(Q, axis=0)
-                dW += even * _outer(dS, jnp.broadcast_to(tile.u[None], Q.shape))
-                continue
-            c, P = _coupling(tile, V := Vs[t], normalizer)
-            du += _sum(c[:, None] * Q, axis=0)
-            dW += _outer(dS, _times(c, tile.u))
-            if constant:
-                continue
-            db = _logit_gradient(c, _dot(tile.u, Q))
-            du += _sum(db[:, None] * P, axis=0)
-            dW += _outer(V, _times(db, tile.u))
-            if dprior is not None:
-                dprior += jnp.sum(db, axis=2)
-        return Inputs(du.astype(tile.u.dtype), dW.astype(tile.W.dtype), dprior)
+    def one(nothing, tile):
+        parts = [_iteration(tile, V, dS, normalizer, constant)[0] for V, dS in zip(Vs, dSs)]
+        parts += [_even(tile, dS, normalizer) for dS in dSs[len(Vs) :]]
+        return nothing, jax.tree.map(lambda *x: sum(x), *parts)
 
-    return _map_tiles(one, inputs)
+    return _over_tiles(one, None, inputs, jax.tree.map(jnp.zeros_like, inputs))[1]
 
 
 STREAM = Sweeps(forward, backward_state, backward_inputs)
 
 
+def _iteration(tile, V, dS, normalizer, constant=False):
+    """Gradients by a tile, of one iteration, and db_ij u_i unless couplings are constant."""
+    c, P = _coupling(tile, V, normalizer)
+    Q = _project(tile, dS)
+    du, dW = _sum(c[:, None] * Q, axis=0), _outer(dS, _times(c, tile.u))
+    dprior = None if tile.prior is None else jnp.zeros_like(tile.prior)
+    if constant:
+        return Inputs(du, dW, dprior), None
+    dc = _dot(tile.u, Q)
+    db = _once(c * (dc - jnp.sum(c * dc, axis=0, keepdims=True)))
+    weighted = _times(db, tile.u)
+    du += _sum(db[:, None] * P, axis=0)
+    dW += _outer(V, weighted)
+    if dprior is not None:
+        dprior += jnp.sum(db, axis=2)
+    return Inputs(du, dW, dprior), weighted
+
+
+def _even(tile, dS, normalizer):
+    """Gradients by a tile, of an iteration with even couplings whatever the prior."""
+    Q = _project(tile, dS)
+    u = jnp.broadcast_to(tile.u[None], Q.shape)
+    even = even_coupling(len(dS), normalizer)
+    dprior = None if tile.prior is None else jnp.zeros_like(tile.prior)
+    return Inputs(even * _sum(Q, axis=0), even * _outer(dS, u), dprior)
+
+
 def _project(tile, x):
     """P or Q, ``[J, K, n, B]``, of V or dS."""
     x = x.astype(tile.W.dtype)
-    return jnp.einsum("jkdn,jdb->jknb", tile.W, x, preferred_element_type=accumulator(x.dtype))
+    return jnp.einsum("jknd,jdb->jknb", tile.W, x, preferred_element_type=accumulator(x.dtype))
 
 
 def _dot(u, P):
     """u_i . P_ij for every example, ``[J, n, B]``."""
     return _once(_sum(u[None].astype(P.dtype) * P, axis=1))
-
-
-# Otherwise XLA's CPU backend would compute an array again for everything that is made of it.
-_once = jax.lax.optimization_barrier
 
 
 def _sum(x, axis):
@@ -110,25 +121,21 @@ def _coupling(tile, V, normalizer):
     return _once(normalize(logits, normalizer, axis=0)), P
 
 
-def _logit_gradient(c, dc):
-    return _once(c * (dc - jnp.sum(c * dc, axis=0, keepdims=True)))
-
-
 def _times(c, u):
     """c_ij u_i, ``[J, K, n, B]``, in the type of u."""
     return (c[:, None] * u[None].astype(c.dtype)).astype(u.dtype)
 
 
-def _combine(tile, c):
-    """sum_i W_ij (c_ij u_i), ``[J, D, B]``."""
-    product = _times(c, tile.u)
-    return jnp.einsum("jkdn,jknb->jdb", tile.W, product, preferred_element_type=c.dtype)
+def _combine(tile, y):
+    """sum_i W_ij y_ij, ``[J, D, B]``."""
+    wide = accumulator(y.dtype)
+    return jnp.einsum("jknd,jknb->jdb", tile.W, y, preferred_element_type=wide)
 
 
 def _outer(x, y):
-    """x_j y_ij^T summed over the batch, ``[J, K, D, n]``."""
+    """y_ij x_j^T summed over the batch, ``[J, K, n, D]``."""
     wide = x.dtype
-    return jnp.einsum("jdb,jknb->jkdn", x.astype(y.dtype), y, preferred_element_type=wide)
+    return jnp.einsum("jknb,jdb->jknd", y, x.astype(y.dtype), preferred_element_type=wide)
 
 
 # Tiles. Capsules that only fill the last tile have u = 0 and W = 0, hence add nothing to any sum.
@@ -141,11 +148,22 @@ def _tile_size(inputs: Inputs) -> int:
     return -(-I // tiles)
 
 
-_CAPSULE_AXIS = Inputs(u=1, W=3, prior=1)
+_CAPSULE_AXIS = Inputs(u=1, W=2, prior=1)
+
+
+def _by_axis(function: Callable, *trees: Inputs) -> Inputs:
+    """``function(axis of the input capsules, leaf of each tree)`` for every leaf that there is."""
+    return Inputs(
+        *(None if x[0] is None else function(axis, *x) for axis, *x in zip(_CAPSULE_AXIS, *trees))
+    )
+
+
+def _turned(inputs: Inputs) -> Inputs:
+    return inputs if inputs.W is None else inputs._replace(W=inputs.W.swapaxes(2, 3))
 
 
 def _padded(inputs: Inputs, tile: int) -> Inputs:
-    def pad(x, axis):
+    def pad(axis, x):
         widths = [(0, 0)] * x.ndim
         widths[axis] = (0, -x.shape[axis] % tile)
         return jnp.pad(x, widths)
@@ -153,40 +171,27 @@ def _padded(inputs: Inputs, tile: int) -> Inputs:
     return _by_axis(pad, inputs)
 
 
-def _by_axis(function: Callable, inputs: Inputs) -> Inputs:
-    """``function(leaf, axis of the input capsules)`` for every leaf that there is."""
-    return Inputs(*(None if x is None else function(x, a) for x, a in zip(inputs, _CAPSULE_AXIS)))
-
-
 def _slice(inputs: Inputs, start, size: int) -> Inputs:
-    return _by_axis(lambda x, a: jax.lax.dynamic_slice_in_dim(x, start, size, a), inputs)
+    return _by_axis(lambda axis, x: jax.lax.dynamic_slice_in_dim(x, start, size, axis), inputs)
 
 
-def _over_tiles(add: Callable, start: jax.Array, inputs: Inputs) -> jax.Array:
-    """``add(total, tile)`` for all tiles, one after another."""
+def _over_tiles(function: Callable, total: Any, inputs: Inputs, sums: Inputs) -> tuple[Any, Inputs]:
+    """``total, part = function(total, tile)`` for all tiles, one after another.
+
+    Returns:
+      The last total, and ``sums`` with every part added in its place.
+    """
     size = _tile_size(inputs)
-    padded = _padded(inputs, size)
-    tiles = padded.u.shape[1] // size
-    return jax.lax.fori_loop(
-        0, tiles, lambda n, total: add(total, _slice(padded, n * size, size)), start
-    )
+    whole, sums = (_padded(_turned(x), size) for x in (inputs, sums))
 
+    def add(axis, x, part, at):
+        place = jax.lax.dynamic_slice_in_dim(x, at, size, axis)
+        return jax.lax.dynamic_update_slice_in_dim(x, place + part.astype(x.dtype), at, axis)
 
-def _map_tiles(function: Callable, inputs: Inputs) -> Inputs:
-    """``function(tile)`` of all tiles, each in its place."""
-    size = _tile_size(inputs)
-    padded = _padded(inputs, size)
-    tiles = padded.u.shape[1] // size
+    def step(n, carry):
+        total, sums = carry
+        total, part = function(total, _slice(whole, n * size, size))
+        return total, _by_axis(functools.partial(add, at=n * size), sums, part)
 
-    def put(n, out):
-        part = function(_slice(padded, n * size, size))
-        pairs = zip(out, part, _CAPSULE_AXIS)
-        return Inputs(
-            *(
-                None if o is None else jax.lax.dynamic_update_slice_in_dim(o, p, n * size, a)
-                for o, p, a in pairs
-            )
-        )
-
-    out = jax.lax.fori_loop(0, tiles, put, _by_axis(lambda x, a: jnp.zeros_like(x), padded))
-    return _slice(out, 0, inputs.u.shape[1])
+    total, sums = jax.lax.fori_loop(0, whole.u.shape[1] // size, step, (total, sums))
+    return total, _turned(_slice(sums, 0, inputs.u.shape[1]))

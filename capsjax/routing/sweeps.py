@@ -70,8 +70,9 @@ class Sweeps(NamedTuple):
 
     # (inputs, V, normalizer) -> S
     forward: Callable[..., jax.Array]
-    # (inputs, V, dS, normalizer) -> dV
-    backward_state: Callable[..., jax.Array]
+    # (inputs, V, dS, normalizer, dinputs) -> dV, dinputs: gradients by the inputs of the
+    # iterations so far, None at first; None as a result leaves them to backward_inputs
+    backward_state: Callable[..., tuple[jax.Array, Inputs | None]]
     # (inputs, V^t, dS^t, normalizer, constant) -> Inputs. The iterations are a first axis of V^t
     # and dS^t; if dS^t has one more, the last of them couples evenly (V = 0 and no prior).
     # constant: the coupling coefficients are, so that db = 0.
@@ -125,9 +126,10 @@ def sweep_passes(
             return even_sweep(inputs, normalizer)
         return sweeps.forward(inputs, V, normalizer)
 
-    def backward_state(params, inputs, state, dS, t):
+    def backward_state(params, inputs, state, dS, t, dinputs):
         V, pull = jax.vjp(lambda params, state: query(params, state, t), params, state)
-        return pull(sweeps.backward_state(inputs, V, dS, normalizer).astype(V.dtype))
+        dV, dinputs = sweeps.backward_state(inputs, V, dS, normalizer, dinputs)
+        return *pull(dV.astype(V.dtype)), dinputs
 
     def backward_inputs(params, inputs, passes, constant):
         Vs = [query(params, state, t) for t, state, _ in passes]

@@ -70,13 +70,13 @@ def tile_passes(
     def forward(params, inputs, state, t):
         return _sum_tiles(lambda part: statistics(params, part, state, t), inputs, tile)
 
-    def backward_state(params, inputs, state, dstats, t):
+    def backward_state(params, inputs, state, dstats, t, dinputs):
         def one(part):
             pull = jax.vjp(lambda state: statistics(params, part, state, t), state)[1]
             return pull(dstats)[0]
 
         zero = jax.tree.map(jnp.zeros_like, params)  # backward_inputs counts these
-        return zero, _sum_tiles(one, inputs, tile)
+        return zero, _sum_tiles(one, inputs, tile), None
 
     def backward_inputs(params, inputs, passes, constant):
         def one(part):
