@@ -19,7 +19,7 @@ from capsjax.routing.sweeps import Inputs, Sweeps, even_coupling
 
 # Of the largest array of a tile, [J, K, n, B]. Measured on CPU: larger ones leave the cache
 # of a core, smaller ones make short matrix products.
-TILE_BYTES = 3 * 2**20
+TILE_BYTES = 5 * 2**19
 MOST_TERMS = 32  # of a sum that is written out
 NOTHING = Inputs(None, None, None)
 # Otherwise XLA's CPU backend would compute an array again for everything that is made of it.
