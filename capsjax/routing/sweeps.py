@@ -136,7 +136,9 @@ def sweep_passes(
         dSs = jnp.stack([dS for _, _, dS in passes])
         zero = jax.tree.map(jnp.zeros_like, params)
         if Vs == [None]:
-            return zero, jax.vjp(lambda x: even_sweep(x, normalizer), inputs)[1](dSs[0])[0]
+            # Otherwise u and W, turned for these products, may lie ready during all sweeps.
+            inputs, dS = jax.lax.optimization_barrier((inputs, dSs[0]))
+            return zero, jax.vjp(lambda x: even_sweep(x, normalizer), inputs)[1](dS)[0]
         Vs = jnp.stack([V for V in Vs if V is not None])
         return zero, sweeps.backward_inputs(inputs, Vs, dSs, normalizer, constant)
 
