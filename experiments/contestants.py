@@ -16,7 +16,7 @@ from experiments.errors import UserError
 from experiments.preprocess import to_unit
 from kernels import bench
 
-CHUNK = 4  # batches in a call
+CHUNK = Config().log_every  # batches in a call, as in training
 LEAST = 0.2  # seconds of a measurement
 TRAINING, INFERENCE, ONE_CALL = FUNCTIONS = ("training", "inference", "one call")
 

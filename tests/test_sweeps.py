@@ -306,6 +306,13 @@ def test_scan(gradient):
 
 # Memory
 
+# Quick compilation, as in other tests, copies sums that loops could add to in place.
+USUAL = (
+    {"xla_cpu_use_fusion_emitters": True}
+    if jax.__version_info__ < (0, 11)
+    else {"xla_cpu_opt_preset": "CPU_OPT_PRESET_DEFAULT"}
+)
+
 
 def compiled(name, implementation):
     problem = PROBLEMS[name]
@@ -313,7 +320,7 @@ def compiled(name, implementation):
     def loss(x):
         return jnp.sum(problem.route(x, implementation=implementation).pose ** 2)
 
-    return jax.jit(jax.value_and_grad(loss)).lower(problem.specs()).compile()
+    return jax.jit(jax.value_and_grad(loss)).lower(problem.specs()).compile(USUAL)
 
 
 def test_stream_needs_a_tenth_of_the_memory():
