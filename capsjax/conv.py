@@ -6,7 +6,7 @@ product. On CPU two forms built from matrix products stand in for it:
 
 * ``im2col``: gather the k x k patches, multiply once. Any size.
 * ``fourier``: the convolution theorem, see :mod:`capsjax.fourier_conv`. A 9x9 stride-2 layer on
-  20x20 needs a fifth of the multiplications of the direct form.
+  20x20 needs little more than a quarter of the multiplications of the direct form.
 
 All give the same values to rounding, and have gradients; those for CPU have a backward pass of
 their own and therefore no forward-mode derivative (``jax.jvp``).

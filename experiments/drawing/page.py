@@ -10,6 +10,11 @@ import numpy as np
 INK, GREY, PALE, BLUE, RED = "#222222", "#6B6B6B", "#B9C4CC", "#0072B2", "#C44000"
 
 
+LEGEND = dict(
+    fontsize=8, frameon=False, labelcolor=GREY, columnspacing=1.2, borderpad=0, borderaxespad=0
+)
+
+
 def blank_page(width, height, title):
     """The axes of a new figure: inches to the right, and down from the end of the title."""
     from matplotlib.figure import Figure
@@ -43,18 +48,7 @@ def frame(axes, name, xlabel, keys=()):
     axes.spines[:].set_color(PALE)
     axes.spines[["top", "right"]].set_visible(False)
     if keys:
-        axes.legend(
-            handles=keys,
-            loc="lower left",
-            bbox_to_anchor=(0, 1.04),
-            ncols=11,
-            fontsize=8,
-            frameon=False,
-            labelcolor=GREY,
-            columnspacing=1.2,
-            borderpad=0,
-            borderaxespad=0,
-        )
+        axes.legend(handles=keys, loc="lower left", bbox_to_anchor=(0, 1.04), ncols=11, **LEGEND)
 
 
 def set_scale(axes, values, smallest, decade=False):

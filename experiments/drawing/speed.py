@@ -6,6 +6,7 @@ from experiments.drawing.page import (
     BLUE,
     GREY,
     INK,
+    LEGEND,
     PALE,
     RED,
     blank_page,
@@ -55,12 +56,15 @@ def _found(rows, network, function, values):
 
 
 def _over_batches(rows, networks, title):
-    page = blank_page(7.0, 5.9, title)
+    columns = max(1, int(6.7 / (0.55 + 0.065 * max(map(len, networks)))))
+    head = 0.2 * -(-len(networks) // columns)
+    page = blank_page(7.0, 5.8 + head, title)
     colors = (BLUE, RED, INK, GREY)
     if len(networks) > len(colors):
         colors = ramp(INK, BLUE, "#9CCFF2", RED)(np.linspace(0, 1, len(networks)))
     for number, (name, function, values) in enumerate(PANELS):
-        axes = panel(page, 0.665 + number % 2 * 3.38, 0.4 + number // 2 * 2.85, 2.52, 1.9)
+        top = head + 0.3 + number // 2 * 2.85
+        axes = panel(page, 0.665 + number % 2 * 3.38, top, 2.52, 1.9)
         drawn = []
         for network, color in zip(networks, colors):
             size, median, least, most = _found(rows, network, function, values).T
@@ -73,10 +77,11 @@ def _over_batches(rows, networks, title):
             axes.set(xscale="log", yscale="log", ylim=(drawn.min() / 1.3, 1.3 * drawn.max()))
             axes.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
             axes.yaxis.set_minor_formatter("")
-        keys = axes.get_legend_handles_labels()[0] if not number else ()
-        frame(axes, name, "batch size", keys)
+        frame(axes, name, "batch size")
         axes.set_xticks(sorted({row["batch_size"] for row in rows}), minor=False)
         axes.set_xticks([], minor=True)
+    place = dict(loc="upper left", bbox_to_anchor=(0.1, 0.02), bbox_transform=page.transData)
+    page.legend(*axes.get_legend_handles_labels(), ncols=columns, **place, **LEGEND)
     return page.figure
 
 
