@@ -169,12 +169,12 @@ def test_in_turn_counts_images(quick):
 
 def test_what_is_measured_is_training_and_the_scores(quick):
     functions = contestants.ours(small(3))
-    for name, images in (("training", 12), ("inference", 12), ("one call", 3), ("training", 12)):
+    for name, images in (("training", 30), ("inference", 30), ("one call", 3), ("training", 30)):
         assert functions["capsjax", name].run() == images  # the state of training is carried on
 
 
 def test_pmap_can_be_measured_too(quick):
-    assert contestants.ours(small(2, parallel="pmap"))["capsjax", "training"].run() == 8
+    assert contestants.ours(small(2, parallel="pmap"))["capsjax", "training"].run() == 20
 
 
 @pytest.mark.parametrize("sizes", [["0"], ["1", "x"], [""], ["-3"], ["2.5"], []])
