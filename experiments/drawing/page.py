@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 
 INK, GREY, PALE, BLUE, RED = "#222222", "#6B6B6B", "#B9C4CC", "#0072B2", "#C44000"
-
-
 LEGEND = dict(
     fontsize=8, frameon=False, labelcolor=GREY, columnspacing=1.2, borderpad=0, borderaxespad=0
 )
