@@ -17,8 +17,8 @@ from capsjax.precision import accumulator
 from capsjax.routing.normalizers import normalize
 from capsjax.routing.sweeps import Inputs, Sweeps, even_coupling
 
-# Of the largest array of a tile, [J, K, n, B]. Measured on CPU: larger ones leave the cache
-# of a core, smaller ones make short matrix products.
+# Of the largest array of a tile, [J, K, n, B]. Measured on CPU: smaller ones make short matrix
+# products, larger ones gain little and need more memory.
 TILE_BYTES = 5 * 2**19
 MOST_TERMS = 32  # of a sum that is written out
 NOTHING = Inputs(None, None, None)
