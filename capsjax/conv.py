@@ -5,8 +5,8 @@ XLA's convolution is right on GPU and TPU, and slow on CPU: the gradient of Caps
 product. On CPU two forms built from matrix products stand in for it:
 
 * ``im2col``: gather the k x k patches, multiply once. Any size.
-* ``fourier``: the convolution theorem, see :mod:`capsjax.fourier_conv`. A 9x9 stride-2 layer on
-  20x20 needs little more than a quarter of the multiplications of the direct form.
+* ``winograd``: by interpolation, see :mod:`capsjax.winograd`. A 9x9 stride-2 layer on 20x20
+  needs a fifth of the multiplications of the direct form.
 
 All give the same values to rounding, and have gradients; those for CPU have a backward pass of
 their own and therefore no forward-mode derivative (``jax.jvp``).
@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from capsjax import fourier_conv
+from capsjax import winograd
 from capsjax.backend import backend
 from capsjax.precision import product
 
-IMPLEMENTATIONS = ("xla", "im2col", "fourier")
+IMPLEMENTATIONS = ("xla", "im2col", "winograd")
 # Patches of so few channels are gathered with the pixels of the kernel first and those of the image
 # last, whole rows of it in one piece: twice as fast for one channel, slower for 256.
 FEW_CHANNELS = 4
@@ -40,7 +40,7 @@ def conv2d(
       x: images ``[B, H, W, C]``.
       w: kernels ``[k, k, C, O]``, square.
       stride: the same step in both directions.
-      implementation: ``xla``, ``im2col`` or ``fourier``; None chooses for the default
+      implementation: ``xla``, ``im2col`` or ``winograd``; None chooses for the default
         backend and the sizes.
 
     Returns:
@@ -64,8 +64,8 @@ def conv2d(
         )
     if implementation == "im2col":
         return _im2col(x, w, stride)
-    if implementation == "fourier":
-        return fourier_conv.convolve(x, w, stride)
+    if implementation == "winograd":
+        return winograd.convolve(x, w, stride)
     raise ValueError(
         f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, not {implementation!r}"
     )
@@ -101,7 +101,7 @@ def _fastest(x_shape, w_shape, stride) -> str:
     k, _, _, O = w_shape
     patches = B * ((H - k) // stride + 1) * ((W - k) // stride + 1) * k * k * C
     im2col = patches * (O + (GATHER if C > FEW_CHANNELS else 0))
-    return "fourier" if fourier_conv.cost(x_shape, w_shape, stride) < im2col else "im2col"
+    return "winograd" if winograd.cost(x_shape, w_shape, stride) < im2col else "im2col"
 
 
 def _patches(x, k, stride, rows, at):

@@ -12,7 +12,7 @@ import reference
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
-from capsjax import Conv, capsnet_loss, conv2d, create, fourier_conv, from_module, preset
+from capsjax import Conv, capsnet_loss, conv2d, create, from_module, preset, winograd
 from capsjax.conv import IMPLEMENTATIONS, depthwise_conv2d
 
 # (B, H, W, C, k, stride, O)
@@ -79,7 +79,7 @@ def test_value_and_gradients(x64, size):
             assert relative_error(got, true) < 1e-13, form
 
 
-@pytest.mark.parametrize("form", ["im2col", "fourier"])
+@pytest.mark.parametrize("form", ["im2col", "winograd"])
 def test_mapped_over_images_and_kernels(x64, form):
     """As runs that are trained together do: every pair gives what it gives alone."""
     size = SIZES[6]
@@ -101,7 +101,7 @@ def test_tiles(x64, tiles):
     """Of all sizes, also where the last tile is not full, and where there are fewer outputs."""
 
     def everything(x, w, g, stride):
-        y, vjp = jax.vjp(lambda x, w: fourier_conv.convolve(x, w, stride, tiles), x, w)
+        y, vjp = jax.vjp(lambda x, w: winograd.convolve(x, w, stride, tiles), x, w)
         return y, *vjp(g)
 
     for size in SIZES:
@@ -134,18 +134,18 @@ def test_large_images_are_cut_into_tiles():
 
 @pytest.mark.parametrize("batch, side, channels, outputs, kernel, stride, form", [
     (64, 28, 1, 64, 9, 1, "im2col"), (64, 32, 3, 64, 9, 1, "im2col"),
-    (64, 32, 6, 64, 9, 1, "fourier"), (32, 28, 1, 64, 5, 1, "im2col"),
-    (64, 20, 16, 16, 9, 2, "fourier"), (64, 20, 64, 64, 9, 2, "fourier"),
-    (1, 20, 64, 64, 9, 2, "im2col"), (64, 28, 64, 64, 9, 2, "fourier"),
+    (64, 32, 6, 64, 9, 1, "winograd"), (32, 28, 1, 64, 5, 1, "im2col"),
+    (64, 20, 16, 16, 9, 2, "winograd"), (64, 20, 64, 64, 9, 2, "winograd"),
+    (1, 20, 64, 64, 9, 2, "im2col"), (64, 28, 64, 64, 9, 2, "winograd"),
     (1, 20, 256, 256, 9, 2, "im2col"), (4, 20, 256, 256, 9, 2, "im2col"),
-    (16, 20, 256, 256, 9, 2, "fourier"), (64, 20, 256, 256, 9, 2, "fourier"),
-    (64, 20, 32, 32, 5, 1, "fourier"), (64, 22, 64, 64, 3, 1, "fourier"),
+    (16, 20, 256, 256, 9, 2, "winograd"), (64, 20, 256, 256, 9, 2, "winograd"),
+    (64, 20, 32, 32, 5, 1, "winograd"), (64, 22, 64, 64, 3, 1, "winograd"),
     (16, 12, 128, 128, 3, 2, "im2col"),
 ])
 def test_forms_are_chosen_as_measured(batch, side, channels, outputs, kernel, stride, form):
     """Gradients of the other form took at least a tenth more time, on 2 cores and JAX 0.12."""
     found = traced((batch, side, side, channels), (kernel, kernel, channels, outputs), stride)
-    assert len(found) == {"im2col": 1, "fourier": 7}[form]
+    assert len(found) == {"im2col": 1, "winograd": 7}[form]
 
 
 @pytest.mark.parametrize(
@@ -168,13 +168,13 @@ def test_bfloat16_is_accumulated_in_float32():
     for form, results in jitted(2)(*args).items():
         for name, got, true in zip(["y", "dx", "dw"], results, exact, strict=True):
             assert got.dtype == jnp.bfloat16
-            # One rounding at the end, except that fourier also rounds both transforms and
+            # One rounding at the end, except that winograd also rounds both transforms and
             # their product, and im2col's dx is a sum of patches in bfloat16.
             once = form == "xla" or (form == "im2col" and name != "dx")
             assert relative_error(got.astype(jnp.float32), true) < (2**-8 if once else 2**-7)
     # CPUs accumulate so whether asked or not; accelerators need to be asked.
     # Five of the gradients are those of constant matrices, which the compiler leaves out.
-    for form, count in {"im2col": 3, "fourier": 7 + 2 * 7}.items():
+    for form, count in {"im2col": 3, "winograd": 7 + 2 * 7}.items():
         conv = functools.partial(conv2d, stride=2, implementation=form)
 
         def value_and_gradients(x, w, g, conv=conv):
@@ -222,8 +222,8 @@ def test_errors():
     for implementation in (*IMPLEMENTATIONS, None):
         with pytest.raises(ValueError, match="6x8 pixels is smaller than the 7x7 kernel"):
             conv2d(x, np.zeros((7, 7, 2, 1), np.float32), implementation=implementation)
-    with pytest.raises(ValueError, match="xla, im2col, fourier, not 'winograd'"):
-        conv2d(x, np.zeros((3, 3, 2, 1), np.float32), implementation="winograd")
+    with pytest.raises(ValueError, match="xla, im2col, winograd, not 'fft'"):
+        conv2d(x, np.zeros((3, 3, 2, 1), np.float32), implementation="fft")
     for shape in [(3, 3, 1, 4), (3, 4, 2, 1), (3, 3, 2)]:
         with pytest.raises(AssertionError):
             conv2d(x, np.zeros(shape, np.float32))
@@ -350,7 +350,7 @@ def test_gradients_at_the_image_sizes_of_the_presets(side):
     for H, C, stride in ((side, 1, 1), (side, 3, 1), (side - 8, 16, 2)):
         x, w, g = data(2, H, H, C, 9, stride, 8, dtype=np.float32)
         results = jitted(stride)(x, w, g)
-        for form in ("im2col", "fourier"):
+        for form in ("im2col", "winograd"):
             for got, plain in zip(results[form], results["xla"], strict=True):
                 assert relative_error(got, np.asarray(plain, np.float64)) < 1e-5, (form, H)
 
@@ -360,7 +360,7 @@ def test_gradients_of_the_whole_loss(monkeypatch):
     config = preset("capsnet_mnist", conv_channels=32, primary_types=4, decoder=(16,))
     images = jax.random.uniform(jax.random.key(1), (2, 28, 28, 1))
     labels, found = jnp.array([3, 7]), {}
-    for conv, routing in (("xla", "naive"), ("fourier", "stream"), ("im2col", "stream")):
+    for conv, routing in (("xla", "naive"), ("winograd", "stream"), ("im2col", "stream")):
         # Of the first convolution no gradient of the image is needed, but that of its kernel.
         monkeypatch.setattr("capsjax.conv._fastest", lambda *shapes, conv=conv: conv)
         model = create(dataclasses.replace(config, routing_implementation=routing))
