@@ -25,8 +25,9 @@ IMPLEMENTATIONS = ("xla", "im2col", "winograd")
 # Patches of so few channels are gathered with the pixels of the kernel first and those of the image
 # last, whole rows of it in one piece: twice as fast for one channel, slower for 256.
 FEW_CHANNELS = 4
-# Multiplications that take as long as gathering one sample of a patch, and adding up its gradient.
-GATHER = 150
+# Multiplications that take as long as gathering one sample of a patch, and adding up its gradient:
+# what makes the forms equal where patches fit into the cache. Of many patches it is up to 200.
+GATHER = 125
 
 
 def conv2d(

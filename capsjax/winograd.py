@@ -44,11 +44,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from capsjax.backend import materialize
 from capsjax.precision import product
 
-# Multiplications that take as long as cutting out one sample, and adding up its gradient: what
-# makes tiles neither gain nor lose in CapsNet's second layer for images of 40x40 pixels.
-CUT = 400
+# Multiplications of a product that take as long as copying a sample into place, and its gradient
+# back. This and the weights in :func:`cost` are fitted to gradients of two dozen layers, on 2 cores
+# with AVX-512 and JAX 0.12: they take an eighth more or less time than predicted.
+COPY = 75
 # Numerator and denominator of 0, infinity, 1, -1, 1/2 and -2.
 REAL = ((0, 1), (1, 0), (1, 1), (-1, 1), (0.5, 1), (1, -0.5))
 
@@ -61,77 +63,93 @@ class _Axis(NamedTuple):
     kernel: int  # kernel taps
     length: int  # samples that a tile needs, and the length of the transform
 
+    @property
+    def samples(self) -> int:
+        """Of all tiles, which overlap."""
+        return self.out * (self.tiles - 1) + self.length
 
-def convolve(x: chex.Array, w: chex.Array, stride: int, tiles: int | None = None) -> jax.Array:
+
+def convolve(
+    x: chex.Array, w: chex.Array, stride: int, tiles: tuple[int, int] | None = None
+) -> jax.Array:
     """Valid cross-correlation, as :func:`capsjax.conv2d`.
 
     Args:
       x: images ``[B, H, W, C]``. w: kernels ``[k, k, C, O]``. stride: in both directions.
-      tiles: most along an axis; None chooses.
+      tiles: most along height and width; None chooses.
     """
     B, H, W, C = x.shape
     k, _, _, O = w.shape
     h, v = _axes(x.shape, w.shape, stride, tiles or _cheapest(x.shape, w.shape, stride))
-    x = _cut(_cut(x, 1, h, stride), 4, v, stride).transpose(2, 5, 0, 1, 4, 3, 6, 7)
-    x = x.reshape(h.length * v.length, B * h.tiles * v.tiles, stride * stride * C)
-    w = jnp.pad(w, ((0, stride * h.kernel - k), (0, stride * v.kernel - k), (0, 0), (0, 0)))
-    w = w.reshape(h.kernel, stride, v.kernel, stride, C, O).transpose(0, 2, 1, 3, 4, 5)
-    w = w.reshape(h.kernel * v.kernel, stride * stride * C, O)
+    x = _by_phase(x, 1, (h.samples, v.samples), stride).transpose(1, 3, 0, 2, 4, 5)
+    x = _cut(x.reshape(h.samples, v.samples, B, stride * stride * C), h, v)
+    w = _by_phase(w, 0, (h.kernel, v.kernel), stride).transpose(0, 2, 1, 3, 4, 5)
+    w = materialize(w).reshape(h.kernel * v.kernel, stride * stride * C, O)
     image, kernel, result = (jnp.asarray(m, x.dtype) for m in _transforms(h, v))
     x, w = product(image, x, "pn,nbc->pbc"), product(kernel, w, "pn,nco->pco")
     y = product(result, product(x, w, "pbc,pco->pbo"), "np,pbo->nbo")
-    y = y.reshape(h.out, v.out, B, h.tiles, v.tiles, O)
-    y = y.transpose(2, 3, 0, 4, 1, 5).reshape(B, h.tiles * h.out, v.tiles * v.out, O)
+    y = y.reshape(h.out, v.out, h.tiles, v.tiles, B, O)
+    y = y.transpose(4, 2, 0, 3, 1, 5).reshape(B, h.tiles * h.out, v.tiles * v.out, O)
     return y[:, : (H - k) // stride + 1, : (W - k) // stride + 1]
 
 
 def cost(
-    x_shape: Sequence[int], w_shape: Sequence[int], stride: int, tiles: int | None = None
+    x_shape: Sequence[int],
+    w_shape: Sequence[int],
+    stride: int,
+    tiles: tuple[int, int] | None = None,
 ) -> int:
-    """Time, counted in multiplications of a matrix product that would take as long.
+    """Time, with gradients, in multiplications of a matrix product that would take as long.
 
     Args:
       x_shape: ``[B, H, W, C]``. w_shape: ``[k, k, C, O]``. stride: in both directions.
-      tiles: most along an axis; None for the cheapest number.
+      tiles: most along height and width; None for the cheapest numbers.
     """
     if tiles is None:
         return cost(x_shape, w_shape, stride, _cheapest(x_shape, w_shape, stride))
     h, v = _axes(x_shape, w_shape, stride, tiles)
     images, channels, outputs = x_shape[0] * h.tiles * v.tiles, x_shape[3] * stride**2, w_shape[3]
-    samples = h.length * v.length * channels * images
-    transforms = (
-        samples + h.kernel * v.kernel * channels * outputs + h.out * v.out * outputs * images
-    )
-    # Transforms run at half the speed, because they are narrow.
-    products = channels * outputs * images + 2 * transforms
-    return _products(h, v) * products + CUT * samples
+    image = h.length * v.length * channels * images
+    kernel = h.kernel * v.kernel * channels * outputs
+    # The transforms of kernels are slower: all of it is read for few results at a time.
+    products = channels * outputs * images + image + 5 * kernel // 2 + COPY * outputs * images
+    return _products(h, v) * products + COPY * (image + kernel)
 
 
-def _cheapest(x_shape, w_shape, stride) -> int:
-    most = (max(x_shape[1:3]) - w_shape[0]) // stride + 1
-    return min(range(1, most + 1), key=lambda tiles: cost(x_shape, w_shape, stride, tiles))
+def _cheapest(x_shape, w_shape, stride) -> tuple[int, int]:
+    every = np.ndindex(*((size - w_shape[0]) // stride + 1 for size in x_shape[1:3]))
+    every = ((height + 1, width + 1) for height, width in every)
+    return min(every, key=lambda tiles: cost(x_shape, w_shape, stride, tiles))
 
 
 def _axes(x_shape, w_shape, stride, tiles) -> tuple[_Axis, _Axis]:
-    def axis(size):
+    def axis(size, tiles):
         outputs = (size - w_shape[0]) // stride + 1
         out = -(-outputs // tiles)
         kernel = -(-w_shape[0] // stride)
         return _Axis(-(-outputs // out), out, kernel, out + kernel - 1)
 
-    return axis(x_shape[1]), axis(x_shape[2])
+    return axis(x_shape[1], tiles[0]), axis(x_shape[2], tiles[1])
 
 
-def _cut(x, n, axis, stride):
-    """Axis n of x into three, ``[tiles, length, stride]``; tiles overlap."""
-    step, size = stride * axis.out, stride * axis.length
-    needed = step * (axis.tiles - 1) + size
-    # Samples beyond the last output never matter, nor do outputs beyond the last sample.
-    x = lax.slice_in_dim(x, 0, min(needed, x.shape[n]), axis=n)
-    x = jnp.pad(x, [(0, needed - x.shape[n] if m == n else 0) for m in range(x.ndim)])
-    tiles = [lax.slice_in_dim(x, step * t, step * t + size, axis=n) for t in range(axis.tiles)]
-    x = jnp.stack(tiles, n)
-    return x.reshape(*x.shape[: n + 1], axis.length, stride, *x.shape[n + 2 :])
+def _by_phase(x, axis, sizes, stride):
+    """Two axes of x, each as ``[size, stride]``."""
+    # Negative ones cut off: samples beyond the last output never matter, nor do outputs beyond
+    # the last sample.
+    missing = [stride * size - n for size, n in zip(sizes, x.shape[axis:])]
+    widths = [0] * axis + missing + [0] * (x.ndim - axis - 2)
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, width, 0) for width in widths])
+    height, width = sizes
+    return x.reshape(*x.shape[:axis], height, stride, width, stride, *x.shape[axis + 2 :])
+
+
+def _cut(x, h, v):
+    """x ``[samples, samples, B, C]`` into overlapping tiles, ``[length length, tiles B, C]``."""
+    tiles = [
+        x[h.out * m : h.out * m + h.length, v.out * n : v.out * n + v.length]
+        for m, n in np.ndindex(h.tiles, v.tiles)
+    ]
+    return jnp.stack(tiles, 2).reshape(h.length * v.length, -1, x.shape[-1])
 
 
 def _real_and_pairs(length: int) -> tuple[int, int]:

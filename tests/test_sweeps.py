@@ -127,6 +127,17 @@ def test_stream_in_float64(x64, monkeypatch, gradient, iterations, normalizer):
     assert worst_error(got, expected) <= 1e-12
 
 
+@pytest.mark.parametrize("most", [0, 2, 100])
+def test_sums_of_many_terms_are_not_written_out(monkeypatch, most):
+    monkeypatch.setattr(stream, "MOST_TERMS", most)
+    x = np.random.default_rng(0).normal(size=(4, 3, 5)).astype(np.float32)
+    for axis, terms in ((0, 4), (1, 3)):
+        traced = str(jax.make_jaxpr(functools.partial(stream._sum, axis=axis))(x))
+        assert ("reduce_sum" in traced) == (terms > most)
+        exact = np.sum(x, axis, np.float64)
+        np.testing.assert_allclose(stream._sum(x, axis), exact, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(
     "iterations, gradient", [(3, "full"), (1, "full"), (2, "stop"), (3, "last")]

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from capsjax.backend import materialize
 from capsjax.precision import accumulator
 from capsjax.routing.normalizers import normalize
 from capsjax.routing.sweeps import Inputs, Sweeps, even_coupling
@@ -22,8 +23,6 @@ from capsjax.routing.sweeps import Inputs, Sweeps, even_coupling
 TILE_BYTES = 5 * 2**19
 MOST_TERMS = 32  # of a sum that is written out
 NOTHING = Inputs(None, None, None)
-# Otherwise XLA's CPU backend would compute an array again for everything that is made of it.
-_once = jax.lax.optimization_barrier
 
 
 def forward(inputs: Inputs, V: jax.Array, normalizer: str) -> jax.Array:
@@ -75,7 +74,7 @@ def _iteration(tile, V, dS, normalizer, constant=False):
     if constant:
         return Inputs(du, dW, dprior), None
     dc = _dot(tile.u, Q)
-    db = _once(c * (dc - jnp.sum(c * dc, axis=0, keepdims=True)))
+    db = materialize(c * (dc - jnp.sum(c * dc, axis=0, keepdims=True)))
     weighted = _times(db, tile.u)
     du += _sum(db[:, None] * P, axis=0)
     dW += _outer(V, weighted)
@@ -101,7 +100,7 @@ def _project(tile, x):
 
 def _dot(u, P):
     """u_i . P_ij for every example, ``[J, n, B]``."""
-    return _once(_sum(u[None].astype(P.dtype) * P, axis=1))
+    return materialize(_sum(u[None].astype(P.dtype) * P, axis=1))
 
 
 def _sum(x, axis):
@@ -118,7 +117,7 @@ def _coupling(tile, V, normalizer):
     logits = _dot(tile.u, P)
     if tile.prior is not None:
         logits += tile.prior[:, :, None].astype(logits.dtype)
-    return _once(normalize(logits, normalizer, axis=0)), P
+    return materialize(normalize(logits, normalizer, axis=0)), P
 
 
 def _times(c, u):
@@ -144,6 +143,8 @@ def _outer(x, y):
 def _tile_size(inputs: Inputs) -> int:
     (K, I, B), J = inputs.u.shape, inputs.W.shape[0]
     tile = max(1, TILE_BYTES // max(1, 4 * J * K * B))
+    if I <= 2 * tile:
+        return I  # no loop, no copies
     tiles = -(-I // tile)
     return -(-I // tiles)
 
@@ -194,4 +195,5 @@ def _over_tiles(function: Callable, total: Any, inputs: Inputs, sums: Inputs) ->
         return total, _by_axis(functools.partial(add, at=n * size), sums, part)
 
     total, sums = jax.lax.fori_loop(0, whole.u.shape[1] // size, step, (total, sums))
+    sums = materialize(sums)  # of a single tile there is no loop that ends here
     return total, _turned(_slice(sums, 0, inputs.u.shape[1]))

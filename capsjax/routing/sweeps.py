@@ -48,6 +48,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from capsjax.backend import materialize
 from capsjax.precision import accumulator
 from capsjax.routing.base import Children, Passes, Routing, start
 from capsjax.votes import prediction_vectors
@@ -97,6 +98,7 @@ def sweep_passes(
     """What :mod:`capsjax.routing.engine` needs: passes, parameters without prior, inputs."""
     prior = params.get("prior")
     shared = {name: x for name, x in params.items() if name != "prior"}
+    W = materialize(W)  # its gradient; otherwise the loops of an optimizer turn that
     inputs = Inputs(
         u.transpose(2, 1, 0), W.transpose(1, 3, 2, 0), None if prior is None else prior.T
     )
