@@ -15,7 +15,7 @@ of the compiled function. All is measured in turn, again and again, so that a no
 unfair to one as to another; a figure is the median of the repetitions, with the range.
 matmul_gflops is the rate of a large float32 matrix product, measured in the same turns;
 share_of_limit says how a figure compares with direct convolutions that run at that rate (it may
-exceed one, because the Fourier form needs fewer operations). first_step_seconds is the time from
+exceed one, because interpolation needs fewer operations). first_step_seconds is the time from
 starting ``python -m experiments.mnist`` to its first finished step, without and with compiled
 programs in the cache, of ``--repetitions`` such starts.
 
