@@ -149,6 +149,15 @@ def test_large_images_are_cut_into_tiles():
     assert (169, 32 * 16, 256) in {product.outvars[0].aval.shape for product in found}
 
 
+@pytest.mark.parametrize("size", [(32, 20, 20, 256, 9, 2, 256), (4, 33, 18, 6, 3, 1, 8)], ids=str)
+def test_the_cheapest_of_all_numbers_of_tiles_is_found(size):
+    B, H, W, C, k, stride, O = size
+    x, w = (B, H, W, C), (k, k, C, O)
+    every = np.ndindex((H - k) // stride + 1, (W - k) // stride + 1)
+    costs = [winograd.cost(x, w, stride, (m + 1, n + 1)) for m, n in every]
+    assert winograd.cost(x, w, stride) == min(costs) < costs[0]
+
+
 @pytest.mark.parametrize("batch, side, channels, outputs, kernel, stride, form", [
     (64, 28, 1, 64, 9, 1, "im2col"), (64, 32, 3, 64, 9, 1, "im2col"),
     (64, 32, 6, 64, 9, 1, "winograd"), (32, 28, 1, 64, 5, 1, "im2col"),

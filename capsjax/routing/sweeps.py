@@ -98,7 +98,7 @@ def sweep_passes(
     """What :mod:`capsjax.routing.engine` needs: passes, parameters without prior, inputs."""
     prior = params.get("prior")
     shared = {name: x for name, x in params.items() if name != "prior"}
-    W = materialize(W)  # its gradient; otherwise the loops of an optimizer turn that
+    W = materialize(W)  # or an optimizer would turn its gradient, in every loop that reads it
     inputs = Inputs(
         u.transpose(2, 1, 0), W.transpose(1, 3, 2, 0), None if prior is None else prior.T
     )
