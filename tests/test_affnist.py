@@ -20,6 +20,7 @@ from experiments import (
     evaluation,
     pictures,
     response,
+    runtime,
 )
 from experiments.affine import Affine, ink_bounds, warp
 from experiments.drawing.robustness import _responses_figure
@@ -256,9 +257,10 @@ def test_response_curves_transform_as_they_say(monkeypatch):
 
 
 @pytest.fixture
-def quick(monkeypatch, tmp_path):
+def quick(monkeypatch):
     """96 digits to train on, 40 each for validation and test, in batches of 40; few curves."""
-    whole, ends = data.load("digits", cache_dir=tmp_path / "cache"), (96, 96, 40, 40, 40, 40)
+    whole = data.load("digits", cache_dir=runtime.cache_folder("none"))
+    ends = (96, 96, 40, 40, 40, 40)
     parts = (part[:n] for part, n in zip(whole[2:8], ends, strict=True))
     some = data.Dataset(*whole[:2], *parts, *whole[8:])
     monkeypatch.setattr(data, "load", lambda *_, **__: some)

@@ -19,6 +19,7 @@ from experiments import (
     pairs,
     pairs_objective,
     pairs_report,
+    runtime,
     sampling,
 )
 from experiments.drawing import pairs as page_of_pairs
@@ -31,7 +32,7 @@ SQUARE[4:24, 4:24] = 200  # MNIST's digits are scaled into such a box
 
 @functools.cache
 def digits():
-    return data.load("digits", cache_dir="none")
+    return data.load("digits", cache_dir=runtime.cache_folder("none"))
 
 
 def source(split="test"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import data, io, loop, mnist, programs, settings, subset, task
+from experiments import data, io, loop, mnist, programs, runtime, settings, subset, task
 from experiments.config import Config
 from experiments.errors import UserError
 
@@ -110,7 +110,7 @@ def test_the_order_is_a_shuffled_one():
 
 
 def digits(count):
-    return subset.limit(data.load("digits", cache_dir="none"), count)
+    return subset.limit(data.load("digits", cache_dir=runtime.cache_folder("none")), count)
 
 
 def test_few_training_examples():
