@@ -98,10 +98,9 @@ def sweep_passes(
     """What :mod:`capsjax.routing.engine` needs: passes, parameters without prior, inputs."""
     prior = params.get("prior")
     shared = {name: x for name, x in params.items() if name != "prior"}
-    W = materialize(W)  # or an optimizer would turn its gradient, in every loop that reads it
-    inputs = Inputs(
-        u.transpose(2, 1, 0), W.transpose(1, 3, 2, 0), None if prior is None else prior.T
-    )
+    # Or every loop that reads u would squash it again, and an optimizer turn the gradient of W.
+    u, W = materialize((u.transpose(2, 1, 0), W))
+    inputs = Inputs(u, W.transpose(1, 3, 2, 0), None if prior is None else prior.T)
     normalizer, has_prior = routing.normalizer, prior is not None
     last = functools.partial(jax.vmap, out_axes=-1)
 
