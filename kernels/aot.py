@@ -61,12 +61,16 @@ def programs(name: str, dtype: str, implementation) -> dict[str, tuple]:
             dinputs = implementation.backward_inputs(inputs, V[None], dS[None], normalizer, False)
         return jnp.sum(dS**2) / 4, (dinputs, dV)
 
+    def of_turned(function):
+        # Arguments lie as the kernels turn them, so that a sweep is the kernel and nothing else.
+        return lambda inputs, V: function(inputs._replace(W=inputs.W.transpose(3, 1, 0, 2)), V)
+
     def routing(arrays):
         return p.route(arrays, implementation=implementation).pose
 
     out = {
-        "pass": (sweep, inputs, V),
-        "pass, gradients": (sweep_gradients, inputs, V),
+        "pass": (of_turned(sweep), inputs, V),
+        "pass, gradients": (of_turned(sweep_gradients), inputs, V),
         "routing": (routing, arrays),
         "routing, gradients": (jax.value_and_grad(lambda xs: jnp.sum(routing(xs) ** 2)), arrays),
     }
@@ -78,7 +82,7 @@ def programs(name: str, dtype: str, implementation) -> dict[str, tuple]:
 
 def _naive_sweep(inputs, V, normalizer):
     """The sweep ``forward`` with the votes ``[J, D, I, B]`` held."""
-    votes = jnp.einsum("jkdi,kib->jdib", inputs.W, inputs.u, preferred_element_type=V.dtype)
+    votes = jnp.einsum("ikjd,kib->jdib", inputs.W, inputs.u, preferred_element_type=V.dtype)
     prior = 0 if inputs.prior is None else inputs.prior[:, :, None]
     logits = jnp.einsum("jdib,jdb->jib", votes, V) + prior
     return jnp.einsum("jib,jdib->jdb", normalize(logits, normalizer, axis=0), votes)

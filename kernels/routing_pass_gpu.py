@@ -1,7 +1,7 @@
 """The sweeps of routing as Pallas kernels for NVIDIA GPUs (Triton).
 
 Mathematics and letters: :mod:`capsjax.routing.sweeps`. Votes do not exist; everything is
-products of small matrices, W [J, K, D, I] and V [J, D, B] as there:
+products of small matrices, with V [J, D, B] as there and W turned to [J, K, D, I]:
 
     W_jk [D, ib]    u_k, c_j, db_j [ib, bb]    V_j, S_j [D, bb]
 
@@ -121,7 +121,7 @@ def backward_inputs(inputs, Vs, dSs, normalizer, constant, *, interpret=False) -
         num_warps=4,
         interpret=interpret,
     )(x, Vs, dSs, lse_delta)
-    gradients = Inputs(du, dW, *dprior)
+    gradients = Inputs(du, dW.transpose(3, 1, 0, 2), *dprior)
     return jax.tree.map(lambda g, x: cut(g, x.shape).astype(x.dtype), gradients, inputs)
 
 
@@ -265,7 +265,7 @@ def _arrange(inputs):
     B = inputs.u.shape[2]
     examples = min(EXAMPLES, max(SMALLEST, pl.next_power_of_2(B)))
     u = pad(inputs.u, {1: BLOCK, 2: examples})
-    W = pad(inputs.W, {2: _pose(inputs.W.shape[2]), 3: BLOCK})
+    W = pad(inputs.W.transpose(2, 1, 3, 0), {2: _pose(inputs.W.shape[3]), 3: BLOCK})
     prior = None if inputs.prior is None else pad(inputs.prior, {1: BLOCK})
     return Inputs(u, W, prior), examples
 

@@ -4,7 +4,7 @@ Mathematics and letters: :mod:`capsjax.routing.sweeps`. Votes do not exist; ever
 products of matrices with the batch in the 128 lanes:
 
     u [K, I, B]         blocks [K, ib, 128]      ib input capsules
-    W [J, K, D, I]      blocks [J, K, D, ib]     all output capsules
+    W [J, K, D, I]      blocks [J, K, D, ib]     all output capsules; turned from [I, K, J, D]
     prior [J, I, 1]     blocks [J, ib, 1]
     V, S [J, D, B]      blocks [J, D, 128]
 
@@ -101,6 +101,7 @@ def backward_inputs(inputs, Vs, dSs, normalizer, constant, *, interpret=False) -
         cost_estimate=_cost(x, 4 * (len(Vs) + len(dSs)), states, gradients=True),
         interpret=interpret,
     )(x, *states)
+    gradients = gradients._replace(W=gradients.W.transpose(3, 1, 0, 2))
     if gradients.prior is not None:
         gradients = gradients._replace(prior=gradients.prior[:, :, 0])
     return jax.tree.map(lambda g, x: cut(g, x.shape).astype(x.dtype), gradients, inputs)
@@ -182,7 +183,8 @@ def _for_each(count):
 def _arrange(inputs):
     """Padded to whole blocks; the prior ``[J, I, 1]``."""
     check_dtype("u", inputs.u)
-    u, W = pad(inputs.u, {1: BLOCK, 2: LANES}), pad(inputs.W, {3: BLOCK})
+    u = pad(inputs.u, {1: BLOCK, 2: LANES})
+    W = pad(inputs.W.transpose(2, 1, 3, 0), {3: BLOCK})
     if u.dtype == jnp.float16:  # which Mosaic can't load
         u, W = u.astype(jnp.float32), W.astype(jnp.float32)
     prior = None if inputs.prior is None else pad(inputs.prior, {1: BLOCK})[:, :, None]

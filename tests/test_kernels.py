@@ -78,7 +78,7 @@ def test_auto_streams_what_a_kernel_refuses():
 
 def test_too_many_parents_for_a_tpu():
     spec = jax.ShapeDtypeStruct
-    inputs = Inputs(spec((8, 128, 128), "float32"), spec((2000, 8, 16, 128), "float32"))
+    inputs = Inputs(spec((8, 128, 128), "float32"), spec((128, 8, 2000, 16), "float32"))
     V = spec((2000, 16, 128), "float32")
     kernel = api.sweeps("tpu", interpret=True).forward
     with pytest.raises(Unsupported, match=r"W \[J, K, D, I\] = \(2000, 8, 16, 128\).*use stream"):

@@ -219,7 +219,7 @@ def check_sweeps(name, implementation, dtype="float32"):
     @jax.jit
     def run(x, V, dS):
         prior = x["prior"].T if "prior" in x else None
-        inputs = Inputs(x["u"].transpose(2, 1, 0), x["W"].transpose(1, 3, 2, 0), prior)
+        inputs = Inputs(x["u"].transpose(2, 1, 0), x["W"].transpose(0, 3, 1, 2), prior)
         dV, once = backend.backward_state(inputs, V, dS[0], normalizer, None)
         out = {"S": backend.forward(inputs, V, normalizer), "dV": dV}
         gradients = backend.backward_inputs(inputs, V[None], dS, normalizer, False)
@@ -240,7 +240,7 @@ def check_sweeps(name, implementation, dtype="float32"):
 
 def by_name(gradients):
     """In the layouts of a problem's arrays."""
-    out = {"du": gradients.u.transpose(2, 1, 0), "dW": gradients.W.transpose(3, 0, 2, 1)}
+    out = {"du": gradients.u.transpose(2, 1, 0), "dW": gradients.W.transpose(0, 2, 3, 1)}
     return out if gradients.prior is None else out | {"dprior": gradients.prior.T}
 
 

@@ -2,8 +2,7 @@
 
 Runs on any backend. The equations, and the letters P, Q, dc, db, are those of
 :mod:`capsjax.routing.sweeps`; here they are written for one tile of n input capsules,
-u ``[K, n, B]`` and W ``[J, K, n, D]``, as matrix products like it, with all output capsules at
-once.
+u ``[K, n, B]`` and W ``[J, K, n, D]``, as matrix products with all output capsules at once.
 """
 
 import functools
@@ -141,7 +140,7 @@ def _outer(x, y):
 
 
 def _tile_size(inputs: Inputs) -> int:
-    (K, I, B), J = inputs.u.shape, inputs.W.shape[0]
+    (K, I, B), J = inputs.u.shape, inputs.W.shape[2]
     tile = max(1, TILE_BYTES // max(1, 4 * J * K * B))
     if I <= 2 * tile:
         return I  # no loop, no copies
@@ -149,7 +148,7 @@ def _tile_size(inputs: Inputs) -> int:
     return -(-I // tiles)
 
 
-_CAPSULE_AXIS = Inputs(u=1, W=2, prior=1)
+_CAPSULE_AXIS = Inputs(u=1, W=0, prior=1)
 
 
 def _by_axis(function: Callable, *trees: Inputs) -> Inputs:
@@ -160,7 +159,8 @@ def _by_axis(function: Callable, *trees: Inputs) -> Inputs:
 
 
 def _turned(inputs: Inputs) -> Inputs:
-    return inputs if inputs.W is None else inputs._replace(W=inputs.W.swapaxes(2, 3))
+    """W ``[I, K, J, D]`` as ``[J, K, I, D]``, or back."""
+    return inputs if inputs.W is None else inputs._replace(W=inputs.W.swapaxes(0, 2))
 
 
 def _padded(inputs: Inputs, tile: int) -> Inputs:
@@ -183,7 +183,7 @@ def _over_tiles(function: Callable, total: Any, inputs: Inputs, sums: Inputs) ->
       The last total, and ``sums`` with every part added in its place.
     """
     size = _tile_size(inputs)
-    whole, sums = (_padded(_turned(x), size) for x in (inputs, sums))
+    whole, sums = _padded(inputs, size), _padded(sums, size)
 
     def add(axis, x, part, at):
         place = jax.lax.dynamic_slice_in_dim(x, at, size, axis)
@@ -191,9 +191,9 @@ def _over_tiles(function: Callable, total: Any, inputs: Inputs, sums: Inputs) ->
 
     def step(n, carry):
         total, sums = carry
-        total, part = function(total, _slice(whole, n * size, size))
-        return total, _by_axis(functools.partial(add, at=n * size), sums, part)
+        total, part = function(total, _turned(_slice(whole, n * size, size)))
+        return total, _by_axis(functools.partial(add, at=n * size), sums, _turned(part))
 
     total, sums = jax.lax.fori_loop(0, whole.u.shape[1] // size, step, (total, sums))
     sums = materialize(sums)  # of a single tile there is no loop that ends here
-    return total, _turned(_slice(sums, 0, inputs.u.shape[1]))
+    return total, _slice(sums, 0, inputs.u.shape[1])

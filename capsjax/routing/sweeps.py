@@ -34,10 +34,11 @@ Votes need not exist even for one capsule. With :math:`P_{ij} = W_{ij}^T V_j` an
    dW_{ij} = \textstyle\sum_t dS^t_j (c^t_{ij} u_i)^T + V^t_j (db^t_{ij} u_i)^T
 
 Sweeps work on batches, not on one example: under ``vmap`` the gradient of the shared W would
-be made for every example. Components k come before capsules i, so that sums over k are sums
-of whole arrays, and the batch, along which vector units run, comes last:
+be made for every example. Components k of u come before capsules i, so that sums over k are sums
+of whole arrays, and the batch, along which vector units run, comes last. W is turned only within
+each input capsule, so that some of them, and their part of an even sweep, lie in one piece:
 
-    u [K, I, B]   W [J, K, D, I]   prior [J, I]   V, S, dV, dS [J, D, B]
+    u [K, I, B]   W [I, K, J, D]   prior [J, I]   V, S, dV, dS [J, D, B]
 """
 
 import functools
@@ -58,7 +59,7 @@ class Inputs(NamedTuple):
     """What routing is a function of, besides the bias; also its gradients."""
 
     u: Any  # [K, I, B] outputs of the input capsules
-    W: Any  # [J, K, D, I] transformation matrices
+    W: Any  # [I, K, J, D] transformation matrices
     prior: Any = None  # [J, I] first logits; None for zero
 
 
@@ -88,8 +89,8 @@ def even_coupling(parents: int, normalizer: str) -> float:
 def even_sweep(inputs: Inputs, normalizer: str) -> jax.Array:
     """The sweep with even coupling, S ``[J, D, B]``: one matrix product."""
     wide = accumulator(inputs.u.dtype, inputs.W.dtype)
-    total = jnp.einsum("jkdi,kib->jdb", inputs.W, inputs.u, preferred_element_type=wide)
-    return even_coupling(inputs.W.shape[0], normalizer) * total
+    total = jnp.einsum("kib,ikjd->bjd", inputs.u, inputs.W, preferred_element_type=wide)
+    return even_coupling(total.shape[1], normalizer) * total.transpose(1, 2, 0)
 
 
 def sweep_passes(
@@ -99,8 +100,8 @@ def sweep_passes(
     prior = params.get("prior")
     shared = {name: x for name, x in params.items() if name != "prior"}
     # Or every loop that reads u would squash it again, and an optimizer turn the gradient of W.
-    u, W = materialize((u.transpose(2, 1, 0), W))
-    inputs = Inputs(u, W.transpose(1, 3, 2, 0), None if prior is None else prior.T)
+    u, W = materialize((u.transpose(2, 1, 0), W.transpose(0, 3, 1, 2)))
+    inputs = Inputs(u, W, None if prior is None else prior.T)
     normalizer, has_prior = routing.normalizer, prior is not None
     last = functools.partial(jax.vmap, out_axes=-1)
 
@@ -110,14 +111,14 @@ def sweep_passes(
             return start(routing, params, child)
 
         wide = accumulator(inputs.u.dtype)
-        first = inputs.W[:, :, :, :1].transpose(3, 0, 2, 1)
+        first = inputs.W[:1].transpose(0, 2, 3, 1)
         return last(one, in_axes=-1)(inputs.u[:, :1])
 
     def query(params, state, t):
         """V ``[J, D, B]``; None for zero without a prior, which couples evenly."""
         V = last(lambda state: routing.query(params, state, t), in_axes=-1)(state)
         if V is None and has_prior:
-            shape = inputs.W.shape[0], inputs.W.shape[2], inputs.u.shape[2]
+            shape = *inputs.W.shape[2:], inputs.u.shape[2]
             return jnp.zeros(shape, accumulator(inputs.W.dtype))
         return V
 
