@@ -395,3 +395,13 @@ def test_wrong_options(options, message):
 def test_wrong_options_of_dynamic_routing(options, message):
     with pytest.raises(ValueError, match=message):
         dynamic(**options)
+
+
+def test_inputs_are_computed_once_however_often_they_are_read():
+    def loss(x, W):
+        pose = route(dynamic(3), {}, jnp.sin(x), W, implementation="stream").pose
+        return jnp.sum(pose**2)
+
+    gradient = jax.jit(jax.grad(loss, 1))
+    text = gradient.lower(jnp.ones((32, 96, 8)), jnp.ones((96, 10, 16, 8))).compile().as_text()
+    assert text.count(" sine(") == 1

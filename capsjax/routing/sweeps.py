@@ -36,7 +36,7 @@ Votes need not exist even for one capsule. With :math:`P_{ij} = W_{ij}^T V_j` an
 Sweeps work on batches, not on one example: under ``vmap`` the gradient of the shared W would
 be made for every example. Components k of u come before capsules i, so that sums over k are sums
 of whole arrays, and the batch, along which vector units run, comes last. W is turned only within
-each input capsule, so that some of them, and their part of an even sweep, lie in one piece:
+each input capsule: a tile of it lies in one piece, and all of it is a matrix of the even sweep:
 
     u [K, I, B]   W [I, K, J, D]   prior [J, I]   V, S, dV, dS [J, D, B]
 """
