@@ -16,7 +16,7 @@ Letters of array shapes, everywhere in this package:
 
 from capsjax.conv import conv2d
 from capsjax.conv_capsules import ConvCapsules
-from capsjax.functional import Model, count_parameters, create, from_module
+from capsjax.functional import Model, count_parameters, create_model, from_module
 from capsjax.inference import Classification, classify
 from capsjax.losses import (
     LOSSES,
@@ -29,13 +29,7 @@ from capsjax.losses import (
     spread_loss,
 )
 from capsjax.models import CNN, PRESETS, CapsNet, CapsNetConfig, CNNConfig, Prediction, preset
-from capsjax.modules import (
-    Capsules,
-    Conv,
-    Decoder,
-    PrimaryCapsules,
-    RoutedCapsules,
-)
+from capsjax.modules import Capsules, Conv, Decoder, PrimaryCapsules, RoutedCapsules
 from capsjax.routing import (
     ROUTINGS,
     Routing,
@@ -43,7 +37,7 @@ from capsjax.routing import (
     Sizes,
     dynamic_routing,
     log_mean_coupling,
-    make,
+    make_routing,
     route,
 )
 from capsjax.squash import SQUASHES, safe_norm, squash
@@ -92,7 +86,7 @@ __all__ = [
     "classify",
     "conv2d",
     "count_parameters",
-    "create",
+    "create_model",
     "cross_entropy",
     "cross_entropy_loss",
     "dynamic_routing",
@@ -100,9 +94,9 @@ __all__ = [
     "init_state",
     "label_mask",
     "log_mean_coupling",
-    "make",
     "make_eval_step",
     "make_gradient",
+    "make_routing",
     "make_train_step",
     "margin_loss",
     "mask_capsules",

@@ -6,7 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from capsjax.modules import NORMAL, Capsules, Initializer, RoutedCapsules
-from capsjax.routing import Children, RoutingOutput, dynamic, field_index, over_field, run
+from capsjax.routing import (
+    InputCapsules,
+    RoutingOutput,
+    dynamic,
+    field_index,
+    over_field,
+    run_routing,
+)
 
 
 class ConvCapsules(RoutedCapsules):
@@ -68,14 +75,14 @@ class ConvCapsules(RoutedCapsules):
         params, gradient = self.params(), self.options["gradient"]
 
         def one(children):
-            return run(routing, params, children, gradient=gradient, trace=trace)
+            return run_routing(routing, params, children, gradient=gradient, trace=trace)
 
         out = jax.vmap(one)(jax.vmap(super().children)(seen))
         B, D = x.pose.shape[0], out.pose.shape[-1]
         pose, activation = out.pose.reshape(B, -1, D), out.activation.reshape(B, -1)
         return out._replace(pose=pose, activation=activation)
 
-    def children(self, x: Capsules) -> Children:
+    def children(self, x: Capsules) -> InputCapsules:
         """What each position sees, positions as further examples."""
         return super().children(_fold(self._patches(x)))
 

@@ -58,11 +58,11 @@ def from_module(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     return Model(init, apply)
 
 
-def create(config: models.Config) -> Model:
+def create_model(config: models.Config) -> Model:
     """:func:`from_module` of the network that a configuration describes.
 
     Example:
-      >>> model = create(models.preset("capsnet_tiny"))
+      >>> model = create_model(models.preset("capsnet_tiny"))
       >>> params = model.init(jax.random.key(0))
       >>> model.apply(params, jax.numpy.zeros((2, 28, 28, 1))).scores.shape
       (2, 10)

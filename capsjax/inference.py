@@ -30,7 +30,7 @@ def classify(
     filling cut off. A pure function, which may itself be part of what is compiled.
 
     Args:
-      model: of :func:`capsjax.create`, of two classes or more. params: of the model.
+      model: of :func:`capsjax.create_model`, of two classes or more. params: of the model.
       images: ``[N, H, W, C]``, floats in [0, 1], N at least 1.
       batch_size: images computed together, at most.
 
@@ -38,8 +38,8 @@ def classify(
       ValueError: no images. TypeError: their pixels are integers.
 
     Example:
-      >>> from capsjax import create, preset
-      >>> model = create(preset("capsnet_tiny", num_classes=3))
+      >>> from capsjax import create_model, preset
+      >>> model = create_model(preset("capsnet_tiny", num_classes=3))
       >>> params = model.init(jax.random.key(0))  # or trained ones
       >>> images = jax.random.uniform(jax.random.key(1), (5, 28, 28, 1))
       >>> found = classify(model, params, images, batch_size=2)

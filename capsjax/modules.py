@@ -15,16 +15,16 @@ from flax import nnx
 from capsjax.conv import conv2d, depthwise_conv2d
 from capsjax.precision import accumulator
 from capsjax.routing import (
-    Children,
+    InputCapsules,
+    PassKernels,
     Routing,
     RoutingOutput,
     Sizes,
-    Sweeps,
     check_choice,
     dynamic,
+    initial_routing_state,
     route,
-    start,
-    step,
+    routing_pass,
 )
 from capsjax.routing.base import hold_constants
 from capsjax.squash import no_squash, safe_norm, squash, squash_by_name
@@ -175,7 +175,7 @@ class RoutedCapsules(nnx.Module):
         votes: str = "full",
         types: int = 1,
         gradient: str = "full",
-        implementation: str | Sweeps = "auto",
+        implementation: str | PassKernels = "auto",
         kernel_init: Initializer = NORMAL,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
@@ -214,21 +214,23 @@ class RoutedCapsules(nnx.Module):
 
     # Pass by pass, for networks whose layers are routed together.
 
-    def children(self, x: Capsules) -> Children:
+    def children(self, x: Capsules) -> InputCapsules:
         """Input capsules with their votes, a batch."""
         W = self.kernel[...].astype(self.dtype)
         votes = jax.vmap(VOTES[self.votes].function, (0, None))(x.pose.astype(self.dtype), W)
-        return Children(votes, x.pose.astype(votes.dtype), x.activation.astype(votes.dtype))
+        return InputCapsules(votes, x.pose.astype(votes.dtype), x.activation.astype(votes.dtype))
 
     def start(self, x: Capsules) -> Any:
         """The state before the first pass."""
         params = hold_constants(self.routing, self.params())
-        return jax.vmap(lambda one: start(self.routing, params, one))(self.children(x))
+        return jax.vmap(lambda one: initial_routing_state(self.routing, params, one))(
+            self.children(x)
+        )
 
     def step(self, x: Capsules, state: Any, t: int) -> Any:
         """The state after pass t."""
         params = hold_constants(self.routing, self.params())
-        return jax.vmap(lambda one, state: step(self.routing, params, one, state, t)[0])(
+        return jax.vmap(lambda one, state: routing_pass(self.routing, params, one, state, t)[0])(
             self.children(x), state
         )
 

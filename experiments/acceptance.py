@@ -25,9 +25,9 @@ from typing import NamedTuple
 
 from absl import flags
 
-from experiments import io
-from experiments.errors import UserError
-from kernels import program
+from experiments.config import UserError
+from experiments.training.workdir import write_json
+from kernels import cli
 
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}  # of JAX; the first is used
 ROOT = Path(__file__).resolve().parent.parent
@@ -228,8 +228,8 @@ def main() -> None:
         for name in ("accelerator", "tiny", "epochs")
         if F[name].present
     )
-    about = {"command": command, "commit": program.commit()}
-    io.write_json(Path(f"{output}.json"), about | {"parts": done, "targets": judged})
+    about = {"command": command, "commit": cli.commit()}
+    write_json(Path(f"{output}.json"), about | {"parts": done, "targets": judged})
     text = table(done, judged)
     Path(f"{output}.md").write_text(f"{text}\n\n`{command}`, commit {about['commit']}\n")
     print(text)
@@ -239,4 +239,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    program.run(main, UserError)
+    cli.run(main, UserError)

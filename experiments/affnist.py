@@ -13,64 +13,43 @@ the test digits are transformed here, within affNIST's ranges: "synthetic affNIS
 show accuracy under each transformation alone; those of another run are drawn beside them.
 """
 
-import dataclasses
 from pathlib import Path
 
-from experiments import affnist_data, affnist_task, drawing, loop, response
-from experiments.config import Config
-from experiments.settings import run, setting
-from experiments.task import Task, classify
-
-
-@dataclasses.dataclass(frozen=True)
-class AffnistConfig(Config):
-    """Flags of this program."""
-
-    affnist_dir: str = setting(
-        "", "official affNIST test files: test.mat, or a folder with test_batches", free=True
-    )
-    stop_at: float = setting(
-        99.23,
-        "stop when so many percent of the translated validation digits are recognised, after an "
-        "epoch or, closer, after --validate_every steps; 0: never",
-        low=0.0,
-        high=100.0,
-        free=True,
-    )
-    curve_images: int = setting(
-        1000, "test digits for the response curves; 0: all", low=0, free=True
-    )
-    compare: str = setting(
-        "", "folder of a finished run, whose response curves are drawn too", free=True
-    )
-
+from experiments import plots
+from experiments.config.flags import run
+from experiments.data import affnist_images
+from experiments.tasks import affnist, response_curves
+from experiments.tasks.affnist import AffnistConfig
+from experiments.tasks.base import Task
+from experiments.tasks.classification import classify
+from experiments.training import loop
 
 DEFAULTS = AffnistConfig(
     program="affnist",
     preset="affnist",
-    max_shift=affnist_data.BORDER,
+    max_shift=affnist_images.BORDER,
     validation_fraction=1 / 6,  # 10,000 of MNIST's, as in affNIST
 )
 
 
 TASK = Task(
-    affnist_task.stream,
+    affnist.canvas_pipeline,
     classify,
-    further=affnist_task.further,
-    enough=affnist_task.enough,
+    further=affnist.evaluate_affnist,
+    enough=affnist.should_stop,
 )
 
 
 def main(config: AffnistConfig) -> None:
     """Train, and draw the response curves."""
-    others = {config.compare: response.finished(config.compare)} if config.compare else {}
+    others = {config.compare: response_curves.finished(config.compare)} if config.compare else {}
     if config.affnist_dir:
-        affnist_data.official(config.affnist_dir)  # before anything is trained
+        affnist_images.official(config.affnist_dir)  # before anything is trained
     summary = loop.run(config)
     folder = Path(config.workdir or config.resolved(summary["dataset"]).default_workdir())
     path = folder / "figures" / "response.png"
     everything = {str(folder): summary} | others
-    drawing.responses(path, *response.of_summaries(everything))
+    plots.responses(path, *response_curves.of_summaries(everything))
     for name, one in everything.items():
         print(f"{one['affnist']}: {one['affnist_error']:.2f}% error, {one['model']} in {name}")
     print(f"{'picture':12}{path}")

@@ -19,7 +19,7 @@ exceed one, because interpolation needs fewer operations). first_step_seconds is
 starting ``python -m experiments.mnist`` to its first finished step, without and with compiled
 programs in the cache, of ``--repetitions`` such starts.
 
-``--compare=torch`` measures our PyTorch CapsNet too (:mod:`experiments.torch_capsnet`), eager and
+``--compare=torch`` measures our PyTorch CapsNet too (:mod:`experiments.benchmarks.torch_capsnet`), eager and
 compiled, from the same parameters; its loss must first equal ours. It trains on one batch again
 and again, without augmentation. PyTorch and JAX use all cores, in turn.
 """
@@ -38,12 +38,16 @@ from absl import flags
 
 from capsjax.models import CapsNetConfig
 from capsjax.routing import ROUTINGS
-from experiments import contestants, io, preparation, report, settings, startup
-from experiments.config import Config
-from experiments.contestants import TRAINING, flops_per_image
-from experiments.drawing import speed
-from experiments.errors import UserError
-from kernels import program
+from experiments import plots
+from experiments.benchmarks import startup, throughput
+from experiments.benchmarks.throughput import TRAINING, flops_per_image
+from experiments.config import Config, UserError
+from experiments.config import flags as flags_module
+from experiments.config.flags import from_flags, parse_flags
+from experiments.training.setup import prepare
+from experiments.training.summary import peak_memory_mb, versions
+from experiments.training.workdir import write_json
+from kernels import cli
 
 DEFAULTS = Config(program="benchmark", dataset="random", batch_size=128)
 COLUMNS = ("network", "function", "pixels", "batch", "images/s", "range", "share of limit", "MB")
@@ -68,7 +72,7 @@ AXES = {
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Flags of the benchmark, and all of the programs'."""
-    settings.define_flags(DEFAULTS, flag_values)
+    flags_module.define_flags(DEFAULTS, flag_values)
     common = {"flag_values": flag_values}
     flags.DEFINE_list("batch_sizes", None, "several, in place of --batch_size", **common)
     flags.DEFINE_list("pixels", ["28"], "sides of the square images", **common)
@@ -83,7 +87,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
 def main() -> None:
     """Measure and print."""
     F = flags.FLAGS
-    config = settings.from_flags(DEFAULTS, F)
+    config = from_flags(DEFAULTS, F)
     if config.model != "capsnet" or config.dataset != "random":
         raise UserError("experiments.benchmark measures --model=capsnet on random images")
     sizes = numbers("batch_sizes", F.batch_sizes or [str(config.batch_size)])
@@ -101,9 +105,9 @@ def main() -> None:
     result |= {"command": command} | first
     text = described(result)
     if F.output:
-        io.write_json(Path(f"{F.output}.json"), result)
+        write_json(Path(f"{F.output}.json"), result)
         Path(f"{F.output}.md").write_text(f"{text}\n\n`{command}`, commit {result['commit']}\n")
-        speed.throughput(f"{F.output}.png", result["rows"], result["device_kind"])
+        plots.throughput(f"{F.output}.png", result["rows"], result["device_kind"])
     print(text, file=sys.stderr)
     print(json.dumps(result))
 
@@ -135,7 +139,7 @@ def values(name: str, words: list[str]) -> list[str]:
         return list(axis.all)
     for word in words:
         try:
-            settings.parse(DEFAULTS, [f"--{axis.of}={word}"])
+            parse_flags(DEFAULTS, [f"--{axis.of}={word}"])
         except flags.Error as error:
             raise UserError(f"--{name}: {error}") from error
     return words
@@ -169,13 +173,13 @@ def measure(
         print(f"{what} ...", file=sys.stderr)
         sized = dataclasses.replace(variant, batch_size=size)
         try:
-            setup = preparation.prepare(sized, contestants.random_images(sized, side))
+            setup = prepare(sized, throughput.random_images(sized, side))
         except UserError as error:
             left_out.append(f"{what}: {error}")
             print(f"left out: {error}", file=sys.stderr)
             continue
-        found = contestants.ours(setup) | (contestants.theirs(setup) if torch else {})
-        rates, product = contestants.in_turn(found, repetitions)
+        found = throughput.ours(setup) | (throughput.theirs(setup) if torch else {})
+        rates, product = throughput.in_turn(found, repetitions)
         products += product
         flops = countable(setup.model_config)
         for (network, function), rate in rates.items():
@@ -195,14 +199,14 @@ def measure(
         "rows": rows,
         "left_out": left_out,
         "matmul_gflops": summarize(products),
-        "peak_memory_mb": report.peak_memory_mb(device),
+        "peak_memory_mb": peak_memory_mb(device),
         "accelerator": device.platform,
         "device_kind": device.device_kind,
         "num_devices": len(setup.devices),
         "cpu_count": os.cpu_count(),
-        "versions": report.versions()
-        | ({"torch": contestants.torch_capsnet().torch.__version__} if torch else {}),
-        "commit": program.commit(),
+        "versions": versions()
+        | ({"torch": throughput.torch_capsnet().torch.__version__} if torch else {}),
+        "commit": cli.commit(),
     }
 
 
@@ -249,4 +253,4 @@ def summarize(values: list[float]) -> dict[str, float]:
 
 if __name__ == "__main__":
     define_flags()
-    program.run(main, UserError)
+    cli.run(main, UserError)

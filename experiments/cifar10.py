@@ -10,12 +10,12 @@ days on a GPU, by a guess. The data come from TensorFlow Datasets, or as arrays 
 (--dataset=PATH.npz). Routing is leaky: a capsule may belong to none of the classes.
 """
 
-from experiments import loop
-from experiments.crops import CropsConfig, crops
-from experiments.settings import run
+from experiments.config.flags import run
+from experiments.tasks.random_crops import CropsConfig, random_crops
+from experiments.training import loop
 
 DEFAULTS = CropsConfig(program="cifar10", dataset="cifar10", preset="cifar10", reconstruction=False)
-TASK = crops(24, flip=True)
+TASK = random_crops(24, flip=True)
 
 
 if __name__ == "__main__":

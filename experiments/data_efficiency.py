@@ -11,10 +11,9 @@ import dataclasses
 import json
 from pathlib import Path
 
-from experiments import drawing
-from experiments.config import Config
-from experiments.errors import UserError
-from experiments.settings import run, setting
+from experiments import plots
+from experiments.config import Config, UserError, setting
+from experiments.config.flags import run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +46,7 @@ def main(flags: Flags) -> None:
     seeds = len({row["seed"] for row in rows})
     picture = path.with_name(f"{path.stem}_examples.png")  # the sweep has a picture of its name
     title = f"Learning from few examples, {seeds} seed{'s' * (seeds > 1)}"
-    drawing.data_efficiency(picture, rows, title)
+    plots.data_efficiency(picture, rows, title)
     print(picture)
 
 

@@ -5,7 +5,7 @@
 
 Test digits are rotated, sheared, scaled and shifted, one of these at a time and by known amounts,
 and the pose of the class capsule of their label is watched; in a network without capsules what its
-last layer sees stands for the pose. Measured are, see :mod:`experiments.poses`: how well a linear
+last layer sees stands for the pose. Measured are, see :mod:`experiments.analysis.equivariance_metrics`: how well a linear
 and a quadratic function of the amount explain the path of the pose; in how many dimensions it
 lies; how much length and direction change, where 1 is the distance between two images of one
 class; and what a linear probe of the class reads from the pose: the amount, and the thickness of
@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import drawing, io, report, runs
-from experiments.errors import UserError
-from experiments.following import (
+from experiments import plots
+from experiments.analysis import saved_run
+from experiments.analysis.feature_paths import (
     AMOUNTS,
     COMPONENTS,
     STEPS,
@@ -32,8 +32,11 @@ from experiments.following import (
     probe_all,
     typical,
 )
-from experiments.settings import run, setting
-from kernels.program import commit
+from experiments.config import UserError, setting
+from experiments.config.flags import run
+from experiments.training.summary import versions
+from experiments.training.workdir import write_json
+from kernels.cli import commit
 
 PROGRAMS = ("mnist", "affnist")  # whose images hold one thing, on black
 
@@ -79,8 +82,8 @@ def main(flags: Flags) -> None:
         results.append(result)
         shown[result["name"]] = paths
     about = {"program": "equivariance", "device_kind": opened[0].setup.devices[0].device_kind}
-    about |= {"versions": report.versions(), "commit": commit(), "networks": results}
-    io.write_json(output.with_name(f"{output.name}.json"), about)
+    about |= {"versions": versions(), "commit": commit(), "networks": results}
+    write_json(output.with_name(f"{output.name}.json"), about)
     text = table(results)
     output.with_name(f"{output.name}.md").write_text(text + "\n")
     data = opened[0].setup.dataset
@@ -89,14 +92,14 @@ def main(flags: Flags) -> None:
     print(*(f"{output}{end}" for end in (".json", ".md", "_paths.png", "_probes.png")), sep="\n")
 
 
-def open_finished(folder: str, flags: Flags) -> runs.Run:
+def open_finished(folder: str, flags: Flags) -> saved_run.SavedRun:
     """A finished run of one of :data:`PROGRAMS`, with its data.
 
     Raises:
       UserError: it is not there, not finished, or of another program.
     """
     here = {name: getattr(flags, name) for name in ("accelerator", "data_dir", "cache_dir")}
-    opened = runs.open_run(folder, **here, examples=True)
+    opened = saved_run.open_run(folder, **here, examples=True)
     if opened.setup.config.program not in PROGRAMS:
         raise UserError(
             f"{folder} is a run of {opened.setup.config.program}, not of {' or '.join(PROGRAMS)}"
@@ -106,7 +109,7 @@ def open_finished(folder: str, flags: Flags) -> runs.Run:
     return opened
 
 
-def measure(opened: runs.Run, flags: Flags) -> tuple[dict, dict]:
+def measure(opened: saved_run.SavedRun, flags: Flags) -> tuple[dict, dict]:
     """All measures of one network, and what its picture of paths shows."""
     setup, data = opened.setup, opened.setup.dataset
     features = make_features(setup, opened.params)
@@ -174,7 +177,7 @@ def draw(output: Path, results: list[dict], shown: dict, dataset: str, class_nam
     """Both pictures; the paths are those of one class."""
     title = f"{dataset}, {results[0]['images']:,} test images"
     path = output.with_name(f"{output.name}_paths.png")
-    drawing.pose_paths(path, shown, f"Mean path of the features of class {class_name}, {title}")
+    plots.pose_paths(path, shown, f"Mean path of the features of class {class_name}, {title}")
     bars = {}
     for result in results:
         name = f"{result['name']}, {result['features']} features"
@@ -183,7 +186,7 @@ def draw(output: Path, results: list[dict], shown: dict, dataset: str, class_nam
             bars[f"{name}, their first {COMPONENTS} principal components"] = {
                 t: p["pooled"] for t, p in reduced.items()
             }
-    drawing.probes(output.with_name(f"{output.name}_probes.png"), bars, f"Linear probes, {title}")
+    plots.probes(output.with_name(f"{output.name}_probes.png"), bars, f"Linear probes, {title}")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,14 @@ runs: losses, the paper's Figure A.2, without any data.
 import dataclasses
 from pathlib import Path
 
-from experiments import drawing, evaluation, io, pictures, probe, programs, runs
-from experiments.errors import UserError
-from experiments.settings import run, setting
+from experiments import plots
+from experiments.analysis import saved_run
+from experiments.analysis.saved_run import stored_config
+from experiments.config import UserError, setting
+from experiments.config.flags import run
+from experiments.tasks import figures, routing_diagnostics
+from experiments.training.evaluate import evaluator
+from experiments.training.metrics import read_rows
 
 KINDS = ("png", "pdf")
 
@@ -50,28 +55,28 @@ def main(flags: Flags) -> None:
     output = Path(flags.output or Path(folders[0]) / "figures")
     found = of_runs(folders) if len(folders) > 1 else of_run(flags)
     try:
-        for path in pictures.save(found, output, kinds):
+        for path in figures.save(found, output, kinds):
             print(path)
     except OSError as error:
         raise UserError(f"--output={output} can't be written: {error.strerror}") from error
 
 
-def of_runs(folders: list[str]) -> list[pictures.Picture]:
+def of_runs(folders: list[str]) -> list[figures.Picture]:
     """The losses of several runs, each called by what it alone has."""
-    configs = [programs.config_of(folder) for folder in folders]
+    configs = [stored_config(folder) for folder in folders]
     fields = [config.identity() for config in configs]
     differ = [n for n in fields[0] if any(f.get(n) != fields[0][n] for f in fields)]
     names = [", ".join(f"{n}={f.get(n)}" for n in differ) for f in fields]
     if len(set(names)) < len(names):
         names = [f"{folder} {name}".strip() for folder, name in zip(folders, names, strict=True)]
-    rows = [io.read_rows(Path(folder) / "metrics.jsonl") for folder in folders]
+    rows = [read_rows(Path(folder) / "metrics.jsonl") for folder in folders]
     same = ", ".join(str(fields[0][n]) for n in ("dataset", "model") if n not in differ)
-    return [("losses", drawing.losses, (dict(zip(names, rows, strict=True)), same))]
+    return [("losses", plots.losses, (dict(zip(names, rows, strict=True)), same))]
 
 
-def of_run(flags: Flags) -> list[pictures.Picture]:
+def of_run(flags: Flags) -> list[figures.Picture]:
     """All pictures of one run; prints the effects of the dimensions in Figure 4."""
-    opened = runs.open_run(
+    opened = saved_run.open_run(
         flags.run,
         accelerator=flags.accelerator,
         data_dir=flags.data_dir,
@@ -79,23 +84,23 @@ def of_run(flags: Flags) -> list[pictures.Picture]:
         examples=True,
     )
     setup, params = opened.setup, opened.params
-    rows = io.read_rows(opened.folder / "metrics.jsonl")
-    found = list(pictures.of_training(setup, rows))
-    if pictures.has_decoder(setup):
+    rows = read_rows(opened.folder / "metrics.jsonl")
+    found = list(figures.of_training(setup, rows))
+    if figures.has_decoder(setup):
         changed, values = perturbed(opened, flags)
         for dim, effect in zip(changed.dims, changed.effects, strict=True):
             print(f"dim {dim:3}  mean squared change of a pixel {effect:.2e}")
         theirs = setup.task.pictures(setup, params, values)
         found += [picture for picture in theirs if picture[0] != "perturbations"]
-        found.append(pictures.of_class(setup, changed))
+        found.append(figures.of_class(setup, changed))
     elif flags.class_ or flags.image >= 0:
         raise UserError(f"--class and --image are of a decoder, and {flags.run} has none")
-    if probe.can_trace(setup):
-        found += probe.pictures(setup, params, rows, pictures.title_of(setup))
+    if routing_diagnostics.can_trace(setup):
+        found += routing_diagnostics.pictures(setup, params, rows, figures.title_of(setup))
     return found
 
 
-def perturbed(opened: runs.Run, flags: Flags) -> tuple[pictures.Perturbed, dict]:
+def perturbed(opened: saved_run.SavedRun, flags: Flags) -> tuple[figures.Perturbed, dict]:
     """What Figure 4 shows, and what the evaluation says of the test set.
 
     Raises:
@@ -105,13 +110,13 @@ def perturbed(opened: runs.Run, flags: Flags) -> tuple[pictures.Perturbed, dict]
     label = number(flags.class_, setup.dataset.class_names)
     if flags.image >= len(raw):
         raise UserError(f"--image={flags.image}: there are {len(raw)} test images, from 0")
-    values = evaluation.evaluator(setup)(opened.params, raw, labels)
+    values = evaluator(setup)(opened.params, raw, labels)
     example = flags.image
     if example < 0:
         wanted = True if label is None else labels == label
-        example = pictures.first_correct(values["accuracy"] > 0, wanted)
+        example = figures.first_correct(values["accuracy"] > 0, wanted)
     label = int(labels[example]) if label is None else label
-    return pictures.perturbed(setup, opened.params, example, label), values
+    return figures.perturbed(setup, opened.params, example, label), values
 
 
 def number(name: str, names: tuple[str, ...]) -> int | None:

@@ -9,10 +9,10 @@ Running the same command again continues a run that was interrupted. Results are
 README.md and results/.
 """
 
-from experiments import loop
 from experiments.config import Config
-from experiments.settings import run
-from experiments.task import CLASSIFICATION
+from experiments.config.flags import run
+from experiments.tasks.classification import CLASSIFICATION
+from experiments.training import loop
 
 DEFAULTS = Config(program="mnist")
 TASK = CLASSIFICATION

@@ -13,16 +13,18 @@ run here. An epoch visits every digit once, each time with another partner. summ
 the errors by overlap, and how well the reconstructions segment the image.
 """
 
-from experiments import loop, pairs, pairs_objective, pairs_report
-from experiments.settings import run
-from experiments.task import Task
+from experiments.config.flags import run
+from experiments.tasks import multimnist, multimnist_report
+from experiments.tasks.base import Task
+from experiments.tasks.multimnist import MultiMNISTConfig, pair_pipeline
+from experiments.training import loop
 
-DEFAULTS = pairs.PairsConfig(program="multimnist", preset="multimnist")
+DEFAULTS = MultiMNISTConfig(program="multimnist", preset="multimnist")
 TASK = Task(
-    pairs.stream,
-    pairs_objective.objective,
-    pairs_report.fields,
-    pictures=pairs_report.of_pairs,
+    pair_pipeline,
+    multimnist.pair_objective,
+    multimnist_report.fields,
+    pictures=multimnist_report.of_pairs,
 )
 
 

@@ -23,10 +23,13 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from experiments import drawing, images, pictures, runs
-from experiments.errors import UserError
-from experiments.recognition import Found, Seen, look, recognise, score_name
-from experiments.settings import run, setting
+from experiments import plots
+from experiments.analysis import saved_run
+from experiments.analysis.classify_images import Found, Seen, look, recognise, score_name
+from experiments.config import UserError, setting
+from experiments.config.flags import run
+from experiments.data import image_files
+from experiments.tasks import figures
 
 DRAWN = 32  # images in the picture, at most
 
@@ -53,9 +56,9 @@ def main(flags: Flags, *paths: str) -> None:
     output = Path(flags.output or Path(flags.run) / "predictions.png")
     if output.suffix not in (".png", ".pdf"):
         raise UserError(f"--output={output} must end in .png or .pdf")
-    files = images.find(paths)
-    opened = runs.open_run(flags.run, accelerator=flags.accelerator, cache_dir=flags.cache_dir)
-    title = f"{pictures.title_of(opened.setup)}, step {opened.step}"
+    files = image_files.find(paths)
+    opened = saved_run.open_run(flags.run, accelerator=flags.accelerator, cache_dir=flags.cache_dir)
+    title = f"{figures.title_of(opened.setup)}, step {opened.step}"
     print(f"{title}; {background(opened.facts)}", file=sys.stderr)
     seen = look(opened, files, flags.invert, flags.fit)
     found = recognise(opened, seen)
@@ -68,7 +71,7 @@ def main(flags: Flags, *paths: str) -> None:
         if seen:
             examples = [example(s, f) for s, f in zip(seen[:DRAWN], found)]
             more = f" (the first {DRAWN} of {len(seen)})" if len(seen) > DRAWN else ""
-            drawing.predictions(output, examples, title + more)
+            plots.predictions(output, examples, title + more)
             print(f"picture {output}", file=sys.stderr)
     except OSError as error:
         raise UserError(f"--output={output} can't be written: {error.strerror}") from error
@@ -79,7 +82,7 @@ def main(flags: Flags, *paths: str) -> None:
 def background(facts: dict) -> str:
     """What is known of the training images that decides whether others are negated."""
     low, high = facts["border"]
-    if high - low > images.UNIFORM:
+    if high - low > image_files.UNIFORM:
         return "training images have no common background, nothing is inverted by itself"
     return f"borders of training images are {low:.2f} to {high:.2f} (0 is black, 1 white)"
 
@@ -117,12 +120,12 @@ def write_csv(path: Path, seen: list[Seen], found: list[Found], measure: str) ->
             writer.writerow((s.file, *pairs, int(f.confident), int(s.inverted), s.fit))
 
 
-def example(seen: Seen, found: Found) -> drawing.Example:
+def example(seen: Seen, found: Found) -> plots.Example:
     """What the picture shows of an image."""
     text = ", then ".join(choices(found))
     text = text if found.confident else f"none: {text}"
     pixels = seen.image, found.input, found.reconstruction
-    return drawing.Example(*pixels, seen.file.name, text, found.confident)
+    return plots.Example(*pixels, seen.file.name, text, found.confident)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from capsjax import adam, capsnet_loss, create, init_state, make_train_step, preset
-from experiments import contestants, io, report
-from kernels import api, program
+from capsjax import adam, capsnet_loss, create_model, init_state, make_train_step, preset
+from experiments.benchmarks import throughput
+from experiments.training.summary import versions
+from experiments.training.workdir import write_json
+from kernels import api, cli
 from kernels.bench import seconds
 from kernels.problems import Problem
 
@@ -63,11 +65,11 @@ def training(implementation, pixels: int) -> tuple[Callable, tuple, float]:
     config = preset(
         "capsnet_small", image_shape=(pixels, pixels, 1), routing_implementation=implementation
     )
-    model, optimizer = create(config), adam(1e-3)
+    model, optimizer = create_model(config), adam(1e-3)
     state = init_state(model, optimizer, jax.random.key(0))
     step = make_train_step(capsnet_loss(model), optimizer)
     images, labels = jnp.ones((16, pixels, pixels, 1)) / 2, jnp.arange(16) % 10
-    work = 16 * contestants.flops_per_image(config)
+    work = 16 * throughput.flops_per_image(config)
     return step, (state, images, labels, jax.random.key(1)), work
 
 
@@ -130,11 +132,11 @@ def main() -> None:
         "command": command,
         "rows": rows,
         "device_kind": jax.devices()[0].device_kind,
-        "versions": report.versions(),
-        "commit": program.commit(),
+        "versions": versions(),
+        "commit": cli.commit(),
     }
     if F.output:
-        io.write_json(Path(f"{F.output}.json"), result)
+        write_json(Path(f"{F.output}.json"), result)
         foot = f"\n\n`{command}`, commit {result['commit']}\n"
         Path(f"{F.output}.md").write_text(table(rows) + foot)
     print(table(rows), file=sys.stderr)
@@ -143,4 +145,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    program.run(main)
+    cli.run(main)

@@ -9,12 +9,12 @@ of MNIST. A sigmoid draws no negative numbers, so pixels stay in [0, 1] with rec
 authors' code standardises them, which --noreconstruction does too.
 """
 
-from experiments import loop
-from experiments.crops import CropsConfig, crops
-from experiments.settings import run
+from experiments.config.flags import run
+from experiments.tasks.random_crops import CropsConfig, random_crops
+from experiments.training import loop
 
 DEFAULTS = CropsConfig(program="smallnorb", dataset="smallnorb", preset="smallnorb")
-TASK = crops(32, halve=True)
+TASK = random_crops(32, halve=True)
 
 
 if __name__ == "__main__":

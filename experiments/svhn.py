@@ -9,10 +9,10 @@ error; schedule and augmentation are not stated, so these are MNIST's (50 epochs
 pixels). It has not been run here: less work a step than MNIST, by the sizes.
 """
 
-from experiments import loop
 from experiments.config import Config
-from experiments.settings import run
-from experiments.task import CLASSIFICATION
+from experiments.config.flags import run
+from experiments.tasks.classification import CLASSIFICATION
+from experiments.training import loop
 
 DEFAULTS = Config(program="svhn", dataset="svhn_cropped", preset="svhn", reconstruction=False)
 TASK = CLASSIFICATION

@@ -21,23 +21,21 @@ from typing import NamedTuple
 from absl import flags
 from tqdm import tqdm
 
-from experiments import (
-    affine_column,
+from experiments.config import Config, UserError
+from experiments.config import flags as flags_module
+from experiments.sweeps import (
+    affine_error,
     executors,
-    findings,
-    forecast,
-    groups,
+    grouping,
     ledger,
     plan,
-    programs,
-    settings,
-    timing,
+    report,
+    time_estimate,
 )
-from experiments.config import Config
-from experiments.errors import UserError
-from experiments.plan import Run
-from experiments.studies import STUDIES, Study
-from kernels import program
+from experiments.sweeps.plan import PlannedRun
+from experiments.sweeps.studies import STUDIES, Study
+from experiments.tasks import registry
+from kernels import cli
 
 OWN_PLACES = {"runs", "output", "merge", "shard", "jobs", "executor", "vmap", "yes", "dry_run"}
 
@@ -48,7 +46,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS, words: list[str] =
     Args:
       flag_values: where to define them. words: of the command line, which may name the program.
     """
-    settings.define_flags(programs.find(program_of(words)).defaults, flag_values)
+    flags_module.define_flags(registry.find_program(program_of(words)).defaults, flag_values)
     common = {"flag_values": flag_values}
     flags.DEFINE_string("study", None, "a named study: " + ", ".join(STUDIES), **common)
     flags.DEFINE_string("grid", None, "flags and values: 'routing=em,vb;seed=0..4'", **common)
@@ -135,8 +133,8 @@ def from_flags(F: flags.FlagValues) -> Sweep:
       UserError: what they say is nothing that can be run.
     """
     study = plan.find_study(F.study, F.grid, F.seeds, F.yes)
-    defaults = programs.find(F.program or study.program).defaults
-    given = plan.given_flags(settings.from_flags(defaults, F), defaults)
+    defaults = registry.find_program(F.program or study.program).defaults
+    given = plan.given_flags(flags_module.from_flags(defaults, F), defaults)
     if study.tuning and given.get("validation_fraction", 1) == 0:
         raise UserError("tuning needs validation data: --validation_fraction above 0")
     shared = {name: value for name, value in given.items() if name not in plan.LOCAL}
@@ -167,7 +165,7 @@ def parse_shard(text: str | None) -> tuple[int, int]:
     return int(numbers[1]), int(numbers[2])
 
 
-def complete(sweep: Sweep, runs: list[Run]) -> list[Run]:
+def complete(sweep: Sweep, runs: list[PlannedRun]) -> list[PlannedRun]:
     """Run what the ledger lacks of this part of the sweep; returns the runs that failed."""
     runs = plan.part(runs, *sweep.shard)
     by_key, failed, alone = {run.key: run for run in runs}, [], set()
@@ -184,7 +182,7 @@ def complete(sweep: Sweep, runs: list[Run]) -> list[Run]:
         while missing:
             # Frozen runs last: they need finished dynamic ones.
             ready = [r for r in missing if r.config.routing != "frozen"] or missing
-            parts = groups.divide(ready, sweep.defaults, sweep.vmap, alone, sweep.jobs)
+            parts = grouping.divide(ready, sweep.defaults, sweep.vmap, alone, sweep.jobs)
             tasks = [executors.task(sweep.defaults.program, part) for part in parts]
             execute = executors.on_ray if sweep.executor == "ray" else executors.local
             for found in execute(tasks, sweep.jobs):
@@ -197,8 +195,10 @@ def complete(sweep: Sweep, runs: list[Run]) -> list[Run]:
                     said = entry.get("error") or f"{entry['summary']['test_error']:.2f}% test error"
                     tqdm.write(f"{run.workdir.name}: {said}", sys.stderr)
                     bar.update()
-                left = timing.seconds_left(runs, missing, entries, sweep.defaults, sweep.jobs)
-                bar.set_postfix_str(f", {timing.in_words(left)} left" if missing else "")
+                left = time_estimate.seconds_left(
+                    runs, missing, entries, sweep.defaults, sweep.jobs
+                )
+                bar.set_postfix_str(f", {time_estimate.in_words(left)} left" if missing else "")
             for part in parts:
                 # A group of which nothing came back: its process failed, each is tried alone.
                 if len(part) > 1 and all(run in missing for run in part):
@@ -206,7 +206,7 @@ def complete(sweep: Sweep, runs: list[Run]) -> list[Run]:
     return failed
 
 
-def dry_run(sweep: Sweep, tried: list[Run], runs: list[Run]) -> None:
+def dry_run(sweep: Sweep, tried: list[PlannedRun], runs: list[PlannedRun]) -> None:
     """Print all commands, and about how long they take."""
     mine = plan.part(tried, *sweep.shard) + plan.part(runs, *sweep.shard)
     for run in mine:
@@ -214,26 +214,28 @@ def dry_run(sweep: Sweep, tried: list[Run], runs: list[Run]) -> None:
         print(shlex.join(["python", "-m", f"experiments.{name}", *run.arguments]))
     entries = sweep.entries()
     missing = [run for run in mine if "summary" not in entries.get(run.key, {})]
-    left = timing.seconds_left(mine, missing, entries, sweep.defaults, sweep.jobs)
-    guessed = forecast.seconds(missing, sweep.defaults) if left is None else None
-    said = f"{len(mine)} runs, {len(missing)} missing: {timing.in_words(guessed or left)}"
+    left = time_estimate.seconds_left(mine, missing, entries, sweep.defaults, sweep.jobs)
+    guessed = time_estimate.seconds(missing, sweep.defaults) if left is None else None
+    said = f"{len(mine)} runs, {len(missing)} missing: {time_estimate.in_words(guessed or left)}"
     said += ", guessed from their arithmetic" if guessed else ""
     said += f"; {len(tried)} of them tune the flags of the others" if tried else ""
     print(said, file=sys.stderr)
 
 
-def show(sweep: Sweep, tried: list[Run], runs: list[Run], entries: dict, output: Path) -> None:
+def show(
+    sweep: Sweep, tried: list[PlannedRun], runs: list[PlannedRun], entries: dict, output: Path
+) -> None:
     """Print the report; write it with its tables and its picture."""
     words = ["python", "-m", "experiments.sweep", *portable(sys.argv[1:])]
     missing = sum("summary" not in entries.get(run.key, {}) for run in runs)
     notes = [f"{missing} of {len(runs)} runs are missing."] if missing else []
-    more, said = affine_column.measure(sweep.study, runs, entries, sweep.ledger)
-    made = findings.Findings(
+    more, said = affine_error.measure(sweep.study, runs, entries, sweep.ledger)
+    made = report.Findings(
         sweep.name, sweep.study, tried, runs, entries, shlex.join(words), more, notes + said
     )
-    print(findings.report(made))
-    paths = findings.write(made, output)
-    findings.log_hparams(runs, entries, sweep.defaults, sweep.folder / "tensorboard")
+    print(report.report(made))
+    paths = report.write(made, output)
+    report.log_hparams(runs, entries, sweep.defaults, sweep.folder / "tensorboard")
     print("written:", *paths, file=sys.stderr)
 
 
@@ -253,4 +255,4 @@ def portable(arguments: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     define_flags(words=sys.argv[1:])
-    program.run(main, UserError)
+    cli.run(main, UserError)

@@ -25,9 +25,9 @@ from absl import flags
 
 import capsjax
 from capsjax.routing import normalize
+from capsjax.routing.agreement import PassInputs
 from capsjax.routing.stream import STREAM
-from capsjax.routing.sweeps import Inputs
-from kernels import api, program, targets
+from kernels import api, cli, targets
 from kernels.problems import PROBLEMS
 
 IMPLEMENTATIONS = ("naive", "stream", "pallas")
@@ -45,7 +45,7 @@ def programs(name: str, dtype: str, implementation) -> dict[str, tuple]:
     p, spec = PROBLEMS[name], jax.ShapeDtypeStruct
     normalizer, arrays = p.normalizer, p.specs(dtype)
     prior = spec((p.J, p.I), "float32") if p.prior else None
-    inputs = Inputs(spec((p.K, p.I, p.B), dtype), spec((p.J, p.K, p.D, p.I), dtype), prior)
+    inputs = PassInputs(spec((p.K, p.I, p.B), dtype), spec((p.J, p.K, p.D, p.I), dtype), prior)
     V = spec((p.J, p.D, p.B), "float32")
 
     def sweep(inputs, V):
@@ -91,7 +91,7 @@ def _naive_sweep(inputs, V, normalizer):
 def _step(problem, config):
     """The training step of a network, and its arguments."""
     assert config.input_capsules == problem.I, config
-    model, optimizer = capsjax.create(config), capsjax.adam()
+    model, optimizer = capsjax.create_model(config), capsjax.adam()
     step = capsjax.make_train_step(capsjax.capsnet_loss(model), optimizer)
     key = jax.eval_shape(jax.random.key, 0)
     state = jax.eval_shape(lambda key: capsjax.init_state(model, optimizer, key), key)
@@ -150,7 +150,7 @@ def table(target: str, name: str, dtype: str, implementations: list[str]) -> lis
 
 def _implementation(name, target):
     if name == "pallas":
-        return api.sweeps("tpu" if target in targets.TPUS else "gpu")
+        return api.pass_kernels("tpu" if target in targets.TPUS else "gpu")
     return STREAM if name == "stream" else name
 
 
@@ -194,7 +194,7 @@ def main():
     about = {
         "command": shlex.join(["python", "-m", "kernels.aot", *options]),
         "versions": dict(v for t in TARGETS[F.target] for v in targets.versions(t).items()),
-        "commit": program.commit(),
+        "commit": cli.commit(),
     }
     rows = [r for t in TARGETS[F.target] for r in table(t, F.problem, F.dtype, F.implementation)]
     if F.json:
@@ -204,4 +204,4 @@ def main():
 
 if __name__ == "__main__":
     define_flags()
-    program.run(main)
+    cli.run(main)

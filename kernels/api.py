@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from capsjax import votes
 from capsjax.backend import backend
-from capsjax.routing import Sweeps, stream
-from capsjax.routing.sweeps import check_inputs
+from capsjax.routing import PassKernels, stream
+from capsjax.routing.agreement import check_inputs
 from kernels.blocks import Unsupported, check_dtype
 
 IMPLEMENTATIONS = ("auto", "naive", "stream", "pallas", "pallas_interpret")
@@ -25,7 +25,7 @@ VOTES_IMPLEMENTATIONS = ("auto", "xla", "pallas", "pallas_interpret")
 PLATFORMS = ("tpu", "gpu")
 
 
-def select(name: str, devices: Sequence[jax.Device], *, divided: bool = False) -> str | Sweeps:
+def select(name: str, devices: Sequence[jax.Device], *, divided: bool = False) -> str | PassKernels:
     """What to give to the library as the implementation of routing.
 
     Args:
@@ -52,16 +52,16 @@ def select(name: str, devices: Sequence[jax.Device], *, divided: bool = False) -
         return name
     platform = devices[0].platform
     if name == "pallas_interpret":
-        return sweeps("gpu" if platform == "gpu" else "tpu", interpret=True)
+        return pass_kernels("gpu" if platform == "gpu" else "tpu", interpret=True)
     why_not = _why_not(devices[0], divided)
     if name == "pallas":
         if why_not:
             raise ValueError(why_not)
-        return sweeps(platform)
+        return pass_kernels(platform)
     if why_not:
         return "auto"
-    pairs = zip(sweeps(platform), stream.STREAM)
-    return Sweeps(*(functools.partial(_first, kernel, other) for kernel, other in pairs))
+    pairs = zip(pass_kernels(platform), stream.STREAM)
+    return PassKernels(*(functools.partial(_first, kernel, other) for kernel, other in pairs))
 
 
 def _first(kernel: Callable, other: Callable, *args):
@@ -96,7 +96,7 @@ def _why_not(device: jax.Device, divided: bool) -> str | None:
     return None
 
 
-def sweeps(platform: str, *, interpret=False) -> Sweeps:
+def pass_kernels(platform: str, *, interpret=False) -> PassKernels:
     """The kernels of routing for a platform, to be given to :func:`capsjax.routing.route`.
 
     Args:
@@ -107,8 +107,10 @@ def sweeps(platform: str, *, interpret=False) -> Sweeps:
       ValueError: unknown platform.
     """
     module = _module("routing_pass", platform)
-    functions = (getattr(module, name) for name in Sweeps._fields)
-    return Sweeps(*(functools.partial(function, interpret=interpret) for function in functions))
+    functions = (getattr(module, name) for name in PassKernels._fields)
+    return PassKernels(
+        *(functools.partial(function, interpret=interpret) for function in functions)
+    )
 
 
 def _module(kernel: str, platform: str) -> ModuleType:

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from kernels import api, program
+from kernels import api, cli
 from kernels.problems import PROBLEMS, Problem
 
 IMPLEMENTATIONS = ("naive", "stream", "pallas")
@@ -214,7 +214,7 @@ def main() -> None:
     about = {
         "command": shlex.join(["python", "-m", "kernels.bench", *sys.argv[1:]]),
         "jax": jax.__version__,
-        "commit": program.commit(),
+        "commit": cli.commit(),
     }
     wrong = 0
     with (
@@ -238,4 +238,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    program.run(main)
+    cli.run(main)

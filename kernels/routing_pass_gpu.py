@@ -1,6 +1,6 @@
 """The sweeps of routing as Pallas kernels for NVIDIA GPUs (Triton).
 
-Mathematics and letters: :mod:`capsjax.routing.sweeps`. Votes do not exist; everything is
+Mathematics and letters: :mod:`capsjax.routing.agreement`. Votes do not exist; everything is
 products of small matrices, with V [J, D, B] as there and W turned to [J, K, D, I]:
 
     W_jk [D, ib]    u_k, c_j, db_j [ib, bb]    V_j, S_j [D, bb]
@@ -29,8 +29,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
-from capsjax.routing import Inputs
-from capsjax.routing.sweeps import even_coupling
+from capsjax.routing import PassInputs
+from capsjax.routing.agreement import even_coupling
 from kernels.blocks import check_dtype, cut, dot, pad
 
 # Together 144 programs at B = 128, I = 1152: an H200 has 132 multiprocessors.
@@ -39,13 +39,13 @@ EXAMPLES = 32
 SMALLEST = 16  # side of a matrix in Triton's products
 
 
-def forward(inputs: Inputs, V, normalizer: str, *, interpret=False):
-    """S ``[J, D, B]``; see :class:`capsjax.routing.Sweeps`."""
+def forward(inputs: PassInputs, V, normalizer: str, *, interpret=False):
+    """S ``[J, D, B]``; see :class:`capsjax.routing.PassKernels`."""
     return _reduce(inputs, (V,), normalizer, interpret)
 
 
-def backward_state(inputs: Inputs, V, dS, normalizer: str, dinputs: None, *, interpret=False):
-    """dV ``[J, D, B]`` alone; see :class:`capsjax.routing.Sweeps`."""
+def backward_state(inputs: PassInputs, V, dS, normalizer: str, dinputs: None, *, interpret=False):
+    """dV ``[J, D, B]`` alone; see :class:`capsjax.routing.PassKernels`."""
     return _reduce(inputs, (V, dS), normalizer, interpret), None
 
 
@@ -86,8 +86,8 @@ def _reduce_kernel(x, states, total, *, normalizer):
     jax.lax.fori_loop(0, len(x.W), one, None)
 
 
-def backward_inputs(inputs, Vs, dSs, normalizer, constant, *, interpret=False) -> Inputs:
-    """Gradients by the inputs; see :class:`capsjax.routing.Sweeps`."""
+def backward_inputs(inputs, Vs, dSs, normalizer, constant, *, interpret=False) -> PassInputs:
+    """Gradients by the inputs; see :class:`capsjax.routing.PassKernels`."""
     x, examples = _arrange(inputs)
     Vs, dSs = (_pad_state(s, examples) for s in (Vs, dSs))
     (K, I, B), (_, J, D, _) = x.u.shape, dSs.shape
@@ -113,7 +113,7 @@ def backward_inputs(inputs, Vs, dSs, normalizer, constant, *, interpret=False) -
         ),
         grid=(I // BLOCK, J),
         in_specs=(
-            Inputs(pl.BlockSpec((K, BLOCK, B), lambda i, j: (0, i, 0)), W, prior),
+            PassInputs(pl.BlockSpec((K, BLOCK, B), lambda i, j: (0, i, 0)), W, prior),
             *(pl.BlockSpec((len(s), None, D, B), lambda i, j: (0, j, 0, 0)) for s in (Vs, dSs)),
             pl.BlockSpec((len(Vs), 2, BLOCK, B), lambda i, j: (0, 0, i, 0)),
         ),
@@ -121,7 +121,7 @@ def backward_inputs(inputs, Vs, dSs, normalizer, constant, *, interpret=False) -
         num_warps=4,
         interpret=interpret,
     )(x, Vs, dSs, lse_delta)
-    gradients = Inputs(du, dW.transpose(3, 1, 0, 2), *dprior)
+    gradients = PassInputs(du, dW.transpose(3, 1, 0, 2), *dprior)
     return jax.tree.map(lambda g, x: cut(g, x.shape).astype(x.dtype), gradients, inputs)
 
 
@@ -267,7 +267,7 @@ def _arrange(inputs):
     u = pad(inputs.u, {1: BLOCK, 2: examples})
     W = pad(inputs.W.transpose(2, 1, 3, 0), {2: _pose(inputs.W.shape[3]), 3: BLOCK})
     prior = None if inputs.prior is None else pad(inputs.prior, {1: BLOCK})
-    return Inputs(u, W, prior), examples
+    return PassInputs(u, W, prior), examples
 
 
 def _pose(D):
@@ -285,4 +285,4 @@ def _specs(x, examples):
     u = pl.BlockSpec((K, BLOCK, examples), lambda i, b: (0, i, b))
     W = pl.BlockSpec((J, K, D, BLOCK), lambda i, b: (0, 0, 0, i))
     prior = pl.BlockSpec((J, BLOCK), lambda i, b: (0, i))
-    return Inputs(u, W, None if x.prior is None else prior)
+    return PassInputs(u, W, None if x.prior is None else prior)

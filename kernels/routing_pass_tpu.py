@@ -1,6 +1,6 @@
 """The sweeps of routing as Pallas kernels for TPU (Mosaic).
 
-Mathematics and letters: :mod:`capsjax.routing.sweeps`. Votes do not exist; everything is
+Mathematics and letters: :mod:`capsjax.routing.agreement`. Votes do not exist; everything is
 products of matrices with the batch in the 128 lanes:
 
     u [K, I, B]         blocks [K, ib, 128]      ib input capsules
@@ -26,8 +26,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from capsjax.routing import Inputs, normalize
-from capsjax.routing.sweeps import even_coupling
+from capsjax.routing import PassInputs, normalize
+from capsjax.routing.agreement import even_coupling
 from kernels.blocks import Unsupported, check_dtype, cut, dot, pad
 
 LANES = 128
@@ -37,13 +37,13 @@ BLOCK = LANES
 VMEM_BYTES, MOST_VMEM_BYTES = 16 * 2**20, 64 * 2**20
 
 
-def forward(inputs: Inputs, V, normalizer: str, *, interpret=False):
-    """S ``[J, D, B]``; see :class:`capsjax.routing.Sweeps`."""
+def forward(inputs: PassInputs, V, normalizer: str, *, interpret=False):
+    """S ``[J, D, B]``; see :class:`capsjax.routing.PassKernels`."""
     return _reduce(inputs, (V,), normalizer, interpret)
 
 
-def backward_state(inputs: Inputs, V, dS, normalizer: str, dinputs: None, *, interpret=False):
-    """dV ``[J, D, B]`` alone; see :class:`capsjax.routing.Sweeps`."""
+def backward_state(inputs: PassInputs, V, dS, normalizer: str, dinputs: None, *, interpret=False):
+    """dV ``[J, D, B]`` alone; see :class:`capsjax.routing.PassKernels`."""
     return _reduce(inputs, (V, dS), normalizer, interpret), None
 
 
@@ -83,8 +83,8 @@ def _reduce_kernel(x, states, total, c, *db, normalizer):
             total[j] += dot(x.W[j, k], _times(weights[j], x.u[k]), (1, 0))
 
 
-def backward_inputs(inputs, Vs, dSs, normalizer, constant, *, interpret=False) -> Inputs:
-    """Gradients by the inputs; see :class:`capsjax.routing.Sweeps`."""
+def backward_inputs(inputs, Vs, dSs, normalizer, constant, *, interpret=False) -> PassInputs:
+    """Gradients by the inputs; see :class:`capsjax.routing.PassKernels`."""
     x = _arrange(inputs)
     _, J, D, _ = dSs.shape
     states = [pad(s, {3: LANES}) for s in (Vs, dSs)]
@@ -188,7 +188,7 @@ def _arrange(inputs):
     if u.dtype == jnp.float16:  # which Mosaic can't load
         u, W = u.astype(jnp.float32), W.astype(jnp.float32)
     prior = None if inputs.prior is None else pad(inputs.prior, {1: BLOCK})[:, :, None]
-    return Inputs(u, W, prior)
+    return PassInputs(u, W, prior)
 
 
 def _specs(x, position):
@@ -197,7 +197,7 @@ def _specs(x, position):
     u = pl.BlockSpec((K, BLOCK, LANES), lambda *at: (0, *position(*at)))
     W = pl.BlockSpec((J, K, D, BLOCK), lambda *at: (0, 0, 0, position(*at)[0]))
     prior = pl.BlockSpec((J, BLOCK, 1), lambda *at: (0, position(*at)[0], 0))
-    return Inputs(u, W, None if x.prior is None else prior)
+    return PassInputs(u, W, None if x.prior is None else prior)
 
 
 def _parameters(x, states, gradients=False):

@@ -59,14 +59,15 @@ def released_programs():
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
     """The folder of a run of two steps on the digits; not to be changed."""
-    from experiments import loop, pictures
     from experiments.config import Config
+    from experiments.tasks import figures
+    from experiments.training import loop
 
     folder = tmp_path_factory.mktemp("tiny_run") / "run"
     config = Config(dataset="digits", preset="tiny", steps=2, batch_size=16, num_devices=1,
                     cache_dir="none", accelerator="cpu", workdir=str(folder))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "draw", lambda *_: [])  # which others test
+        patch.setattr(figures, "draw", lambda *_: [])  # which others test
         loop.run(config)
     return folder
 

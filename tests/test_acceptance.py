@@ -10,7 +10,7 @@ import pytest
 
 from experiments import acceptance
 from experiments.acceptance import Part
-from experiments.errors import UserError
+from experiments.config import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

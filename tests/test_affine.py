@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from experiments import affine
-from experiments.affine import Affine, ink_bounds, linear
+from experiments.data import affine
+from experiments.data.affine import Affine, ink_bounds, linear
 
 warp = jax.jit(affine.warp)
 RNG = np.random.default_rng(0)

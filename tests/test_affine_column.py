@@ -5,8 +5,10 @@ import types
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import affine_column, affnist_data, ledger, runs
-from experiments.studies import STUDIES
+from experiments.analysis import saved_run
+from experiments.data import affnist_images
+from experiments.sweeps import affine_error, ledger
+from experiments.sweeps.studies import STUDIES
 
 STUDY = STUDIES["learned_coupling"]
 
@@ -19,32 +21,32 @@ def test_column(tiny_run, tmp_path, monkeypatch):
         shown.append(images)
         return np.zeros_like(images)
 
-    monkeypatch.setattr(affnist_data, "transformed", black)
+    monkeypatch.setattr(affnist_images, "transformed", black)
     run = types.SimpleNamespace(
         key="a", workdir=tiny_run, config=types.SimpleNamespace(accelerator="cpu"))
     failed = types.SimpleNamespace(key="b", workdir=tmp_path)
     entries, book = {"a": {"key": "a", "summary": {}}, "b": {"key": "b", "error": ""}}, (
         tmp_path / "ledger.jsonl")
-    column, (note,) = affine_column.measure(STUDY, [run, failed], entries, book)
-    opened = runs.open_run(str(tiny_run), accelerator="cpu", examples=True)
+    column, (note,) = affine_error.measure(STUDY, [run, failed], entries, book)
+    opened = saved_run.open_run(str(tiny_run), accelerator="cpu", examples=True)
     test = opened.setup.dataset.test_images, opened.setup.dataset.test_labels
     np.testing.assert_array_equal(shown[0], test[0])
     scores = opened.setup.model.apply(opened.params, jnp.zeros((1, 28, 28, 1))).scores
     wrong = 100 * np.mean(test[1] != int(np.argmax(scores)))
-    assert column == {"a": {affine_column.HEADING: round(wrong, 4)}} and 50 < wrong < 100
+    assert column == {"a": {affine_error.HEADING: round(wrong, 4)}} and 50 < wrong < 100
     assert "rotation -20 to 20" in note
     # The ledger keeps it: nothing is measured again, and nobody else's column is made of it.
-    again = affine_column.measure(STUDY, [run, failed], entries, book)
+    again = affine_error.measure(STUDY, [run, failed], entries, book)
     assert again == (column, [note]) and len(shown) == 1
     assert ledger.read(book)["a # affine"]["summary"] == {"affine_error": round(wrong, 4)}
 
 
 def test_runs_of_another_machine(tmp_path):
     run = types.SimpleNamespace(key="a", workdir=tmp_path)
-    column, (note,) = affine_column.measure(
+    column, (note,) = affine_error.measure(
         STUDY, [run], {"a": {"key": "a", "summary": {}}}, tmp_path / "ledger.jsonl")
     assert column == {} and "1 runs have no checkpoint on this machine" in note
 
 
 def test_studies_that_do_not_ask():
-    assert affine_column.measure(STUDIES["table1"], [None], {}, None) == ({}, [])
+    assert affine_error.measure(STUDIES["table1"], [None], {}, None) == ({}, [])

@@ -11,23 +11,18 @@ import numpy as np
 import pytest
 import scipy.io
 
-from experiments import (
-    affnist,
-    affnist_data,
-    affnist_task,
-    data,
-    drawing,
-    evaluation,
-    pictures,
-    response,
-    runtime,
-)
-from experiments.affine import Affine, ink_bounds, warp
-from experiments.drawing.robustness import _responses_figure
-from experiments.errors import UserError
+from experiments import affnist, plots
+from experiments.config import UserError
+from experiments.data import affnist_images, datasets
+from experiments.data.affine import Affine, ink_bounds, warp
+from experiments.plots.response_curves import _responses_figure
+from experiments.tasks import affnist as affnist_task
+from experiments.tasks import figures, response_curves
+from experiments.training import evaluate as evaluate_module
+from experiments.training.devices import cache_folder
 
 RNG = np.random.default_rng(0)
-draw = jax.jit(jax.vmap(affnist_data.draw))
+draw = jax.jit(jax.vmap(affnist_images.draw))
 
 
 def digits(n=40, side=28):
@@ -39,15 +34,15 @@ def digits(n=40, side=28):
 
 def test_canvas():
     images = digits()
-    canvases = affnist_data.on_canvas(images)
+    canvases = affnist_images.on_canvas(images)
     assert canvases.shape == (40, 40, 40, 1) and canvases.dtype == np.uint8
     np.testing.assert_array_equal(canvases[:, 6:-6, 6:-6], images)
     assert canvases.sum(dtype=int) == images.sum(dtype=int)
 
 
 def test_translated_images_are_moved_by_whole_pixels_and_lose_nothing():
-    images = RNG.integers(1, 256, size=(affnist_data.CHUNK, 28, 28, 1)).astype(np.uint8)
-    moved = affnist_data.translated(affnist_data.on_canvas(images))
+    images = RNG.integers(1, 256, size=(affnist_images.CHUNK, 28, 28, 1)).astype(np.uint8)
+    moved = affnist_images.translated(affnist_images.on_canvas(images))
     places = set()
     for image, canvas in zip(images, moved, strict=True):
         top, left = (int(np.flatnonzero(canvas[..., 0].any(axis=a))[0]) for a in (1, 0))
@@ -58,7 +53,7 @@ def test_translated_images_are_moved_by_whole_pixels_and_lose_nothing():
 
 def test_transformations_are_within_their_ranges_and_fill_them():
     keys = jax.random.split(jax.random.key(0), 500)
-    images = jnp.asarray(affnist_data.on_canvas(digits(500)), jnp.float32)
+    images = jnp.asarray(affnist_images.on_canvas(digits(500)), jnp.float32)
     drawn = draw(keys, images)
     ranges = {"rotation": 20, "shear": 0.2, "scale_x": 0.2, "scale_y": 0.2}
     values = []
@@ -76,7 +71,7 @@ def test_transformations_are_within_their_ranges_and_fill_them():
 
 def test_no_ink_leaves_the_canvas():
     """On a canvas with a wide margin the same transformation draws the same ink."""
-    canvases = affnist_data.on_canvas(digits(500)).astype(np.float32)
+    canvases = affnist_images.on_canvas(digits(500)).astype(np.float32)
     drawn = draw(jax.random.split(jax.random.key(1), 500), jnp.asarray(canvases))
     wide = np.pad(canvases, ((0, 0), (20, 20), (20, 20), (0, 0)))
     inside, all_of_it = (np.asarray(jax.jit(jax.vmap(warp))(jnp.asarray(a), drawn))
@@ -98,12 +93,12 @@ def test_what_is_too_large_or_empty_stays_in_the_middle(value):
 
 
 def test_synthetic_affnist_depends_on_the_image_and_its_number_alone():
-    canvases = affnist_data.on_canvas(digits(3))
-    once, again = (affnist_data.transformed(canvases) for _ in range(2))
+    canvases = affnist_images.on_canvas(digits(3))
+    once, again = (affnist_images.transformed(canvases) for _ in range(2))
     assert once.shape == canvases.shape and once.dtype == np.uint8
     np.testing.assert_array_equal(once, again)
-    np.testing.assert_array_equal(affnist_data.transformed(canvases[[0, 1, 1]])[:2], once[:2])
-    same = affnist_data.transformed(np.repeat(canvases[:1], 3, axis=0))
+    np.testing.assert_array_equal(affnist_images.transformed(canvases[[0, 1, 1]])[:2], once[:2])
+    same = affnist_images.transformed(np.repeat(canvases[:1], 3, axis=0))
     assert (same[0] != same[1]).any() and (same[1] != same[2]).any()
 
 
@@ -125,7 +120,7 @@ def write(path, images=None, labels=None, **fields):
 def test_official_files_are_found(place, tmp_path):
     images, labels = write(tmp_path / place)
     for where in (tmp_path, tmp_path / place):
-        got = affnist_data.read(str(where))
+        got = affnist_images.read(str(where))
         np.testing.assert_array_equal(got[0], images[..., None])
         np.testing.assert_array_equal(got[1], labels)
         assert got[0].dtype == np.uint8 and got[1].dtype == np.int32
@@ -135,7 +130,7 @@ def test_batches_are_joined_and_doubles_accepted(tmp_path):
     first, labels = write(tmp_path / "test_batches" / "1.mat")
     write(tmp_path / "test_batches" / "2.mat", images=first[::-1].astype(np.float64),
           labels=labels[None].astype(np.float64))
-    images, both = affnist_data.read(str(tmp_path))
+    images, both = affnist_images.read(str(tmp_path))
     np.testing.assert_array_equal(images[..., 0], np.concatenate([first, first[::-1]]))
     np.testing.assert_array_equal(both, np.tile(labels, 2))
 
@@ -159,15 +154,15 @@ WRONG = {
 def test_other_contents_are_refused(name, tmp_path):
     write(tmp_path / "test.mat", **WRONG[name])
     with pytest.raises(UserError, match="test.mat is not a file of affNIST: .") as refused:
-        affnist_data.read(str(tmp_path))
+        affnist_images.read(str(tmp_path))
     assert "\n" not in str(refused.value)
 
 
 def test_missing_and_damaged_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="no such file or folder"):
-        affnist_data.read(str(tmp_path / "nowhere"))
+        affnist_images.read(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="neither test.mat nor"):
-        affnist_data.read(str(tmp_path))
+        affnist_images.read(str(tmp_path))
     path = tmp_path / "test.mat"
     write(path)
     whole = path.read_bytes()
@@ -175,12 +170,12 @@ def test_missing_and_damaged_files_are_refused(tmp_path):
     for damaged in (b"", b"not MATLAB", whole[:300], whole[:-2000], hdf5, bytes(500)):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="test.mat is not a file of affNIST: .") as refused:
-            affnist_data.read(str(path))
+            affnist_images.read(str(path))
         assert "\n" not in str(refused.value)
     for other in ({"x": 1}, {"affNISTdata": np.eye(3)}, {"affNISTdata": {"image": 1}}):
         scipy.io.savemat(path, other)
         with pytest.raises(UserError, match="holds no affNISTdata|no image and label_int"):
-            affnist_data.read(str(path))
+            affnist_images.read(str(path))
 
 
 # What the program adds to the loop
@@ -188,13 +183,13 @@ def test_missing_and_damaged_files_are_refused(tmp_path):
 
 def dataset(n=30):
     images, labels = digits(n), np.arange(n, dtype=np.int32) % 10
-    return data.Dataset("some", "nowhere", *(images, labels) * 3, tuple("0123456789"))
+    return datasets.Dataset("some", "nowhere", *(images, labels) * 3, tuple("0123456789"))
 
 
 def test_stream():
     """Trained on anywhere on the canvas; held out at places that stay; digits in the middle."""
     some = dataset()
-    stream = affnist_task.stream(affnist.DEFAULTS, some)
+    stream = affnist_task.canvas_pipeline(affnist.DEFAULTS, some)
     assert stream.shape == (40, 40, 1)
     keys = jax.random.split(jax.random.key(0), 30)
     source = jax.tree.map(jnp.asarray, stream.source)
@@ -202,11 +197,11 @@ def test_stream():
     np.testing.assert_array_equal(labels, some.train_labels)
     totals = some.train_images.sum(axis=(1, 2, 3)) / 255
     np.testing.assert_allclose(images.sum(axis=(1, 2, 3)), totals, rtol=1e-5)
-    canvases = affnist_data.on_canvas(some.test_images)
+    canvases = affnist_images.on_canvas(some.test_images)
     assert sum(np.array_equal(255 * a, b) for a, b in zip(images, canvases, strict=True)) < 5
     for split in ("validation", "test"):
         moved, _ = stream.held_out(split)
-        np.testing.assert_array_equal(moved, affnist_data.translated(canvases))
+        np.testing.assert_array_equal(moved, affnist_images.translated(canvases))
         assert (moved != canvases).any()
     for pixels in (canvases[0], some.test_images[0]):
         np.testing.assert_allclose(255 * stream.input(pixels), canvases[0], rtol=1e-6)
@@ -219,13 +214,13 @@ def test_stream():
 def test_flags_that_contradict(changes, problem):
     small = dataset()._replace(class_names=("0", "1"))
     with pytest.raises(UserError, match=problem):
-        affnist_task.stream(dataclasses.replace(affnist.DEFAULTS, **changes), small)
+        affnist_task.canvas_pipeline(dataclasses.replace(affnist.DEFAULTS, **changes), small)
 
 
 def test_enough():
     def ends(*errors, stop_at=99.23):
         rows = [{"loss": 1.0}, *({"validation_error": e} for e in errors), {"loss": 0.5}]
-        return affnist_task.enough(dataclasses.replace(affnist.DEFAULTS, stop_at=stop_at), rows)
+        return affnist_task.should_stop(dataclasses.replace(affnist.DEFAULTS, stop_at=stop_at), rows)
 
     assert not ends() and not ends(0.78) and ends(0.77) and ends(2.0, 0.5) and not ends(0.5, 2.0)
     assert ends(100 * (1 - float(np.float32(0.9923))))
@@ -234,8 +229,8 @@ def test_enough():
 
 def test_response_curves_transform_as_they_say(monkeypatch):
     """A classifier that is right about images that are as they were drawn here."""
-    monkeypatch.setattr(response, "CURVES", {"scale": (0.5, 1, 1.5), "shift_x": (-2, 0, 2)})
-    images, labels = affnist_data.on_canvas(digits(4)), np.arange(4)
+    monkeypatch.setattr(response_curves, "CURVES", {"scale": (0.5, 1, 1.5), "shift_x": (-2, 0, 2)})
+    images, labels = affnist_images.on_canvas(digits(4)), np.arange(4)
     wanted = [*(Affine(scale_x=s, scale_y=s) for s in (0.5, 1.0, 1.5)),
               *(Affine(shift_x=x) for x in (-2.0, 0.0, 2.0))]
     seen, exactly = [], jax.jit(warp)
@@ -248,7 +243,7 @@ def test_response_curves_transform_as_they_say(monkeypatch):
         seen.append(len(seen) / 8)
         return {"accuracy": np.array([1, 0, 0, 0]) if seen[-1] else np.ones(4)}
 
-    found = response.curves(evaluate, images, labels)
+    found = response_curves.curves(evaluate, images, labels)
     assert found == {
         "scale": {"values": [0.5, 1, 1.5], "accuracy": [100.0, 25.0, 25.0]},
         "shift_x": {"values": [-2, 0, 2], "accuracy": [25.0, 25.0, 25.0]},
@@ -259,15 +254,15 @@ def test_response_curves_transform_as_they_say(monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     """96 digits to train on, 40 each for validation and test, in batches of 40; few curves."""
-    whole = data.load("digits", cache_dir=runtime.cache_folder("none"))
+    whole = datasets.load("digits", cache_dir=cache_folder("none"))
     ends = (96, 96, 40, 40, 40, 40)
     parts = (part[:n] for part, n in zip(whole[2:8], ends, strict=True))
-    some = data.Dataset(*whole[:2], *parts, *whole[8:])
-    monkeypatch.setattr(data, "load", lambda *_, **__: some)
-    monkeypatch.setattr(evaluation, "BATCH", 40)
-    monkeypatch.setattr(pictures, "draw", lambda *_: [])  # which others test
-    few = {name: values[:2] for name, values in response.CURVES.items()}
-    monkeypatch.setattr(response, "CURVES", few)
+    some = datasets.Dataset(*whole[:2], *parts, *whole[8:])
+    monkeypatch.setattr(datasets, "load", lambda *_, **__: some)
+    monkeypatch.setattr(evaluate_module, "BATCH", 40)
+    monkeypatch.setattr(figures, "draw", lambda *_: [])  # which others test
+    few = {name: values[:2] for name, values in response_curves.CURVES.items()}
+    monkeypatch.setattr(response_curves, "CURVES", few)
 
 
 def test_program(quick, tmp_path, capsys):
@@ -323,7 +318,7 @@ def test_another_run_that_is_none(there, problem, tmp_path):
 
 def summary(model="capsnet", name="synthetic affNIST", **changes):
     curves = {key: {"values": list(values), "accuracy": [100 - abs(v) for v in values]}
-              for key, values in response.CURVES.items()}
+              for key, values in response_curves.CURVES.items()}
     return {"model": model, "routing": "dynamic" if model == "capsnet" else None,
             "test_error": 0.77, "affnist_error": 21.0, "affnist": name, "dataset": "mnist",
             "response_images": 1000, "response": curves} | changes
@@ -331,17 +326,17 @@ def summary(model="capsnet", name="synthetic affNIST", **changes):
 
 def test_picture_of_responses(tmp_path):
     both = {"a": summary(), "b": summary("cnn", "official affNIST", affnist_error=34.0)}
-    curves, ranges, title = response.of_summaries(both)
+    curves, ranges, title = response_curves.of_summaries(both)
     assert list(curves) == ["capsnet, dynamic: 99.23% translated, 79.00% synthetic affNIST",
                             "cnn: 99.23% translated, 66.00% official affNIST"]
     assert title == "mnist: accuracy under one transformation, 1,000 test digits"
     assert ranges["scale"] == (0.8, 1.2) and ranges["shift_x"] == (-6, 6)
-    drawing.responses(tmp_path / "r.png", curves, ranges, title)
+    plots.responses(tmp_path / "r.png", curves, ranges, title)
     assert matplotlib.image.imread(tmp_path / "r.png").shape[1] == 1050
     figure = _responses_figure(curves, ranges, title)
     rotation = figure.axes[1]
     assert rotation.get_xlabel() == "" and rotation.get_title(loc="left") == "rotation, degrees"
     np.testing.assert_array_equal(rotation.lines[0].get_ydata(),
                                   curves[list(curves)[0]]["rotation"]["accuracy"])
-    twice, *_ = response.of_summaries({"a": summary(), "b": summary()})
+    twice, *_ = response_curves.of_summaries({"a": summary(), "b": summary()})
     assert len(twice) == 2 and list(twice)[1].endswith(", b")

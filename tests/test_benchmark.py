@@ -11,9 +11,11 @@ import pytest
 from absl import flags
 
 from capsjax import functional, preset
-from experiments import benchmark, contestants, preparation, startup
-from experiments.drawing import speed
-from experiments.errors import UserError
+from experiments import benchmark
+from experiments.benchmarks import startup, throughput
+from experiments.config import UserError
+from experiments.plots.throughput import _throughput_figure as throughput_figure
+from experiments.training.setup import prepare
 from kernels import bench
 
 TINY = dataclasses.replace(benchmark.DEFAULTS, preset="tiny", cache_dir="none", num_devices=1,
@@ -25,7 +27,7 @@ ROW = {"network": "capsjax", "function": "training", "pixels": 28, "batch_size":
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(contestants, "LEAST", 0.01)
+    monkeypatch.setattr(throughput, "LEAST", 0.01)
     monkeypatch.setattr(bench, "SIDE", 64)
     seconds = {"cold": [2.0, 4.0], "warm": [1.0, 1.5]}
     monkeypatch.setattr(startup, "first_step_seconds", lambda config, repetitions: seconds)
@@ -42,15 +44,15 @@ def run(monkeypatch, *arguments):
 
 def small(batch_size, pixels=28, **changes):
     config = dataclasses.replace(TINY, batch_size=batch_size, **changes)
-    return preparation.prepare(config, contestants.random_images(config, pixels))
+    return prepare(config, throughput.random_images(config, pixels))
 
 
 @pytest.fixture
 def stubs(quick, monkeypatch):
     """Functions that do nothing, for tests of what is said about them."""
-    nothing = contestants.Contestant(lambda: 2, 3_000_000)
-    found = {("capsjax", name): nothing for name in contestants.FUNCTIONS}
-    monkeypatch.setattr(contestants, "ours", lambda setup: found)
+    nothing = throughput.Contestant(lambda: 2, 3_000_000)
+    found = {("capsjax", name): nothing for name in throughput.FUNCTIONS}
+    monkeypatch.setattr(throughput, "ours", lambda setup: found)
 
 
 def test_program(quick, monkeypatch, tmp_path, capsys):
@@ -58,8 +60,8 @@ def test_program(quick, monkeypatch, tmp_path, capsys):
     out, err = capsys.readouterr()
     result = json.loads(out)
     assert json.loads((tmp_path / "b.json").read_text()) == result
-    assert [row["function"] for row in result["rows"]] == list(contestants.FUNCTIONS)
-    flop = contestants.flops_per_image(preset("capsnet_tiny"))
+    assert [row["function"] for row in result["rows"]] == list(throughput.FUNCTIONS)
+    flop = throughput.flops_per_image(preset("capsnet_tiny"))
     parameters = 4 * functional.count_parameters(small(2).model.init(jax.random.key(0))) / 1e6
     for row in result["rows"]:
         rate = row["images_per_second"]
@@ -135,9 +137,9 @@ def test_image_sizes(quick):
 
 def test_share_of_limit(quick, monkeypatch):
     """Of images that take as long as their operations do at the rate of the matrix product."""
-    flop = contestants.flops_per_image(preset("capsnet_tiny"))
+    flop = throughput.flops_per_image(preset("capsnet_tiny"))
     rates = {("capsjax", "training"): [1e12 / flop], ("capsjax", "inference"): [1e12 / flop]}
-    monkeypatch.setattr(contestants, "in_turn", lambda found, repetitions: (rates, [1000.0]))
+    monkeypatch.setattr(throughput, "in_turn", lambda found, repetitions: (rates, [1000.0]))
     training, inference = benchmark.measure(TINY, {}, [28], [2], 1, torch=False)["rows"]
     assert training["share_of_limit"] == 1 and inference["share_of_limit"] == 0.333
 
@@ -149,7 +151,7 @@ def test_operations_are_counted():
                     class_pose=4, decoder=(5,))
     conv, primary, votes = 4 * 4 * 9 * 4, 2 * 9 * 4 * 2 * 1 * 1, 2 * 3 * 4 * 2
     assert config.input_capsules == 2
-    assert contestants.flops_per_image(config) == 6 * (
+    assert throughput.flops_per_image(config) == 6 * (
         conv + primary + votes + 12 * 5 + 5 * 36)
 
 
@@ -161,20 +163,20 @@ def test_uncountable_operations():
 
 
 def test_in_turn_counts_images(quick):
-    found = {name: contestants.Contestant(lambda n=n: n) for name, n in (("a", 3), ("b", 5))}
-    rates, products = contestants.in_turn(found, 2)
+    found = {name: throughput.Contestant(lambda n=n: n) for name, n in (("a", 3), ("b", 5))}
+    rates, products = throughput.in_turn(found, 2)
     assert rates.keys() == {"a", "b"} and len(products) == len(rates["a"]) == 2
     assert all(rate > 0 for rate in [*products, *rates["a"], *rates["b"]])
 
 
 def test_what_is_measured_is_training_and_the_scores(quick):
-    functions = contestants.ours(small(3))
+    functions = throughput.ours(small(3))
     for name, images in (("training", 30), ("inference", 30), ("one call", 3), ("training", 30)):
         assert functions["capsjax", name].run() == images  # the state of training is carried on
 
 
 def test_pmap_can_be_measured_too(quick):
-    assert contestants.ours(small(2, parallel="pmap"))["capsjax", "training"].run() == 20
+    assert throughput.ours(small(2, parallel="pmap"))["capsjax", "training"].run() == 20
 
 
 @pytest.mark.parametrize("sizes", [["0"], ["1", "x"], [""], ["-3"], ["2.5"], []])
@@ -192,7 +194,7 @@ def test_wrong_variants():
 def test_picture_shows_medians_and_ranges():
     other = ROW | {"batch_size": 2, "images_per_second": {"median": 7.0, "min": 6.0, "max": 7.5}}
     rows = [row | {"function": f} for row in (ROW, other) for f in ("training", "inference")]
-    page, *panels = speed._throughput_figure(rows).axes
+    page, *panels = throughput_figure(rows).axes
     for panel in panels[:2]:
         line, *_, (bars,) = panel.containers[0].lines
         np.testing.assert_array_equal(line.get_xydata(), [[2, 7.0], [4, 10.4]])
@@ -204,7 +206,7 @@ def test_picture_shows_medians_and_ranges():
 
 def test_picture_of_one_batch_size():
     rows = [ROW | {"network": name, "share_of_limit": None} for name in ("em", "vb", "self")]
-    page, training, inference, share, memory = speed._throughput_figure(rows).axes
+    page, training, inference, share, memory = throughput_figure(rows).axes
     dots = [line.get_xydata().tolist() for line in training.lines if len(line.get_xdata()) == 1]
     assert dots == [[[10.4, place]] for place in range(3)]
     assert not share.lines and not inference.lines and len(memory.lines) == 6
@@ -221,16 +223,16 @@ def test_table():
 @pytest.mark.skipif(importlib.util.find_spec("torch"), reason="PyTorch is installed")
 def test_without_torch():
     with pytest.raises(UserError, match="--compare=torch needs PyTorch"):
-        contestants.torch_capsnet()
+        throughput.torch_capsnet()
 
 
 def test_torch_computes_the_same():
     """Loss, scores and gradients from the same parameters."""
     torch = pytest.importorskip("torch")
-    peer = contestants.torch_capsnet()
+    peer = throughput.torch_capsnet()
     setup = small(4)
     params = setup.model.init(jax.random.key(0))
-    images, labels = contestants.unit(setup), setup.dataset.train_labels[:4]
+    images, labels = throughput.unit(setup), setup.dataset.train_labels[:4]
     model = peer.CapsNet(setup.model_config, jax.device_get(params))
     exact, gradient = jax.value_and_grad(
         lambda p: setup.loss(p, images, labels)[0].mean())(params)

@@ -11,16 +11,15 @@ from absl import flags
 
 from capsjax.routing import ROUTINGS
 from capsjax.train import RECIPES
-from experiments import settings
-from experiments.config import Config
-from experiments.errors import UserError
+from experiments.config import Config, UserError
+from experiments.config.flags import define_flags, parse_flags
 from experiments.mnist import DEFAULTS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def parse(*arguments):
-    return settings.parse(DEFAULTS, list(arguments))
+    return parse_flags(DEFAULTS, list(arguments))
 
 
 def program(*arguments):
@@ -30,7 +29,7 @@ def program(*arguments):
 
 def test_flags_are_the_fields():
     values = flags.FlagValues()
-    settings.define_flags(DEFAULTS, values)
+    define_flags(DEFAULTS, values)
     assert set(values) == {f.name for f in dataclasses.fields(Config)} - {"program"}
 
 

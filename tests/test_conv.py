@@ -12,7 +12,7 @@ import reference
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
-from capsjax import Conv, capsnet_loss, conv2d, create, from_module, preset, winograd
+from capsjax import Conv, capsnet_loss, conv2d, create_model, from_module, preset, winograd
 from capsjax.conv import IMPLEMENTATIONS, depthwise_conv2d
 
 # (B, H, W, C, k, stride, O)
@@ -389,7 +389,7 @@ def test_gradients_of_the_whole_loss(monkeypatch):
     for conv, routing in (("xla", "naive"), ("winograd", "stream"), ("im2col", "stream")):
         # Of the first convolution no gradient of the image is needed, but that of its kernel.
         monkeypatch.setattr("capsjax.conv._fastest", lambda *shapes, conv=conv: conv)
-        model = create(dataclasses.replace(config, routing_implementation=routing))
+        model = create_model(dataclasses.replace(config, routing_implementation=routing))
         params = model.init(jax.random.key(0))
         loss = capsnet_loss(model)
         found[conv] = jax.jit(jax.grad(lambda p, f=loss: f(p, images, labels)[0].mean()))(params)

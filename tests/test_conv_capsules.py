@@ -14,7 +14,14 @@ import reference
 import reference_routing as loops
 
 from capsjax import Capsules, ConvCapsules, RoutedCapsules, from_module
-from capsjax.routing import Children, field_index, field_softmax, make, over_field, run
+from capsjax.routing import (
+    InputCapsules,
+    field_index,
+    field_softmax,
+    make_routing,
+    over_field,
+    run_routing,
+)
 
 T, K, J, D, KERNEL = 2, 4, 3, 4, 2
 GRID = {1: (4, 3), 2: (4, 5)}  # stride: grid of the children
@@ -43,7 +50,7 @@ def compiled(function, *args):
 def layer(case, grid=None, implementation="auto"):
     sizes = (grid or GRID[case.stride], T, K, J, D, KERNEL, case.stride)
     options = {
-        "routing": make(case.routing, **case.options),
+        "routing": make_routing(case.routing, **case.options),
         "votes": case.votes,
         "gradient": case.gradient,
         "implementation": implementation,
@@ -184,7 +191,7 @@ def test_one_position_is_a_routed_layer(x64, routing):
     n = KERNEL * KERNEL * T
     alone = from_module(
         lambda rngs: RoutedCapsules(
-            n, K, J, D, routing=make(routing, iterations=2), dtype=jnp.float64, rngs=rngs
+            n, K, J, D, routing=make_routing(routing, iterations=2), dtype=jnp.float64, rngs=rngs
         )
     )
     params, x = example(model)
@@ -300,21 +307,21 @@ def test_over_field_is_for_softmax():
     index = field_index(GRID[1], T, KERNEL, 1)
     for name in ("leaky", "sigmoid", "sparsemax"):
         with pytest.raises(ValueError, match=f"'{name}' has no softmax"):
-            over_field(make(name), index)
+            over_field(make_routing(name), index)
 
 
 def test_positions_far_apart_do_not_compete(x64):
     """With as large a stride as the kernel, a field is every position for itself."""
     index = field_index(GRID[2], T, KERNEL, 2)
     rng = np.random.default_rng(0)
-    routing, params = make("em"), {"beta_u": rng.normal(size=J), "beta_a": rng.normal(size=J)}
+    routing, params = make_routing("em"), {"beta_u": rng.normal(size=J), "beta_a": rng.normal(size=J)}
     P, n = index.shape
     votes, pose = rng.normal(size=(P, n, J, D)), rng.normal(size=(P, n, K))
-    x = Children(votes, pose, rng.uniform(size=(P, n)))
+    x = InputCapsules(votes, pose, rng.uniform(size=(P, n)))
 
     def both(x):
-        apart = jax.vmap(lambda x: run(routing, params, x)[:3])(x)
-        return run(over_field(routing, index), params, x)[:3], apart
+        apart = jax.vmap(lambda x: run_routing(routing, params, x)[:3])(x)
+        return run_routing(over_field(routing, index), params, x)[:3], apart
 
     for a, b in zip(*compiled(both, x)(x), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10)
@@ -337,7 +344,7 @@ def test_votes_that_do_not_fit_are_refused():
 def test_first_parameters(x64):
     """Even couplings of votes for unit poses sum to vectors of length one, on average."""
     n, J, D = 9 * 8, 16, 16
-    case = make("uniform", squash="none")
+    case = make_routing("uniform", squash="none")
     model = from_module(lambda rngs: ConvCapsules((5, 5), 8, 8, J, D, 3, routing=case, rngs=rngs))
     key = jax.random.key(0, impl="rbg")  # compiles faster than threefry
     params = jax.jit(model.init)(key)

@@ -22,11 +22,11 @@ import sklearn.datasets
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import community, constants
 
-from experiments import data
-from experiments.errors import UserError
+from experiments.config import UserError
+from experiments.data import datasets
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-network_problem = data._network_problem
+network_problem = datasets._network_problem
 
 
 def png(image):
@@ -163,7 +163,7 @@ def offline(monkeypatch, tmp_path):
         raise OSError("no network in tests")
 
     monkeypatch.setattr(constants, "DATA_DIR", str(tmp_path / "tfds"))
-    monkeypatch.setattr(data, "_network_problem", lambda url: f"no network: {url}")
+    monkeypatch.setattr(datasets, "_network_problem", lambda url: f"no network: {url}")
     for owner, name in ((socket, "getaddrinfo"), (socket.socket, "connect"),
                         (community, "community_register")):
         monkeypatch.setattr(owner, name, refuse)
@@ -181,7 +181,7 @@ def no_download(monkeypatch):
 def error_of(*args, **kwargs):
     """The message, of one line, of the UserError that load raises."""
     with pytest.raises(UserError) as caught:
-        data.load(*args, **kwargs)
+        datasets.load(*args, **kwargs)
     message = str(caught.value)
     assert message and message == message.strip() and len(message.splitlines()) == 1
     return message
@@ -208,7 +208,7 @@ def run(program, *args):
 
 @pytest.mark.parametrize("builder", [TinyGrey, TinyColour])
 def test_reads_what_tfds_stores_in_its_order(builder, prepared, tmp_path, capsys):
-    dataset = data.load(
+    dataset = datasets.load(
         builder.name, data_dir=str(prepared), cache_dir=tmp_path, validation_fraction=0)
     assert dataset.name == builder.name
     assert dataset.source == f"tfds {builder.name} 1.2.3 from {prepared}"
@@ -235,14 +235,14 @@ def test_reads_what_tfds_stores_in_its_order(builder, prepared, tmp_path, capsys
 
 def test_data_dir_may_be_relative_to_home(prepared, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(prepared.parent))
-    dataset = data.load("tiny_grey", data_dir=f"~/{prepared.name}/", cache_dir="~/cache")
+    dataset = datasets.load("tiny_grey", data_dir=f"~/{prepared.name}/", cache_dir="~/cache")
     assert dataset.source.endswith(f" from {prepared}")
     assert (prepared.parent / "cache/datasets/tiny_grey.npz").exists()
 
 
 def test_reads_the_default_folder_of_tfds(prepared, tmp_path, monkeypatch, no_download):
     monkeypatch.setattr(constants, "DATA_DIR", str(prepared))
-    dataset = data.load("tiny_grey", cache_dir=tmp_path)
+    dataset = datasets.load("tiny_grey", cache_dir=tmp_path)
     assert dataset.source == f"tfds tiny_grey 1.2.3 from {prepared}"
 
 
@@ -262,10 +262,10 @@ def test_reads_a_version_and_a_data_set_without_its_code(prepared, tmp_path):
 
 
 def test_validation_split_of_tfds_is_the_test_set_where_there_is_no_other(prepared, tmp_path):
-    dataset = data.load("tiny_validation", data_dir=prepared, cache_dir=tmp_path)
+    dataset = datasets.load("tiny_validation", data_dir=prepared, cache_dir=tmp_path)
     expected = pixels("validation", 4, (5, 4, 1))
     assert {i.tobytes() for i in dataset.test_images} == {i.tobytes() for i in expected}
-    dataset = data.load("tiny_both", data_dir=prepared, cache_dir=tmp_path)
+    dataset = datasets.load("tiny_both", data_dir=prepared, cache_dir=tmp_path)
     expected = pixels("test", 4, (5, 4, 1))
     assert {i.tobytes() for i in dataset.test_images} == {i.tobytes() for i in expected}
 
@@ -284,11 +284,11 @@ def test_other_kinds_of_data_are_refused_before_a_download(name, tmp_path, no_do
 
 def test_tfrecord_files_are_read_without_tensorflow(prepared, tmp_path):
     copy(prepared / "tiny_grey" / "1.2.3", tmp_path / "tiny_copy" / "1.2.3", "tiny_copy")
-    arrays = data.load("tiny_copy", data_dir=tmp_path, cache_dir=tmp_path / "a")
+    arrays = datasets.load("tiny_copy", data_dir=tmp_path, cache_dir=tmp_path / "a")
     put_tfrecords(tmp_path / "tiny_copy")
     for path in tmp_path.rglob("*array_record*"):
         path.unlink()
-    assert_same(arrays, data.load("tiny_copy", data_dir=tmp_path, cache_dir=tmp_path / "b"))
+    assert_same(arrays, datasets.load("tiny_copy", data_dir=tmp_path, cache_dir=tmp_path / "b"))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="needs TensorFlow")
@@ -297,8 +297,8 @@ def test_tfrecord_files_hold_the_same_in_the_same_order(prepared, tmp_path):
     run("import sys; from tests import test_data as t; "
         "t.prepare(sys.argv[1], [t.TinyGrey], 'tfrecord')", tmp_path)
     assert list(tmp_path.rglob("*.tfrecord*")) and not list(tmp_path.rglob("*.array_record*"))
-    records = data.load("tiny_grey", data_dir=tmp_path, cache_dir=tmp_path / "a")
-    arrays = data.load("tiny_grey", data_dir=prepared, cache_dir=tmp_path / "b")
+    records = datasets.load("tiny_grey", data_dir=tmp_path, cache_dir=tmp_path / "a")
+    arrays = datasets.load("tiny_grey", data_dir=prepared, cache_dir=tmp_path / "b")
     assert_same(records, arrays._replace(source=records.source))
 
 
@@ -363,7 +363,7 @@ DAMAGES = {
 def test_damaged_prepared_data(damage, prepared, tmp_path):
     # Under a name without code, so that the files alone say what they hold.
     copy(prepared / "tiny_grey" / "1.2.3", tmp_path / "tiny_copy" / "1.2.3", "tiny_copy")
-    assert len(data.load("tiny_copy", data_dir=tmp_path, cache_dir=tmp_path / "a").test_labels) == 6
+    assert len(datasets.load("tiny_copy", data_dir=tmp_path, cache_dir=tmp_path / "a").test_labels) == 6
     DAMAGES[damage](tmp_path / "tiny_copy")
     message = error_of("tiny_copy", data_dir=tmp_path, cache_dir=tmp_path / "b")
     assert "tiny_copy" in message
@@ -401,7 +401,7 @@ def enlarged(small):
 
 
 def test_digits_are_scikit_learns_enlarged(tmp_path):
-    dataset = data.load("digits", cache_dir=tmp_path / "cache", validation_fraction=0)
+    dataset = datasets.load("digits", cache_dir=tmp_path / "cache", validation_fraction=0)
     assert dataset.name == "digits" and "scikit-learn" in dataset.source
     assert dataset.class_names == tuple("0123456789") and dataset.num_classes == 10
     assert dataset.image_shape == (28, 28, 1)
@@ -419,20 +419,20 @@ def test_digits_are_scikit_learns_enlarged(tmp_path):
     assert found == expected
     assert dataset.train_images.dtype == np.uint8 and dataset.train_labels.dtype == np.int32
     assert dataset.test_images.dtype == np.uint8 and dataset.test_labels.dtype == np.int32
-    again = data.load("digits", cache_dir=tmp_path / "cache", validation_fraction=0)
+    again = datasets.load("digits", cache_dir=tmp_path / "cache", validation_fraction=0)
     assert_same(again, dataset)
 
 
 def test_digits_are_computed_once(tmp_path, monkeypatch):
-    dataset = data.load("digits", cache_dir=tmp_path)
+    dataset = datasets.load("digits", cache_dir=tmp_path)
     monkeypatch.setattr(sklearn.datasets, "load_digits", None)
-    assert_same(data.load("digits", cache_dir=tmp_path), dataset)
+    assert_same(datasets.load("digits", cache_dir=tmp_path), dataset)
     with pytest.raises(TypeError):
-        data.load("digits", cache_dir=tmp_path / "other")
+        datasets.load("digits", cache_dir=tmp_path / "other")
 
 
 def test_digits_test_set_is_stratified_and_stays_the_same(tmp_path):
-    dataset = data.load("digits", cache_dir=tmp_path)
+    dataset = datasets.load("digits", cache_dir=tmp_path)
     every = np.bincount(sklearn.datasets.load_digits().target)
     tested = np.bincount(dataset.test_labels)
     assert np.abs(tested - every * 360 / 1797).max() < 1
@@ -446,11 +446,11 @@ def test_digits_test_set_is_stratified_and_stays_the_same(tmp_path):
 @pytest.mark.parametrize("fraction, held_out", [(0, 0), (0.05, 1), (0.26, 5), (0.95, 19)])
 def test_splits_are_disjoint_complete_and_the_same_for_all(fraction, held_out, prepared, tmp_path):
     kwargs = {"data_dir": prepared, "cache_dir": tmp_path}
-    whole = data.load("tiny_grey", validation_fraction=0, **kwargs)
+    whole = datasets.load("tiny_grey", validation_fraction=0, **kwargs)
     np.random.seed(1)
-    dataset = data.load("tiny_grey", validation_fraction=fraction, **kwargs)
+    dataset = datasets.load("tiny_grey", validation_fraction=fraction, **kwargs)
     np.random.seed(2)
-    assert_same(dataset, data.load("tiny_grey", validation_fraction=fraction, **kwargs))
+    assert_same(dataset, datasets.load("tiny_grey", validation_fraction=fraction, **kwargs))
     assert dataset.validation_images.shape == (held_out, 5, 4, 1)
     assert dataset.validation_images.dtype == np.uint8
     assert dataset.validation_labels.shape == (held_out,)
@@ -477,7 +477,7 @@ def test_validation_examples_never_change():
         "test_images": np.zeros((1, 1, 1, 1), np.uint8), "test_labels": np.zeros(1, np.int32),
         "class_names": np.array(["a"]), "source": np.array("s"),
     }
-    chosen = data._split("n", arrays, 0.05).validation_labels
+    chosen = datasets._split("n", arrays, 0.05).validation_labels
     assert len(chosen) == 3000
     assert chosen[:8].tolist() == [24, 41, 58, 99, 101, 127, 153, 155]
     assert int(chosen.sum()) == 91023990
@@ -500,7 +500,7 @@ BLOCKED = """if True:
 
 
 def test_cache_equals_its_source_and_needs_no_tfds(prepared, tmp_path):
-    first = data.load("tiny_grey", data_dir=prepared, cache_dir=tmp_path)
+    first = datasets.load("tiny_grey", data_dir=prepared, cache_dir=tmp_path)
     assert [p.name for p in tmp_path.rglob("*")] == ["datasets", "tiny_grey.npz"]
     out, err = run(BLOCKED + """
     import hashlib
@@ -514,21 +514,21 @@ def test_cache_equals_its_source_and_needs_no_tfds(prepared, tmp_path):
     assert one == other and not err
     digest = hashlib.sha256(b"".join(a.tobytes() for a in first[2:8])).hexdigest()
     assert one == f"{first.name} {first.source} {first.class_names} {digest}"
-    assert_same(first, data.load("tiny_grey", cache_dir=tmp_path))
+    assert_same(first, datasets.load("tiny_grey", cache_dir=tmp_path))
 
 
 def test_cache_of_another_folder_is_read_anew(prepared, tmp_path, capsys):
     other = tmp_path / "other"
     shutil.copytree(prepared / "tiny_grey", other / "tiny_grey")
     cache = tmp_path / "cache"
-    first = data.load("tiny_grey", data_dir=prepared, cache_dir=cache)
-    second = data.load("tiny_grey", data_dir=other, cache_dir=cache)
+    first = datasets.load("tiny_grey", data_dir=prepared, cache_dir=cache)
+    second = datasets.load("tiny_grey", data_dir=other, cache_dir=cache)
     assert second.source == f"tfds tiny_grey 1.2.3 from {other}"
     assert_same(first, second._replace(source=first.source))
     assert capsys.readouterr().err.count("reading") == 2
     # Whatever it holds serves those who name no folder, and those who name this one.
-    assert data.load("tiny_grey", cache_dir=cache).source == second.source
-    assert data.load("tiny_grey", data_dir=other, cache_dir=cache).source == second.source
+    assert datasets.load("tiny_grey", cache_dir=cache).source == second.source
+    assert datasets.load("tiny_grey", data_dir=other, cache_dir=cache).source == second.source
     assert not capsys.readouterr().err
 
 
@@ -597,7 +597,7 @@ def assert_corrupt(path, folder):
 def test_intact_cache_is_used(tmp_path):
     write_cache(tmp_path)
     for name in ("mnist", "auto"):
-        dataset = data.load(name, cache_dir=tmp_path, validation_fraction=0)
+        dataset = datasets.load(name, cache_dir=tmp_path, validation_fraction=0)
         assert dataset.name == "mnist" and dataset.source == "tfds mnist 3.0.1 from /d"
         np.testing.assert_array_equal(dataset.train_images, GOOD["train_images"])
 
@@ -635,17 +635,17 @@ def test_cache_runs_no_code(tmp_path):
 def test_every_flipped_byte_is_noticed_or_harmless(tmp_path):
     """Nothing but the intact arrays is ever returned."""
     path = write_cache(tmp_path)
-    raw, intact = path.read_bytes(), data.load("mnist", cache_dir=tmp_path)
+    raw, intact = path.read_bytes(), datasets.load("mnist", cache_dir=tmp_path)
     for place in range(0, len(raw), 37):
         path.write_bytes(raw[:place] + bytes([raw[place] ^ 0x55]) + raw[place + 1:])
         with contextlib.suppress(UserError):
-            assert_same(intact, data.load("mnist", cache_dir=tmp_path))
+            assert_same(intact, datasets.load("mnist", cache_dir=tmp_path))
 
 
 def test_cache_folder_that_cannot_be_written(prepared, tmp_path, capsys):
     file = tmp_path / "file"
     file.write_text("in the way")
-    dataset = data.load("tiny_grey", data_dir=prepared, cache_dir=file)
+    dataset = datasets.load("tiny_grey", data_dir=prepared, cache_dir=file)
     assert len(dataset.test_images) == 6
     line = capsys.readouterr().err.splitlines()[-1]
     assert "without a cache" in line and str(file) in line
@@ -666,7 +666,7 @@ def test_interrupted_writing_leaves_the_old_cache(raised, prepared, tmp_path, mo
             before = write_cache(tmp_path / cache, "tiny_grey").read_bytes()
             monkeypatch.setattr(np, "savez", savez)
         with pytest.raises(KeyboardInterrupt) if stops else contextlib.nullcontext():
-            data.load("tiny_grey", data_dir=prepared, cache_dir=tmp_path / cache)
+            datasets.load("tiny_grey", data_dir=prepared, cache_dir=tmp_path / cache)
         assert stops or "No space left" in capsys.readouterr().err
     assert not list((tmp_path / "new" / "datasets").iterdir())
     path, = (tmp_path / "old" / "datasets").iterdir()
@@ -679,7 +679,7 @@ def test_interrupted_reading_leaves_no_cache(prepared, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tfds.features.FeaturesDict, "deserialize_example_np", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        data.load("tiny_grey", data_dir=prepared, cache_dir=tmp_path)
+        datasets.load("tiny_grey", data_dir=prepared, cache_dir=tmp_path)
     assert not list(tmp_path.rglob("*.npz"))
 
 
@@ -691,8 +691,8 @@ def test_offline_is_an_error_for_a_name_and_digits_for_auto(tmp_path, capsys, no
     assert message.startswith(f"mnist is not prepared in {tmp_path / 'tfds'}, and no network: ")
     assert "--data_dir" in message and "--dataset=digits" in message
     assert not capsys.readouterr().err
-    dataset = data.load("auto", cache_dir=tmp_path)
-    assert_same(dataset, data.load("digits", cache_dir=tmp_path))
+    dataset = datasets.load("auto", cache_dir=tmp_path)
+    assert_same(dataset, datasets.load("digits", cache_dir=tmp_path))
     warning, = capsys.readouterr().err.splitlines()
     assert warning.startswith("WARNING: ") and "digits instead of MNIST" in warning
     assert message in warning
@@ -703,9 +703,9 @@ def test_auto_takes_prepared_mnist(prepared, tmp_path, monkeypatch):
     """Given or in the default folder."""
     folder = copy(prepared / "tiny_mnist" / "1.2.3", tmp_path / "mnist" / "3.0.1", "mnist")
     edit_info(folder, lambda text: text.replace("1.2.3", "3.0.1"))
-    given = data.load("auto", data_dir=tmp_path, cache_dir=tmp_path / "a")
+    given = datasets.load("auto", data_dir=tmp_path, cache_dir=tmp_path / "a")
     monkeypatch.setattr(constants, "DATA_DIR", str(tmp_path))
-    default = data.load("auto", cache_dir=tmp_path / "b")
+    default = datasets.load("auto", cache_dir=tmp_path / "b")
     assert_same(given, default)
     assert given.name == "mnist" and given.image_shape == (28, 28, 1)
     assert given.source == f"tfds mnist 3.0.1 from {tmp_path}"
@@ -714,7 +714,7 @@ def test_auto_takes_prepared_mnist(prepared, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["mnist", "auto", "tiny_grey"])
 def test_given_folder_without_the_data_set(name, prepared, tmp_path, no_download, monkeypatch):
     """Not even prepared elsewhere, and not even with a network."""
-    monkeypatch.setattr(data, "_network_problem", lambda url: "")
+    monkeypatch.setattr(datasets, "_network_problem", lambda url: "")
     monkeypatch.setattr(constants, "DATA_DIR", str(prepared))
     (tmp_path / "some" / "mnist_old").mkdir(parents=True)
     message = error_of(name, data_dir=tmp_path / "some", cache_dir=tmp_path / "cache")
@@ -728,14 +728,14 @@ def test_given_folder_without_the_data_set(name, prepared, tmp_path, no_download
 
 def test_prepares_in_the_default_folder(tmp_path, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(data, "_network_problem", lambda url: asked.append(url) or "")
-    dataset = data.load("tiny_fetched", cache_dir=tmp_path)
+    monkeypatch.setattr(datasets, "_network_problem", lambda url: asked.append(url) or "")
+    dataset = datasets.load("tiny_fetched", cache_dir=tmp_path)
     assert asked == ["https://a.invalid/x"]
     assert dataset.source == f"tfds tiny_fetched 1.2.3 from {tmp_path / 'tfds'}"
     assert list((tmp_path / "tfds").rglob("*array_record*"))
     out, err = capsys.readouterr()
     assert not out and "preparing tiny_fetched" in err
-    data.load("tiny_fetched", cache_dir=tmp_path / "new")
+    datasets.load("tiny_fetched", cache_dir=tmp_path / "new")
     assert len(asked) == 1
 
 
@@ -751,14 +751,14 @@ def test_failed_download(tmp_path):
 
 @pytest.mark.parametrize("module", ["tensorflow", "importlib_resources"])
 def test_packages_that_a_download_needs(module, tmp_path, monkeypatch, capsys, no_download):
-    monkeypatch.setattr(data, "_network_problem", lambda url: "")
+    monkeypatch.setattr(datasets, "_network_problem", lambda url: "")
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == module else find_spec(name))
     for name in ("tiny_fetched", "tiny_grey", "mnist"):
         message = error_of(name, cache_dir=tmp_path)
         assert name in message and "pip install tensorflow-cpu importlib_resources" in message
-    assert data.load("auto", cache_dir=tmp_path).name == "digits"
+    assert datasets.load("auto", cache_dir=tmp_path).name == "digits"
     assert "pip install tensorflow-cpu" in capsys.readouterr().err
 
 
@@ -767,11 +767,11 @@ def test_without_tfds(prepared, tmp_path, monkeypatch, capsys):
     for data_dir in (None, prepared):
         message = error_of("cifar10", data_dir=data_dir, cache_dir=tmp_path)
         assert "cifar10" in message and "pip install -U tensorflow-datasets" in message
-    assert data.load("auto", cache_dir=tmp_path).name == "digits"
+    assert datasets.load("auto", cache_dir=tmp_path).name == "digits"
     assert "pip install -U tensorflow-datasets" in capsys.readouterr().err
-    assert data.load("digits", cache_dir=tmp_path).name == "digits"
+    assert datasets.load("digits", cache_dir=tmp_path).name == "digits"
     write_cache(tmp_path)
-    assert data.load("auto", cache_dir=tmp_path).name == "mnist"
+    assert datasets.load("auto", cache_dir=tmp_path).name == "mnist"
     assert not capsys.readouterr().err
 
 

@@ -6,12 +6,12 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from experiments import data_efficiency, settings
-from experiments.config import Config
+from experiments import data_efficiency
+from experiments.config import Config, UserError
+from experiments.config.flags import parse_flags
 from experiments.data_efficiency import Flags
-from experiments.drawing.robustness import _data_efficiency_figure
-from experiments.errors import UserError
-from experiments.studies import STUDIES
+from experiments.plots.response_curves import _data_efficiency_figure
+from experiments.sweeps.studies import STUDIES
 
 
 def rows():
@@ -77,7 +77,7 @@ def test_networks_are_told_apart_by_model_and_preset(tmp_path, monkeypatch):
 def test_a_study_trains_all_alike(name, steps, counts):
     """As many steps for all, and no evaluation after each of the epochs of a few examples."""
     study = STUDIES[name]
-    made = [settings.parse(Config(), [f"--{n}={v}" for n, v in row.items()])
+    made = [parse_flags(Config(), [f"--{n}={v}" for n, v in row.items()])
             for row in study.rows.values()]
     assert {(c.steps, c.log_every) for c in made} == {(steps, 100)} and len(study.seeds) == 3
     assert len({c.batch_size for c in made}) == 1

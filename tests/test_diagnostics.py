@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import reference
 
-from capsjax.routing import make, route
+from capsjax.routing import make_routing, route
 from capsjax.routing.base import Sizes, Trace
 from capsjax.routing.diagnostics import Diagnostics, coupling_entropy, diagnose, vote_agreement
 
@@ -101,7 +101,7 @@ def test_of_random_numbers(x64, shape):
 def test_of_routing(x64, name):
     B, sizes, rng = 3, Sizes(I=6, J=4, D=4, K=3), np.random.default_rng(1)
     I, J, D, K = sizes
-    routing = make(name, iterations=3)
+    routing = make_routing(name, iterations=3)
     u, W = rng.normal(size=(B, I, K)), 0.5 * rng.normal(size=(I, J, D, K))
     params = routing.init_params(jax.random.key(0), sizes)
     params = {key: np.asarray(value, np.float64) for key, value in params.items()}
@@ -179,7 +179,7 @@ def test_routing_that_ignores_its_input_does_not_spread_over_examples():
     u, W = rng.normal(size=(5, 6, 4)), rng.normal(size=(6, 3, 2, 4))  # B=5, I=6, K=4, J=3, D=2
     spread = {}
     for name in ("uniform", "dynamic"):
-        routed = jax.jit(functools.partial(route, make(name), {}, trace=True))
+        routed = jax.jit(functools.partial(route, make_routing(name), {}, trace=True))
         spread[name] = measure(routed(np.float32(u), np.float32(W)).aux).spread_over_examples
     assert spread["uniform"] < 1e-6 < 1e-2 < spread["dynamic"]
 

@@ -13,14 +13,14 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from experiments import drawing
-from experiments.drawing import (
+from experiments import plots
+from experiments.plots import (
     ReconstructionColumn,
-    curves,
-    decoder,
     page,
-    recognised,
+    predictions,
+    reconstructions,
     routing,
+    training_curves,
 )
 
 DIGITS = list("0123456789")
@@ -143,7 +143,7 @@ HISTORIES = {
 @pytest.mark.parametrize("name", HISTORIES)
 def test_training_curves_of_any_run(name, tmp_path):
     path = tmp_path / "new" / "folder" / "curves.png"
-    assert drawing.training_curves(path, HISTORIES[name]) is None
+    assert plots.training_curves(path, HISTORIES[name]) is None
     picture = pixels(path)
     assert picture.shape[1] == 1050 and 400 < picture.shape[0] < 500
     assert (picture < 200).any(axis=-1).sum() > 1000
@@ -152,14 +152,14 @@ def test_training_curves_of_any_run(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["run", "one row", "all zero", "flat", "wide"])
 def test_training_curves_are_legible(name):
-    assert_legible(curves._training_curves_figure(HISTORIES[name], "A title: " + name))
+    assert_legible(training_curves._training_curves_figure(HISTORIES[name], "A title: " + name))
 
 
 @pytest.mark.parametrize("low, high", [
     (1e-3, 3.9e-3), (0.21, 0.9), (0.011, 0.099), (3.0, 900.0), (1e-4, 2.0), (1e-9, 1.0),
     (0.0, 0.7), (0.0, 0.11), (2.29, 2.31), (1e-7, 1e7)])
 def test_any_range_of_losses_has_a_legible_scale(low, high):
-    figure = curves._training_curves_figure([training(1, high), training(100, low)])
+    figure = training_curves._training_curves_figure([training(1, high), training(100, low)])
     assert_legible(figure)
     axes = figure.axes[1]
     bottom, top = axes.get_ylim()
@@ -168,7 +168,7 @@ def test_any_range_of_losses_has_a_legible_scale(low, high):
 
 
 def test_training_curves_draw_the_rows():
-    left, right = curves._training_curves_figure(run()).axes[1:]
+    left, right = training_curves._training_curves_figure(run()).axes[1:]
     rows = run()
     assert list(lines(left)) == ["total", "margin", "reconstruction"]
     for label, key in (("total", "loss"), ("margin", "margin_loss"),
@@ -185,13 +185,13 @@ def test_training_curves_draw_the_rows():
 
 
 def test_a_model_without_parts_has_one_loss():
-    figure = curves._training_curves_figure([training(1), training(2)])
+    figure = training_curves._training_curves_figure([training(1), training(2)])
     assert list(lines(figure.axes[1])) == ["total"]
 
 
 def test_losses_are_on_a_log_scale_and_zeros_are_shown():
     def heights(losses):
-        axes = curves._training_curves_figure(
+        axes = training_curves._training_curves_figure(
             [training(k, loss) for k, loss in enumerate(losses, 1)]).axes[1]
         return axes.transAxes.inverted().transform(
             axes.transData.transform([(0.01, loss) for loss in losses]))[:, 1]
@@ -204,7 +204,7 @@ def test_losses_are_on_a_log_scale_and_zeros_are_shown():
 
 def test_validation_points_are_marked_and_the_last_finite_one_is_written():
     rows = [validation(100, 4.0), validation(200, 1.25), validation(300, NAN)]
-    right = curves._training_curves_figure(rows).axes[2]
+    right = training_curves._training_curves_figure(rows).axes[2]
     (line,) = right.lines
     assert line.get_marker() == "o" and line.get_markevery() == 1
     (text,) = right.texts
@@ -214,19 +214,19 @@ def test_validation_points_are_marked_and_the_last_finite_one_is_written():
 def test_values_that_are_not_finite_are_left_out():
     rows = [training(1, 1.0), training(2, NAN), training(3, INF), training(4, None),
             training(5, 3.0)]
-    left = curves._training_curves_figure(rows).axes[1]
+    left = training_curves._training_curves_figure(rows).axes[1]
     np.testing.assert_allclose(lines(left)["total"], [(0.01, 1.0), (0.05, 3.0)])
 
 
 def test_the_last_row_of_a_step_counts():
     rows = [training(1, 1.0), training(2, 2.0), training(3, 3.0), training(2, 20.0)]
-    left = curves._training_curves_figure(rows).axes[1]
+    left = training_curves._training_curves_figure(rows).axes[1]
     assert lines(left)["total"][:, 1].tolist() == [1.0, 20.0, 3.0]
 
 
 def test_thousands_of_rows_are_averaged_but_validation_is_not():
     rows = run(steps=40_000, evaluate=200)
-    left, right = curves._training_curves_figure(rows).axes[1:]
+    left, right = training_curves._training_curves_figure(rows).axes[1:]
     losses = [row["loss"] for row in rows if "loss" in row]
     drawn = lines(left)["total"][:, 1]
     assert len(losses) == 4000 and len(drawn) == 150
@@ -240,7 +240,7 @@ def test_thousands_of_rows_are_averaged_but_validation_is_not():
     (0, 5, ["smallNORB car"] * 10), (6, 2, [str(k) for k in range(90, 100)]),
     (2, 1, ["$x^2$"] * 10), (3, 2, ["a class with a name of some length"] * 10)])
 def test_reconstructions_are_legible(right, wrong, names):
-    figure = decoder._reconstructions_figure(columns(right, wrong), names, "Reconstructions")
+    figure = reconstructions._reconstructions_figure(columns(right, wrong), names, "Reconstructions")
     assert_legible(figure)
     assert len(figure.axes[0].images) == 2 * (right + 2 * wrong)
     written = [extent for _, extent in texts(figure)]
@@ -251,13 +251,13 @@ def test_reconstructions_are_legible(right, wrong, names):
 
 
 def test_headings_are_label_prediction_target():
-    triples = [text for text in words(decoder._reconstructions_figure(columns(3, 2), DIGITS))
+    triples = [text for text in words(reconstructions._reconstructions_figure(columns(3, 2), DIGITS))
                if text[:1].isdigit()]
     assert triples == ["0 0 0", "1 1 1", "2 2 2", "3 4 3", "3 4 4", "4 5 4", "4 5 5"]
 
 
 def test_long_names_are_stacked():
-    found = words(decoder._reconstructions_figure(columns(0, 1), CLOTHES))
+    found = words(reconstructions._reconstructions_figure(columns(0, 1), CLOTHES))
     assert "T-shirt/top\nTrouser\nT-shirt/top" in found
     assert "T-shirt/top\nTrouser\nTrouser" in found
     assert "label l\nprediction p\ntarget r" in found
@@ -265,7 +265,7 @@ def test_long_names_are_stacked():
 
 @pytest.mark.parametrize("names", [DIGITS, CLOTHES])
 def test_rows_letters_and_groups_are_explained(names):
-    found = words(decoder._reconstructions_figure(columns(2, 1), names))
+    found = words(reconstructions._reconstructions_figure(columns(2, 1), names))
     assert {"input", "reconstruction", "correct", "wrong"} <= set(found)
     (key,) = [text for text in found if text.startswith("l: label")]
     assert "p: prediction" in key and "r: target" in key
@@ -273,7 +273,7 @@ def test_rows_letters_and_groups_are_explained(names):
 
 def test_wrong_columns_come_last_apart_red_and_bold():
     shuffled = columns(2, 2)[::-1]
-    figure = decoder._reconstructions_figure(shuffled, DIGITS)
+    figure = reconstructions._reconstructions_figure(shuffled, DIGITS)
     headings = [text for text in figure.axes[0].texts if text.get_text()[:1].isdigit()]
     wrong = [text.get_text()[0] != text.get_text()[2] for text in headings]
     assert wrong == [False] * 2 + [True] * 4
@@ -288,7 +288,7 @@ def test_wrong_columns_come_last_apart_red_and_bold():
 @pytest.mark.parametrize("names", [DIGITS, CLOTHES])
 @pytest.mark.parametrize("wrong", [4, 7, 10])
 def test_wrapping_parts_neither_a_pair_nor_loses_order(wrong, names):
-    figure = decoder._reconstructions_figure(columns(7, wrong), names)
+    figure = reconstructions._reconstructions_figure(columns(7, wrong), names)
     images = [image.get_extent() for image in figure.axes[0].images]
     tops = [extent[3] for extent in images[::2]]
     assert len(set(tops)) > 1
@@ -302,7 +302,7 @@ def test_every_image_is_in_the_picture_input_above_reconstruction(tmp_path):
     red = np.float32([1, 0, 0])  # no letter or frame mixes with an image to pure red
     given = [column._replace(image=column.image * red, reconstruction=column.reconstruction * red)
              for column in columns(3, 3, range(15, 250, 13), shape=(28, 28, 3))]
-    drawing.reconstructions(path, given, DIGITS)
+    plots.reconstructions(path, given, DIGITS)
     picture, before = pixels(path), -1
     for column in given:
         above, below = (box(picture, np.round(255 * part[0, 0]))
@@ -314,8 +314,8 @@ def test_every_image_is_in_the_picture_input_above_reconstruction(tmp_path):
 
 def test_black_and_white_are_fixed_and_white_has_an_edge(tmp_path):
     path = tmp_path / "r.png"
-    drawing.reconstructions(path, columns(2, 0, [0, 255, 128, 128]), DIGITS)
-    image, figure = pixels(path), decoder._reconstructions_figure(columns(2, 0), DIGITS)
+    plots.reconstructions(path, columns(2, 0, [0, 255, 128, 128]), DIGITS)
+    image, figure = pixels(path), reconstructions._reconstructions_figure(columns(2, 0), DIGITS)
     black, white = [figure.axes[0].images[k].get_window_extent() for k in (0, 1)]
     means = []
     for extent in (black, white):
@@ -330,22 +330,22 @@ def test_colours_are_kept(tmp_path):
     red, blue = np.zeros((2, 32, 32, 3))
     red[..., 0], blue[..., 2] = 1.0, 1.0
     path = tmp_path / "rgb.png"
-    drawing.reconstructions(path, [ReconstructionColumn(red, blue, 0, 0, 0)], DIGITS)
+    plots.reconstructions(path, [ReconstructionColumn(red, blue, 0, 0, 0)], DIGITS)
     assert box(pixels(path), (255, 0, 0))[1] < box(pixels(path), (0, 0, 255))[0]
 
 
 def test_images_may_be_tall_or_hold_nan(tmp_path):
     tall = np.full((40, 20, 1), NAN, np.float32)
     path = tmp_path / "tall.png"
-    drawing.reconstructions(path, [ReconstructionColumn(tall, tall + 1, 0, 1, 0)], DIGITS)
-    figure = decoder._reconstructions_figure([ReconstructionColumn(tall, tall, 0, 1, 0)], DIGITS)
+    plots.reconstructions(path, [ReconstructionColumn(tall, tall + 1, 0, 1, 0)], DIGITS)
+    figure = reconstructions._reconstructions_figure([ReconstructionColumn(tall, tall, 0, 1, 0)], DIGITS)
     extent = figure.axes[0].images[0].get_window_extent()
     assert extent.height == pytest.approx(2 * extent.width)
     assert (pixels(path) == 0).all(axis=-1).sum() > 1.9 * extent.width * extent.height
 
 
 def test_a_name_too_long_for_a_column_is_cut():
-    found = words(decoder._reconstructions_figure(columns(1, 0), ["x" * 40]))
+    found = words(reconstructions._reconstructions_figure(columns(1, 0), ["x" * 40]))
     assert "\n".join(["x" * 17 + "…"] * 3) in found
 
 
@@ -363,7 +363,7 @@ def test_perturbations_are_a_grid_of_dimensions_and_values(dims, values, channel
     grid = np.empty((dims, values, 4), int)
     for part, levels in ((slice(0, 2), np.arange(dims)[:, None]), (slice(2, 4), np.arange(values))):
         levels = np.broadcast_to(10 + levels * 11, (dims, values))
-        drawing.perturbations(path, tiles(levels, channels), changes, title="Digit 5")
+        plots.perturbations(path, tiles(levels, channels), changes, title="Digit 5")
         picture = pixels(path)
         places = {level: box(picture, level)[part] for level in set(levels.flat)}
         grid[..., part] = [[places[level] for level in row] for row in levels]
@@ -379,7 +379,7 @@ def test_perturbations_are_a_grid_of_dimensions_and_values(dims, values, channel
 @pytest.mark.parametrize("dims, values", [(16, 11), (8, 3), (1, 1), (3, 21)])
 def test_perturbations_are_legible(dims, values):
     changes = np.linspace(-0.25, 0.25, values)
-    figure = decoder._perturbations_figure(np.ones((dims, values, 8, 8)), changes, title="Digit 5")
+    figure = reconstructions._perturbations_figure(np.ones((dims, values, 8, 8)), changes, title="Digit 5")
     assert_legible(figure)
     assert [text for text in words(figure) if text.startswith("dim")] == [
         f"dim {k}" for k in range(dims)]
@@ -387,7 +387,7 @@ def test_perturbations_are_legible(dims, values):
 
 def test_values_head_the_columns_and_zero_is_marked():
     images = np.ones((2, 11, 8, 8))
-    figure = decoder._perturbations_figure(images, np.arange(-0.25, 0.26, 0.05), dims=[3, 14])
+    figure = reconstructions._perturbations_figure(images, np.arange(-0.25, 0.26, 0.05), dims=[3, 14])
     axes = figure.axes[0]
     heads = [text for text in axes.texts if text.get_text()[:1] in tuple("+0" + MINUS)]
     assert [text.get_text() for text in heads] == [
@@ -403,7 +403,7 @@ def test_values_head_the_columns_and_zero_is_marked():
 
 
 def test_without_a_zero_nothing_is_marked():
-    figure = decoder._perturbations_figure(np.ones((2, 2, 8, 8)), [0.125, 0.25])
+    figure = reconstructions._perturbations_figure(np.ones((2, 2, 8, 8)), [0.125, 0.25])
     assert not figure.axes[0].lines
     assert {"+0.125", "+0.250"} <= set(words(figure))
 
@@ -412,17 +412,17 @@ def test_without_a_zero_nothing_is_marked():
     ([0.0, 0.1], None), ([-0.1, 0.0, 0.1], [1]), ([-0.1, 0.0, 0.1], [1, 2, 3])])
 def test_lengths_must_agree(arguments, tmp_path):
     with pytest.raises(ValueError):
-        drawing.perturbations(tmp_path / "p.png", np.ones((2, 3, 8, 8)), *arguments)
+        plots.perturbations(tmp_path / "p.png", np.ones((2, 3, 8, 8)), *arguments)
     assert not os.listdir(tmp_path)
 
 
 def test_integer_images_are_refused(tmp_path):
     images = np.zeros((2, 3, 8, 8), np.uint8)
     with pytest.raises(ValueError, match=r"floats in 0\.\.1, not uint8"):
-        drawing.perturbations(tmp_path / "p.png", images, [-0.1, 0.0, 0.1])
+        plots.perturbations(tmp_path / "p.png", images, [-0.1, 0.0, 0.1])
     with pytest.raises(ValueError, match="uint8"):
         one = ReconstructionColumn(images[0, 0, ..., None], images[0, 0, ..., None], 0, 0, 0)
-        drawing.reconstructions(tmp_path / "r.png", [one], DIGITS)
+        plots.reconstructions(tmp_path / "r.png", [one], DIGITS)
     assert not os.listdir(tmp_path)
 
 
@@ -495,15 +495,15 @@ def test_numbers_that_are_not_finite_do_not_matter(passes, tmp_path):
     for value in (NAN, INF):
         entropy, change, activity = (x + value for x in layer(passes, 4))
         arguments = entropy, change, activity, "abcd"
-        drawing.routing_diagnostics(tmp_path / "d.png", *arguments)
+        plots.routing_diagnostics(tmp_path / "d.png", *arguments)
         assert_legible(routing._routing_diagnostics_figure(*arguments))
         for grid in (None, (2, 2, 3)):
             coupling = np.full((12, 4), value)
-            drawing.coupling_matrix(tmp_path / "m.png", coupling, "abcd", grid=grid)
+            plots.coupling_matrix(tmp_path / "m.png", coupling, "abcd", grid=grid)
             coupling[::2] = 0.25
-            drawing.coupling_matrix(tmp_path / "m.png", coupling, "abcd", grid=grid)
+            plots.coupling_matrix(tmp_path / "m.png", coupling, "abcd", grid=grid)
         rows = [dict(step=k, epoch=k, logit_change=[value] * (passes - 1)) for k in range(3)]
-        drawing.logit_changes(tmp_path / "l.png", rows)
+        plots.logit_changes(tmp_path / "l.png", rows)
     assert sorted(os.listdir(tmp_path)) == ["d.png", "l.png", "m.png"]
 
 
@@ -524,7 +524,7 @@ def test_coupling_matrices_are_legible(parents, names, grid):
 def test_children_go_down_and_parents_across(tmp_path):
     path, coupling = tmp_path / "m.png", np.full((4, 3), 1 / 3)
     coupling[2], coupling[3] = (0, 0, 1), (1, 0, 0)
-    drawing.coupling_matrix(path, coupling, "abc")
+    plots.coupling_matrix(path, coupling, "abc")
     figure = routing._coupling_matrix_figure(coupling, "abc")
     picture, blue = pixels(path), (0, 0x72, 0xB2)
     extent = figure.axes[0].images[0].get_window_extent()
@@ -548,7 +548,7 @@ def test_no_coupling_is_lost_among_many_children(tmp_path):
     for child in (5, 100, 577, 578, 1150):  # at the very edge is the frame
         coupling[:, 4] = 0.1
         coupling[child, 4] = 1.0
-        drawing.coupling_matrix(path, coupling, DIGITS)
+        plots.coupling_matrix(path, coupling, DIGITS)
         picture = pixels(path)[100:]  # below the scale
         pale = picture[..., 2] - picture[..., 0]
         assert pale.max() > 45
@@ -599,10 +599,10 @@ def test_maps_of_a_grid_are_means_over_types():
                                          ("abcd", (2, 3, 3))])
 def test_names_and_grid_must_fit(names, grid, tmp_path):
     with pytest.raises(ValueError):
-        drawing.coupling_matrix(tmp_path / "m.png", np.ones((12, 4)), names, grid=grid)
+        plots.coupling_matrix(tmp_path / "m.png", np.ones((12, 4)), names, grid=grid)
     if grid is None:
         with pytest.raises(ValueError):
-            drawing.routing_diagnostics(tmp_path / "d.png", [1.0], [], np.ones(4), names)
+            plots.routing_diagnostics(tmp_path / "d.png", [1.0], [], np.ones(4), names)
     assert not os.listdir(tmp_path)
 
 
@@ -616,7 +616,7 @@ def routed(epochs, passes, ratio=3.0):
 @pytest.mark.parametrize("passes", [1, 2, 3, 7, 12])
 @pytest.mark.parametrize("epochs", [1, 5, 500])
 def test_logit_changes_are_legible(passes, epochs):
-    figure = curves._logit_changes_figure(run() + routed(epochs, passes), "A title")
+    figure = training_curves._logit_changes_figure(run() + routed(epochs, passes), "A title")
     assert_legible(figure)
     assert len(figure.axes[1].lines) == passes - 1
     assert ("no changes recorded" in words(figure)) == (passes == 1)
@@ -624,7 +624,7 @@ def test_logit_changes_are_legible(passes, epochs):
 
 def test_logit_changes_draw_each_pass_from_the_second_on():
     rows = routed(6, 4)
-    axes = curves._logit_changes_figure(run() + rows).axes[1]
+    axes = training_curves._logit_changes_figure(run() + rows).axes[1]
     assert list(lines(axes)) == ["pass 2", "3", "4"]
     for k, drawn in enumerate(lines(axes).values()):
         expected = [(row["epoch"], row["logit_change"][k]) for row in rows]
@@ -635,7 +635,7 @@ def test_logit_changes_draw_each_pass_from_the_second_on():
 
 @pytest.mark.parametrize("ratio", [1.3, 3.0])
 def test_logit_changes_are_on_a_log_scale_however_near(ratio):
-    axes = curves._logit_changes_figure(routed(2, 3, ratio)).axes[1]
+    axes = training_curves._logit_changes_figure(routed(2, 3, ratio)).axes[1]
     heights = axes.transData.transform([(1, ratio ** -n) for n in range(3)])[:, 1]
     a, b = -np.diff(heights)
     assert a == pytest.approx(b, rel=0.01) and a > 0
@@ -645,18 +645,18 @@ def test_logit_changes_of_odd_rows():
     rows = [*routed(3, 3), dict(epoch=4.0, logit_change=[0.5]), dict(step=500, logit_change=[1.0]),
             dict(step=600, epoch=None, logit_change=[1.0, 1.0]), validation(700, 1.0),
             dict(step=800, epoch=8.0, logit_change=None), dict(epoch=9.0, logit_change=[NAN, None])]
-    axes = curves._logit_changes_figure(rows).axes[1]
+    axes = training_curves._logit_changes_figure(rows).axes[1]
     assert [len(drawn) for drawn in lines(axes).values()] == [4, 3]
     for empty in ([], run(), routed(5, 1), [dict(step=1, epoch=1.0, logit_change=[NAN])]):
-        assert "no changes recorded" in words(curves._logit_changes_figure(empty))
+        assert "no changes recorded" in words(training_curves._logit_changes_figure(empty))
 
 
 def test_pictures_of_routing_are_saved(tmp_path):
     path = tmp_path / "new" / "d.png"
-    for function, *arguments in [(drawing.routing_diagnostics, *layer(3, 10), DIGITS),
-                                 (drawing.coupling_matrix, np.eye(10), DIGITS),
-                                 (drawing.coupling_matrix, np.eye(10), DIGITS, "", (5, 1, 2)),
-                                 (drawing.logit_changes, routed(3, 3))]:
+    for function, *arguments in [(plots.routing_diagnostics, *layer(3, 10), DIGITS),
+                                 (plots.coupling_matrix, np.eye(10), DIGITS),
+                                 (plots.coupling_matrix, np.eye(10), DIGITS, "", (5, 1, 2)),
+                                 (plots.logit_changes, routed(3, 3))]:
         assert function(path, *arguments) is None
         assert os.listdir(path.parent) == ["d.png"]
         assert pixels(path).shape[1] == 1050 and (pixels(path) < 200).any(axis=-1).sum() > 1000
@@ -666,7 +666,7 @@ def test_pictures_of_routing_are_saved(tmp_path):
 @pytest.mark.parametrize("names", [["r=1", "r=3"], ["x" * 200], [f"seed={k}" for k in range(9)]])
 def test_losses_of_several_runs_are_legible_and_drawn(names):
     histories = {name: run(steps=100 * k) for k, name in enumerate(names, 1)}
-    figure = curves._losses_figure(histories, "A title")
+    figure = training_curves._losses_figure(histories, "A title")
     assert_legible(figure)
     drawn = figure.axes[1].lines
     for line, rows in zip(drawn, histories.values(), strict=True):
@@ -678,16 +678,16 @@ def test_losses_of_several_runs_are_legible_and_drawn(names):
 
 
 def test_losses_of_runs_without_any():
-    figure = curves._losses_figure({"a": [], "b": [dict(step=1, loss=1.0, epoch=None)]})
+    figure = training_curves._losses_figure({"a": [], "b": [dict(step=1, loss=1.0, epoch=None)]})
     assert [text for text in words(figure) if text] == ["a: no losses", "b: no losses"]
 
 
 def test_predictions_are_legible_and_show_all_three_images():
     grey, color = np.full((9, 30, 1), 0.5), np.full((40, 20, 3), 0.5)
-    examples = [recognised.Example(grey, grey, grey, "a" * 90, "3 0.812, then 8 0.101", True),
-                recognised.Example(color, grey, None, "b.png", "none: 3 0.2, then 8 0.1", False),
-                recognised.Example(grey, color, color, "c.png", "truck 0.9, then car 0.1", True)]
-    figure = recognised._predictions_figure(examples, "A title")
+    examples = [predictions.Example(grey, grey, grey, "a" * 90, "3 0.812, then 8 0.101", True),
+                predictions.Example(color, grey, None, "b.png", "none: 3 0.2, then 8 0.1", False),
+                predictions.Example(grey, color, color, "c.png", "truck 0.9, then car 0.1", True)]
+    figure = predictions._predictions_figure(examples, "A title")
     assert_legible(figure)
     assert len(figure.axes[0].images) == 8
     for image in figure.axes[0].images:
@@ -699,7 +699,7 @@ def test_predictions_are_legible_and_show_all_three_images():
 
 
 def test_effects_stand_below_their_dimensions():
-    figure = decoder._perturbations_figure(
+    figure = reconstructions._perturbations_figure(
         np.ones((2, 3, 8, 8)), [-0.1, 0.0, 0.1], [7, 2], "", [0.02, 0.001])
     assert_legible(figure)
     places = {text.get_text(): text.get_position()[1] for text in figure.axes[0].texts}
@@ -709,10 +709,10 @@ def test_effects_stand_below_their_dimensions():
 def test_titles_are_shown_wrapped_and_plain():
     title = "Costs $5 and $6, " + "with words " * 20
     grid = np.ones((2, 3, 8, 8)), [-0.1, 0.0, 0.1]
-    for figure in (curves._training_curves_figure(run(), title),
-                   decoder._reconstructions_figure(columns(1, 0), DIGITS, title),
-                   decoder._perturbations_figure(*grid, None, title),
-                   curves._logit_changes_figure(routed(3, 3), title),
+    for figure in (training_curves._training_curves_figure(run(), title),
+                   reconstructions._reconstructions_figure(columns(1, 0), DIGITS, title),
+                   reconstructions._perturbations_figure(*grid, None, title),
+                   training_curves._logit_changes_figure(routed(3, 3), title),
                    routing._routing_diagnostics_figure(*layer(3, 10), DIGITS, title),
                    routing._coupling_matrix_figure(np.ones((8, 2)), "ab", title),
                    routing._coupling_matrix_figure(np.ones((8, 2)), "ab", title, (2, 2, 2))):
@@ -723,7 +723,7 @@ def test_titles_are_shown_wrapped_and_plain():
 
 def test_a_failure_leaves_the_old_picture_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "curves.png"
-    drawing.training_curves(path, run())
+    plots.training_curves(path, run())
     old = path.read_bytes()
 
     def fail(self, name, **kwargs):
@@ -733,7 +733,7 @@ def test_a_failure_leaves_the_old_picture_and_nothing_else(tmp_path, monkeypatch
 
     monkeypatch.setattr(Figure, "savefig", fail)
     with pytest.raises(OSError, match="disk full"):
-        drawing.training_curves(path, [])
+        plots.training_curves(path, [])
     assert path.read_bytes() == old
     assert os.listdir(tmp_path) == ["curves.png"]
 
@@ -742,7 +742,7 @@ def test_a_picture_is_replaced_and_paths_may_be_strings(tmp_path):
     path = tmp_path / "curves.png"
     path.write_bytes(b"old")
     with open(path, "rb") as reader:
-        drawing.training_curves(str(path), run())
+        plots.training_curves(str(path), run())
         assert reader.read() == b"old", "the old file must not change under its readers"
     assert pixels(path).shape[1] == 1050
     assert os.listdir(tmp_path) == ["curves.png"]
@@ -750,17 +750,17 @@ def test_a_picture_is_replaced_and_paths_may_be_strings(tmp_path):
 
 def test_a_pdf_is_named_as_one(tmp_path):
     for name, start in (("a.pdf", b"%PDF-"), ("a.png", b"\x89PNG")):
-        drawing.training_curves(tmp_path / name, run())
+        plots.training_curves(tmp_path / name, run())
         assert (tmp_path / name).read_bytes().startswith(start)
     with pytest.raises(ValueError, match="xyz"):
-        drawing.training_curves(tmp_path / "a.xyz", run())
+        plots.training_curves(tmp_path / "a.xyz", run())
     assert sorted(os.listdir(tmp_path)) == ["a.pdf", "a.png"]
 
 
 def test_threads_draw_what_one_thread_draws(tmp_path):
-    jobs = [(drawing.training_curves, run(200)), (drawing.training_curves, run(400)),
-            (drawing.reconstructions, columns(1, 0), CLOTHES),
-            (drawing.reconstructions, columns(0, 1), CLOTHES)]
+    jobs = [(plots.training_curves, run(200)), (plots.training_curves, run(400)),
+            (plots.reconstructions, columns(1, 0), CLOTHES),
+            (plots.reconstructions, columns(0, 1), CLOTHES)]
 
     def draw(folder, number):
         function, *arguments = jobs[number]
@@ -789,7 +789,7 @@ drawing.coupling_matrix("m.png", np.ones((3, 2)), "ab")
 assert "matplotlib.pyplot" not in sys.modules and "jax" not in sys.modules
 """
     environment = {**os.environ, "MPLBACKEND": "TkAgg",
-                   "PYTHONPATH": str(Path(drawing.__file__).parents[2])}
+                   "PYTHONPATH": str(Path(plots.__file__).parents[2])}
     environment.pop("DISPLAY", None)
     subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=tmp_path,
                    env=environment, check=True)

@@ -11,13 +11,15 @@ import pytest
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
-from experiments import drawing, equivariance, following, loop, pictures, poses, runs
-from experiments.affine import Affine, warp
-from experiments.config import Config
-from experiments.drawing.equivariance import _pose_paths_figure, _probes_figure
+from experiments import equivariance, plots
+from experiments.analysis import equivariance_metrics, feature_paths, saved_run
+from experiments.analysis.equivariance_metrics import Examples
+from experiments.config import Config, UserError
+from experiments.data.affine import Affine, warp
 from experiments.equivariance import Flags
-from experiments.errors import UserError
-from experiments.poses import Examples
+from experiments.plots.equivariance import _pose_paths_figure, _probes_figure
+from experiments.tasks import figures
+from experiments.training import loop
 
 RNG = np.random.default_rng(0)
 X = np.linspace(-30, 30, 13)  # degrees
@@ -30,26 +32,26 @@ def linear_paths(images=40, dims=5):
 
 
 def test_a_linear_path_is_explained_and_noise_is_not():
-    np.testing.assert_allclose(poses.explained(linear_paths(), X, 1), 1, atol=1e-12)
-    noise = poses.explained(RNG.normal(size=(20000, 13, 4)), X, 1)
+    np.testing.assert_allclose(equivariance_metrics.explained(linear_paths(), X, 1), 1, atol=1e-12)
+    noise = equivariance_metrics.explained(RNG.normal(size=(20000, 13, 4)), X, 1)
     assert abs(noise.mean()) < 4 * noise.std() / np.sqrt(20000) < 0.003
-    noise = poses.explained(RNG.normal(size=(20000, 13, 4)), X, 2)
+    noise = equivariance_metrics.explained(RNG.normal(size=(20000, 13, 4)), X, 2)
     assert abs(noise.mean()) < 4 * noise.std() / np.sqrt(20000) < 0.003
 
 
 def test_curves_need_the_second_degree():
     paths = linear_paths() + RNG.normal(size=(40, 1, 5)) * X[:, None] ** 2 / 900
-    np.testing.assert_allclose(poses.explained(paths, X, 2), 1, atol=1e-12)
-    assert poses.explained(paths, X, 1).max() < 0.999
+    np.testing.assert_allclose(equivariance_metrics.explained(paths, X, 2), 1, atol=1e-12)
+    assert equivariance_metrics.explained(paths, X, 1).max() < 0.999
     # A parabola about the middle has no linear part: 1 - (T - 1) / (T - 2).
     parabola = np.square(X)[None, :, None]
-    np.testing.assert_allclose(poses.explained(parabola, X, 1), 1 - 12 / 11)
+    np.testing.assert_allclose(equivariance_metrics.explained(parabola, X, 1), 1 - 12 / 11)
 
 
 def test_explained_is_what_least_squares_says():
     paths, x = RNG.normal(size=(3, 7, 2)), np.sort(RNG.uniform(size=7))
     for degree in (1, 2):
-        for path, got in zip(paths, poses.explained(paths, x, degree), strict=True):
+        for path, got in zip(paths, equivariance_metrics.explained(paths, x, degree), strict=True):
             fits = [np.polyval(np.polyfit(x, y, degree), x) for y in path.T]
             left = sum(np.square(y - fit).sum() for y, fit in zip(path.T, fits, strict=True))
             total = sum(np.square(y - y.mean()).sum() for y in path.T)
@@ -58,15 +60,15 @@ def test_explained_is_what_least_squares_says():
 
 def test_a_path_that_stands_still_is_not_a_number():
     paths = np.concatenate([np.ones((1, 13, 3)), linear_paths(1, 3)])
-    assert np.isnan(poses.explained(paths, X, 1)).tolist() == [True, False]
+    assert np.isnan(equivariance_metrics.explained(paths, X, 1)).tolist() == [True, False]
 
 
 def test_shares_are_those_of_the_slopes():
     paths = RNG.normal(size=(50, 1, 3)) + np.array([0.0, 3.0, 4.0]) * X[:, None]
-    np.testing.assert_allclose(poses.shares(paths), [0, 9 / 25, 16 / 25], atol=1e-12)
-    assert poses.participating(np.full(16, 1 / 16)) == pytest.approx(16)
-    assert poses.participating(np.eye(16)[3]) == 1
-    assert not poses.shares(np.ones((2, 3, 4))).any()
+    np.testing.assert_allclose(equivariance_metrics.shares(paths), [0, 9 / 25, 16 / 25], atol=1e-12)
+    assert equivariance_metrics.participating(np.full(16, 1 / 16)) == pytest.approx(16)
+    assert equivariance_metrics.participating(np.eye(16)[3]) == 1
+    assert not equivariance_metrics.shares(np.ones((2, 3, 4))).any()
 
 
 def test_length_changes_alone_and_direction_changes_alone():
@@ -74,13 +76,13 @@ def test_length_changes_alone_and_direction_changes_alone():
     labels = np.repeat([0, 1], 50)
     first = RNG.normal(size=(100, 2)) + 5 * labels[:, None]
     stretched = first[:, None] * np.exp(X / 60)[:, None]
-    change = poses.change(stretched, START, labels)
+    change = equivariance_metrics.change(stretched, START, labels)
     assert change.direction.max() < 1e-12 and change.length[START] == 0
     assert np.all(np.delete(change.length, START) > 0)
     angle = np.arctan2(*first.T[::-1])[:, None] + np.radians(X)
     norm = np.linalg.norm(first, axis=1)
     turned = norm[:, None, None] * np.stack([np.cos(angle), np.sin(angle)], axis=2)
-    change = poses.change(turned, START, labels)
+    change = equivariance_metrics.change(turned, START, labels)
     assert change.length.max() < 1e-7
     # The chord of the angle, in the unit of the class: between two images of one of them.
     unit = [u / np.linalg.norm(u) for u in first]
@@ -94,20 +96,20 @@ def test_length_changes_alone_and_direction_changes_alone():
 def test_another_image_of_the_class_is_one_unit_away():
     labels = np.repeat(np.arange(10), 2000)
     paths = RNG.normal(size=(20000, 3, 4)) + 3 * labels[:, None, None]
-    change = poses.change(paths, 0, labels)
+    change = equivariance_metrics.change(paths, 0, labels)
     np.testing.assert_allclose(change.length, [0, 1, 1], atol=0.02)
     np.testing.assert_allclose(change.direction, [0, 1, 1], atol=0.02)
 
 
 def test_dead_features_have_no_direction():
-    change = poses.change(np.zeros((4, 3, 2)), 0, np.zeros(4))
+    change = equivariance_metrics.change(np.zeros((4, 3, 2)), 0, np.zeros(4))
     assert not change.length.any() and not change.direction.any()
 
 
 @pytest.mark.parametrize("penalty", [1e-5, 0.1, 10.0])
 def test_ridge_is_that_of_scikit_learn(penalty):
     x, y = RNG.normal(size=(60, 7)) + 2, RNG.normal(size=60) - 3
-    w, b = poses.ridge(x, y, penalty)
+    w, b = equivariance_metrics.ridge(x, y, penalty)
     theirs = Ridge(alpha=60 * penalty).fit(x, y)
     np.testing.assert_allclose(w, theirs.coef_, atol=1e-10)
     assert b == pytest.approx(theirs.intercept_)
@@ -122,27 +124,27 @@ def examples(n, noise=0.0, dims=6):
 
 
 def test_probes_find_a_linear_target_in_each_class():
-    found = poses.probe(examples(300), examples(200))
+    found = equivariance_metrics.probe(examples(300), examples(200))
     assert found.pooled == pytest.approx(1, abs=1e-6)
     assert sorted(found.per_class) == [0, 1, 2] and min(found.per_class.values()) > 1 - 1e-6
 
 
 def test_probes_find_nothing_in_noise():
     train, test = (examples(n)._replace(features=RNG.normal(size=(n, 6))) for n in (3000, 3000))
-    assert abs(poses.probe(train, test).pooled) < 0.02
+    assert abs(equivariance_metrics.probe(train, test).pooled) < 0.02
 
 
 def test_probes_are_scored_as_scikit_learn_does():
     train, test = examples(300, 20.0), examples(200, 20.0)
-    found = poses.probe(train, test)
+    found = equivariance_metrics.probe(train, test)
     left = total = 0
     for label, got in found.per_class.items():
-        fit, held = (poses._of_class(part, label) for part in (train, test))
+        fit, held = (equivariance_metrics._of_class(part, label) for part in (train, test))
         mean, scale = fit.features.mean(0), np.sqrt(fit.features.var(0).mean())
         x, z = (fit.features - mean) / scale, (held.features - mean) / scale
         few = len(x) * 4 // 5
         model = min((Ridge(alpha=p * few).fit(x[:few], fit.target[:few])
-                     for p in poses.PENALTIES),
+                     for p in equivariance_metrics.PENALTIES),
                     key=lambda m: np.square(m.predict(x[few:]) - fit.target[few:]).sum())
         model.set_params(alpha=model.alpha / few * len(x)).fit(x, fit.target)
         assert got == pytest.approx(r2_score(held.target, model.predict(z)))
@@ -155,9 +157,9 @@ def test_a_feature_that_is_hardly_ever_alive_does_no_harm():
     train, test = examples(300, 5.0), examples(200, 5.0)
     for part in (train, test):
         part.features[:, 5] = 0
-    well = poses.probe(train, test).pooled
+    well = equivariance_metrics.probe(train, test).pooled
     train.features[0, 5], test.features[::7, 5] = 0.01, 1.0
-    assert poses.probe(train, test).pooled == pytest.approx(well, abs=0.01)
+    assert equivariance_metrics.probe(train, test).pooled == pytest.approx(well, abs=0.01)
 
 
 def test_principal_components_keep_what_varies_most():
@@ -167,16 +169,16 @@ def test_principal_components_keep_what_varies_most():
         features[:, 0 if strong else 19] = target * (10 if strong else 0.1)
         return Examples(features, target, np.zeros(n, int))
 
-    assert poses.probe(made(500, True), made(500, True), 4).pooled > 0.99
-    assert abs(poses.probe(made(500, False), made(500, False), 4).pooled) < 0.05
-    assert poses.probe(made(500, False), made(500, False)).pooled > 0.99
+    assert equivariance_metrics.probe(made(500, True), made(500, True), 4).pooled > 0.99
+    assert abs(equivariance_metrics.probe(made(500, False), made(500, False), 4).pooled) < 0.05
+    assert equivariance_metrics.probe(made(500, False), made(500, False)).pooled > 0.99
 
 
 def test_classes_with_too_few_examples_are_left_out():
     train, test = examples(300), examples(200)
     few = Examples(*(v[train.labels != 1] for v in train))
-    assert sorted(poses.probe(few, test).per_class) == [0, 2]
-    assert np.isnan(poses.probe(Examples(*(v[:5] for v in train)), test).pooled)
+    assert sorted(equivariance_metrics.probe(few, test).per_class) == [0, 2]
+    assert np.isnan(equivariance_metrics.probe(Examples(*(v[:5] for v in train)), test).pooled)
 
 
 def test_thickness_of_a_bar_and_of_a_disc():
@@ -184,16 +186,16 @@ def test_thickness_of_a_bar_and_of_a_disc():
     bar[0, 20:420, 8:12] = 1  # 400 long, 4 wide: 2 * 1600 / 808, but for its corners
     bar[1, 20:420, 8:15] = 0.3  # of any brightness
     want = [2 * 1600 / 808, 2 * 2800 / 814]
-    np.testing.assert_allclose(poses.thickness(bar), want, rtol=2e-3)
+    np.testing.assert_allclose(equivariance_metrics.thickness(bar), want, rtol=2e-3)
     y, x = np.mgrid[-40:41, -40:41]
     for radius in (5, 12.5):
         # Thresholds are circles of radii r, within 2 of this one: 2 E(pi r^2) / E(2 pi r).
         disc = np.clip((radius + 2 - np.hypot(x, y)) / 4, 0, 1)[None, ..., None]
         want = radius + 4**2 / 12 / radius
-        assert poses.thickness(disc)[0] == pytest.approx(want, rel=0.02)
-    assert poses.thickness(np.zeros((1, 5, 5, 1), np.uint8)).tolist() == [0]
+        assert equivariance_metrics.thickness(disc)[0] == pytest.approx(want, rel=0.02)
+    assert equivariance_metrics.thickness(np.zeros((1, 5, 5, 1), np.uint8)).tolist() == [0]
     np.testing.assert_allclose(
-        poses.thickness((255 * bar).astype(np.uint8)), poses.thickness(bar), rtol=0.01)
+        equivariance_metrics.thickness((255 * bar).astype(np.uint8)), equivariance_metrics.thickness(bar), rtol=0.01)
 
 
 # Networks
@@ -216,29 +218,29 @@ def some(n):
 
 def test_a_network_that_knows_and_one_that_does_not():
     train, test = some(600), some(300)
-    amounts = np.linspace(-3, 3, following.STEPS)
-    paths = following.follow(knowing, *test, "shift_x", amounts)
+    amounts = np.linspace(-3, 3, feature_paths.STEPS)
+    paths = feature_paths.follow(knowing, *test, "shift_x", amounts)
     assert paths.shape == (300, 13, 6)
-    found = following.of_paths(paths, amounts, test[1])
+    found = feature_paths.of_paths(paths, amounts, test[1])
     assert found["linear"] == found["quadratic"] == 1 and found["still"] == 0
     assert found["dimensions"] == 1 and found["shares"][2][0] == [3, 1.0]
     assert found["direction_changes"][6] == 0 and found["amounts"][0] == -3
-    found = following.probe_all(knowing, train, test)
+    found = feature_paths.probe_all(knowing, train, test)
     assert list(found) == ["probes"]
     scores = {name: probe["pooled"] for name, probe in found["probes"].items()}
     assert min(v for k, v in scores.items() if k != "thickness") > 0.999
-    assert abs(scores["thickness"]) < 0.1 and set(scores) == {*following.AMOUNTS, "thickness"}
-    found = following.probe_all(noise, train, test)
+    assert abs(scores["thickness"]) < 0.1 and set(scores) == {*feature_paths.AMOUNTS, "thickness"}
+    found = feature_paths.probe_all(noise, train, test)
     assert list(found) == ["probes", "probes_of_components"]
     for probes in found.values():
         assert max(abs(probe["pooled"]) for probe in probes.values()) < 0.15
-    found = following.of_paths(following.follow(noise, *test, "shear", X), X, test[1])
+    found = feature_paths.of_paths(feature_paths.follow(noise, *test, "shear", X), X, test[1])
     assert abs(found["linear"]) < 0.03 and found["direction"] == pytest.approx(0.96, abs=0.05)
     assert found["dimensions"] == pytest.approx(20, abs=0.2)  # 12 of 13 are a step away
 
 
 def test_what_stands_still_has_no_linearity():
-    found = following.of_paths(np.ones((4, 13, 2)), X, np.zeros(4, int))
+    found = feature_paths.of_paths(np.ones((4, 13, 2)), X, np.zeros(4, int))
     assert found["linear"] is found["quadratic"] is None and found["still"] == 1
 
 
@@ -246,16 +248,16 @@ def test_typical_path_is_in_standard_deviations():
     start = np.array([[0.0, 5, 1, 1], [2, 5, 1, 1]])  # deviations 1, 0, 0 and 0: 1/2 of all
     steps = np.array([3.0, 1, 0, 0])
     paths = start[:, None] + steps * X[:, None]
-    np.testing.assert_allclose(following.typical(paths), 2 * steps * X[:, None], atol=1e-12)
-    assert not following.typical(np.ones((2, 13, 4)) + X[:, None]).any(), "all images alike"
+    np.testing.assert_allclose(feature_paths.typical(paths), 2 * steps * X[:, None], atol=1e-12)
+    assert not feature_paths.typical(np.ones((2, 13, 4)) + X[:, None]).any(), "all images alike"
 
 
 def test_transformations_of_amounts():
-    t = following.transformations("scale", np.log([0.8, 1.25]))
+    t = feature_paths.transformations("scale", np.log([0.8, 1.25]))
     np.testing.assert_allclose(t.scale_x, [0.8, 1.25], rtol=1e-6)
     np.testing.assert_array_equal(t.scale_x, t.scale_y)
     assert t.rotation.tolist() == [0, 0]
-    t = following.transformations("shift_y", np.array([1.0, -2.0]))
+    t = feature_paths.transformations("shift_y", np.array([1.0, -2.0]))
     assert t.shift_y.tolist() == [1, -2] and t.scale_x.tolist() == [1, 1]
 
 
@@ -265,22 +267,22 @@ def cnn_run(tmp_path_factory):
     config = Config(dataset="digits", preset="tiny", model="cnn", steps=2, batch_size=16,
                     num_devices=1, cache_dir="none", accelerator="cpu", workdir=str(folder))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "draw", lambda *_: [])
+        patch.setattr(figures, "draw", lambda *_: [])
         loop.run(config)
     return folder
 
 
 def test_features_are_the_poses_of_the_labels(tiny_run, cnn_run, monkeypatch):
     """Of 130 images in three calls, the last batch filled; of a CNN what the last layer sees."""
-    monkeypatch.setattr(following, "BATCH", 32)
-    monkeypatch.setattr(following, "BATCHES", 2)
+    monkeypatch.setattr(feature_paths, "BATCH", 32)
+    monkeypatch.setattr(feature_paths, "BATCHES", 2)
     for folder in (tiny_run, cnn_run):
-        opened = runs.open_run(str(folder), accelerator="cpu", examples=True)
+        opened = saved_run.open_run(str(folder), accelerator="cpu", examples=True)
         setup, params = opened.setup, opened.params
         images, labels = (a[:130] for a in (setup.dataset.test_images, setup.dataset.test_labels))
         turns = np.linspace(-20, 20, 130).astype(np.float32)
-        t = following.transformations("rotation", turns)
-        got = following.make_features(setup, params)(images, labels, t)
+        t = feature_paths.transformations("rotation", turns)
+        got = feature_paths.make_features(setup, params)(images, labels, t)
         pixels = jnp.asarray(images[126:], jnp.float32) / 255
         turned = jax.jit(jax.vmap(lambda p, a: warp(p, Affine(rotation=a))))
         prediction = jax.jit(setup.model.apply)(params, turned(pixels, jnp.asarray(turns[126:])))
@@ -295,7 +297,7 @@ def test_features_are_the_poses_of_the_labels(tiny_run, cnn_run, monkeypatch):
 
 
 def test_program(tiny_run, cnn_run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(following, "STEPS", 5)
+    monkeypatch.setattr(feature_paths, "STEPS", 5)
     monkeypatch.setattr(equivariance, "STEPS", 5)
     flags = Flags(run=str(tiny_run), compare=str(cnn_run), images=60, train_images=150,
                   output=str(tmp_path / "new" / "e"), accelerator="cpu", cache_dir="none")
@@ -306,7 +308,7 @@ def test_program(tiny_run, cnn_run, tmp_path, capsys, monkeypatch):
     assert (capsnet["features"], cnn["features"]) == (16, 32)
     assert "probes_of_components" in cnn and "probes_of_components" not in capsnet
     for network in found["networks"]:
-        assert set(network["paths"]) == set(following.AMOUNTS)
+        assert set(network["paths"]) == set(feature_paths.AMOUNTS)
         assert (network["images"], network["train_images"]) == (60, 150)
         assert all(-1 < path["linear"] <= 1 for path in network["paths"].values())
     text = (tmp_path / "new" / "e.md").read_text()
@@ -347,7 +349,7 @@ def test_what_the_user_can_mend(tiny_run, tmp_path):
 def test_pictures(tmp_path):
     x = np.linspace(-3, 3, 13)
     changes = x[:, None] * np.array([0.1, -2, 0, 1, 0.5])
-    paths = {name: (x, changes) for name in following.AMOUNTS}
+    paths = {name: (x, changes) for name in feature_paths.AMOUNTS}
     figure = _pose_paths_figure({"one": paths, "another": paths}, "title")
     assert len(figure.axes) == 11
     coloured = [line for line in figure.axes[1].lines if line.get_linewidth() > 1]
@@ -356,5 +358,5 @@ def test_pictures(tmp_path):
     axes = _probes_figure(bars, "title").axes[1]
     assert [bar.get_height() for bar in axes.patches] == [0.5, 0, 1, 0.2]
     assert [t.get_text() for t in axes.texts] == ["0.50", "-3.00", "1.00", "0.20"]
-    drawing.pose_paths(tmp_path / "paths.pdf", {"one": paths})
+    plots.pose_paths(tmp_path / "paths.pdf", {"one": paths})
     assert (tmp_path / "paths.pdf").read_bytes()[:4] == b"%PDF"

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from experiments import executors, ledger
-from experiments.errors import UserError
+from experiments.config import UserError
+from experiments.sweeps import executors, ledger
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SUMMARY = {"wall_seconds": 2.0, "together": 1}
@@ -123,7 +123,7 @@ def test_a_worker_ends_with_its_parent(tmp_path):
                  "--cache_dir=none", "--epochs=100", f"--workdir={tmp_path / 'run'}"]
     job = json.dumps({"program": "mnist", "runs": [arguments]})
     worker = subprocess.Popen(
-        [sys.executable, "-m", "experiments.worker"], cwd=ROOT, stdin=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "experiments.sweeps.worker"], cwd=ROOT, stdin=subprocess.PIPE, text=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     worker.stdin.write(job + "\n")
     worker.stdin.flush()

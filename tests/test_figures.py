@@ -8,9 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import drawing, figures, io, pictures, probe, runs
-from experiments.errors import UserError
+from experiments import figures, plots
+from experiments.analysis import saved_run
+from experiments.config import UserError
 from experiments.figures import Flags
+from experiments.tasks import figures as run_figures
+from experiments.tasks import routing_diagnostics
+from experiments.training.metrics import read_rows
 
 ALL = ["couplings", "logit_changes", "perturbations", "reconstructions", "routing",
        "training_curves"]
@@ -18,7 +22,7 @@ ALL = ["couplings", "logit_changes", "perturbations", "reconstructions", "routin
 
 @pytest.fixture(scope="module")
 def opened(tiny_run):
-    return runs.open_run(tiny_run, accelerator="cpu", examples=True)
+    return saved_run.open_run(tiny_run, accelerator="cpu", examples=True)
 
 
 def decoded(opened, pose, label):
@@ -35,12 +39,12 @@ def decoded(opened, pose, label):
 
 def test_dimensions_come_in_the_order_of_their_effect(opened):
     """Drawn again by a decoder in NumPy, float64, one capsule at a time."""
-    changed = pictures.perturbed(opened.setup, opened.params, 5, 3)
-    (pose,) = pictures.encode(opened.setup, opened.params, np.array([5])).pose
+    changed = run_figures.perturbed(opened.setup, opened.params, 5, 3)
+    (pose,) = run_figures.encode(opened.setup, opened.params, np.array([5])).pose
     before = decoded(opened, np.float64(pose[3]), 3)
     effects = np.zeros(16)
     for dim in range(16):
-        for change in pictures.CHANGES[pictures.CHANGES != 0]:
+        for change in run_figures.CHANGES[run_figures.CHANGES != 0]:
             after = np.float64(pose[3])
             after[dim] += change
             effects[dim] += np.mean((decoded(opened, after, 3) - before) ** 2) / 10
@@ -58,10 +62,10 @@ def test_dimensions_come_in_the_order_of_their_effect(opened):
 def test_columns_are_right_ones_and_then_wrong_ones_twice(opened):
     labels = opened.setup.dataset.test_labels
     _, _, activation, pose = (np.concatenate(parts) for parts in zip(*(
-        pictures.encode(opened.setup, opened.params, np.arange(n, n + 16)) for n in (0, 16, 32))))
+        run_figures.encode(opened.setup, opened.params, np.arange(n, n + 16)) for n in (0, 16, 32))))
     correct = np.argmax(activation, axis=1) == labels[:48]
     right, wrong = np.flatnonzero(correct)[:8], np.flatnonzero(~correct)[:4]
-    columns = pictures.reconstruction_columns(opened.setup, opened.params, correct)
+    columns = run_figures.reconstruction_columns(opened.setup, opened.params, correct)
     rows = np.concatenate([right, np.repeat(wrong, 2)])
     assert [column.label for column in columns] == labels[rows].tolist()
     targets = [column.target for column in columns]
@@ -78,10 +82,10 @@ def test_columns_are_right_ones_and_then_wrong_ones_twice(opened):
 
 def test_which_example_is_taken():
     correct = np.array([False, True, False, True])
-    assert pictures.first_correct(correct) == 1
-    assert pictures.first_correct(correct, np.array([True, False, True, True])) == 3
-    assert pictures.first_correct(correct, np.array([False, False, True, False])) == 2
-    assert pictures.first_correct(np.zeros(4, bool)) == 0
+    assert run_figures.first_correct(correct) == 1
+    assert run_figures.first_correct(correct, np.array([True, False, True, True])) == 3
+    assert run_figures.first_correct(correct, np.array([False, False, True, False])) == 2
+    assert run_figures.first_correct(np.zeros(4, bool)) == 0
 
 
 def test_pictures_compile_once(opened, monkeypatch):
@@ -93,13 +97,13 @@ def test_pictures_compile_once(opened, monkeypatch):
         return real(*args, **kwargs)
 
     setup = opened.setup._replace(model=opened.setup.model._replace(apply=apply))
-    monkeypatch.setattr(probe, "IMAGES", 8)
+    monkeypatch.setattr(routing_diagnostics, "IMAGES", 8)
     for example in (3, 4):
-        changed = pictures.perturbed(setup, opened.params, example, 0)
+        changed = run_figures.perturbed(setup, opened.params, example, 0)
         accuracy = np.float32(np.arange(360) % (example + 2) > 0)
-        found = list(pictures.of_decoder(setup, opened.params, {"accuracy": accuracy}))
-        assert len(found) == 2 and pictures.of_class(setup, changed)
-        assert len(list(probe.pictures(setup, opened.params, [{"epoch": 1.0}], ""))) == 3
+        found = list(run_figures.of_decoder(setup, opened.params, {"accuracy": accuracy}))
+        assert len(found) == 2 and run_figures.of_class(setup, changed)
+        assert len(list(routing_diagnostics.pictures(setup, opened.params, [{"epoch": 1.0}], ""))) == 3
     decodings = 2  # of 16 examples and of all changes
     assert sorted(traced) == [*["decode"] * decodings, "encode", "encode", "votes"]
 
@@ -119,16 +123,16 @@ def test_all_pictures_in_two_kinds(tiny_run, tmp_path, capsys):
 def shown(monkeypatch, name):
     """Arguments, after the path, with which a picture is drawn in place of drawing it."""
     calls = []
-    monkeypatch.setattr(drawing, name, lambda path, *arguments: calls.append(arguments))
+    monkeypatch.setattr(plots, name, lambda path, *arguments: calls.append(arguments))
     return calls
 
 
 def test_changes_of_logits_are_measured_where_training_did_not(opened, monkeypatch):
     rows = [{"step": 1, "epoch": 0.5, "loss": 1.0}, {"step": 2, "epoch": 1.0, "loss": 1.0}]
-    d = probe.diagnostics(opened.setup, opened.params, opened.setup.dataset.test_images[:128])
+    d = routing_diagnostics.diagnostics(opened.setup, opened.params, opened.setup.dataset.test_images[:128])
 
     def changes(rows):
-        for name, _, arguments in probe.pictures(opened.setup, opened.params, rows, "T"):
+        for name, _, arguments in routing_diagnostics.pictures(opened.setup, opened.params, rows, "T"):
             if name == "logit_changes":
                 return arguments
 
@@ -152,7 +156,7 @@ def test_several_runs_are_called_by_what_differs(tiny_run, tmp_path, monkeypatch
     ((runs_, title),) = calls
     assert list(runs_) == [f"routing_iterations={n}" for n in (3, 1, 2)]
     assert title == "digits, capsnet"
-    assert runs_["routing_iterations=1"] == io.read_rows(tiny_run / "metrics.jsonl")
+    assert runs_["routing_iterations=1"] == read_rows(tiny_run / "metrics.jsonl")
     shutil.copytree(others[0], tmp_path / "three")
     figures.main(Flags(run=f"{others[0]},{tmp_path / 'three'}", output=str(tmp_path)))
     assert list(calls[1][0]) == [str(others[0]), str(tmp_path / "three")]

@@ -4,17 +4,19 @@ import dataclasses
 
 import pytest
 
-from experiments import forecast, plan, preparation, settings
-from experiments.programs import find
+from experiments.config.flags import parse_flags
+from experiments.sweeps import plan, time_estimate
+from experiments.tasks.registry import find_program
+from experiments.training.setup import prepare
 
-DEFAULTS = find("mnist").defaults
+DEFAULTS = find_program("mnist").defaults
 FLAGS = ["--dataset=digits", "--model=cnn", "--preset=tiny", "--batch_size=16", "--steps=100",
          "--accelerator=cpu", "--cache_dir=none"]
 
 
 def test_work_is_that_of_the_layers(monkeypatch):
     monkeypatch.setattr("capsjax.conv._fastest", lambda *shapes: "im2col")
-    setup = preparation.prepare(settings.parse(DEFAULTS, FLAGS))
+    setup = prepare(parse_flags(DEFAULTS, FLAGS))
     model, (side, _, channels) = setup.model_config, setup.model_config.image_shape
     weights = 0
     for width, kernel in zip(model.channels, model.kernels):  # padded, so of every pixel
@@ -26,32 +28,32 @@ def test_work_is_that_of_the_layers(monkeypatch):
     # Two operations a weight: forward, and the gradients of weights and inputs. No gradient of
     # the image is needed, and augmentation and Adam add some.
     images = 100 * 16 + (360 + 72) / 3
-    assert 0.7 < forecast.work(setup) / (6 * weights * images) < 1.4
+    assert 0.7 < time_estimate.work(setup) / (6 * weights * images) < 1.4
 
 
 def test_time_grows_with_steps_and_runs(monkeypatch):
-    monkeypatch.setattr(forecast.bench, "matrix_rate", lambda: 1e9)
+    monkeypatch.setattr(time_estimate.bench, "matrix_rate", lambda: 1e9)
 
     def seconds(grid, *flags):
-        given = plan.given_flags(settings.parse(DEFAULTS, [*FLAGS, *flags]), DEFAULTS)
+        given = plan.given_flags(parse_flags(DEFAULTS, [*FLAGS, *flags]), DEFAULTS)
         study = plan.find_study(None, grid)
         runs = plan.make(study, given, plan.Path("runs"), DEFAULTS,
                          {row: [{}] for row in study.rows}, study.seeds)
-        return forecast.seconds(runs, DEFAULTS)
+        return time_estimate.seconds(runs, DEFAULTS)
 
     one = seconds("seed=0")
-    assert one > forecast.START
+    assert one > time_estimate.START
     assert seconds("seed=0..2") == pytest.approx(3 * one)
     assert seconds("learning_rate=0.1,0.01") == pytest.approx(2 * one)
     longer = seconds("seed=0", "--steps=10000")
-    assert longer - forecast.START == pytest.approx(100 * (one - forecast.START), rel=0.3)
+    assert longer - time_estimate.START == pytest.approx(100 * (one - time_estimate.START), rel=0.3)
     assert seconds("seed=0", "--accelerator=gpu") is None
     assert seconds("seed=0", "--dataset=cifar10") is None
 
 
 def test_data_at_hand(tmp_path):
     def at_hand(**changes):
-        return forecast._at_hand(dataclasses.replace(DEFAULTS, **changes))
+        return time_estimate._at_hand(dataclasses.replace(DEFAULTS, **changes))
 
     assert at_hand(dataset="digits")
     folder = tmp_path / "datasets"

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from capsjax import classify, create, preset
+from capsjax import classify, create_model, preset
 
 MODELS = {
     "capsnet": preset("capsnet_tiny", num_classes=4, routing="uniform"),
@@ -16,7 +16,7 @@ IMAGES = np.random.default_rng(0).uniform(size=(7, 28, 28, 1)).astype(np.float32
 
 @pytest.mark.parametrize("name", MODELS)
 def test_batches_of_any_size_say_what_the_network_says(name):
-    model = create(MODELS[name])
+    model = create_model(MODELS[name])
     params = model.init(jax.random.key(0))
     whole = jax.jit(model.apply)(params, IMAGES)
     scores = np.asarray(whole.scores)
@@ -37,7 +37,7 @@ def test_batches_of_any_size_say_what_the_network_says(name):
 
 
 def test_one_compilation_serves_all_batches_and_calls():
-    inner = create(MODELS["cnn"])
+    inner = create_model(MODELS["cnn"])
     traced = []
 
     def apply(*args, **kwargs):
@@ -53,7 +53,7 @@ def test_one_compilation_serves_all_batches_and_calls():
 
 
 def test_it_can_be_compiled_itself():
-    model = create(MODELS["cnn"])
+    model = create_model(MODELS["cnn"])
     params = model.init(jax.random.key(0))
     inside = jax.jit(lambda p, x: classify(model, p, x, batch_size=3))(params, IMAGES)
     outside = classify(model, params, IMAGES, batch_size=3)
@@ -61,7 +61,7 @@ def test_it_can_be_compiled_itself():
 
 
 def test_what_are_no_images_is_refused():
-    model = create(MODELS["cnn"])
+    model = create_model(MODELS["cnn"])
     params = model.init(jax.random.key(0))
     with pytest.raises(ValueError, match="no images"):
         classify(model, params, IMAGES[:0])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from capsjax.routing import Inputs, Sweeps
+from capsjax.routing import PassInputs, PassKernels
 from kernels import api, routing_pass_tpu
 from kernels.blocks import Unsupported
 from kernels.problems import PROBLEMS, SMALL
@@ -34,8 +34,8 @@ def test_plain_jax_runs_everywhere(name, devices):
 def test_kernels_on_their_own_device():
     assert api.select("pallas", TPU).forward.func is routing_pass_tpu.forward
     assert api.select("pallas", H200).forward.func.__module__ == "kernels.routing_pass_gpu"
-    assert isinstance(api.select("auto", TPU), Sweeps)
-    assert isinstance(api.select("auto", H200), Sweeps)
+    assert isinstance(api.select("auto", TPU), PassKernels)
+    assert isinstance(api.select("auto", H200), PassKernels)
     assert api.select("auto", CPU) == "auto"
 
 
@@ -59,7 +59,7 @@ def test_unknown_names():
     with pytest.raises(ValueError, match="implementation must be one of auto, naive, .* 'fast'"):
         api.select("fast", CPU)
     with pytest.raises(ValueError, match="platform must be one of tpu, gpu, not 'cpu'"):
-        api.sweeps("cpu")
+        api.pass_kernels("cpu")
 
 
 def test_auto_streams_what_a_kernel_refuses():
@@ -78,9 +78,9 @@ def test_auto_streams_what_a_kernel_refuses():
 
 def test_too_many_parents_for_a_tpu():
     spec = jax.ShapeDtypeStruct
-    inputs = Inputs(spec((8, 128, 128), "float32"), spec((128, 8, 2000, 16), "float32"))
+    inputs = PassInputs(spec((8, 128, 128), "float32"), spec((128, 8, 2000, 16), "float32"))
     V = spec((2000, 16, 128), "float32")
-    kernel = api.sweeps("tpu", interpret=True).forward
+    kernel = api.pass_kernels("tpu", interpret=True).forward
     with pytest.raises(Unsupported, match=r"W \[J, K, D, I\] = \(2000, 8, 16, 128\).*use stream"):
         jax.eval_shape(lambda *x: kernel(*x, "softmax"), inputs, V)
 

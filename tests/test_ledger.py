@@ -8,8 +8,9 @@ import textwrap
 import numpy as np
 import pytest
 
-from experiments import ledger
-from experiments.errors import UserError
+from experiments.config import UserError
+from experiments.sweeps import ledger
+from experiments.training.summary import pack, unpack
 
 
 def made_up(key, error=1.0, **more):
@@ -35,8 +36,8 @@ def test_time_is_shared_by_runs_trained_together():
 @pytest.mark.parametrize("count", [1, 8, 13, 10_000])
 def test_bits(count):
     correct = np.random.default_rng(count).random(count) < 0.9
-    text = ledger.pack(correct)
-    np.testing.assert_array_equal(ledger.unpack(text, count), correct)
+    text = pack(correct)
+    np.testing.assert_array_equal(unpack(text, count), correct)
     assert len(text) <= count / 6 + 4 and json.loads(json.dumps(text)) == text
 
 

@@ -24,9 +24,9 @@ from capsjax import (
     PrimaryCapsules,
     RoutedCapsules,
     count_parameters,
-    create,
+    create_model,
     from_module,
-    make,
+    make_routing,
     margin_loss,
     preset,
 )
@@ -67,7 +67,7 @@ KEY = jax.random.key(0)
 def built(**changes):
     """A tiny network: configuration, parameters without zeros, compiled apply."""
     config = dataclasses.replace(TINY, **changes)
-    model = create(config)
+    model = create_model(config)
     return config, filled(model), jax.jit(model.apply)
 
 
@@ -75,7 +75,7 @@ def built(**changes):
 def initial(**changes):
     """Initial parameters of the tiny preset by name, and their number."""
     key = jax.random.key(0, impl="rbg")  # compiles in a tenth of the time of threefry
-    params = jax.jit(create(preset("capsnet_tiny", **changes)).init)(key)
+    params = jax.jit(create_model(preset("capsnet_tiny", **changes)).init)(key)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(x) for p, x in leaves}
 
@@ -97,7 +97,7 @@ def as_float64(tree):
 
 def in_float64(config, batch=2):
     """Network, parameters and images in float64."""
-    model = create(dataclasses.replace(config, dtype="float64"))
+    model = create_model(dataclasses.replace(config, dtype="float64"))
     return model, as_float64(filled(model)), as_float64(images(batch, config.image_shape))
 
 
@@ -145,7 +145,7 @@ def expected(config, params, image, label=None):
     ids=str,
 )
 def test_parameters_of_the_papers_networks(config, parameters):
-    shapes = jax.eval_shape(create(config).init, KEY)  # allocates nothing
+    shapes = jax.eval_shape(create_model(config).init, KEY)  # allocates nothing
     assert count_parameters(shapes) == parameters
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
 
@@ -217,14 +217,14 @@ DECODER = (160 * 128 + 128) + (128 * 256 + 256) + (256 * 784 + 784)
     ],
 )
 def test_parameters_by_hand(name, parameters):
-    assert count_parameters(jax.eval_shape(create(preset(name)).init, KEY)) == parameters
+    assert count_parameters(jax.eval_shape(create_model(preset(name)).init, KEY)) == parameters
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_a_network(name):
     for dtype in ("float32", "bfloat16"):
         config = preset(name, dtype=dtype)
-        model = create(config)
+        model = create_model(config)
         params = jax.eval_shape(model.init, KEY)
         assert {p.dtype for p in jax.tree.leaves(params)} == {np.dtype("float32")}
         x = jax.ShapeDtypeStruct((3, *config.image_shape), jnp.float32)
@@ -259,7 +259,7 @@ def test_smallest_image():
     # 1, 2, 4, 6 positions, then 9 + 2 * 5 = 19 pixels of the map, 27 of the image.
     with pytest.raises(ValueError, match="26x28 .*9x9, 9x9, 3x3, 3x3, 2x2;.* image is 27x27"):
         preset("capsnet_deep", image_shape=(26, 28, 1))
-    assert create(preset("capsnet_deep", image_shape=(27, 27, 1)))
+    assert create_model(preset("capsnet_deep", image_shape=(27, 27, 1)))
     # 9 positions, 11 pixels, 13, 15, and 19.
     with pytest.raises(ValueError, match="smallest image is 27x27"):
         preset("capsnet_efficient", image_shape=(28, 26, 1))
@@ -268,7 +268,7 @@ def test_smallest_image():
 @pytest.mark.parametrize("shape", [(17, 17, 3), (21, 30, 1), (18, 17, 2)])
 def test_other_images(shape):
     config = preset("capsnet_tiny", image_shape=shape, num_classes=2)
-    model = create(config)
+    model = create_model(config)
     params = jax.eval_shape(model.init, KEY)
     out = jax.eval_shape(model.apply, params, images(4, shape), np.zeros(4, int))
     assert params["classes"]["kernel"].shape[0] == config.input_capsules
@@ -277,7 +277,7 @@ def test_other_images(shape):
 
 def test_images_of_another_shape_are_rejected():
     for config in (TINY, CNNConfig(image_shape=TINY.image_shape)):
-        model = create(config)
+        model = create_model(config)
         params = jax.eval_shape(model.init, KEY)
         for shape in [(2, 9, 8, 2), (2, 8, 9, 1), (8, 9, 2)]:
             with pytest.raises(AssertionError):
@@ -302,7 +302,7 @@ def test_preset_errors():
     with pytest.raises(ValueError, match="lecun, official, not 'zeros'"):
         preset("capsnet_mnist", init="zeros")
     with pytest.raises(ValueError):
-        create(CNNConfig(channels=(4, 4), kernels=(5,)))
+        create_model(CNNConfig(channels=(4, 4), kernels=(5,)))
     assert preset("capsnet_mnist", num_classes=7).num_classes == 7
     assert PRESETS["capsnet_mnist"].num_classes == 10
 
@@ -336,12 +336,12 @@ def test_preset_errors():
 )
 def test_configurations_that_make_no_network(changes, message):
     with pytest.raises(ValueError, match=message) as error:
-        create(dataclasses.replace(TINY, **changes))
+        create_model(dataclasses.replace(TINY, **changes))
     assert "\n" not in str(error.value)
 
 
 def test_em_with_one_layer_may_be_concurrent():
-    assert create(dataclasses.replace(TINY, routing="em", routing_schedule="concurrent"))
+    assert create_model(dataclasses.replace(TINY, routing="em", routing_schedule="concurrent"))
 
 
 # The whole forward pass
@@ -373,7 +373,7 @@ def test_capsnet_is_the_papers(changes, labels):
 
 def test_capsnet_in_float64(x64):
     """Scores, and the derivative of the margin loss along a random direction."""
-    model = create(dataclasses.replace(TINY, dtype="float64", decoder=None, routing_bias=True))
+    model = create_model(dataclasses.replace(TINY, dtype="float64", decoder=None, routing_bias=True))
     params, direction = as_float64(filled(model)), as_float64(filled(model, seed=1))
     image, targets = images()[0].astype(np.float64), np.array([0.0, 1.0, 0.0])
 
@@ -520,7 +520,7 @@ def test_concurrent_schedule(x64):
     got = sum(jax.tree.leaves(jax.tree.map(lambda g, d: np.sum(g * d), gradient, direction)))
     np.testing.assert_allclose(got, reference.derivative(along, 0.0, 1.0), rtol=1e-8)
     # What it is not: layer after layer.
-    other = create(dataclasses.replace(config, routing_schedule="sequential"))
+    other = create_model(dataclasses.replace(config, routing_schedule="sequential"))
     apart = compiled(other.apply, params, x)(params, x).scores - out.scores
     assert abs(np.asarray(apart)).max() > 1e-3
 
@@ -529,7 +529,7 @@ def test_concurrent_schedule(x64):
 def test_one_layer_is_concurrent_with_itself(routing):
     config = dataclasses.replace(TINY, routing=routing, decoder=None)
     models = [
-        create(dataclasses.replace(config, routing_schedule=schedule))
+        create_model(dataclasses.replace(config, routing_schedule=schedule))
         for schedule in ("sequential", "concurrent")
     ]
     params, x = filled(models[0]), images()
@@ -547,7 +547,7 @@ def test_constants_of_a_routing_are_not_trained(schedule):
     config = dataclasses.replace(
         TINY, routing="random", routing_schedule=schedule, decoder=None, squash="none"
     )
-    model = create(config)
+    model = create_model(config)
 
     def loss(params):
         return jnp.sum(model.apply(params, images()).pose)
@@ -650,7 +650,7 @@ VOTES = {
 def test_votes(votes):
     changes = {"votes": votes, "primary_pose": 4, "class_pose": 4, "decoder": None}
     config = dataclasses.replace(TINY, **changes)
-    model, x = create(config), images(1)
+    model, x = create_model(config), images(1)
     params = filled(model)
     out = compiled(model.apply, params, x)(params, x)
     p, image = as_float64(params), x[0].astype(np.float64)
@@ -669,7 +669,7 @@ def test_coordinates():
     shape = {"primary_pose": 9, "class_pose": 9, "image_shape": (10, 8, 2), "decoder": None}
     config = dataclasses.replace(TINY, coordinates=True, **shape)
     assert config.primary_grid == (3, 2) and config.primary_types == 2
-    model = create(config)
+    model = create_model(config)
     params = filled(model)
     rng = np.random.default_rng(0)
     x = Capsules(rng.normal(size=(2, 12, 9)), rng.uniform(size=(2, 12)))
@@ -681,7 +681,7 @@ def test_coordinates():
         exact[:, row, column, :, 5] += (column + 0.5) / 2
     np.testing.assert_allclose(got.pose, exact.reshape(2, 12, 9), rtol=1e-6)
     np.testing.assert_array_equal(got.activation, x.activation)
-    plain = create(dataclasses.replace(config, coordinates=False))
+    plain = create_model(dataclasses.replace(config, coordinates=False))
     np.testing.assert_array_equal(plain.apply(params, x, method="_located").pose, x.pose)
 
 
@@ -707,7 +707,7 @@ def test_class_capsules_see_coordinates_of_the_grid_below_them(x64, schedule):
 @pytest.mark.parametrize("pool", [False, True])
 def test_cnn_is_the_papers(pool):
     config = CNNConfig((7, 6, 2), 3, channels=(3, 4), kernels=(3, 2), pool=pool, dense=(6, 5))
-    model = create(config)
+    model = create_model(config)
     params = filled(model)
     x = images(2, config.image_shape)
     out = jax.jit(model.apply)(params, x)
@@ -718,7 +718,7 @@ def test_cnn_is_the_papers(pool):
 
 def test_dropout_needs_a_key():
     config = CNNConfig((4, 4, 1), 3, channels=(2,), kernels=(1,), dense=(8,), dropout=0.25)
-    model = create(config)
+    model = create_model(config)
     params = filled(model)
     apply = jax.jit(model.apply)
     x = images(4000, config.image_shape)
@@ -744,7 +744,7 @@ def test_bfloat16_is_close_to_float32():
     np.testing.assert_allclose(half.reconstruction, full.reconstruction, atol=4 * 2**-8)
     assert abs(np.asarray(half.pose) - np.asarray(full.pose)).max() > 1e-5  # it did something
     for name in ("capsnet_tiny", "cnn_tiny"):
-        shapes = jax.eval_shape(create(preset(name, dtype="bfloat16")).init, KEY)
+        shapes = jax.eval_shape(create_model(preset(name, dtype="bfloat16")).init, KEY)
         assert {p.dtype for p in jax.tree.leaves(shapes)} == {np.dtype("float32")}
 
 
@@ -804,7 +804,7 @@ def test_bug_decoder_masked_by_its_own_guess_in_training():
 
 
 def test_only_the_unmasked_capsule_is_drawn():
-    model, (_, params, _) = create(TINY), built()
+    model, (_, params, _) = create_model(TINY), built()
     pose = np.random.default_rng(0).normal(size=(1, 3, 4)).astype(np.float32)
     mask = np.array([[0, 1, 0]], np.float32)
 
@@ -878,7 +878,7 @@ def test_routed_capsules(gradient):
     """The layer is votes, then routing with its bias, iterations and gradient."""
     model = from_module(
         lambda rngs: RoutedCapsules(
-            5, 3, 2, 4, routing=make("dynamic", iterations=2, bias=True), gradient=gradient,
+            5, 3, 2, 4, routing=make_routing("dynamic", iterations=2, bias=True), gradient=gradient,
             rngs=rngs,
         )
     )
@@ -978,7 +978,7 @@ def test_first_matrices():
     """Votes of matrices start near the identity; of others a routing may ask for larger ones."""
 
     def kernel(votes, gain):
-        routing = dataclasses.replace(make("uniform"), gain=lambda sizes: gain * sizes.I)
+        routing = dataclasses.replace(make_routing("uniform"), gain=lambda sizes: gain * sizes.I)
         model = from_module(
             lambda rngs: RoutedCapsules(40, 9, 5, 9, routing=routing, votes=votes, rngs=rngs)
         )
@@ -1061,16 +1061,16 @@ def test_from_module_is_the_module():
 
 def test_create_is_from_module_of_the_network():
     for config, network in [(TINY, CapsNet), (preset("cnn_tiny"), CNN)]:
-        made = create(config), from_module(lambda rngs, n=network, c=config: n(c, rngs=rngs))
+        made = create_model(config), from_module(lambda rngs, n=network, c=config: n(c, rngs=rngs))
         one, two = (jax.eval_shape(model.init, KEY) for model in made)
         assert one == two
 
 
 def test_other_methods():
-    model, (_, params, _) = create(TINY), built()
+    model, (_, params, _) = create_model(TINY), built()
     routed = jax.eval_shape(functools.partial(model.apply, method="encode"), params, images())
     assert routed.coupling.shape == (3, TINY.input_capsules, 3) and routed.aux is None
-    streamed = create(dataclasses.replace(TINY, routing_implementation="stream"))
+    streamed = create_model(dataclasses.replace(TINY, routing_implementation="stream"))
     routed = jax.eval_shape(functools.partial(streamed.apply, method="encode"), params, images())
     assert routed.pose.shape == (3, 3, TINY.class_pose) and routed.coupling is None
     with pytest.raises(AttributeError):
@@ -1081,7 +1081,7 @@ def test_other_methods():
 def test_trace_of_the_class_capsules(implementation):
     changes = {"capsule_layers": ((2, 2, 1),), "routing_implementation": implementation}
     config = dataclasses.replace(TINY, image_shape=(10, 9, 2), decoder=None, **changes)
-    model, x = create(config), images(2, config.image_shape)
+    model, x = create_model(config), images(2, config.image_shape)
     params = filled(model)
     encode = functools.partial(model.apply, method="encode", trace=True)
     out = compiled(encode, params, x)(params, x)
@@ -1106,7 +1106,7 @@ def test_seeds_are_a_vmap():
             np.testing.assert_allclose(a[n], b, rtol=1e-6)
 
     _, _, apply = built()
-    model = create(TINY)
+    model = create_model(TINY)
     networks = [filled(model, seed) for seed in range(2)]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *networks)
     out = jax.jit(jax.vmap(model.apply, (0, None)))(stacked, images())
@@ -1125,7 +1125,7 @@ def test_seeds_are_a_vmap():
 )
 def test_from_module_rejects_other_variables(make, name):
     with pytest.raises(TypeError, match=f"only nnx.Param .*{name}"):
-        from_module(make)
+        from_module(make_routing)
 
 
 def test_count_parameters():

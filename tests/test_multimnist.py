@@ -12,19 +12,16 @@ import pytest
 import reference
 
 from capsjax import Prediction, functional
-from experiments import (
-    data,
-    loop,
-    multimnist,
-    pairs,
-    pairs_objective,
-    pairs_report,
-    runtime,
-    sampling,
-)
-from experiments.drawing import pairs as page_of_pairs
-from experiments.errors import UserError
-from experiments.pairs import Pair
+from experiments import multimnist
+from experiments.config import UserError
+from experiments.data import batching, datasets, digit_pairs
+from experiments.data.digit_pairs import Pair
+from experiments.plots import segmentation
+from experiments.tasks import multimnist as multimnist_task
+from experiments.tasks import multimnist_report
+from experiments.tasks.multimnist import pair_pipeline
+from experiments.training import loop
+from experiments.training.devices import cache_folder
 
 SQUARE = np.zeros((28, 28, 1), np.uint8)
 SQUARE[4:24, 4:24] = 200  # MNIST's digits are scaled into such a box
@@ -32,17 +29,17 @@ SQUARE[4:24, 4:24] = 200  # MNIST's digits are scaled into such a box
 
 @functools.cache
 def digits():
-    return data.load("digits", cache_dir=runtime.cache_folder("none"))
+    return datasets.load("digits", cache_dir=cache_folder("none"))
 
 
 def source(split="test"):
     arrays = (getattr(digits(), f"{split}_{part}") for part in ("images", "labels"))
-    return pairs.make_source(*arrays, 10)
+    return digit_pairs.make_source(*arrays, 10)
 
 
 @functools.cache
 def fixed_pairs(count=500, pixels=4):
-    return pairs.fixed(source(), count, pixels)
+    return digit_pairs.fixed(source(), count, pixels)
 
 
 # How pairs are made
@@ -55,11 +52,11 @@ def test_overlap_of_boxes(pixels):
     apart = np.abs(moves[:, None] - moves[None])
     exact = np.mean(np.maximum(20 - apart, 0) / 20) ** 2
     assert exact == pytest.approx({4: 0.726, 6: 0.616}[pixels], abs=5e-4)
-    squares = pairs.PairSource(
+    squares = digit_pairs.PairSource(
         np.stack([SQUARE, SQUARE]), np.array([0, 1], np.int32), np.array([0, 1], np.int32),
         np.array([0, 1, 2], np.int32))
-    images, _ = pairs.fixed(squares, 4000, pixels)
-    got = np.asarray(jax.vmap(pairs.overlap)(images))
+    images, _ = digit_pairs.fixed(squares, 4000, pixels)
+    got = np.asarray(jax.vmap(digit_pairs.overlap)(images))
     # Standard deviation 0.12 to 0.15 of one, over 4000.
     assert got.mean() == pytest.approx(exact, abs=5 * float(got.std()) / 4000**0.5)
 
@@ -67,7 +64,7 @@ def test_overlap_of_boxes(pixels):
 def test_overlap_of_relative_displacement_up_to_4_is_79_percent():
     moved = [np.pad(SQUARE, ((4 + dy, 4 - dy), (4 + dx, 4 - dx), (0, 0)))
              for dy in range(-4, 5) for dx in range(-4, 5)]
-    got = jax.vmap(lambda other: pairs.overlap(jnp.stack([jnp.pad(SQUARE, ((4, 4), (4, 4), (0, 0))),
+    got = jax.vmap(lambda other: digit_pairs.overlap(jnp.stack([jnp.pad(SQUARE, ((4, 4), (4, 4), (0, 0))),
                                                           other])))(np.stack(moved))
     assert np.mean(got) == pytest.approx(0.790, abs=5e-4)
 
@@ -85,18 +82,18 @@ def test_overlap(boxes, want):
     image = np.zeros((2, 10, 12, 1), np.uint8)
     for digit, (top, left, bottom, right) in zip(image, boxes, strict=True):
         digit[top:bottom, left:right] = 1
-    assert float(pairs.overlap(jnp.asarray(image))) == pytest.approx(want)
-    assert float(pairs.overlap(jnp.asarray(image[::-1]))) == pytest.approx(want)
+    assert float(digit_pairs.overlap(jnp.asarray(image))) == pytest.approx(want)
+    assert float(digit_pairs.overlap(jnp.asarray(image[::-1]))) == pytest.approx(want)
 
 
 def test_partners_are_of_another_class_and_otherwise_equally_probable():
     labels = np.array([2, 0, 2, 1, 0, 2, 2, 0], np.int32)
     images = np.zeros((8, 3, 3, 1), np.uint8)
-    made = jax.tree.map(jnp.asarray, pairs.make_source(images, labels, 4))
+    made = jax.tree.map(jnp.asarray, digit_pairs.make_source(images, labels, 4))
     keys = jax.random.split(jax.random.key(0), 3000)
     for label in range(4):
         others = np.flatnonzero(labels != label)
-        got = np.asarray(jax.vmap(lambda k, label=label: pairs.partner(k, made, label))(keys))
+        got = np.asarray(jax.vmap(lambda k, label=label: digit_pairs.partner(k, made, label))(keys))
         counts = np.bincount(got, minlength=8)
         assert set(np.flatnonzero(counts)) == set(others)
         p = 1 / len(others)
@@ -157,10 +154,10 @@ def test_test_pairs_are_the_same_everywhere():
 
 def training_batch(seed, step, part=(0, 1)):
     config = dataclasses.replace(multimnist.DEFAULTS, seed=seed)
-    made = pairs.stream(config, digits())
+    made = pair_pipeline(config, digits())
     key = jax.random.fold_in(jax.random.key(seed), 1)
-    order = sampling.epoch_orders(key, 0, len(digits().train_labels))
-    batch = functools.partial(sampling.batch, made.example, batch_size=16, part=part)
+    order = batching.epoch_orders(key, 0, len(digits().train_labels))
+    batch = functools.partial(batching.batch, made.example, batch_size=16, part=part)
     return jax.jit(batch)(made.source, order, key, step)
 
 
@@ -193,14 +190,14 @@ def test_input_is_the_sum_cut_off_at_1():
 ])
 def test_data_of_which_no_pairs_can_be_made(changes, message):
     with pytest.raises(UserError, match=message):
-        pairs.stream(multimnist.DEFAULTS, digits()._replace(**changes))
+        pair_pipeline(multimnist.DEFAULTS, digits()._replace(**changes))
 
 
 def test_no_validation_digits_are_no_pairs():
     empty = digits()._replace(
         validation_images=digits().validation_images[:0],
         validation_labels=digits().validation_labels[:0])
-    images, labels = pairs.stream(multimnist.DEFAULTS, empty).held_out("validation")
+    images, labels = pair_pipeline(multimnist.DEFAULTS, empty).held_out("validation")
     assert images.shape == (0, 2, 36, 36, 1) and labels.shape == (0, 2)
 
 
@@ -214,7 +211,7 @@ def test_no_validation_digits_are_no_pairs():
 def test_published_numbers_of_parameters(model, changes, count):
     config = dataclasses.replace(multimnist.DEFAULTS, model=model, **changes).resolved("mnist")
     network = config.model_config((36, 36, 1), 10)
-    shapes = jax.eval_shape(functional.create(network).init, jax.random.key(0))
+    shapes = jax.eval_shape(functional.create_model(network).init, jax.random.key(0))
     assert functional.count_parameters(shapes) == count
 
 
@@ -281,7 +278,7 @@ def made(monkeypatch, routing, **changes):
     config = dataclasses.replace(TINY, **given, **changes).resolved("digits")
     network = config.model_config((36, 36, 1), 4)
     monkeypatch.setattr(functional, "create", lambda config: Fake(config))
-    return config, pairs_objective.objective(config, network)
+    return config, multimnist_task.pair_objective(config, network)
 
 
 @pytest.mark.parametrize("routing", WANTED)
@@ -342,7 +339,7 @@ def test_logits_have_no_margin_loss(tmp_path):
 def test_segmentation_against_loops():
     rng = np.random.default_rng(1)
     drawn, single = (rng.uniform(size=(2, 8, 9, 1)).astype(np.float32) for _ in range(2))
-    got = jax.jit(pairs_objective.segmentation)(drawn, single)
+    got = jax.jit(multimnist_task.segmentation)(drawn, single)
     want = dict.fromkeys(("single_pixels", "single_right", "shared_pixels", "shared_right"), 0)
     for y in range(8):
         for x in range(9):
@@ -359,14 +356,14 @@ def test_segmentation_against_loops():
         assert float(got[name]) == value
     exact = np.mean(np.square(np.float64(drawn) - single))
     assert float(got["squared_error"]) == pytest.approx(exact)
-    perfect = pairs_objective.segmentation(jnp.asarray(single), jnp.asarray(single))
+    perfect = multimnist_task.segmentation(jnp.asarray(single), jnp.asarray(single))
     assert perfect["single_right"] == perfect["single_pixels"]
     assert perfect["shared_right"] == perfect["shared_pixels"]
 
 
 def test_errors_by_overlap():
     accuracy = np.array([1, 0, 1, 0, 0, 1.0])
-    rows = pairs_report.error_by_overlap(accuracy, np.array([0.1, 0.5, 0.59, 0.95, 1.0, 0.95]))
+    rows = multimnist_report.error_by_overlap(accuracy, np.array([0.1, 0.5, 0.59, 0.95, 1.0, 0.95]))
     assert rows == [
         {"overlap": [0.0, 0.5], "pairs": 1, "error": 0.0},
         {"overlap": [0.5, 0.6], "pairs": 2, "error": 50.0},
@@ -380,11 +377,11 @@ def test_errors_by_overlap():
     ([0.1, 0.9, 0.8, 0.2], [0, 1], [2, 1]), ([0.1, 0.9, 0.8, 0.2], [0, 3], [1, 2]),
 ])
 def test_predictions_stand_where_their_labels_do(scores, labels, want):
-    assert pairs_report.matched(np.array(scores), np.array(labels)).tolist() == want
+    assert multimnist_report.matched(np.array(scores), np.array(labels)).tolist() == want
 
 
 def test_the_absent_class_has_the_smallest_score():
-    assert pairs_report.least(np.array([0.1, 0.9, 0.3, 0.2]), np.array([0, 1])) == 3
+    assert multimnist_report.least(np.array([0.1, 0.9, 0.3, 0.2]), np.array([0, 1])) == 3
 
 
 # The program
@@ -421,12 +418,12 @@ def column(kind, n=3):
     rng = np.random.default_rng(n)
     one = rng.uniform(size=(12, 10, 1))
     two = rng.uniform(size=(2, 12, 10, 1))
-    return page_of_pairs.PairColumn(one, two, two, ("3", "8"), ("3", "7"), ("3", kind))
+    return segmentation.PairColumn(one, two, two, ("3", "8"), ("3", "7"), ("3", kind))
 
 
 def test_two_colours():
     pair = np.array([[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 1.0, 0.0]]).reshape(2, 1, 4, 1)
-    (row,) = page_of_pairs.two_colours(pair)
+    (row,) = segmentation.two_colours(pair)
     np.testing.assert_allclose(row, [[1, 0.42, 0], [0, 0.58, 1], [1, 1, 1], [0, 0, 0]])
 
 
@@ -435,11 +432,11 @@ def test_two_colours():
 def test_picture(counts, lines, tmp_path):
     kinds = ("right", "wrong", "absent")
     groups = [(kind, kind, [column("4")] * n) for kind, n in zip(kinds, counts, strict=True) if n]
-    figure = page_of_pairs._segmentation_figure(groups, "title")
+    figure = segmentation._segmentation_figure(groups, "title")
     (axes,) = figure.axes
     assert len(axes.images) == 3 * sum(counts)
     assert sum(text.get_text() == "input" for text in axes.texts) == lines
     captions = [text.get_text() for text in axes.texts]
     assert captions.count("3  8\n3  7\n3  4") == sum(counts)
-    page_of_pairs.segmentation(tmp_path / "a" / "b.png", groups)
+    segmentation.segmentation(tmp_path / "a" / "b.png", groups)
     assert (tmp_path / "a" / "b.png").stat().st_size > 1000

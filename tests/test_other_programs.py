@@ -14,19 +14,14 @@ import tensorflow_datasets as tfds
 from test_data import Tiny, offline, png, prepare  # noqa: F401  (offline: no network here)
 
 from capsjax import functional
-from experiments import (
-    cifar10,
-    data,
-    evaluation,
-    loop,
-    pictures,
-    preparation,
-    programs,
-    sampling,
-    smallnorb,
-    svhn,
-)
-from experiments.errors import UserError
+from experiments import cifar10, smallnorb, svhn
+from experiments.analysis.saved_run import stored_config
+from experiments.config import UserError
+from experiments.data import batching, datasets
+from experiments.tasks import figures, registry
+from experiments.training import loop
+from experiments.training.evaluate import evaluator
+from experiments.training.setup import initial_state, prepare, training_inputs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Parameters: section 7 of the paper, or what its authors' code makes, with the bias of s_j.
@@ -43,7 +38,7 @@ def test_published_numbers_of_parameters(defaults, shape, classes, count):
     config = dataclasses.replace(defaults, routing_bias=True).resolved(defaults.dataset)
     network = config.model_config(shape, classes)
     assert network == config.model_config(network.image_shape, network.num_classes)
-    shapes = jax.eval_shape(functional.create(network).init, jax.random.key(0))
+    shapes = jax.eval_shape(functional.create_model(network).init, jax.random.key(0))
     assert functional.count_parameters(shapes) == count
 
 
@@ -78,7 +73,7 @@ def stored(tmp_path):
 
 def short(program, path, tmp_path, **changes):
     return dataclasses.replace(
-        programs.find(program).defaults, dataset=path, preset="tiny", steps=2, batch_size=8,
+        registry.find_program(program).defaults, dataset=path, preset="tiny", steps=2, batch_size=8,
         num_devices=1, cache_dir="none", accelerator="cpu", workdir=str(tmp_path / "run"),
         **changes)
 
@@ -103,17 +98,17 @@ def test_two_steps_on_arrays(program, raw, classes, shape, changes, stored, tmp_
     assert summary["program"] == program and summary["steps"] == 2
     assert summary["test_examples"] == 30 and np.isfinite(summary["test_loss"])
     assert summary["dataset"] == path and summary["dataset_source"].startswith("arrays ")
-    setup = preparation.prepare(config)
+    setup = prepare(config)
     assert setup.stream.shape == shape == setup.model_config.image_shape
     assert setup.dataset.num_classes == classes
     count = changes.get("ensemble", 1)
     assert summary.get("ensemble", 1) == count
     one = functional.count_parameters(jax.eval_shape(
-        functional.create(setup.model_config).init, jax.random.key(0)))
+        functional.create_model(setup.model_config).init, jax.random.key(0)))
     assert summary["parameters"] == count * one
     if count == 1 and program != "svhn":
         assert summary["member_test_error"] == summary["test_error"]
-    opened = programs.config_of(tmp_path / "run")
+    opened = stored_config(tmp_path / "run")
     assert opened == setup.config
     assert opened.default_workdir().startswith(f"runs/{program}-a-")
 
@@ -128,8 +123,8 @@ def test_crops_of_a_smaller_image(tmp_path):
 def test_stereo_pairs_are_drawn_side_by_side():
     pair = np.arange(24).reshape(1, 3, 4, 2)
     want = np.concatenate([pair[..., 0], pair[..., 1]], axis=2)
-    np.testing.assert_array_equal(pictures.side_by_side(pair)[..., 0], want)
-    np.testing.assert_array_equal(pictures.side_by_side(pair[..., :1]), pair[..., :1])
+    np.testing.assert_array_equal(figures.side_by_side(pair)[..., 0], want)
+    np.testing.assert_array_equal(figures.side_by_side(pair[..., :1]), pair[..., :1])
 
 
 # Ensembles
@@ -138,9 +133,9 @@ def test_stereo_pairs_are_drawn_side_by_side():
 def members(made):
     """Parameters of each network after one step of plain descent."""
     made = made._replace(optimizer=optax.sgd(1.0))
-    state = preparation.initial_state(made)
-    source, key = preparation.training_inputs(made)
-    order = sampling.epoch_orders(key, 0, len(made.dataset.train_labels))
+    state = initial_state(made)
+    source, key = training_inputs(made)
+    order = batching.epoch_orders(key, 0, len(made.dataset.train_labels))
     before = jax.device_get(state.params)
     after, sums = loop.make_chunk(made)(state, source, order, key, 1)
     return before, jax.device_get(after.params), jax.device_get(sums)
@@ -148,9 +143,9 @@ def members(made):
 
 def test_each_network_of_an_ensemble_is_trained_as_if_alone(stored, tmp_path):
     path = stored(arrays((28, 28), 10))
-    made = preparation.prepare(short("cifar10", path, tmp_path, ensemble=3))
+    made = prepare(short("cifar10", path, tmp_path, ensemble=3))
     before, after, sums = members(made)
-    single = preparation.prepare(short("cifar10", path, tmp_path))
+    single = prepare(short("cifar10", path, tmp_path))
     losses = []
     for n in range(3):
         start = jax.tree.map(lambda x, n=n: x[n], before)
@@ -166,11 +161,11 @@ def test_each_network_of_an_ensemble_is_trained_as_if_alone(stored, tmp_path):
 
 
 def test_an_ensemble_averages_scores(stored, tmp_path):
-    made = preparation.prepare(short("cifar10", stored(arrays((28, 28), 10)), tmp_path, ensemble=3))
-    params = jax.device_get(preparation.initial_state(made).params)
+    made = prepare(short("cifar10", stored(arrays((28, 28), 10)), tmp_path, ensemble=3))
+    params = jax.device_get(initial_state(made).params)
     pixels, labels = made.stream.held_out("test")
-    values = evaluation.evaluator(made)(params, pixels, labels)
-    alone = functional.create(made.model_config)
+    values = evaluator(made)(params, pixels, labels)
+    alone = functional.create_model(made.model_config)
     x = jax.vmap(made.stream.input)(pixels)
     scores = np.stack([
         np.asarray(jax.jit(alone.apply)(jax.tree.map(lambda p, n=n: p[n], params), x).scores)
@@ -197,7 +192,7 @@ def test_flags_of_a_single_network(changes, flag, stored, tmp_path):
 def test_arrays_as_they_are(stored):
     given = arrays((5, 4, 3), 3)
     path = stored(given | {"class_names": np.array(["ant", "bee", "cow", "dog"])})
-    got = data.load(path, cache_dir="none", validation_fraction=0.25)
+    got = datasets.load(path, cache_dir="none", validation_fraction=0.25)
     assert got.class_names == ("ant", "bee", "cow", "dog") and got.name == path
     np.testing.assert_array_equal(got.test_images, given["test_images"])
     assert len(got.validation_labels) == 10 and got.train_labels.dtype == np.int32
@@ -206,11 +201,11 @@ def test_arrays_as_they_are(stored):
 
 
 def test_grey_arrays_and_classes_without_names(stored):
-    got = data.load(stored(arrays((5, 4), 3)), cache_dir="none")
+    got = datasets.load(stored(arrays((5, 4), 3)), cache_dir="none")
     assert got.image_shape == (5, 4, 1) and got.class_names == ("0", "1", "2")
     other = arrays((5, 4), 3)
     other["test_images"][0, 0, 0] ^= 1
-    sources = [got.source, data.load(stored(other), cache_dir="none").source]
+    sources = [got.source, datasets.load(stored(other), cache_dir="none").source]
     assert sources[0].split(" from ")[1] == sources[1].split(" from ")[1]
     assert sources[0] != sources[1]
 
@@ -234,17 +229,17 @@ def test_wrong_arrays(change, message, stored):
     change(values)
     path = stored(values)
     with pytest.raises(UserError) as error:
-        data.load(path, cache_dir="none")
+        datasets.load(path, cache_dir="none")
     text = str(error.value)
     assert text.startswith(f"--dataset={path}: ") and message in text and "\n" not in text
 
 
 def test_a_file_that_is_not_there_or_no_npz(tmp_path):
     with pytest.raises(UserError, match="x.npz: No such file"):
-        data.load(str(tmp_path / "x.npz"), cache_dir="none")
+        datasets.load(str(tmp_path / "x.npz"), cache_dir="none")
     (tmp_path / "y.npz").write_text("hello")
     with pytest.raises(UserError, match="y.npz: "):
-        data.load(str(tmp_path / "y.npz"), cache_dir="none")
+        datasets.load(str(tmp_path / "y.npz"), cache_dir="none")
 
 
 class TinyStereo(Tiny):
@@ -270,7 +265,7 @@ class TinyStereo(Tiny):
 
 def test_stereo_pairs_become_two_channels(tmp_path):
     prepare(tmp_path, [TinyStereo])
-    got = data.load("tiny_stereo", data_dir=tmp_path, cache_dir=tmp_path / "cache",
+    got = datasets.load("tiny_stereo", data_dir=tmp_path, cache_dir=tmp_path / "cache",
                     validation_fraction=0)
     assert got.image_shape == (6, 5, 2) and got.class_names == ("ant", "bee", "cow")
     np.testing.assert_array_equal(got.train_labels, got.train_images[:, 0, 0, 0] % 3)

@@ -7,18 +7,20 @@ import subprocess
 import pytest
 
 from capsjax.routing import ROUTINGS
-from experiments import groups, plan, programs, settings
-from experiments.errors import UserError
-from experiments.studies import STUDIES, Study, product
+from experiments.config import UserError
+from experiments.config.flags import parse_flags
+from experiments.sweeps import grouping, plan
+from experiments.sweeps.studies import STUDIES, Study, product
+from experiments.tasks import registry
 
-DEFAULTS = programs.find("mnist").defaults
+DEFAULTS = registry.find_program("mnist").defaults
 FOLDER = pathlib.Path("/f")
 
 
 def make(study, given=None, seeds=None, tuned=None):
     tuned = tuned or {row: [{}] for row in study.rows}
     seeds = study.seeds if seeds is None else seeds
-    defaults = programs.find(study.program).defaults
+    defaults = registry.find_program(study.program).defaults
     return plan.make(study, given or {}, FOLDER, defaults, tuned, seeds)
 
 
@@ -97,7 +99,7 @@ def test_runs():
         "--dataset=digits", "--steps=2", "--routing=uniform", "--seed=1",
         f"--workdir={last.workdir}")
     for run in runs:
-        assert settings.parse(DEFAULTS, list(run.arguments)) == run.config
+        assert parse_flags(DEFAULTS, list(run.arguments)) == run.config
 
 
 def test_a_run_is_known_by_what_decides_its_result():
@@ -213,31 +215,31 @@ def names(parts):
 
 def test_groups(monkeypatch):
     runs = grid("learning_rate=0.001,0.01;seed=0..2", preset="tiny", batch_size=8)
-    assert names(groups.divide(runs, DEFAULTS, "off", set())) == [[s] for s in "012012"]
-    assert names(groups.divide(runs, DEFAULTS, "4", set())) == [list("0120"), list("12")]
-    monkeypatch.setattr(groups, "platform", lambda accelerator: "gpu")
-    assert names(groups.divide(runs, DEFAULTS, "auto", set())) == [list("012012")]
-    assert names(groups.divide(runs, DEFAULTS, "auto", set(), jobs=2)) == [
+    assert names(grouping.divide(runs, DEFAULTS, "off", set())) == [[s] for s in "012012"]
+    assert names(grouping.divide(runs, DEFAULTS, "4", set())) == [list("0120"), list("12")]
+    monkeypatch.setattr(grouping, "platform", lambda accelerator: "gpu")
+    assert names(grouping.divide(runs, DEFAULTS, "auto", set())) == [list("012012")]
+    assert names(grouping.divide(runs, DEFAULTS, "auto", set(), jobs=2)) == [
         list("012"), list("012")], "a part for each process"
     alone = {runs[1].key}
-    assert sorted(names(groups.divide(runs, DEFAULTS, "9", alone))) == [list("02012"), ["1"]]
+    assert sorted(names(grouping.divide(runs, DEFAULTS, "9", alone))) == [list("02012"), ["1"]]
     runs = grid("routing=dynamic,frozen,em;seed=0,1", preset="tiny", batch_size=8)
-    assert names(groups.divide(runs, DEFAULTS, "9", set())) == [
+    assert names(grouping.divide(runs, DEFAULTS, "9", set())) == [
         list("01"), list("01"), ["0"], ["1"]], "other networks and frozen runs apart"
     # On CPU nothing was gained.
-    monkeypatch.setattr(groups, "platform", lambda accelerator: "cpu")
+    monkeypatch.setattr(grouping, "platform", lambda accelerator: "cpu")
     runs = grid("seed=0,1", preset="tiny")
-    assert names(groups.divide(runs, DEFAULTS, "auto", set())) == [["0"], ["1"]]
+    assert names(grouping.divide(runs, DEFAULTS, "auto", set())) == [["0"], ["1"]]
 
 
 def test_platform(monkeypatch):
-    assert groups.platform("tpu") == "tpu"
+    assert grouping.platform("tpu") == "tpu"
     for out, want in (("gpu\n", "gpu"), ("", "cpu")):
         done = subprocess.CompletedProcess([], 0, out)
         monkeypatch.setattr(subprocess, "run", lambda words, done=done, **_: done)
-        groups.platform.cache_clear()
-        assert groups.platform("auto") == want
-    groups.platform.cache_clear()
+        grouping.platform.cache_clear()
+        assert grouping.platform("auto") == want
+    grouping.platform.cache_clear()
 
 
 def test_studies_may_be_unions():

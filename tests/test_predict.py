@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import images, loop, predict, recognition, runs
-from experiments.config import Config
-from experiments.data import _digits
-from experiments.errors import UserError
+from experiments import predict
+from experiments.analysis import classify_images, saved_run
+from experiments.analysis.classify_images import Found
+from experiments.config import Config, UserError
+from experiments.data import image_files
+from experiments.data.datasets import _digits
 from experiments.predict import Flags
-from experiments.recognition import Found
+from experiments.training import loop
 
 ROOT = Path(__file__).resolve().parent.parent
 RNG = np.random.default_rng(0)
@@ -45,32 +47,32 @@ def of(array):
 
 @pytest.mark.parametrize("name", ["x.png", "x.bmp", "x.tiff", "x.PGM"])
 def test_grey_pixels_are_read_exactly(name, tmp_path):
-    got = images.read(written(tmp_path, of(GREY), name))
+    got = image_files.read(written(tmp_path, of(GREY), name))
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, np.float64(GREY) / 255, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.bmp", "x.ppm"])
 def test_colours_are_read_exactly(name, tmp_path):
-    got = images.read(written(tmp_path, of(COLOR), name))
+    got = image_files.read(written(tmp_path, of(COLOR), name))
     np.testing.assert_allclose(got, np.float64(COLOR) / 255, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.tiff", "x.pgm"])
 def test_sixteen_bits_are_kept(name, tmp_path):
     values = RNG.integers(0, 65536, (12, 9), dtype=np.uint16)
-    got = images.read(written(tmp_path, of(values), name))
+    got = image_files.read(written(tmp_path, of(values), name))
     np.testing.assert_allclose(got, np.float64(values) / 65535, atol=1e-6)
 
 
 def test_palettes_bits_and_floats(tmp_path):
     palette = of(COLOR // 64 * 64).quantize(64)
-    got = images.read(written(tmp_path, palette, "x.gif"))
+    got = image_files.read(written(tmp_path, palette, "x.gif"))
     np.testing.assert_allclose(got, np.float64(palette.convert("RGB")) / 255, atol=1e-7)
     bits = GREY > 99
-    np.testing.assert_array_equal(images.read(written(tmp_path, of(bits))), bits)
+    np.testing.assert_array_equal(image_files.read(written(tmp_path, of(bits))), bits)
     floats = RNG.uniform(size=(12, 9)).astype(np.float32)
-    np.testing.assert_array_equal(images.read(written(tmp_path, of(floats), "x.tiff")), floats)
+    np.testing.assert_array_equal(image_files.read(written(tmp_path, of(floats), "x.tiff")), floats)
 
 
 @pytest.mark.parametrize("bright", [True, False])
@@ -79,9 +81,9 @@ def test_transparency_is_on_the_ground_that_shows_the_ink(bright, tmp_path):
     picture = of(np.dstack([color, ALPHA]))
     share = ALPHA[..., None] / 255
     want = share * color / 255 + (1 - share) * (0 if bright else 1)
-    np.testing.assert_allclose(images.read(written(tmp_path, picture)), want, atol=1e-6)
+    np.testing.assert_allclose(image_files.read(written(tmp_path, picture)), want, atol=1e-6)
     flat = of(np.where(GREY > 99, np.uint8(200 * bright), 255 * (not bright)).astype(np.uint8))
-    got = images.read(written(tmp_path, flat, transparency=255 * (not bright)))
+    got = image_files.read(written(tmp_path, flat, transparency=255 * (not bright)))
     assert got.shape == (12, 9, 3)
     np.testing.assert_allclose(got[..., 0], np.float64(flat) / 255, atol=1e-6)
 
@@ -89,9 +91,9 @@ def test_transparency_is_on_the_ground_that_shows_the_ink(bright, tmp_path):
 def test_photographs_are_turned_upright_and_large_ones_made_smaller(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
-    turned = images.read(written(tmp_path, of(GREY), exif=exif))
+    turned = image_files.read(written(tmp_path, of(GREY), exif=exif))
     np.testing.assert_allclose(turned, np.rot90(GREY, -1) / 255, atol=1e-7)
-    large = images.read(written(tmp_path, of(np.kron(GREY, np.ones((200, 200), np.uint8)))))
+    large = image_files.read(written(tmp_path, of(np.kron(GREY, np.ones((200, 200), np.uint8)))))
     assert large.shape == (1024, 768)
     assert large.mean() == pytest.approx(GREY.mean() / 255, rel=1e-3)
 
@@ -130,29 +132,29 @@ BAD = {
 def test_bad_files_are_named_in_one_line(name, tmp_path):
     make, message = BAD[name]
     path = write(tmp_path, name, make(tmp_path)) if make else tmp_path / name
-    with pytest.raises(images.Unreadable) as error:
-        images.read(path)
+    with pytest.raises(image_files.Unreadable) as error:
+        image_files.read(path)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_folders_give_their_images_in_order(tmp_path):
     for name in ("b.png", "a.JPG", "notes.txt", ".hidden.png", "c.tif"):
         (tmp_path / name).write_bytes(b"")
-    found = images.find([str(tmp_path / "notes.txt"), str(tmp_path)])
+    found = image_files.find([str(tmp_path / "notes.txt"), str(tmp_path)])
     assert [path.name for path in found] == ["notes.txt", "a.JPG", "b.png", "c.tif"]
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="none holds no images .*.png"):
-        images.find([str(tmp_path), str(tmp_path / "none")])
+        image_files.find([str(tmp_path), str(tmp_path / "none")])
 
 
 def test_grey_of_colour_and_colour_of_grey():
     color = np.float32(COLOR) / 255
     want = (0.299 * np.float64(COLOR[..., 0]) + 0.587 * COLOR[..., 1] + 0.114 * COLOR[..., 2]) / 255
-    np.testing.assert_allclose(images.with_channels(color, 1)[..., 0], want, atol=1e-6)
-    assert images.with_channels(color, 3) is color
-    grey = images.with_channels(color[..., 0], 3)
+    np.testing.assert_allclose(image_files.with_channels(color, 1)[..., 0], want, atol=1e-6)
+    assert image_files.with_channels(color, 3) is color
+    grey = image_files.with_channels(color[..., 0], 3)
     assert grey.shape == (12, 9, 3) and (grey == color[..., :1]).all()
-    assert images.with_channels(color[..., 0], 1).shape == (12, 9, 1)
+    assert image_files.with_channels(color[..., 0], 1).shape == (12, 9, 1)
 
 
 @pytest.mark.parametrize("own, borders, negative", [
@@ -163,19 +165,19 @@ def test_what_is_taken_for_a_negative(own, borders, negative):
     image = np.full((9, 7, 1), own, np.float32)
     image[1:-1, 1:-1] = 1 - own  # what is inside does not count
     image[0, :3] = 0.5  # nor do a few pixels
-    assert images.is_negative(image, borders) == negative
+    assert image_files.is_negative(image, borders) == negative
 
 
 def test_padding_keeps_the_ratio_and_the_ground(digits):
-    assert (images.pad(digits[3], (28, 28)) == digits[3]).all()
+    assert (image_files.pad(digits[3], (28, 28)) == digits[3]).all()
     image = np.full((10, 40, 3), 0.25, np.float32)
     image[2:6, 10:30] = 1
-    got = images.pad(image, (20, 20))
+    got = image_files.pad(image, (20, 20))
     assert got.shape == (20, 20, 3)
     rows, columns = (np.flatnonzero((got[..., 0] > 0.7).any(axis=k)) for k in (1, 0))
     assert (rows[0], rows[-1]) == (8, 9) and (columns[0], columns[-1]) == (5, 14)
     assert (got[:7] == 0.25).all() and (got[12:] == 0.25).all()
-    assert images.pad(np.zeros((4, 900, 1), np.float32), (28, 28)).shape == (28, 28, 1)
+    assert image_files.pad(np.zeros((4, 900, 1), np.float32), (28, 28)).shape == (28, 28, 1)
 
 
 @pytest.mark.parametrize("label", range(10))
@@ -186,7 +188,7 @@ def test_digits_are_placed_as_those_of_mnist(label, digits):
     for top, left, ink, paper in ((0, 0, 1.0, 0.0), (70, 31, 0.6, 0.2)):
         field = np.full((200, 250, 1), paper, np.float32)
         field[top + 5 : top + 117, left + 5 : left + 117, 0] += large * (ink - paper)
-        got.append(images.centre(field, (28, 28)))
+        got.append(image_files.centre(field, (28, 28)))
     np.testing.assert_allclose(*got, atol=1e-5)
     one = np.float64(got[0][..., 0])
     assert one.max() == pytest.approx(1) and one.min() == 0
@@ -198,14 +200,14 @@ def test_digits_are_placed_as_those_of_mnist(label, digits):
 
 
 def test_a_blank_page_holds_no_digit():
-    assert not images.centre(np.full((40, 30, 1), 0.7, np.float32), (28, 28)).any()
+    assert not image_files.centre(np.full((40, 30, 1), 0.7, np.float32), (28, 28)).any()
 
 
 def test_what_is_longer_than_its_field_allows_stays_inside():
     comet = np.zeros((100, 100, 1), np.float32)
     comet[48:52, 5:95] = 0.3  # a faint tail
     comet[40:60, 75:95] = 1
-    got = images.centre(comet, (28, 28))
+    got = image_files.centre(comet, (28, 28))
     assert got.shape == (28, 28, 1) and (got[:, 0] > 0.05).any()
 
 
@@ -235,7 +237,7 @@ def test_a_folder_with_bad_images_yields_the_others(tiny_run, folder, digits, tm
     head, a, b = done.stdout.splitlines()
     assert "length" in head and a.endswith("it is, pad") and b.endswith("inverted, pad")
 
-    run = runs.open_run(tiny_run)
+    run = saved_run.open_run(tiny_run)
     lengths = jax.jit(run.setup.model.apply)(run.params, digits[[3, 8]]).scores
     with open(output.with_suffix(".csv"), newline="") as file:
         rows = list(csv.DictReader(file))
@@ -265,22 +267,22 @@ def test_flags_decide_how_an_image_is_taken(tiny_run, folder, tmp_path, capsys, 
     assert taken["yes"].endswith("inverted, pad") and taken["no"].endswith("it is, digit")
     assert taken["auto"].endswith("it is, pad")
 
-    run = runs.open_run(tiny_run)
+    run = saved_run.open_run(tiny_run)
     for invert, fit, want in (("yes", "pad", 1 - digits[3]), ("no", "pad", digits[3]),
-                              ("no", "digit", images.centre(digits[3], (28, 28)))):
-        (seen,) = recognition.look(run, [folder / "a.png"], invert, fit)
+                              ("no", "digit", image_files.centre(digits[3], (28, 28)))):
+        (seen,) = classify_images.look(run, [folder / "a.png"], invert, fit)
         assert seen.pixels.dtype == np.uint8  # the nearest level; ties are float32's to break
         assert np.abs(seen.pixels - 255 * np.float64(want)).max() <= 0.5 + 1e-4
 
 
 def test_mnist_digits_are_centred_unless_they_have_the_size(tiny_run, folder, tmp_path, digits):
-    opened = runs.open_run(tiny_run)
+    opened = saved_run.open_run(tiny_run)
     config = dataclasses.replace(opened.setup.config, dataset="mnist")
     run = opened._replace(setup=opened.setup._replace(config=config))
     large = written(tmp_path, of(np.uint8(255 * np.kron(digits[3, ..., 0], np.ones((3, 3))))))
-    found = recognition.look(run, [large, folder / "a.png"], "auto", "auto")
+    found = classify_images.look(run, [large, folder / "a.png"], "auto", "auto")
     assert [seen.fit for seen in found] == ["digit", "pad"]
-    (seen,) = recognition.look(opened, [large], "auto", "auto")
+    (seen,) = classify_images.look(opened, [large], "auto", "auto")
     assert seen.fit == "pad"
 
 
@@ -297,10 +299,10 @@ def test_a_network_without_capsules_has_probabilities(folder, digits, tmp_path, 
     call(tmp_path / "run", folder / "a.png")
     out = capsys.readouterr().out.splitlines()
     assert "class, probability" in out[-2]
-    run = runs.open_run(tmp_path / "run")
+    run = saved_run.open_run(tmp_path / "run")
     logits = np.float64(run.setup.model.apply(run.params, digits[[3]]).scores[0])
     likely = np.exp(logits) / np.exp(logits).sum()
-    (found,) = recognition.recognise(run, recognition.look(run, [folder / "a.png"], "no", "pad"))
+    (found,) = classify_images.recognise(run, classify_images.look(run, [folder / "a.png"], "no", "pad"))
     np.testing.assert_allclose(found.scores, np.sort(likely)[:-3:-1], rtol=1e-5)
     assert found.names == tuple(str(k) for k in np.argsort(-likely)[:2])
     assert found.reconstruction is None

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import preprocess
-from experiments.errors import UserError
-from experiments.preprocess import Preprocess
+from experiments.config import UserError
+from experiments.data import augment
+from experiments.data.augment import Preprocess
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
 KEYS = jax.random.split(jax.random.key(3), 3000)
@@ -18,7 +18,7 @@ def many(function, *arguments):
 
 
 def test_random_crops_are_all_crops_equally_often():
-    got = many(preprocess.random_crop, jnp.asarray(IMAGE), (5, 8))
+    got = many(augment.random_crop, jnp.asarray(IMAGE), (5, 8))
     legal = {IMAGE[y : y + 5, x : x + 8].tobytes(): (y, x) for y in range(3) for x in range(2)}
     counts = dict.fromkeys(legal.values(), 0)
     for crop in got:
@@ -30,17 +30,17 @@ def test_random_crops_are_all_crops_equally_often():
 @pytest.mark.parametrize("size, top, left", [((5, 8), 1, 0), ((7, 9), 0, 0), ((1, 1), 3, 4)])
 def test_centre_crop(size, top, left):
     want = IMAGE[top : top + size[0], left : left + size[1]]
-    np.testing.assert_array_equal(preprocess.centre_crop(IMAGE, size), want)
+    np.testing.assert_array_equal(augment.centre_crop(IMAGE, size), want)
 
 
 def test_pad():
     want = np.zeros((11, 13, 3), np.uint8)
     want[2:9, 2:11] = IMAGE
-    np.testing.assert_array_equal(preprocess.pad(jnp.asarray(IMAGE), 2), want)
+    np.testing.assert_array_equal(augment.pad(jnp.asarray(IMAGE), 2), want)
 
 
 def test_halved_is_the_mean_of_squares():
-    got = preprocess.halved(jnp.asarray(IMAGE, jnp.float32))
+    got = augment.halved(jnp.asarray(IMAGE, jnp.float32))
     want = np.array([[[np.mean(IMAGE[y : y + 2, x : x + 2, c], dtype=float) for c in range(3)]
                       for x in range(0, 8, 2)] for y in range(0, 6, 2)])
     assert got.shape == (3, 4, 3)
@@ -49,7 +49,7 @@ def test_halved_is_the_mean_of_squares():
 
 def test_brightness():
     x = jnp.asarray(IMAGE, jnp.float32) / 255
-    got = many(preprocess.random_brightness, x, 0.25) - np.asarray(x)
+    got = many(augment.random_brightness, x, 0.25) - np.asarray(x)
     first = got[:, :1, :1, :1]
     np.testing.assert_allclose(got, np.broadcast_to(first, got.shape), atol=1e-6)
     assert abs(first).max() <= 0.25 + 1e-6
@@ -59,7 +59,7 @@ def test_brightness():
 
 def test_contrast():
     x = np.float64(IMAGE) / 255
-    got = many(preprocess.random_contrast, jnp.asarray(x, jnp.float32), 0.2, 1.8)
+    got = many(augment.random_contrast, jnp.asarray(x, jnp.float32), 0.2, 1.8)
     away = x - x.mean((0, 1), keepdims=True)
     factors = np.sum((got - x.mean((0, 1))) * away, (1, 2, 3)) / np.sum(away**2)
     want = factors[:, None, None, None] * away + x.mean((0, 1))
@@ -70,20 +70,20 @@ def test_contrast():
 
 def test_standardise():
     x = np.float64(IMAGE) / 255
-    got = preprocess.standardise(jnp.asarray(x, jnp.float32))
+    got = augment.standardise(jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(got, (x - x.mean()) / x.std(), rtol=1e-5, atol=1e-5)
-    even = preprocess.standardise(jnp.full((4, 4, 3), 0.3))
+    even = augment.standardise(jnp.full((4, 4, 3), 0.3))
     np.testing.assert_allclose(even, np.zeros((4, 4, 3)), atol=1e-6)
-    faint = preprocess.standardise(jnp.asarray(x / 100, jnp.float32))
+    faint = augment.standardise(jnp.asarray(x / 100, jnp.float32))
     np.testing.assert_allclose(faint, (x - x.mean()) / 100 * 189**0.5, atol=1e-6)
 
 
 MADE = {
-    "shifted": (preprocess.shifted(2), (7, 9, 3)),
-    "on canvas": (preprocess.on_canvas(3, 2), (13, 15, 3)),
-    "cropped": (preprocess.cropped(5, flip=True), (5, 5, 3)),
-    "in [0, 1]": (preprocess.cropped(7, standardised=False), (7, 7, 3)),
-    "halved": (preprocess.cropped(3, halve=True), (3, 3, 3)),
+    "shifted": (augment.shifted(2), (7, 9, 3)),
+    "on canvas": (augment.on_canvas(3, 2), (13, 15, 3)),
+    "cropped": (augment.cropped(5, flip=True), (5, 5, 3)),
+    "in [0, 1]": (augment.cropped(7, standardised=False), (7, 7, 3)),
+    "halved": (augment.cropped(3, halve=True), (3, 3, 3)),
 }
 
 
@@ -98,7 +98,7 @@ def test_both_give_floats_of_one_shape(made, shape):
 
 
 def test_on_canvas():
-    made = preprocess.on_canvas(3, 2)
+    made = augment.on_canvas(3, 2)
     want = np.pad(np.float64(IMAGE) / 255, ((3, 3), (3, 3), (0, 0)))
     np.testing.assert_allclose(made.evaluate(IMAGE), want, rtol=1e-6)
     moved = many(made.train, IMAGE)
@@ -109,9 +109,9 @@ def test_on_canvas():
 
 def test_cropped_for_evaluation():
     x = np.float64(IMAGE[1:6, 2:7]) / 255
-    got = preprocess.cropped(5, flip=True).evaluate(IMAGE)
+    got = augment.cropped(5, flip=True).evaluate(IMAGE)
     np.testing.assert_allclose(got, (x - x.mean()) / x.std(), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(preprocess.cropped(5, standardised=False).evaluate(IMAGE), x,
+    np.testing.assert_allclose(augment.cropped(5, standardised=False).evaluate(IMAGE), x,
                                rtol=1e-6)
 
 
@@ -120,7 +120,7 @@ def test_cropped_in_training_is_a_crop_perhaps_mirrored(flip):
     """Standardised, contrast of a grey image does not show, nor brightness."""
     grey = np.random.default_rng(0).integers(0, 256, (27, 28, 1), np.uint8)
     # 25x25, because the divisor is at least 1/25, and the contrast may be 0.2 of 0.29.
-    got = many(preprocess.cropped(25, flip=flip).train, grey)[:600]
+    got = many(augment.cropped(25, flip=flip).train, grey)[:600]
     legal = []
     for y in range(3):
         for x in range(4):
@@ -137,13 +137,13 @@ def test_cropped_in_training_is_a_crop_perhaps_mirrored(flip):
 
 
 def test_without_standardising_pixels_stay_in_range():
-    got = many(preprocess.cropped(5, standardised=False).train, IMAGE)
+    got = many(augment.cropped(5, standardised=False).train, IMAGE)
     assert got.min() == 0 and got.max() == 1 and 0.3 < got.mean() < 0.7
 
 
 @pytest.mark.parametrize("made, message", [
-    (preprocess.cropped(8), "7x9 pixels are too few for crops of 8x8"),
-    (preprocess.cropped(4, halve=True), "3x4 pixels are too few for crops of 4x4"),
+    (augment.cropped(8), "7x9 pixels are too few for crops of 8x8"),
+    (augment.cropped(4, halve=True), "3x4 pixels are too few for crops of 4x4"),
 ])
 def test_images_smaller_than_the_crop(made, message):
     for function in (made.evaluate, lambda image: made.train(KEYS[0], image)):

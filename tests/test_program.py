@@ -1,4 +1,4 @@
-"""How programs end: kernels.program.run in a process of its own."""
+"""How programs end: kernels.cli.run in a process of its own."""
 
 import os
 import subprocess

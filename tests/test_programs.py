@@ -18,9 +18,13 @@ import pytest
 
 from capsjax import functional
 from capsjax.routing import ROUTINGS
-from experiments import io, loop, preparation, sampling, settings
-from experiments.config import Config
-from experiments.errors import UserError
+from experiments.config import Config, UserError
+from experiments.config.flags import parse_flags
+from experiments.data import batching
+from experiments.training import loop
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.setup import initial_state, prepare, training_inputs
+from experiments.training.workdir import open_workdir
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = Config(dataset="digits", preset="tiny", steps=2, num_devices=1, cache_dir="none",
@@ -216,7 +220,7 @@ def test_frozen_says_which_command_comes_first(tmp_path, monkeypatch):
         loop.run(frozen)
     command = re.search(r"first run python -m experiments.mnist (.*?), or", str(error.value))[1]
     loop.run(dataclasses.replace(
-        settings.parse(Config(), command.split()), cache_dir="none", steps=1))
+        parse_flags(Config(), command.split()), cache_dir="none", steps=1))
     assert loop.run(frozen)["routing"] == "frozen"
 
 
@@ -247,14 +251,14 @@ def test_frozen_takes_the_mean_couplings_and_training_keeps_them(dynamic, tmp_pa
     # Another seed, so that nothing but the couplings comes from there.
     config_here = dataclasses.replace(
         config, routing="frozen", frozen_from=str(source), workdir=str(tmp_path), seed=1, steps=2)
-    setup = preparation.prepare(config_here)
-    before = jax.device_get(preparation.initial_state(setup).params)
+    setup = prepare(config_here)
+    before = jax.device_get(initial_state(setup).params)
 
-    other = preparation.prepare(config)
-    with io.Checkpoints(source) as checkpoints:
-        params = checkpoints.restore(preparation.initial_state(other)).params
+    other = prepare(config)
+    with Checkpoints(source) as checkpoints:
+        params = checkpoints.restore(initial_state(other)).params
     naive = dataclasses.replace(other.model_config, routing_implementation="naive")
-    encode = jax.jit(lambda x: functional.create(naive).apply(params, x, method="encode").coupling)
+    encode = jax.jit(lambda x: functional.create_model(naive).apply(params, x, method="encode").coupling)
     images = other.dataset.train_images.astype(np.float32) / 255
     # In two parts of the same size and in float64.
     couplings = [np.float64(encode(part)) for part in np.split(images, 2)]
@@ -265,8 +269,8 @@ def test_frozen_takes_the_mean_couplings_and_training_keeps_them(dynamic, tmp_pa
     np.testing.assert_allclose(got, want, rtol=2e-5)
 
     loop.run(config_here)
-    with io.Checkpoints(tmp_path) as checkpoints:
-        after = jax.device_get(checkpoints.restore(preparation.initial_state(setup)).params)
+    with Checkpoints(tmp_path) as checkpoints:
+        after = jax.device_get(checkpoints.restore(initial_state(setup)).params)
     np.testing.assert_array_equal(after["classes"]["prior"], before["classes"]["prior"])
     assert np.abs(after["classes"]["kernel"] - before["classes"]["kernel"]).max() > 0
     assert np.abs(before["classes"]["kernel"] - params["classes"]["kernel"]).max() > 0.01
@@ -278,11 +282,11 @@ def test_frozen_takes_the_mean_couplings_and_training_keeps_them(dynamic, tmp_pa
 def test_implementations_of_routing_give_the_same_losses(implementation, steps, batch_size):
     losses = []
     for name in ("naive", implementation):
-        setup = preparation.prepare(dataclasses.replace(
+        setup = prepare(dataclasses.replace(
             TINY, batch_size=batch_size, routing_implementation=name))
-        chunk, state = loop.make_chunk(setup), preparation.initial_state(setup)
-        source, key = preparation.training_inputs(setup)
-        order = sampling.epoch_orders(key, 0, len(setup.dataset.train_labels))
+        chunk, state = loop.make_chunk(setup), initial_state(setup)
+        source, key = training_inputs(setup)
+        order = batching.epoch_orders(key, 0, len(setup.dataset.train_labels))
         losses.append([])
         for _ in range(steps):
             state, sums = chunk(state, source, order, key, 1)
@@ -308,7 +312,7 @@ def finished(tmp_path_factory):
 def test_a_finished_run_is_only_reported_again(finished, monkeypatch):
     config, workdir, summary = finished
     before = rows(workdir)
-    monkeypatch.setattr("experiments.report.peak_memory_mb", lambda device: 10**6)  # not training's
+    monkeypatch.setattr("experiments.training.summary.peak_memory_mb", lambda device: 10**6)  # not training's
     again = loop.run(config)
     same = set(summary) - {"wall_seconds"}
     assert {k: again[k] for k in same} == {k: summary[k] for k in same}
@@ -347,12 +351,12 @@ def test_a_workdir_that_cannot_be_made(tmp_path):
 
 def test_a_workdir_in_use(tmp_path):
     config = dataclasses.replace(TINY, workdir=str(tmp_path)).resolved("digits")
-    with io.open_workdir(config):
+    with open_workdir(config):
         # The lock belongs to the opening, not to the process: this needs no second one.
         with pytest.raises(UserError, match="another process is training"):
-            with io.open_workdir(config):
+            with open_workdir(config):
                 pass
-    with io.open_workdir(config):
+    with open_workdir(config):
         pass
 
 
@@ -381,8 +385,8 @@ def undisturbed(tmp_path_factory):
 
 def final_state(workdir):
     config = Config(**json.loads((workdir / "config.json").read_text()) | {"num_devices": 1})
-    state = preparation.initial_state(preparation.prepare(config))
-    with io.Checkpoints(workdir) as checkpoints:
+    state = initial_state(prepare(config))
+    with Checkpoints(workdir) as checkpoints:
         return jax.device_get(checkpoints.restore(state))
 
 
@@ -419,7 +423,7 @@ def test_diagnostics_of_every_epoch(undisturbed):
     assert {"routing", "couplings", "logit_changes"} < figure_names(workdir)
 
     config = Config(**json.loads((workdir / "config.json").read_text()) | {"num_devices": 1})
-    setup = preparation.prepare(config)
+    setup = prepare(config)
     params = final_state(workdir).params
     images = setup.dataset.validation_images.astype(np.float32) / 255
     assert len(images) == 72

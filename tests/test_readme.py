@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from absl import flags
 
-from capsjax.routing import ROUTINGS, make, route
-from experiments import settings
+from capsjax.routing import ROUTINGS, make_routing, route
+from experiments.config.flags import define_flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -45,7 +45,7 @@ def test_commands_parse(words):
     if hasattr(program, "define_flags"):  # a program with flags of its own
         program.define_flags(values)
     else:
-        settings.define_flags(program.DEFAULTS, values)
+        define_flags(program.DEFAULTS, values)
     words = values(["program", *arguments])[1:]
     assert not words or module == "experiments.predict"
 
@@ -73,12 +73,12 @@ def test_the_example_of_a_routing_of_ones_own(capsys):
     try:
         exec(compile(example, "README.md", "exec"), names)
         assert capsys.readouterr().out == "(2, 10)\n"
-        forgetful, rng = make("forgetful", iterations=3, memory=1.0), np.random.default_rng(0)
+        forgetful, rng = make_routing("forgetful", iterations=3, memory=1.0), np.random.default_rng(0)
     finally:
         ROUTINGS.clear()
         ROUTINGS.update(before)
     u, W = (rng.normal(size=s).astype(np.float32) for s in ((2, 5, 4), (5, 3, 6, 4)))
-    exact = route(make("dynamic"), {}, u, W, implementation="naive")
+    exact = route(make_routing("dynamic"), {}, u, W, implementation="naive")
     for implementation in ("naive", "stream"):
         out = route(forgetful, {}, u, W, implementation=implementation)
         np.testing.assert_allclose(out.pose, exact.pose, rtol=1e-5, atol=1e-6)

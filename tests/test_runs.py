@@ -8,9 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import data, io, preparation, runs
-from experiments.config import Config
-from experiments.errors import UserError
+from experiments.analysis import saved_run
+from experiments.config import Config, UserError
+from experiments.data import datasets
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.setup import initial_state, prepare
 
 
 def files(folder):
@@ -25,13 +27,13 @@ def copy(tiny_run, tmp_path):
 
 def test_a_run_opens_without_data_and_is_not_changed(tiny_run, monkeypatch):
     config = Config(**json.loads((tiny_run / "config.json").read_text()))
-    setup = preparation.prepare(config)
-    with io.Checkpoints(tiny_run) as checkpoints:
-        want = jax.device_get(checkpoints.restore(preparation.initial_state(setup)).params)
+    setup = prepare(config)
+    with Checkpoints(tiny_run) as checkpoints:
+        want = jax.device_get(checkpoints.restore(initial_state(setup)).params)
     before = files(tiny_run)
 
-    monkeypatch.setattr(data, "load", lambda *_, **__: pytest.fail("data were loaded"))
-    run = runs.open_run(tiny_run, accelerator="cpu")
+    monkeypatch.setattr(datasets, "load", lambda *_, **__: pytest.fail("data were loaded"))
+    run = saved_run.open_run(tiny_run, accelerator="cpu")
     assert files(tiny_run) == before
     assert run.folder == tiny_run and run.step == 2
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(run.params), want)
@@ -49,7 +51,7 @@ def test_a_run_opens_without_data_and_is_not_changed(tiny_run, monkeypatch):
 
 def test_data_are_loaded_where_they_are_asked_for(copy):
     (copy / "network.json").unlink()  # as in a run of an earlier version
-    run = runs.open_run(copy, examples=True)
+    run = saved_run.open_run(copy, examples=True)
     assert len(run.setup.dataset.test_labels) == 360
     assert run.facts["class_names"] == list("0123456789")
 
@@ -59,7 +61,7 @@ def test_what_belongs_to_another_machine_is_not_taken_over(copy):
     there = {"num_devices": 8, "parallel": "pmap", "accelerator": "gpu", "batch_size": 136,
              "routing_implementation": "pallas", "cache_dir": "/nowhere"}
     path.write_text(json.dumps(json.loads(path.read_text()) | there))
-    run = runs.open_run(copy, cache_dir="none")
+    run = saved_run.open_run(copy, cache_dir="none")
     assert len(run.setup.devices) == 1 and run.setup.devices[0].platform == "cpu"
     assert run.setup.config.cache_dir == "none" and run.setup.config.batch_size == 136
 
@@ -94,5 +96,5 @@ def test_what_is_no_run_is_named(copy, change, message):
     change(copy)
     before = files(copy.parent)
     with pytest.raises(UserError, match=message):
-        runs.open_run(str(copy))
+        saved_run.open_run(str(copy))
     assert files(copy.parent) == before

@@ -5,26 +5,30 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import data, evaluation, loop, preparation, preprocess, runtime, sampling
-from experiments.config import Config
-from experiments.errors import UserError
+from experiments.config import Config, UserError
+from experiments.data import augment, batching, datasets
+from experiments.training import evaluate as evaluate_module
+from experiments.training import loop
+from experiments.training.devices import find_devices, parallelize, replicate
+from experiments.training.evaluate import evaluator
+from experiments.training.setup import initial_state, prepare, training_inputs
 
 
 @pytest.mark.parametrize("accelerator", ["gpu", "tpu"])
 def test_an_absent_accelerator_is_an_error(accelerator):
     with pytest.raises(UserError, match=f"--accelerator={accelerator}"):
-        runtime.devices(accelerator)
+        find_devices(accelerator)
 
 
 def test_too_many_devices_is_an_error():
     with pytest.raises(UserError, match="--num_devices=9: only 4 cpu"):
-        runtime.devices("auto", 9)
-    assert len(runtime.devices("cpu", 3)) == 3
+        find_devices("auto", 9)
+    assert len(find_devices("cpu", 3)) == 3
 
 
 def test_unknown_strategy():
     with pytest.raises(ValueError, match="pmap"):
-        runtime.parallelize(lambda **_: None, "magic", jax.devices())
+        parallelize(lambda **_: None, "magic", jax.devices())
 
 
 def setup(parallel, num_devices, **changes):
@@ -32,19 +36,19 @@ def setup(parallel, num_devices, **changes):
     images = rng.integers(0, 256, (24, 18, 18, 1), np.uint8)
     labels = rng.integers(0, 10, 24, np.int32)
     arrays = images, labels, images[:0], labels[:0], images[:10], labels[:10]
-    dataset = data.Dataset("noise", "noise", *arrays, tuple("0123456789"))
+    dataset = datasets.Dataset("noise", "noise", *arrays, tuple("0123456789"))
     config = Config(dataset="noise", preset="tiny", batch_size=8, parallel=parallel,
                     num_devices=num_devices, cache_dir="none", **changes)
-    return preparation.prepare(config, dataset)
+    return prepare(config, dataset)
 
 
 def gradients(made):
     """What one step of plain descent with rate 1 subtracts from the parameters."""
     made = made._replace(optimizer=optax.sgd(1.0))
-    state = preparation.initial_state(made)
+    state = initial_state(made)
     before = jax.device_get(state.params)
-    source, key = preparation.training_inputs(made)
-    order = sampling.epoch_orders(key, 0, 24)
+    source, key = training_inputs(made)
+    order = batching.epoch_orders(key, 0, 24)
     after, sums = loop.make_chunk(made)(state, source, order, key, 1)
     assert int(after.step) == 1
     difference = jax.tree.map(lambda a, b: a - b, before, jax.device_get(after.params))
@@ -77,10 +81,10 @@ def test_four_devices_take_the_step_of_one(parallel, one_device_gradients):
 def test_a_chunk_of_any_length_equals_single_steps(one_device):
     made = one_device
     chunk = loop.make_chunk(made)
-    source, key = preparation.training_inputs(made)
-    order = sampling.epoch_orders(key, 0, 24)
-    together, _ = chunk(preparation.initial_state(made), source, order, key, 3)
-    state = preparation.initial_state(made)
+    source, key = training_inputs(made)
+    order = batching.epoch_orders(key, 0, 24)
+    together, _ = chunk(initial_state(made), source, order, key, 3)
+    state = initial_state(made)
     for _ in range(3):
         state, _ = chunk(state, source, order, key, 1)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(together), jax.device_get(state))
@@ -94,16 +98,16 @@ def test_batch_must_divide_among_devices():
 @pytest.mark.parametrize("batch, batches", [(128, 8), (4, 2)])  # all at once; 3 batches, 2 calls
 def test_evaluation_counts_every_example_once_on_any_number_of_devices(
         one_device, batch, batches, monkeypatch):
-    monkeypatch.setattr(evaluation, "BATCH", batch)
-    monkeypatch.setattr(evaluation, "BATCHES", batches)
+    monkeypatch.setattr(evaluate_module, "BATCH", batch)
+    monkeypatch.setattr(evaluate_module, "BATCHES", batches)
     d = one_device.dataset
-    params = jax.device_get(preparation.initial_state(one_device).params)
-    scores = jax.jit(one_device.model.apply)(params, preprocess.to_unit(d.test_images)).scores
+    params = jax.device_get(initial_state(one_device).params)
+    scores = jax.jit(one_device.model.apply)(params, augment.to_unit(d.test_images)).scores
     want = np.asarray(scores).argmax(1) == d.test_labels
-    losses = one_device.loss(params, preprocess.to_unit(d.test_images), d.test_labels)[0]
+    losses = one_device.loss(params, augment.to_unit(d.test_images), d.test_labels)[0]
     for made in (one_device, setup("jit", 4)):
-        replicated = runtime.replicate(params, made.devices)
-        values = evaluation.evaluator(made)(replicated, d.test_images, d.test_labels)
+        replicated = replicate(params, made.devices)
+        values = evaluator(made)(replicated, d.test_images, d.test_labels)
         assert {v.shape for v in values.values()} == {(10,)}
         np.testing.assert_array_equal(values["accuracy"] > 0, want)
         np.testing.assert_allclose(values["loss"], losses, rtol=1e-5)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import preprocess, sampling
+from experiments.data import augment, batching
 
 KEY = jax.random.key(7)
 
@@ -29,7 +29,7 @@ def test_shift_is_one_of_all_displacements_uniformly():
              for dy in range(-2, 3) for dx in range(-2, 3)}
     assert len(legal) == 25
     keys = jax.random.split(KEY, 5000)
-    images = np.asarray(jax.vmap(lambda k: preprocess.shift(k, jnp.asarray(image), 2))(keys))
+    images = np.asarray(jax.vmap(lambda k: augment.shift(k, jnp.asarray(image), 2))(keys))
     counts = collections.Counter(legal[i.tobytes()] for i in images)
     assert len(counts) == 25
     # 200 expected each; six standard deviations of the binomial are 83.
@@ -38,38 +38,38 @@ def test_shift_is_one_of_all_displacements_uniformly():
 
 def test_no_shift_returns_the_image():
     image = jnp.ones((3, 3, 1), jnp.uint8)
-    assert preprocess.shift(KEY, image, 0) is image
+    assert augment.shift(KEY, image, 0) is image
 
 
 def test_to_unit_reaches_both_ends():
-    unit = preprocess.to_unit(jnp.array([0, 51, 255], jnp.uint8))
+    unit = augment.to_unit(jnp.array([0, 51, 255], jnp.uint8))
     assert unit.dtype == jnp.float32
     np.testing.assert_allclose(unit, [0, 0.2, 1], rtol=1e-7)
 
 
 @pytest.mark.parametrize("examples, batch, want", [(60000, 128, 468), (10, 10, 1), (3, 8, 1)])
 def test_steps_per_epoch(examples, batch, want):
-    assert sampling.steps_per_epoch(examples, batch) == want
+    assert batching.steps_per_epoch(examples, batch) == want
 
 
 def batch(*arguments, max_shift=0, **options):
-    train, _ = preprocess.shifted(max_shift)
+    train, _ = augment.shifted(max_shift)
 
     def example(key, source, row):
         return train(key, source.images[row]), source.labels[row]
 
-    return sampling.batch(example, *arguments, **options)
+    return batching.batch(example, *arguments, **options)
 
 
 def source(n):
     images = jnp.arange(n, dtype=jnp.uint8).reshape(n, 1, 1, 1) * jnp.ones((1, 4, 4, 1), jnp.uint8)
-    return sampling.Source(images, jnp.arange(n, dtype=jnp.int32))
+    return batching.Source(images, jnp.arange(n, dtype=jnp.int32))
 
 
 def test_an_epoch_visits_every_example_once_and_epochs_differ():
     orders = []
     for epoch in range(2):
-        order = sampling.epoch_orders(KEY, epoch, 12)
+        order = batching.epoch_orders(KEY, epoch, 12)
         steps = range(epoch * 3, epoch * 3 + 3)
         labels = [batch(source(12), order, KEY, jnp.int32(s), batch_size=4)
                   .labels for s in steps]
@@ -80,7 +80,7 @@ def test_an_epoch_visits_every_example_once_and_epochs_differ():
 
 def test_a_block_holds_the_orders_of_its_epochs():
     single = [jax.random.permutation(jax.random.fold_in(KEY, n), 12) for n in range(3, 6)]
-    block = sampling.epoch_orders(KEY, 1, 12, 3)
+    block = batching.epoch_orders(KEY, 1, 12, 3)
     np.testing.assert_array_equal(block, single)
     for step in range(9, 18):  # three steps an epoch, and so epochs 3, 4 and 5
         got = batch(source(12), block, KEY, jnp.int32(step), batch_size=4).labels
@@ -89,14 +89,14 @@ def test_a_block_holds_the_orders_of_its_epochs():
 
 
 def test_images_belong_to_their_labels():
-    order = sampling.epoch_orders(KEY, 0, 12)
+    order = batching.epoch_orders(KEY, 0, 12)
     got = batch(source(12), order, KEY, jnp.int32(1), batch_size=4)
     np.testing.assert_array_equal(np.round(got.images[:, 0, 0, 0] * 255), got.labels)
 
 
 @pytest.mark.parametrize("parts", [2, 4])
 def test_the_parts_of_a_batch_make_the_whole(parts):
-    order = sampling.epoch_orders(KEY, 0, 12)
+    order = batching.epoch_orders(KEY, 0, 12)
     arguments = source(12), order, KEY, jnp.int32(2)
     whole = batch(*arguments, batch_size=8, max_shift=2)
     pieces = [batch(*arguments, batch_size=8, max_shift=2, part=(i, parts))
@@ -108,14 +108,14 @@ def test_the_parts_of_a_batch_make_the_whole(parts):
 
 
 def test_a_batch_larger_than_the_data_repeats_them_evenly():
-    order = sampling.epoch_orders(KEY, 0, 3)
+    order = batching.epoch_orders(KEY, 0, 3)
     got = batch(source(3), order, KEY, jnp.int32(0), batch_size=6)
     assert sorted(got.labels.tolist()) == [0, 0, 1, 1, 2, 2]
 
 
 def test_augmentation_changes_with_the_step():
     order = jnp.zeros((1, 4), jnp.int32)
-    bright = sampling.Source(jnp.full((4, 4, 4, 1), 255, jnp.uint8), jnp.zeros(4, jnp.int32))
+    bright = batching.Source(jnp.full((4, 4, 4, 1), 255, jnp.uint8), jnp.zeros(4, jnp.int32))
     first, second = (
         batch(bright, order, KEY, jnp.int32(s), batch_size=4, max_shift=2).images
         for s in (0, 1))

@@ -7,7 +7,8 @@ import pytest
 from absl import flags
 
 from capsjax import preset
-from experiments import contestants, scaling
+from experiments import scaling
+from experiments.benchmarks import throughput
 from kernels import bench
 from kernels.problems import Problem
 
@@ -27,7 +28,7 @@ def test_arithmetic_is_that_of_the_bench():
 def test_arithmetic_of_a_step():
     *_, work = scaling.training("naive", 20)
     config = preset("capsnet_small", image_shape=(20, 20, 1))
-    assert work == 16 * contestants.flops_per_image(config)
+    assert work == 16 * throughput.flops_per_image(config)
 
 
 def test_program(monkeypatch, tmp_path, capsys):

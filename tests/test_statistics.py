@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import statistics
-from experiments.statistics import Comparison, Interval
+from experiments.sweeps import statistics
+from experiments.sweeps.statistics import Comparison, Interval
 
 
 def test_interval_of_a_mean():

@@ -14,23 +14,16 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import (
-    executors,
-    forecast,
-    groups,
-    ledger,
-    plan,
-    programs,
-    settings,
-    studies,
-    sweep,
-    timing,
-)
-from experiments.errors import UserError
-from experiments.studies import Study
+from experiments import sweep
+from experiments.config import UserError
+from experiments.config.flags import parse_flags
+from experiments.sweeps import executors, grouping, ledger, plan, studies, time_estimate
+from experiments.sweeps.studies import Study
+from experiments.tasks import registry
+from experiments.training.summary import pack, unpack
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-DEFAULTS = programs.find("mnist").defaults
+DEFAULTS = registry.find_program("mnist").defaults
 GRID = "--grid=routing=em,vb;seed=0,1"
 
 
@@ -63,7 +56,7 @@ def workers(monkeypatch):
     fake.error = lambda config: config.seed + 1
 
     def child(job, log, started):
-        configs = [settings.parse(DEFAULTS, arguments) for arguments in job["runs"]]
+        configs = [parse_flags(DEFAULTS, arguments) for arguments in job["runs"]]
         fake.groups.append(configs)
         status = fake.status.get(configs[0].routing, 0)
         log.write_text(fake.words.get(configs[0].routing, ""))
@@ -72,7 +65,7 @@ def workers(monkeypatch):
             right[: int(3.6 * fake.error(config))] = False
             summary = {
                 "test_error": float(fake.error(config)), "test_errors": int((~right).sum()),
-                "test_examples": 360, "test_correct": ledger.pack(right), "parameters": 1234567,
+                "test_examples": 360, "test_correct": pack(right), "parameters": 1234567,
                 "images_per_second": 100.0, "peak_memory_mb": 2000, "training_seconds": 9.6,
                 "wall_seconds": 30.0, "together": len(configs[: fake.most]), "commit": "abc",
                 "seed": config.seed, "device_kind": "cpu", "versions": {"jax": "1"}, "steps": 2,
@@ -84,7 +77,7 @@ def workers(monkeypatch):
         return status
 
     monkeypatch.setattr(executors, "_child", child)
-    monkeypatch.setattr(groups, "platform", lambda accelerator: "cpu")
+    monkeypatch.setattr(grouping, "platform", lambda accelerator: "cpu")
     fake.runs = lambda: [config for group in fake.groups for config in group]
     return fake
 
@@ -124,7 +117,7 @@ def test_a_folder_that_cannot_be_written(run_sweep, workers, tmp_path):
 def test_dry_run_prints_commands_and_their_time(
         run_sweep, workers, tmp_path, capsys, monkeypatch):
     guesses = iter([480.0, None])
-    monkeypatch.setattr(forecast, "seconds", lambda runs, defaults: next(guesses))
+    monkeypatch.setattr(time_estimate, "seconds", lambda runs, defaults: next(guesses))
     arguments = [GRID, "--dataset=digits", "--noreconstruction", "--cache_dir=x",
                  f"--runs={tmp_path}/runs"]
     run_sweep(*arguments, "--dry_run")
@@ -338,7 +331,7 @@ def test_the_program_of_a_command_line():
 
 
 def test_in_words():
-    words = [timing.in_words(s) for s in (None, 0.4, 89, 100, 5399, 7200)]
+    words = [time_estimate.in_words(s) for s in (None, 0.4, 89, 100, 5399, 7200)]
     assert words == ["unknown time", "0 s", "89 s", "2 min", "90 min", "2.0 h"]
 
 
@@ -373,7 +366,7 @@ def test_a_real_sweep_with_a_run_that_fails(tmp_path):
     assert "1 of 2 runs failed: learning_rate=1e30," in done.stderr.splitlines()[-1]
     summary = good["summary"]
     assert f"| 0.001 | {summary['test_error']:.2f} |" in done.stdout
-    right = ledger.unpack(good["correct"], summary["test_examples"])
+    right = unpack(good["correct"], summary["test_examples"])
     assert (~right).sum() == summary["test_errors"] and len(right) == 360
     (folder,) = (tmp_path / "runs").glob("learning_rate=0.001,*")
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}

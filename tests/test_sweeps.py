@@ -15,15 +15,15 @@ import pytest
 import reference
 from jax.sharding import PartitionSpec
 
-from capsjax.routing import GRADIENTS, Inputs, dynamic, route, stream
-from kernels.api import sweeps
+from capsjax.routing import GRADIENTS, PassInputs, dynamic, route, stream
+from kernels.api import pass_kernels
 from kernels.problems import PROBLEMS, SMALL
 
 NORMALIZERS = ("softmax", "leaky")
 IMPLEMENTATIONS = {
     "stream": "stream",
-    "tpu": sweeps("tpu", interpret=True),
-    "gpu": sweeps("gpu", interpret=True),
+    "tpu": pass_kernels("tpu", interpret=True),
+    "gpu": pass_kernels("gpu", interpret=True),
 }
 TOLERANCES = {"float32": 2e-5, "bfloat16": 2e-2, "float16": 3e-3}
 
@@ -219,7 +219,7 @@ def check_sweeps(name, implementation, dtype="float32"):
     @jax.jit
     def run(x, V, dS):
         prior = x["prior"].T if "prior" in x else None
-        inputs = Inputs(x["u"].transpose(2, 1, 0), x["W"].transpose(0, 3, 1, 2), prior)
+        inputs = PassInputs(x["u"].transpose(2, 1, 0), x["W"].transpose(0, 3, 1, 2), prior)
         dV, once = backend.backward_state(inputs, V, dS[0], normalizer, None)
         out = {"S": backend.forward(inputs, V, normalizer), "dV": dV}
         gradients = backend.backward_inputs(inputs, V[None], dS, normalizer, False)

@@ -8,10 +8,15 @@ import pathlib
 import numpy as np
 import pytest
 
-from experiments import drawing, findings, ledger, plan, programs, statistics, tables
-from experiments.studies import Study, product
+from experiments import plots
+from experiments.plots import text_tables as text_tables_module
+from experiments.plots.text_tables import comma_separated, escape
+from experiments.sweeps import ledger, plan, report, statistics, tables
+from experiments.sweeps.studies import Study, product
+from experiments.tasks import registry
+from experiments.training.summary import pack
 
-DEFAULTS = programs.find("mnist").defaults
+DEFAULTS = registry.find_program("mnist").defaults
 IMAGES = 400
 
 
@@ -31,7 +36,7 @@ def entry(key, right, together=1, **changes):
         "device_kind": "cpu", "versions": {"jax": "1"}, "routing": "em", "votes": "full",
         "squash": "none", "loss": "margin", "depth": 1, "validation_error": 3.0,
         "validation_loss": 0.5, "test_loss": 0.25, "dataset": "digits",
-        "test_correct": ledger.pack(right)} | changes, together)
+        "test_correct": pack(right)} | changes, together)
 
 
 def runs_of(study, tuned=None, seeds=None):
@@ -53,7 +58,7 @@ def made():
         entries[run.key] = entry(
             run.key, correct(wrong, run.config.seed), seed=run.config.seed,
             routing=run.config.routing)
-    return findings.Findings(
+    return report.Findings(
         "grid", STUDY, [], runs, entries, "python -m experiments.sweep --grid=a|b_c", {}, [])
 
 
@@ -113,13 +118,13 @@ def test_three_forms_say_the_same(made):
     assert lines[0][:4] == ["em", "2.50 ± 1.80", "0.00 to 6.98", "3"]
     assert lines[1][4] == "+8.75" and lines[1][6] == "worse" and lines[0][4:7] == [""] * 3
     assert "1,234,567" in lines[0]
-    markdown = tables.markdown(headings, lines).splitlines()
+    markdown = text_tables_module.markdown(headings, lines).splitlines()
     assert [line.strip("| ").split(" | ")[0] for line in markdown] == [
         "routing", "---", "em", "vb", "uniform"]
     assert len({line.count("|") for line in markdown}) == 1
-    read = list(csv.reader(io.StringIO(tables.comma_separated(headings, lines))))
+    read = list(csv.reader(io.StringIO(comma_separated(headings, lines))))
     assert read == [headings, *lines]
-    latex = tables.latex(headings, lines, "50% of a_b & c")
+    latex = text_tables_module.latex(headings, lines, "50% of a_b & c")
     assert r"50\% of a\_b \& c" in latex and r"2.50 $\pm$ 1.80 & 0.00 to 6.98" in latex
     body = [line for line in latex.splitlines() if line.endswith(r"\\")]
     assert len(body) == 4 and all(line.count(" & ") == len(headings) - 1 for line in body)
@@ -127,14 +132,14 @@ def test_three_forms_say_the_same(made):
 
 
 def test_escape():
-    assert tables.escape("a|b") == "a|b"
-    assert tables.escape("100% & x_1 #2 {y} ~^\\") == (
+    assert escape("a|b") == "a|b"
+    assert escape("100% & x_1 #2 {y} ~^\\") == (
         r"100\% \& x\_1 \#2 \{y\} \textasciitilde{}\textasciicircum{}\textbackslash{}")
-    assert tables.markdown(["a|b"], []).startswith("| a\\|b |")
+    assert text_tables_module.markdown(["a|b"], []).startswith("| a\\|b |")
 
 
 def test_files(made, tmp_path):
-    paths = findings.write(made, tmp_path / "table")
+    paths = report.write(made, tmp_path / "table")
     assert [path.suffix for path in paths] == [".md", ".csv", ".tex", ".png", ".json"]
     assert all(path.stat().st_size for path in paths) and len(list(tmp_path.iterdir())) == 5
     text = paths[0].read_text()
@@ -149,9 +154,9 @@ def test_files(made, tmp_path):
 
 def test_further_columns_and_notes(made):
     study = STUDY._replace(columns={"validation loss": "validation_loss"})
-    assert "| validation loss |" in findings.report(made._replace(study=study))
+    assert "| validation loss |" in report.report(made._replace(study=study))
     more = {run.key: {"affine, %": 10.0 + run.config.seed} for run in made.runs}
-    text = findings.report(made._replace(more=more, notes=["A note."]))
+    text = report.report(made._replace(more=more, notes=["A note."]))
     assert "| affine, % | difference (95% interval) |" in text and "| 11.00 ± 1.00 |" in text
     assert "\n\nA note.\n\n" in text
     assert f"{tables.NOTE} {tables.MORE_NOTE}\n\n" in text
@@ -193,14 +198,14 @@ def test_tuning_is_told():
     runs = runs_of(study, plan.choose(tried, entries))
     assert [run.config.learning_rate for run in runs] == [0.01, 0.001]
     entries |= {r.key: entry(r.key, correct(6)) for r in runs}
-    text = findings.report(findings.Findings("s", study, tried, runs, entries, "c", {}, []))
+    text = report.report(report.Findings("s", study, tried, runs, entries, "c", {}, []))
     assert text.startswith("What is asked.\n\nValidation error, %, of one run each")
     assert "| a | 2.00 | **1.00** |" in text and "| b | **3.00** | failed |" in text
 
 
 def test_hparams(made, tmp_path):
     pytest.importorskip("tensorboardX")
-    findings.log_hparams(made.runs[:2], made.entries, DEFAULTS, tmp_path / "board")
+    report.log_hparams(made.runs[:2], made.entries, DEFAULTS, tmp_path / "board")
     folders = [run.workdir.name for run in made.runs[:2]]
     for name in folders:
         (path,) = (tmp_path / "board" / name).glob("events*")
@@ -208,16 +213,16 @@ def test_hparams(made, tmp_path):
         assert b"sweep/test_error" in data and b"_hparams_/session_start_info" in data
         assert b"routing" in data
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "board").rglob("*") if p.is_file()}
-    findings.log_hparams(made.runs[:2], made.entries, DEFAULTS, tmp_path / "board")
+    report.log_hparams(made.runs[:2], made.entries, DEFAULTS, tmp_path / "board")
     assert times == {
         p: p.stat().st_mtime_ns for p in (tmp_path / "board").rglob("*") if p.is_file()}
 
 
 def test_picture(tmp_path):
-    from experiments.drawing import studies
+    from experiments.plots import sweep_intervals
 
-    table = [drawing.Dots("dynamic", [1.0, 2.0], 0.5, 2.5), drawing.Dots("x" * 60, [3.0], 2, 4)]
-    figure = studies._intervals_figure([table, table[:1]], "A title")
+    table = [plots.Dots("dynamic", [1.0, 2.0], 0.5, 2.5), plots.Dots("x" * 60, [3.0], 2, 4)]
+    figure = sweep_intervals._intervals_figure([table, table[:1]], "A title")
     first, second = figure.axes[1:]
     assert [text.get_text() for text in first.get_yticklabels()] == ["dynamic", "x" * 43 + "…"]
     lines = [line.get_xydata().tolist() for line in first.lines]
@@ -226,5 +231,5 @@ def test_picture(tmp_path):
     assert second.get_xlabel() == "test error, %" and first.get_xlabel() == ""
     assert first.get_xlim() == second.get_xlim()
     assert first.get_ylim()[0] > first.get_ylim()[1], "the first row is at the top"
-    drawing.intervals(tmp_path / "a.pdf", [table])
+    plots.intervals(tmp_path / "a.pdf", [table])
     assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")

@@ -9,17 +9,24 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import data, io, loop, mnist, programs, runtime, settings, subset, task
-from experiments.config import Config
-from experiments.errors import UserError
+from experiments import mnist
+from experiments.analysis.saved_run import stored_config
+from experiments.config import Config, UserError, setting
+from experiments.config.flags import define_flags, parse_flags
+from experiments.data import datasets, subset
+from experiments.tasks import registry
+from experiments.tasks.classification import CLASSIFICATION
+from experiments.training import loop
+from experiments.training.devices import cache_folder
+from experiments.training.workdir import write_config
 
 
 @dataclasses.dataclass(frozen=True)
 class OwnConfig(Config):
     """A program's own flag, one with another default, and one less."""
 
-    sides: int = settings.setting(3, "of something", low=1)
-    seed: int = settings.setting(7, "of everything random", low=0)
+    sides: int = setting(3, "of something", low=1)
+    seed: int = setting(7, "of everything random", low=0)
     max_shift: int = dataclasses.field(default=0, metadata={"flag": False})
 
 
@@ -27,17 +34,17 @@ class OwnConfig(Config):
 def own(monkeypatch):
     """A program experiments.acceptance with a flag of its own and mnist's task."""
     module = types.SimpleNamespace(
-        DEFAULTS=OwnConfig(program="acceptance"), TASK=task.CLASSIFICATION)
+        DEFAULTS=OwnConfig(program="acceptance"), TASK=CLASSIFICATION)
     monkeypatch.setitem(sys.modules, "experiments.acceptance", module)
-    programs.find.cache_clear()
+    registry.find_program.cache_clear()
     yield module.DEFAULTS
-    programs.find.cache_clear()
+    registry.find_program.cache_clear()
 
 
 def test_programs_are_found_by_name():
-    assert programs.find("mnist") == (mnist.DEFAULTS, mnist.TASK)
+    assert registry.find_program("mnist") == (mnist.DEFAULTS, mnist.TASK)
     # It measures the training of mnist.
-    assert programs.find("benchmark").task is mnist.TASK
+    assert registry.find_program("benchmark").task is mnist.TASK
 
 
 @pytest.mark.parametrize("name, message", [
@@ -46,35 +53,35 @@ def test_programs_are_found_by_name():
 ])
 def test_other_names_are_no_programs(name, message):
     with pytest.raises(UserError, match=message):
-        programs.find(name)
+        registry.find_program(name)
 
 
 def test_flags_of_one_program(own):
     values = flags.FlagValues()
-    settings.define_flags(own, values)
+    define_flags(own, values)
     shared = {f.name for f in dataclasses.fields(Config)} - {"program", "max_shift"}
     assert set(values) == shared | {"sides"}
-    got = settings.parse(own, ["--sides=5", "--epochs=2", "--batch_size=8"])
+    got = parse_flags(own, ["--sides=5", "--epochs=2", "--batch_size=8"])
     assert type(got) is OwnConfig and (got.sides, got.seed, got.max_shift) == (5, 7, 0)
     resolved = got.resolved("digits")
     assert type(resolved) is OwnConfig and resolved.identity()["sides"] == 5
     command = "python -m experiments.acceptance --dataset=digits --epochs=2 --batch_size=8 "
     command += "--sides=5"
     assert resolved.command() == command
-    assert settings.parse(own, command.split()[3:]).resolved("digits") == resolved
+    assert parse_flags(own, command.split()[3:]).resolved("digits") == resolved
     another = dataclasses.replace(resolved, sides=4)
     assert another.default_workdir() != resolved.default_workdir()
     with pytest.raises(flags.Error):
-        settings.parse(own, ["--max_shift=1"])
+        parse_flags(own, ["--max_shift=1"])
 
 
 def test_a_run_is_opened_as_what_it_is(own, tmp_path):
     resolved = dataclasses.replace(own, sides=9).resolved("digits")
-    io.write_config(resolved, tmp_path)
-    assert programs.config_of(tmp_path) == resolved
+    write_config(resolved, tmp_path)
+    assert stored_config(tmp_path) == resolved
     mnist_config = mnist.DEFAULTS.resolved("digits")
-    io.write_config(mnist_config, tmp_path)
-    assert programs.config_of(tmp_path) == mnist_config
+    write_config(mnist_config, tmp_path)
+    assert stored_config(tmp_path) == mnist_config
 
 
 @pytest.mark.parametrize("text", [None, "{", "{}", '{"program": "mnist", "no_such": 1}', "[]"])
@@ -82,7 +89,7 @@ def test_a_folder_that_is_no_run(text, tmp_path):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match="config.json is no configuration of a run"):
-        programs.config_of(tmp_path)
+        stored_config(tmp_path)
 
 
 LABELS = np.random.default_rng(0).choice(4, 500, p=[0.5, 0.3, 0.15, 0.05]).astype(np.int32)
@@ -110,7 +117,7 @@ def test_the_order_is_a_shuffled_one():
 
 
 def digits(count):
-    return subset.limit(data.load("digits", cache_dir=runtime.cache_folder("none")), count)
+    return subset.limit(datasets.load("digits", cache_dir=cache_folder("none")), count)
 
 
 def test_few_training_examples():

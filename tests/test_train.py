@@ -23,7 +23,7 @@ from capsjax import (
     TrainState,
     adam,
     capsnet_loss,
-    create,
+    create_model,
     cross_entropy_loss,
     init_state,
     make_eval_step,
@@ -154,7 +154,7 @@ def test_recipes_are_switches_that_exist():
     ids=["paper", "weights", "no decoder"],
 )
 def test_capsnet_loss(config, weights):
-    model = create(config)
+    model = create_model(config)
     params = filled(model)
     images, _ = batch(config, 3)
     images[1:] = images[0]
@@ -265,7 +265,7 @@ def test_gradient_follows_the_progress():
 
 
 def test_cross_entropy_loss():
-    model = create(CNN)
+    model = create_model(CNN)
     params = filled(model)
     images, labels = batch(CNN, 5)
     losses, metrics = jax.jit(cross_entropy_loss(model))(params, images, labels)
@@ -279,7 +279,7 @@ def test_cross_entropy_loss():
 
 def test_gradient_of_every_parameter():
     """Along a random direction in each array of parameters, against the loops."""
-    model = create(CAPSNET)
+    model = create_model(CAPSNET)
     params = filled(model)
     images, labels = batch(CAPSNET, 2)
     # The reconstruction counts as much as the margin, or its error would go unnoticed.
@@ -306,7 +306,7 @@ def test_gradient_of_every_parameter():
 @functools.cache
 def stepping():
     """A first state, and the compiled step, which fails if it is traced twice."""
-    model = create(CAPSNET)
+    model = create_model(CAPSNET)
     optimizer = adam(0.01)
     chex.clear_trace_counter()
     step = chex.assert_max_traces(make_train_step(capsnet_loss(model), optimizer), n=1)
@@ -355,7 +355,7 @@ def test_init_state_uses_the_key():
 
 def test_overfits_a_few_images():
     config = preset("capsnet_tiny", image_shape=(20, 20, 1))
-    model = create(config)
+    model = create_model(config)
     loss, optimizer = capsnet_loss(model), adam(3e-3)
     images, labels = batch(config, 32)
     step = make_train_step(loss, optimizer)
@@ -371,7 +371,7 @@ def test_overfits_a_few_images():
 
 
 def test_bfloat16_training_keeps_float32_parameters():
-    model = create(dataclasses.replace(CAPSNET, dtype="bfloat16"))
+    model = create_model(dataclasses.replace(CAPSNET, dtype="bfloat16"))
     gradient = jax.jit(make_gradient(capsnet_loss(model)))
     grads, _ = gradient(filled(model), *batch(CAPSNET, 8), KEY)
     exact, _ = gradients(one_device)
@@ -382,7 +382,7 @@ def test_bfloat16_training_keeps_float32_parameters():
 
 
 def test_dropout_only_in_training():
-    model = create(CNN)
+    model = create_model(CNN)
     loss = cross_entropy_loss(model)
     params = filled(model)
     images, labels = batch(CNN, 6)
@@ -398,7 +398,7 @@ def test_dropout_only_in_training():
 
 
 def test_evaluation_is_per_example():
-    model = create(CAPSNET)
+    model = create_model(CAPSNET)
     evaluate = jax.jit(make_eval_step(capsnet_loss(model)))
     params = filled(model)
     images, labels = batch(CAPSNET, 4)
@@ -453,12 +453,12 @@ def pmap(gradient):
 
 @functools.cache
 def compiled(strategy):
-    loss = capsnet_loss(create(CAPSNET))
+    loss = capsnet_loss(create_model(CAPSNET))
     return strategy(lambda axis_name: make_gradient(loss, axis_name=axis_name))
 
 
 def gradients(strategy, params=None):
-    params = filled(create(CAPSNET)) if params is None else params
+    params = filled(create_model(CAPSNET)) if params is None else params
     return jax.device_get(compiled(strategy)(params, *batch(CAPSNET, 8), KEY))
 
 

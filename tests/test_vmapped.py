@@ -9,8 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import groups, io, loop, mnist, pictures, preparation, vmapped
-from experiments.errors import UserError
+from experiments import mnist
+from experiments.config import UserError
+from experiments.tasks import figures
+from experiments.training import loop, vmapped_loop
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.setup import initial_state, prepare
+from experiments.training.vmapped_loop import NUMBERS
+from experiments.training.workdir import write_config
 
 BASE = dataclasses.replace(
     mnist.DEFAULTS, dataset="digits", preset="tiny", steps=5, batch_size=8, log_every=2,
@@ -28,7 +34,7 @@ def fast():
     the other form mapped over kernels.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "draw", lambda *_: [])
+        patch.setattr(figures, "draw", lambda *_: [])
         patch.setattr("capsjax.conv._fastest", lambda *_: "im2col")
         yield
 
@@ -42,9 +48,9 @@ def summary(folder):
 
 
 def parameters(config):
-    setup = preparation.prepare(config)
-    with io.Checkpoints(pathlib.Path(config.workdir)) as checkpoints:
-        return checkpoints.restore(preparation.initial_state(setup)).params
+    setup = prepare(config)
+    with Checkpoints(pathlib.Path(config.workdir)) as checkpoints:
+        return checkpoints.restore(initial_state(setup)).params
 
 
 def at(folder, **changes):
@@ -60,13 +66,13 @@ def finished(request, tmp_path_factory, fast):
     for config in alone:
         loop.run(config)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vmapped, "ONE_BY_ONE", ("cpu",) if request.param == "one by one" else ())
-        vmapped.run(together)
+        patch.setattr(vmapped_loop, "ONE_BY_ONE", ("cpu",) if request.param == "one by one" else ())
+        vmapped_loop.run(together)
     return folder, alone, together
 
 
 def test_numbers_that_differ_are_those_of_the_recipe():
-    assert set(OTHER) == {"seed", *groups.NUMBERS}
+    assert set(OTHER) == {"seed", *NUMBERS}
 
 
 def test_metrics_and_parameters_are_those_of_runs_alone(finished):
@@ -79,7 +85,7 @@ def test_metrics_and_parameters_are_those_of_runs_alone(finished):
             for name in a.keys() - {"seconds", "images_per_second"}:
                 np.testing.assert_allclose(b[name], a[name], rtol=2e-4, err_msg=name)
         want, got = parameters(alone[n]), parameters(together[n])
-        start = preparation.initial_state(preparation.prepare(alone[n])).params
+        start = initial_state(prepare(alone[n])).params
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, want)
         moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), want, start)
         assert max(jax.tree.leaves(moved)) > 1e-3, "the tolerance would hide a step"
@@ -111,7 +117,7 @@ def test_the_same_command_as_alone_continues_nothing(finished, capsys):
 def test_one_that_fails_leaves_the_others(tmp_path):
     bad = at(tmp_path / "bad", learning_rate=1e30)
     good = at(tmp_path / "good")
-    vmapped.run([bad, good])
+    vmapped_loop.run([bad, good])
     assert "the loss is nan" in (tmp_path / "bad" / "error.txt").read_text()
     assert not (tmp_path / "bad" / "summary.json").exists()
     assert summary(tmp_path / "good")["steps"] == 5
@@ -120,22 +126,22 @@ def test_one_that_fails_leaves_the_others(tmp_path):
 @pytest.mark.slow
 def test_runs_stopped_at_the_same_step_go_on_together_others_alone(tmp_path, capsys):
     short = [at(tmp_path / name, steps=2, seed=n) for n, name in enumerate("ab")]
-    vmapped.run(short)
+    vmapped_loop.run(short)
     longer = [dataclasses.replace(config, steps=4) for config in short]
     capsys.readouterr()
-    vmapped.run(longer)
+    vmapped_loop.run(longer)
     assert "2 runs together" in capsys.readouterr().err
     assert [row["step"] for row in rows(tmp_path / "a")] == [2, 2, 3, 3, 4, 4]
     loop.run(at(tmp_path / "a", steps=6))
-    vmapped.run([dataclasses.replace(config, steps=8) for config in short])
+    vmapped_loop.run([dataclasses.replace(config, steps=8) for config in short])
     assert summary(tmp_path / "a")["steps"] == 8 and summary(tmp_path / "b")["steps"] == 4
 
 
 def test_a_folder_of_another_run(tmp_path):
     (tmp_path / "a").mkdir()
-    io.write_config(BASE.resolved("digits"), tmp_path / "a")
+    write_config(BASE.resolved("digits"), tmp_path / "a")
     with pytest.raises(UserError, match="holds another run"):
-        vmapped.run([at(tmp_path / "a", steps=1, seed=4), at(tmp_path / "b", steps=1)])
+        vmapped_loop.run([at(tmp_path / "a", steps=1, seed=4), at(tmp_path / "b", steps=1)])
 
 
 class _Device:
@@ -150,14 +156,14 @@ class _Device:
 
 @pytest.mark.slow
 def test_capacity():
-    setup = preparation.prepare(BASE)
+    setup = prepare(BASE)
     configs = [setup.config] * 10
-    assert vmapped.capacity(setup, configs) == 10, "no limit is known of a CPU"
-    one = jax.eval_shape(lambda: vmapped.inputs(setup, configs[:1]))
+    assert vmapped_loop.capacity(setup, configs) == 10, "no limit is known of a CPU"
+    one = jax.eval_shape(lambda: vmapped_loop.inputs(setup, configs[:1]))
     setup = setup._replace(devices=[_Device(0)])
-    memory = vmapped.make_chunk(setup).lower(*one).compile().memory_analysis()
+    memory = vmapped_loop.make_chunk(setup).lower(*one).compile().memory_analysis()
     need = memory.temp_size_in_bytes + memory.argument_size_in_bytes
     state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(one[1]))
     assert need > state > 12 * setup.parameters
     for limit, want in ((0, 1), (4 * need, 3), (100 * need, 10)):
-        assert vmapped.capacity(setup._replace(devices=[_Device(limit)]), configs) == want
+        assert vmapped_loop.capacity(setup._replace(devices=[_Device(limit)]), configs) == want

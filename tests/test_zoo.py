@@ -21,16 +21,16 @@ from capsjax import Capsules, RoutedCapsules, from_module
 from capsjax.routing import (
     GRADIENTS,
     ROUTINGS,
-    Children,
+    InputCapsules,
     Sizes,
-    by_sweeps,
     dynamic_routing,
     em,
+    has_pass_kernels,
     log_mean_coupling,
-    make,
+    make_routing,
     options_of,
     route,
-    run,
+    run_routing,
     stream,
     tiles,
     vb,
@@ -49,7 +49,7 @@ def compiled(function, *args):
 
 def fullest(name):
     """A routing with all the parameters that it can have."""
-    return make(name, **{k: v for k, v in FULLEST.items() if k in options_of(name)})
+    return make_routing(name, **{k: v for k, v in FULLEST.items() if k in options_of(name)})
 
 
 def parameters(routing, sizes, rng):
@@ -156,10 +156,10 @@ def loss_of(out, pose, activation):
 def alone(case):
     """Compiled: gradients of the loss by children and parameters of an example, and the output."""
     name, options, I, J = case[0], dict(case[1]), *case[2:]
-    routing = make(name, **options)
+    routing = make_routing(name, **options)
 
     def loss(children, params):
-        out = run(routing, params, Children(**children))
+        out = run_routing(routing, params, InputCapsules(**children))
         return loss_of(out, *loss_weights(J)), out
 
     return compiled(jax.grad(loss, (0, 1), has_aux=True), *example(routing, I, J))
@@ -180,7 +180,7 @@ def test_every_name_has_a_paper():
 
 @pytest.mark.parametrize("case", CASES, ids=case_name)
 def test_values_and_gradients_are_the_papers(x64, case):
-    routing = make(case.name, **case.options)
+    routing = make_routing(case.name, **case.options)
     options = {k: v for k, v in case.options.items() if k in ("squash", "scale")}
     children, params = example(routing, case.I, case.J)
 
@@ -209,11 +209,11 @@ def test_values_and_gradients_are_the_papers(x64, case):
 
 
 def test_defaults():
-    passes = {name: make(name).passes for name in ROUTINGS}
+    passes = {name: make_routing(name).passes for name in ROUTINGS}
     one = {name: 1 for name in ("uniform", "random", "static", "frozen", "self")}
     assert passes == dict.fromkeys(ROUTINGS, 3) | one | {"self_attention": 2, "heinsen": 2}
-    assert {name for name in ROUTINGS if make(name).logit} == {"inverted", "heinsen"}
-    assert {name for name in ROUTINGS if make(name).means} == {"em", "vb", "self", "kde"}
+    assert {name for name in ROUTINGS if make_routing(name).logit} == {"inverted", "heinsen"}
+    assert {name for name in ROUTINGS if make_routing(name).means} == {"em", "vb", "self", "kde"}
 
 
 # Batches, streaming
@@ -297,7 +297,7 @@ STREAMED = [
 def test_stream_is_naive(x64, name, gradient, votes):
     function, seen = both(name, gradient, votes)
     # Several tiles and a smaller last one; even couplings need none.
-    engine = "stream" if by_sweeps(fullest(name), votes) else "tiles"
+    engine = "stream" if has_pass_kernels(fullest(name), votes) else "tiles"
     assert I > SHARE and I % SHARE
     assert seen == (set() if name == "uniform" else {(engine, SHARE)})
     result = function(batch(name, votes))
@@ -458,12 +458,12 @@ def test_nothing_there(name):
 def test_parents_without_children(name):
     """Votes much wider than those for other parents get no share, in float32 exactly zero."""
     rng = np.random.default_rng(0)
-    routing, votes = make(name), 0.1 * rng.normal(size=(32, J, 16))
+    routing, votes = make_routing(name), 0.1 * rng.normal(size=(32, J, 16))
     params = parameters(routing, (32, J, 16, K), rng)
     inputs = params, votes, rng.uniform(0.2, 1, size=32)
 
     def loss(params, votes, activation):
-        out = run(routing, params, Children(votes, votes[:, 0, :K], activation))
+        out = run_routing(routing, params, InputCapsules(votes, votes[:, 0, :K], activation))
         return jnp.sum(out.pose**2) + jnp.sum(out.activation), out
 
     params, votes, activation = jax.tree.map(np.float32, inputs)
@@ -488,7 +488,7 @@ def test_parents_without_children(name):
 def test_float32_far_from_the_origin(monkeypatch, module, tolerance, of_outputs, of_gradients):
     """Votes of mean 10 and standard deviation 0.01: couplings hang on the small differences."""
     name = module.__name__.split(".")[-1]
-    routing, rng = make(name), np.random.default_rng(0)
+    routing, rng = make_routing(name), np.random.default_rng(0)
     children = {
         "votes": 10 + 0.01 * rng.normal(size=(32, J, D)),
         "pose": rng.normal(size=(32, K)),
@@ -502,7 +502,7 @@ def test_float32_far_from_the_origin(monkeypatch, module, tolerance, of_outputs,
 
     def function(children, params):
         def loss(children, params):
-            out = run(routing, params, Children(**children))
+            out = run_routing(routing, params, InputCapsules(**children))
             return loss_of(out, *(w.astype(out.pose.dtype) for w in loss_weights())), out
 
         return jax.grad(loss, (0, 1), has_aux=True)(children, params)
@@ -545,7 +545,7 @@ def test_a_large_layer_starts_where_it_can_learn(name):
         model = compiled(layer.apply, layer.init(jax.random.key(0)), children)
         return model(layer.init(jax.random.key(0)), children).activation
 
-    routing = make(name)
+    routing = make_routing(name)
     assert 0.05 < lengths(routing).mean() < 0.6
     if name in SCALED:
         unscaled = dataclasses.replace(routing, fit=None, gain=lambda sizes: 1.0)
@@ -557,8 +557,8 @@ def test_a_large_layer_starts_where_it_can_learn(name):
 
 def outputs(routing, votes, **params):
     """Where neither poses nor activations matter."""
-    children = Children(votes, np.ones((len(votes), K)), np.ones(len(votes)))
-    return run(routing, params, children)
+    children = InputCapsules(votes, np.ones((len(votes), K)), np.ones(len(votes)))
+    return run_routing(routing, params, children)
 
 
 def compiled_outputs(routing, votes, **params):
@@ -574,7 +574,7 @@ def test_no_routing_is_one_matrix_product(x64):
 
     def function(u, W):
         names = {"uniform": {}, "dynamic": {"iterations": 1}}
-        return [route(make(n, **o), {}, u, W, implementation="naive") for n, o in names.items()]
+        return [route(make_routing(n, **o), {}, u, W, implementation="naive") for n, o in names.items()]
 
     matrix = W.transpose(0, 3, 1, 2).reshape(I * K, J * D)
     s = (u.reshape(B, I * K) @ matrix / J).reshape(B, J, D)
@@ -590,8 +590,8 @@ def test_learned_couplings_are_another_matrix(x64):
     scale = J * reference.over_parents(theta)[:, :, None, None]
 
     def function(u, W, theta):
-        given = route(make("static"), {"prior": theta}, u, W, implementation="naive")
-        return given, route(make("uniform"), {}, u, scale * W, implementation="naive")
+        given = route(make_routing("static"), {"prior": theta}, u, W, implementation="naive")
+        return given, route(make_routing("uniform"), {}, u, scale * W, implementation="naive")
 
     static, uniform = compiled(function, u, W, theta)(u, W, theta)
     assert worst_error(static.pose, uniform.pose) <= 1e-12
@@ -599,11 +599,11 @@ def test_learned_couplings_are_another_matrix(x64):
 
 
 def test_self_attention_has_no_need_of_its_matrices(x64):
-    (children, params) = example(make("self_attention"))
+    (children, params) = example(make_routing("self_attention"))
     votes = children["votes"]
     attention = np.einsum("ijd,kjd->jik", votes, votes) / D**0.5  # [J, I, I] of the paper
     c = reference.over_parents(attention.sum(-1).T)
-    out = compiled_outputs(make("self_attention"), votes, **params)
+    out = compiled_outputs(make_routing("self_attention"), votes, **params)
     s = np.einsum("ij,ijd->jd", c + params["beta"], votes)
     assert worst_error(out.coupling, c) <= 1e-12
     assert worst_error(out.pose, np.array([loops.squash_exponential(x) for x in s])) <= 1e-12
@@ -626,12 +626,12 @@ def test_frozen_couplings_are_the_mean(x64):
     couplings = rng.dirichlet(np.ones(J), size=(5, I))
     couplings[:, 0] = [0, 0.25, 0.75]  # sparsemax has zeros
     prior = log_mean_coupling(jnp.asarray(couplings.sum(0)), 5)
-    out = compiled_outputs(make("frozen"), example(make("frozen"))[0]["votes"], prior=prior)
+    out = compiled_outputs(make_routing("frozen"), example(make_routing("frozen"))[0]["votes"], prior=prior)
     np.testing.assert_allclose(out.coupling, couplings.mean(0), rtol=1e-12, atol=1e-300)
 
 
 def test_random_couplings_are_drawn():
-    routing, sizes = make("random", bias=True), Sizes(200, 5, D, K)
+    routing, sizes = make_routing("random", bias=True), Sizes(200, 5, D, K)
     first, second = (routing.init_params(jax.random.key(n), sizes)["prior"] for n in (0, 1))
     assert first.shape == (200, 5) and not jnp.array_equal(first, second)
     assert abs(first.mean()) < 0.1 and abs(first.std() - 1) < 0.1
@@ -641,21 +641,21 @@ def test_random_couplings_are_drawn():
 def test_couplings_are_even_before_training(name):
     routing = fullest(name)
     params = routing.init_params(jax.random.key(0), Sizes(I, J, D, K))
-    children = jax.tree.map(np.float32, Children(**example(routing)[0]))
+    children = jax.tree.map(np.float32, InputCapsules(**example(routing)[0]))
 
     def first_coupling(params, children):
-        return run(routing, params, children, trace=True).aux.coupling[0]
+        return run_routing(routing, params, children, trace=True).aux.coupling[0]
 
     first = compiled(first_coupling, params, children)(params, children)
     np.testing.assert_allclose(first, 1 / J, rtol=1e-6)
 
 
 def test_inverse_temperature_of_em(x64):
-    votes = example(make("em"))[0]["votes"]
+    votes = example(make_routing("em"))[0]["votes"]
     betas = {"beta_u": np.full(J, 0.3), "beta_a": np.full(J, 0.2)}
 
     def logit(inverse_temperature):
-        routing = make("em", iterations=1, inverse_temperature=inverse_temperature)
+        routing = make_routing("em", iterations=1, inverse_temperature=inverse_temperature)
         a = compiled_outputs(routing, votes, **betas).activation
         return np.log(a / (1 - a))
 
@@ -701,12 +701,12 @@ def test_trace(x64, name):
 )
 def test_the_nearest_name_is_suggested(name, hint):
     with pytest.raises(ValueError, match=rf"one of dynamic, leaky, .*, not {name!r} \({hint}\?\)"):
-        make(name)
+        make_routing(name)
 
 
 def test_no_name_is_near():
     with pytest.raises(ValueError, match="not 'xyz'$"):
-        make("xyz")
+        make_routing("xyz")
 
 
 @pytest.mark.parametrize(
@@ -721,7 +721,7 @@ def test_no_name_is_near():
 )
 def test_wrong_options(name, options, message):
     with pytest.raises(ValueError, match=message):
-        make(name, **options)
+        make_routing(name, **options)
 
 
 def test_options():
@@ -748,7 +748,7 @@ def test_every_algorithm_is_described(name):
 
 def test_stream_of_em_needs_a_fifth_of_the_memory():
     """Of value and gradients; only compiled."""
-    routing, sizes = make("em"), Sizes(1152, 10, 16, 8)
+    routing, sizes = make_routing("em"), Sizes(1152, 10, 16, 8)
     params = routing.init_params(jax.random.key(0), sizes)
     u, W = (jax.ShapeDtypeStruct(s, "float32") for s in ((64, 1152, 8), (1152, 10, 16, 8)))
 

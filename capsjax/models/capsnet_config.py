@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from capsjax.modules import ACTIVATIONS, PADDINGS
-from capsjax.routing import GRADIENTS, Routing, Sweeps, check_choice, make, options_of
+from capsjax.routing import GRADIENTS, PassKernels, Routing, check_choice, make_routing, options_of
 from capsjax.squash import SQUASHES
 from capsjax.votes import VOTES
 
@@ -56,7 +56,7 @@ class CapsNetConfig:
     routing_schedule: str = "sequential"  # or concurrent: all layers in every iteration
     routing_gradient: str = "full"  # full, stop or last
     # auto, naive, stream or sweeps of one's own: how, not what, is computed
-    routing_implementation: str | Sweeps = "auto"
+    routing_implementation: str | PassKernels = "auto"
     decoder: tuple[int, ...] | None = (512, 1024)  # hidden widths; None: no reconstruction
     init: str = "lecun"  # lecun, or official: truncated normals, biases 0.1
     routing_bias: bool = False  # learned bias of s_j, 0.1 at first
@@ -117,7 +117,7 @@ class CapsNetConfig:
             "squash": "paper" if self.squash == "auto" else self.squash,
         }
         known = options_of(self.routing)
-        return make(self.routing, **{k: v for k, v in options.items() if k in known})
+        return make_routing(self.routing, **{k: v for k, v in options.items() if k in known})
 
     @property
     def primary_squash(self) -> str:

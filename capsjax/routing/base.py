@@ -37,7 +37,7 @@ class Sizes(NamedTuple):
     K: int  # pose size of an input capsule
 
 
-class Children(NamedTuple):
+class InputCapsules(NamedTuple):
     """Input capsules of one example, all or some of them."""
 
     votes: jax.Array  # [I, J, D] prediction vectors
@@ -82,11 +82,11 @@ class Routing:
     passes: int
     # (params, first: Children) -> state before the first pass. ``first`` is one input capsule,
     # for shapes, types and scale; no gradient flows through it.
-    init: Callable[[Params, Children], State]
+    init: Callable[[Params, InputCapsules], State]
     # (params, children, state, t) -> [I, J]
-    logits: Callable[[Params, Children, State, int], jax.Array]
+    logits: Callable[[Params, InputCapsules, State, int], jax.Array]
     # (params, children, coupling [I, J], state, t) -> statistics, summed over the children
-    accumulate: Callable[[Params, Children, jax.Array, State, int], Any]
+    accumulate: Callable[[Params, InputCapsules, jax.Array, State, int], Any]
     # (params, statistics, state, t) -> state
     update: Callable[[Params, Any, State, int], State]
     # (params, state) -> (pose [J, D], activation [J])
@@ -154,10 +154,10 @@ def by_agreement(name: str, passes: int, *, query: Callable, **fields) -> Routin
     return Routing(name, passes, query=query, logits=logits, accumulate=accumulate, **fields)
 
 
-def run(
+def run_routing(
     routing: Routing,
     params: Params,
-    children: Children,
+    children: InputCapsules,
     *,
     gradient: str = "full",
     trace: bool = False,
@@ -180,21 +180,29 @@ def run(
     """
     check_choice("gradient", gradient, GRADIENTS)
     params = hold_constants(routing, params)
-    state = start(routing, params, children)
+    state = initial_routing_state(routing, params, children)
     seen = []
     for t in range(routing.passes):
         if gradient != "full" and t + 1 == routing.passes:
             state = jax.lax.stop_gradient(state)
         constant = gradient == "stop"
-        state, logits, coupling = step(routing, params, children, state, t, constant=constant)
+        state, logits, coupling = routing_pass(
+            routing, params, children, state, t, constant=constant
+        )
         pose, activation = routing.finalize(params, state)
         seen.append(Trace(logits, coupling, pose, activation))
     aux = jax.tree.map(lambda *x: jnp.stack(x), *seen) if trace else None
     return RoutingOutput(pose, activation, coupling, aux)
 
 
-def step(
-    routing: Routing, params: Params, children: Children, state: State, t: int, *, constant=False
+def routing_pass(
+    routing: Routing,
+    params: Params,
+    children: InputCapsules,
+    state: State,
+    t: int,
+    *,
+    constant=False,
 ) -> tuple[State, jax.Array, jax.Array]:
     """One pass: the next state, the logits and the coupling coefficients that led to it.
 
@@ -211,7 +219,7 @@ def step(
     return routing.update(params, stats, state, t), logits, coupling
 
 
-def start(routing: Routing, params: Params, children: Children) -> State:
+def initial_routing_state(routing: Routing, params: Params, children: InputCapsules) -> State:
     """The state before the first pass, from the first of the children; a constant."""
     axis = children.votes.ndim - 3  # behind the positions of a convolutional layer
     first = jax.tree.map(lambda x: jax.lax.slice_in_dim(x, 0, 1, axis=axis), children)
@@ -226,7 +234,7 @@ def hold_constants(routing: Routing, params: Params) -> Params:
     }
 
 
-class Passes(NamedTuple):
+class BatchedPasses(NamedTuple):
     """How an implementation sums over all input capsules of a batch.
 
     ``inputs`` is a pytree of arrays of the implementation's own; ``t`` the number of the pass.

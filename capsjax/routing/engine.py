@@ -17,19 +17,19 @@ import jax.numpy as jnp
 
 from capsjax.backend import backend
 from capsjax.precision import accumulator
+from capsjax.routing.agreement import PassKernels, agreement_passes, check_inputs
 from capsjax.routing.base import (
     GRADIENTS,
-    Children,
-    Passes,
+    BatchedPasses,
+    InputCapsules,
     Routing,
     RoutingOutput,
     Sizes,
     check_choice,
     hold_constants,
-    run,
+    run_routing,
 )
 from capsjax.routing.stream import STREAM
-from capsjax.routing.sweeps import Sweeps, check_inputs, sweep_passes
 from capsjax.routing.tiles import tile_passes
 from capsjax.squash import safe_norm
 from capsjax.votes import VOTES
@@ -41,8 +41,8 @@ IMPLEMENTATIONS = ("auto", "naive", "stream")
 VOTES_BYTES = {"cpu": 8 * 2**20, "accelerator": 2**30}
 
 
-def by_sweeps(routing: Routing, votes: str = "full") -> bool:
-    """Whether a routing runs on :class:`~capsjax.routing.Sweeps`, hence on kernels."""
+def has_pass_kernels(routing: Routing, votes: str = "full") -> bool:
+    """Whether a routing runs on :class:`~capsjax.routing.PassKernels`, hence on kernels."""
     return (
         votes == "full"
         and routing.query is not None
@@ -60,28 +60,28 @@ def route(
     *,
     votes: str = "full",
     gradient: str = "full",
-    implementation: str | Sweeps = "auto",
+    implementation: str | PassKernels = "auto",
     trace: bool = False,
 ) -> RoutingOutput:
     r"""Route a batch of input capsules to output capsules.
 
-    The value and the gradients of :func:`~capsjax.routing.run` on the votes of every example,
+    The value and the gradients of :func:`~capsjax.routing.run_routing` on the votes of every example,
     with or without the votes in memory.
 
     Args:
-      routing: the algorithm, for example ``capsjax.routing.make("em")``.
+      routing: the algorithm, for example ``capsjax.routing.make_routing("em")``.
       params: its parameters, from ``routing.init_params(key, Sizes(I, J, D, K))``.
       u: poses of the input capsules, ``[B, I, K]``.
       W: parameters of the votes, of the type of u; ``[I, J, D, K]`` for full ones.
       activation: of the input capsules, ``[B, I]``; None for the lengths of u.
       votes: how u votes, a name of :data:`capsjax.votes.VOTES`.
-      gradient: what is differentiated: full, stop or last, see :func:`~capsjax.routing.run`.
+      gradient: what is differentiated: full, stop or last, see :func:`~capsjax.routing.run_routing`.
       implementation: ``naive`` holds the votes ``[B, I, J, D]`` and differentiates by JAX.
         ``stream`` works on a few input capsules at a time, with a backward rule of its own: a
         fraction of the memory, but without forward-mode differentiation and without coupling
         coefficients in the output. Where :func:`by_sweeps` holds it needs no votes at all
-        (:mod:`capsjax.routing.sweeps`) and is the faster one on CPU from 16 images on; a
-        :class:`~capsjax.routing.Sweeps` then brings kernels of its own. ``auto`` is ``stream``
+        (:mod:`capsjax.routing.agreement`) and is the faster one on CPU from 16 images on; a
+        :class:`~capsjax.routing.PassKernels` then brings kernels of its own. ``auto`` is ``stream``
         for votes larger than a GiB, on CPU than 8 MiB if by sweeps, and otherwise ``naive``.
       trace: also return a :class:`~capsjax.routing.Trace`; always ``naive``.
 
@@ -100,9 +100,9 @@ def route(
     """
     check_choice("gradient", gradient, GRADIENTS)
     check_choice("votes", votes, VOTES)
-    sweepable = by_sweeps(routing, votes)
+    sweepable = has_pass_kernels(routing, votes)
     sizes = _check(routing, params, u, W, activation, VOTES[votes])
-    if not isinstance(implementation, Sweeps):
+    if not isinstance(implementation, PassKernels):
         check_choice("implementation", implementation, IMPLEMENTATIONS)
     elif not sweepable:
         raise ValueError(f"routing {routing.name!r} with {votes} votes has no sweeps: use stream")
@@ -120,8 +120,8 @@ def route(
     if not streams:
         return _run_batch(routing, params, u, W, activation, VOTES[votes], gradient, trace)
     if sweepable:
-        sweeps = implementation if isinstance(implementation, Sweeps) else STREAM
-        passes, params, inputs = sweep_passes(routing, sweeps, params, u, W)
+        sweeps = implementation if isinstance(implementation, PassKernels) else STREAM
+        passes, params, inputs = agreement_passes(routing, sweeps, params, u, W)
     else:
         passes, params, inputs = tile_passes(routing, VOTES[votes], sizes, params, u, W, activation)
     state = _iterate((routing, passes, gradient), params, inputs)
@@ -153,14 +153,14 @@ def _streams(votes: int, sweepable: bool) -> bool:
 
 def _run_batch(routing, params, u, W, activation, votes, gradient, trace) -> RoutingOutput:
     def one(u, activation):
-        children = Children(votes.function(u, W), u.astype(activation.dtype), activation)
-        return run(routing, params, children, gradient=gradient, trace=trace)
+        children = InputCapsules(votes.function(u, W), u.astype(activation.dtype), activation)
+        return run_routing(routing, params, children, gradient=gradient, trace=trace)
 
     return jax.vmap(one)(u, activation)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _iterate(plan: tuple[Routing, Passes, str], params: Any, inputs: Any) -> Any:
+def _iterate(plan: tuple[Routing, BatchedPasses, str], params: Any, inputs: Any) -> Any:
     """The state after the last pass."""
     routing, passes, _ = plan
     state = passes.start(params, inputs)

@@ -43,7 +43,7 @@ ROUTINGS: dict[str, tuple[Callable[..., Routing], str]] = {
 }
 
 
-def make(name: str, **options) -> Routing:
+def make_routing(name: str, **options) -> Routing:
     """A routing algorithm by name.
 
     Args:
@@ -55,7 +55,7 @@ def make(name: str, **options) -> Routing:
         does not have, or a wrong value of one.
 
     Example:
-      >>> make("dynamic", iterations=2, bias=True).passes
+      >>> make_routing("dynamic", iterations=2, bias=True).passes
       2
     """
     if unknown := set(options) - set(options_of(name)):

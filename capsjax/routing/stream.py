@@ -1,7 +1,7 @@
 """The sweeps of routing in plain JAX: a loop over tiles of input capsules.
 
 Runs on any backend. The equations, and the letters P, Q, dc, db, are those of
-:mod:`capsjax.routing.sweeps`; here they are written for one tile of n input capsules,
+:mod:`capsjax.routing.agreement`; here they are written for one tile of n input capsules,
 u ``[K, n, B]`` and W ``[J, K, n, D]``, as matrix products with all output capsules at once.
 """
 
@@ -14,18 +14,18 @@ import jax.numpy as jnp
 
 from capsjax.backend import materialize
 from capsjax.precision import accumulator
+from capsjax.routing.agreement import PassInputs, PassKernels, even_coupling
 from capsjax.routing.normalizers import normalize
-from capsjax.routing.sweeps import Inputs, Sweeps, even_coupling
 
 # Of the largest array of a tile, [J, K, n, B]. Measured on CPU: smaller ones make short matrix
 # products, larger ones gain little and need more memory.
 TILE_BYTES = 5 * 2**19
 MOST_TERMS = 32  # of a sum that is written out
-NOTHING = Inputs(None, None, None)
+NOTHING = PassInputs(None, None, None)
 
 
-def forward(inputs: Inputs, V: jax.Array, normalizer: str) -> jax.Array:
-    """S ``[J, D, B]``; see :class:`~capsjax.routing.sweeps.Sweeps`."""
+def forward(inputs: PassInputs, V: jax.Array, normalizer: str) -> jax.Array:
+    """S ``[J, D, B]``; see :class:`~capsjax.routing.agreement.PassKernels`."""
 
     def add(S, tile):
         c, _ = _coupling(tile, V, normalizer)
@@ -35,8 +35,8 @@ def forward(inputs: Inputs, V: jax.Array, normalizer: str) -> jax.Array:
 
 
 def backward_state(
-    inputs: Inputs, V: jax.Array, dS: jax.Array, normalizer: str, dinputs: Inputs | None
-) -> tuple[jax.Array, Inputs]:
+    inputs: PassInputs, V: jax.Array, dS: jax.Array, normalizer: str, dinputs: PassInputs | None
+) -> tuple[jax.Array, PassInputs]:
     """dV ``[J, D, B]`` and, from the same P and Q, the gradients by the inputs."""
 
     def add(dV, tile):
@@ -49,9 +49,9 @@ def backward_state(
 
 
 def backward_inputs(
-    inputs: Inputs, Vs: jax.Array, dSs: jax.Array, normalizer: str, constant: bool
-) -> Inputs:
-    """Gradients by the inputs; see :class:`~capsjax.routing.sweeps.Sweeps`."""
+    inputs: PassInputs, Vs: jax.Array, dSs: jax.Array, normalizer: str, constant: bool
+) -> PassInputs:
+    """Gradients by the inputs; see :class:`~capsjax.routing.agreement.PassKernels`."""
 
     def one(nothing, tile):
         parts = [_iteration(tile, V, dS, normalizer, constant)[0] for V, dS in zip(Vs, dSs)]
@@ -61,7 +61,7 @@ def backward_inputs(
     return _over_tiles(one, None, inputs, jax.tree.map(jnp.zeros_like, inputs))[1]
 
 
-STREAM = Sweeps(forward, backward_state, backward_inputs)
+STREAM = PassKernels(forward, backward_state, backward_inputs)
 
 
 def _iteration(tile, V, dS, normalizer, constant=False):
@@ -71,7 +71,7 @@ def _iteration(tile, V, dS, normalizer, constant=False):
     du, dW = _sum(c[:, None] * Q, axis=0), _outer(dS, _times(c, tile.u))
     dprior = None if tile.prior is None else jnp.zeros_like(tile.prior)
     if constant:
-        return Inputs(du, dW, dprior), None
+        return PassInputs(du, dW, dprior), None
     dc = _dot(tile.u, Q)
     db = materialize(c * (dc - jnp.sum(c * dc, axis=0, keepdims=True)))
     weighted = _times(db, tile.u)
@@ -79,7 +79,7 @@ def _iteration(tile, V, dS, normalizer, constant=False):
     dW += _outer(V, weighted)
     if dprior is not None:
         dprior += jnp.sum(db, axis=2)
-    return Inputs(du, dW, dprior), weighted
+    return PassInputs(du, dW, dprior), weighted
 
 
 def _even(tile, dS, normalizer):
@@ -88,7 +88,7 @@ def _even(tile, dS, normalizer):
     u = jnp.broadcast_to(tile.u[None], Q.shape)
     even = even_coupling(len(dS), normalizer)
     dprior = None if tile.prior is None else jnp.zeros_like(tile.prior)
-    return Inputs(even * _sum(Q, axis=0), even * _outer(dS, u), dprior)
+    return PassInputs(even * _sum(Q, axis=0), even * _outer(dS, u), dprior)
 
 
 def _project(tile, x):
@@ -139,7 +139,7 @@ def _outer(x, y):
 # Tiles. Capsules that only fill the last tile have u = 0 and W = 0, hence add nothing to any sum.
 
 
-def _tile_size(inputs: Inputs) -> int:
+def _tile_size(inputs: PassInputs) -> int:
     (K, I, B), J = inputs.u.shape, inputs.W.shape[2]
     tile = max(1, TILE_BYTES // max(1, 4 * J * K * B))
     if I <= 2 * tile:
@@ -148,22 +148,22 @@ def _tile_size(inputs: Inputs) -> int:
     return -(-I // tiles)
 
 
-_CAPSULE_AXIS = Inputs(u=1, W=0, prior=1)
+_CAPSULE_AXIS = PassInputs(u=1, W=0, prior=1)
 
 
-def _by_axis(function: Callable, *trees: Inputs) -> Inputs:
+def _by_axis(function: Callable, *trees: PassInputs) -> PassInputs:
     """``function(axis of the input capsules, leaf of each tree)`` for every leaf that there is."""
-    return Inputs(
+    return PassInputs(
         *(None if x[0] is None else function(axis, *x) for axis, *x in zip(_CAPSULE_AXIS, *trees))
     )
 
 
-def _turned(inputs: Inputs) -> Inputs:
+def _turned(inputs: PassInputs) -> PassInputs:
     """W ``[I, K, J, D]`` as ``[J, K, I, D]``, or back."""
     return inputs if inputs.W is None else inputs._replace(W=inputs.W.swapaxes(0, 2))
 
 
-def _padded(inputs: Inputs, tile: int) -> Inputs:
+def _padded(inputs: PassInputs, tile: int) -> PassInputs:
     def pad(axis, x):
         widths = [(0, 0)] * x.ndim
         widths[axis] = (0, -x.shape[axis] % tile)
@@ -172,11 +172,13 @@ def _padded(inputs: Inputs, tile: int) -> Inputs:
     return _by_axis(pad, inputs)
 
 
-def _slice(inputs: Inputs, start, size: int) -> Inputs:
+def _slice(inputs: PassInputs, start, size: int) -> PassInputs:
     return _by_axis(lambda axis, x: jax.lax.dynamic_slice_in_dim(x, start, size, axis), inputs)
 
 
-def _over_tiles(function: Callable, total: Any, inputs: Inputs, sums: Inputs) -> tuple[Any, Inputs]:
+def _over_tiles(
+    function: Callable, total: Any, inputs: PassInputs, sums: PassInputs
+) -> tuple[Any, PassInputs]:
     """``total, part = function(total, tile)`` for all tiles, one after another.
 
     Returns:

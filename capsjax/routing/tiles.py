@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from capsjax.routing.base import Children, Passes, Routing, Sizes, start
+from capsjax.routing.base import BatchedPasses, InputCapsules, Routing, Sizes, initial_routing_state
 from capsjax.votes import Votes
 
 # Of the votes of a tile. Measured on CPU: larger ones leave the cache of a core.
 TILE_BYTES = 640 * 1024
 
 
-class Inputs(NamedTuple):
+class TileInputs(NamedTuple):
     """What is divided into tiles, and what all tiles share."""
 
     u: Any  # [B, I, K]
@@ -28,20 +28,20 @@ class Inputs(NamedTuple):
 
 def tile_passes(
     routing: Routing, votes: Votes, sizes: Sizes, params: dict, u, W, activation
-) -> tuple[Passes, dict, Inputs]:
+) -> tuple[BatchedPasses, dict, TileInputs]:
     """What :mod:`capsjax.routing.engine` needs: the passes, shared parameters, and inputs."""
     per_child = {name: params[name] for name in routing.child_params}
     shared = {name: x for name, x in params.items() if name not in per_child}
     if votes.per_child:
         per_child["W"] = W
-    inputs = Inputs(u, activation, per_child, None if votes.per_child else W)
+    inputs = TileInputs(u, activation, per_child, None if votes.per_child else W)
     unit = votes.unit(W)
     tile = unit * max(1, TILE_BYTES // max(1, 4 * u.shape[0] * sizes.J * sizes.D * unit))
     tile = min(tile, sizes.I)
 
-    def children(inputs: Inputs, u, activation):
+    def children(inputs: TileInputs, u, activation):
         W = inputs.per_child["W"] if inputs.W is None else inputs.W
-        return Children(votes.function(u, W), u.astype(activation.dtype), activation)
+        return InputCapsules(votes.function(u, W), u.astype(activation.dtype), activation)
 
     def all_params(params, inputs):
         return params | {name: inputs.per_child[name] for name in routing.child_params}
@@ -51,7 +51,7 @@ def tile_passes(
         own = all_params(params, few)
 
         def one(u, activation):
-            return start(routing, own, children(few, u, activation))
+            return initial_routing_state(routing, own, children(few, u, activation))
 
         return jax.vmap(one)(few.u, few.activation)
 
@@ -88,15 +88,15 @@ def tile_passes(
 
         return _map_tiles(one, inputs, tile)
 
-    return Passes(begin, forward, backward_state, backward_inputs, 0), shared, inputs
+    return BatchedPasses(begin, forward, backward_state, backward_inputs, 0), shared, inputs
 
 
-_AXES = Inputs(u=1, activation=1, per_child=0, W=None)
+_AXES = TileInputs(u=1, activation=1, per_child=0, W=None)
 
 
-def _by_axis(function: Callable, *trees: Inputs) -> Inputs:
+def _by_axis(function: Callable, *trees: TileInputs) -> TileInputs:
     """``function(axis of the input capsules, leaves...)`` for everything that is divided."""
-    return Inputs(
+    return TileInputs(
         *(
             parts[0] if axis is None else jax.tree.map(lambda *x, a=axis: function(a, *x), *parts)
             for axis, *parts in zip(_AXES, *trees)
@@ -104,11 +104,11 @@ def _by_axis(function: Callable, *trees: Inputs) -> Inputs:
     )
 
 
-def _slice(inputs: Inputs, at, size: int) -> Inputs:
+def _slice(inputs: TileInputs, at, size: int) -> TileInputs:
     return _by_axis(lambda axis, x: jax.lax.dynamic_slice_in_dim(x, at, size, axis), inputs)
 
 
-def _over_tiles(step: Callable, carry: Any, inputs: Inputs, tile: int) -> Any:
+def _over_tiles(step: Callable, carry: Any, inputs: TileInputs, tile: int) -> Any:
     """``step(carry, start, tile of inputs)`` for all tiles in turn, the last maybe smaller."""
     count, rest = divmod(inputs.u.shape[1], tile)
     carry = jax.lax.fori_loop(
@@ -117,19 +117,19 @@ def _over_tiles(step: Callable, carry: Any, inputs: Inputs, tile: int) -> Any:
     return step(carry, count * tile, _slice(inputs, count * tile, rest)) if rest else carry
 
 
-def _zeros(function: Callable, part: Inputs) -> Any:
+def _zeros(function: Callable, part: TileInputs) -> Any:
     shapes = jax.eval_shape(function, part)
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
 
-def _sum_tiles(function: Callable, inputs: Inputs, tile: int) -> Any:
+def _sum_tiles(function: Callable, inputs: TileInputs, tile: int) -> Any:
     def step(total, _, part):
         return jax.tree.map(jnp.add, total, function(part))
 
     return _over_tiles(step, _zeros(function, _slice(inputs, 0, tile)), inputs, tile)
 
 
-def _map_tiles(function: Callable, inputs: Inputs, tile: int) -> tuple[Any, Inputs]:
+def _map_tiles(function: Callable, inputs: TileInputs, tile: int) -> tuple[Any, TileInputs]:
     """``function(tile) -> (shared, tile)``: the sum of the first, the second in its place."""
 
     def step(carry, at, part):

@@ -1,0 +1,1 @@
+"""Saved runs, opened again and measured."""

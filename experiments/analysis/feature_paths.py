@@ -1,0 +1,146 @@
+"""What the features of a network do as its input images are transformed by known amounts.
+
+Features of an image are the pose of the class capsule of its label; in a network without capsules
+what the last layer sees.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from capsjax.models import CapsNetConfig
+from experiments.analysis import equivariance_metrics
+from experiments.analysis.equivariance_metrics import Examples
+from experiments.data.affine import Affine, alone, warp
+from experiments.training.evaluate import BATCH, BATCHES
+
+STEPS = 13  # of a path
+# Largest amount on both sides of nothing: degrees, pixels right per pixel up, log, pixels.
+AMOUNTS = {
+    "rotation": 30.0,
+    "shear": 0.3,
+    "scale": float(np.log(1.25)),
+    "shift_x": 3.0,
+    "shift_y": 3.0,
+}
+COMPONENTS = 16  # as many as a pose of the paper has; of longer features these are probed too
+# (images uint8 [N, H, W, C], labels [N], transformations of [N]) -> [N, D]
+Features = Callable[[np.ndarray, np.ndarray, Affine], np.ndarray]
+
+
+def make_features(setup, params) -> Features:
+    """The network up to its poses, after a transformation of the images."""
+    capsules = isinstance(setup.model_config, CapsNetConfig)
+
+    def some(params, images, labels, transformations):
+        pixels = jax.vmap(warp)(images.astype(jnp.float32), transformations)
+        x = jax.vmap(setup.stream.input)(pixels)
+        if not capsules:
+            return setup.model.apply(params, x, method="features")
+        pose = setup.model.apply(params, x, method="encode").pose
+        return jnp.take_along_axis(pose, labels[:, None, None], axis=1)[:, 0]
+
+    @jax.jit
+    def many(params, *batches):
+        return jax.lax.map(lambda batch: some(params, *batch), batches)
+
+    def features(images, labels, transformations):
+        parts = []
+        for start in range(0, len(labels), BATCHES * BATCH):
+            count = min(BATCHES, -(-(len(labels) - start) // BATCH))
+            rows = np.arange(start, start + count * BATCH).reshape(count, BATCH) % len(labels)
+            moved = Affine(*(values[rows] for values in transformations))
+            found = np.asarray(many(params, images[rows], labels[rows], moved), np.float64)
+            parts.append(found.reshape(count * BATCH, -1))
+        return np.concatenate(parts)[: len(labels)]
+
+    return features
+
+
+def transformations(name: str, amounts: np.ndarray) -> Affine:
+    """One for each amount ``[N]``; that of the scale is a logarithm."""
+    values = np.exp(amounts) if name == "scale" else amounts
+    return jax.tree.map(
+        lambda v: np.broadcast_to(np.float32(v), amounts.shape), alone(name, values)
+    )
+
+
+def follow(features: Features, images, labels, name: str, amounts: np.ndarray) -> np.ndarray:
+    """Paths ``[N, T, D]`` of all images under each amount ``[T]``."""
+    same = np.ones(len(labels))
+    return np.stack(
+        [features(images, labels, transformations(name, a * same)) for a in amounts], axis=1
+    )
+
+
+def of_paths(paths: np.ndarray, amounts: np.ndarray, labels: np.ndarray) -> dict:
+    """Numbers of :mod:`experiments.analysis.equivariance_metrics`; those of dimensions are of each class, then averaged."""
+    linear, quadratic = (
+        equivariance_metrics.explained(paths, amounts, degree) for degree in (1, 2)
+    )
+    shares = {int(n): equivariance_metrics.shares(paths[labels == n]) for n in np.unique(labels)}
+    change = equivariance_metrics.change(paths, STEPS // 2, labels)
+    moving = ~np.isnan(linear)
+    rounded = {
+        "linear": linear[moving].mean() if moving.any() else None,
+        "quadratic": quadratic[moving].mean() if moving.any() else None,
+        "still": 1 - moving.mean(),
+        "dimensions": np.mean([equivariance_metrics.participating(s) for s in shares.values()]),
+        "length": np.sqrt(np.square(change.length).mean()),
+        "direction": np.sqrt(np.square(change.direction).mean()),
+    }
+    strongest = {
+        n: [[int(d), round(float(s[d]), 4)] for d in np.argsort(-s)[:COMPONENTS]]
+        for n, s in shares.items()
+    }
+    return {name: v if v is None else round(float(v), 4) for name, v in rounded.items()} | {
+        "amounts": amounts.round(4).tolist(),
+        "length_changes": change.length.round(4).tolist(),
+        "direction_changes": change.direction.round(4).tolist(),
+        "shares": strongest,  # of each class: dimensions and their shares, the greatest first
+    }
+
+
+def typical(paths: np.ndarray) -> np.ndarray:
+    """Mean change ``[T, D]`` of the features of one class, in standard deviations of a feature.
+
+    One for all features, the root mean square of theirs: the deviation of a unit that hardly ever
+    speaks is next to nothing, and in units of its own it would move most of all.
+    """
+    start = paths[:, STEPS // 2]
+    spread = np.sqrt(start.var(axis=0).mean())
+    return (paths.mean(axis=0) - start.mean(axis=0)) / (spread or np.inf)
+
+
+def probe_all(features: Features, train, test) -> dict[str, dict]:
+    """R^2 of linear probes of all amounts and of thickness, by class and pooled.
+
+    Args:
+      features: of a network. train, test: images uint8 ``[N, H, W, C]`` and labels ``[N]``.
+
+    Returns:
+      ``probes``, and of features longer than :data:`COMPONENTS` also ``probes_of_components``.
+    """
+    found = {}
+    # RandomState's stream is frozen, see experiments.data.datasets.
+    random = np.random.RandomState(20171026)
+    for name, most in (AMOUNTS | {"thickness": 0.0}).items():
+        parts = []
+        for images, labels in (train, test):
+            amounts = random.uniform(-most, most, len(labels))
+            t = transformations(name if most else "rotation", amounts)
+            target = amounts if most else equivariance_metrics.thickness(images)
+            parts.append(Examples(features(images, labels, t), target, labels))
+        kinds = {"probes": None}
+        if parts[0].features.shape[1] > COMPONENTS:
+            kinds["probes_of_components"] = COMPONENTS
+        for kind, components in kinds.items():
+            probe = equivariance_metrics.probe(*parts, components)
+            each = {n: round(score, 4) for n, score in probe.per_class.items()}
+            found.setdefault(kind, {})[name] = {
+                "pooled": round(probe.pooled, 4),
+                "per_class": each,
+            }
+    return found

@@ -1,0 +1,116 @@
+"""A run opened from its folder: its configuration, its network, its newest parameters."""
+
+import dataclasses
+import difflib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+from jax.sharding import SingleDeviceSharding
+
+from capsjax import train
+from experiments.config import Config, UserError
+from experiments.config.flags import parse_flags
+from experiments.data import datasets, image_files
+from experiments.tasks.base import Setup
+from experiments.tasks.registry import find_program
+from experiments.training.checkpoints import Checkpoints, has_checkpoints
+from experiments.training.setup import prepare
+
+
+class SavedRun(NamedTuple):
+    """What a folder holds."""
+
+    folder: Path
+    setup: Setup  # on one device; without examples where only the network was asked for
+    facts: dict  # see experiments.data.image_files.facts
+    step: int  # of the parameters
+    params: Any
+
+
+def open_run(
+    folder: str,
+    *,
+    accelerator: str = "auto",
+    data_dir: str = "",
+    cache_dir: str = "",
+    examples: bool = False,
+) -> SavedRun:
+    """Open a run, finished or not, and change nothing in it.
+
+    Args:
+      folder: of the run. accelerator: where to compute.
+      data_dir, cache_dir: in place of the run's own.
+      examples: load the data set; otherwise only what network.json says of it.
+
+    Raises:
+      UserError: there is no such run, this version can't read it, or it has no checkpoint yet.
+    """
+    folder = Path(folder)
+    here = {"accelerator": accelerator, "num_devices": 1, "parallel": "jit"}
+    # How routing is computed is a matter of the machine, what is computed is not.
+    here |= {"routing_implementation": "auto", "workdir": str(folder)}
+    here |= {n: v for n, v in (("data_dir", data_dir), ("cache_dir", cache_dir)) if v}
+    config = stored_config(folder, **here)
+    if not has_checkpoints(config):
+        raise UserError(f"{folder} has no checkpoint yet; one is written after each validation")
+    if examples:
+        setup = prepare(config)
+        facts = image_files.facts(setup.dataset)
+    else:
+        facts = _facts(folder / "network.json")
+        setup = prepare(config, _without_examples(config, facts))
+    shapes = jax.eval_shape(
+        lambda key: train.init_state(setup.model, setup.optimizer, key), jax.random.key(0)
+    )
+    place = SingleDeviceSharding(setup.devices[0])
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        step = checkpoints.latest()
+        if step is None:
+            raise UserError(f"{folder} has no checkpoint yet")
+        params = checkpoints.restore(target).params
+    return SavedRun(folder, setup, facts, step, params)
+
+
+def _facts(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text())
+        return {name: found[name] for name in ("image_shape", "class_names", "border")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} can't be read ({error!r}); repeating the run's command writes it again"
+        ) from error
+
+
+def _without_examples(config, facts):
+    none = np.zeros((0, *facts["image_shape"]), np.uint8), np.zeros(0, np.int32)
+    return datasets.Dataset(config.dataset, "network.json", *none * 3, tuple(facts["class_names"]))
+
+
+def stored_config(workdir: Path | str, /, **changes) -> Config:
+    """The (resolved) configuration of a run, from its config.json, with fields changed.
+
+    Raises:
+      UserError: it is not there, or not one of this version's.
+    """
+    folder = Path(workdir)
+    path = folder / "config.json"
+    if not folder.is_dir():
+        there = [p.name for p in folder.parent.glob("*/")]
+        near = difflib.get_close_matches(folder.name, there, 1)
+        hint = f", did you mean {folder.parent / near[0]}?" if near else ""
+        raise UserError(f"{folder}: no such folder{hint}")
+    try:
+        stored = json.loads(path.read_text()) | changes
+        defaults = find_program(stored["program"]).defaults
+        is_flag = {f.name: f.metadata.get("flag", True) for f in dataclasses.fields(defaults)}
+        flagged = {n: v for n, v in stored.items() if is_flag.get(n, True) and v is not None}
+        others = {n: v for n, v in stored.items() if not is_flag.get(n, True)}
+        given = parse_flags(defaults, [f"--{n}={v}" for n, v in flagged.items()])
+        return dataclasses.replace(given, **others)
+    except (OSError, ValueError, KeyError, TypeError, flags.Error) as error:
+        raise UserError(f"{path} is no configuration of a run of this version: {error}") from error

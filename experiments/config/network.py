@@ -1,0 +1,172 @@
+"""What a configuration says about the network: defaults that depend on it, and its sizes."""
+
+import dataclasses
+
+from capsjax.models import PRESETS, CapsNetConfig, preset
+from capsjax.models import Config as ModelConfig
+from capsjax.routing import PassKernels, make_routing, options_of
+from capsjax.train import RECIPES
+from experiments.config.errors import UserError
+from experiments.config.experiment import Config
+from experiments.config.flags import names_of
+
+# Fields of the configuration that are handed to the network as they are.
+SAME_NAME = (
+    "routing",
+    "routing_iterations",
+    "routing_prior",
+    "routing_schedule",
+    "routing_gradient",
+    "votes",
+    "squash",
+    "pose_norm",
+    "init",
+    "routing_bias",
+    "primary_scale",
+)
+
+
+def resolve(config: Config, dataset: str) -> Config:
+    """Fills in every default that depends on the data set, the recipe or the preset.
+
+    Args:
+      config: as the flags give it.
+      dataset: name of the data set that was loaded.
+    """
+    small = dataset == "digits"
+    changes = {
+        name: value
+        for name, value in RECIPES[config.recipe].items()
+        if getattr(config, name) is None
+    }
+    network = PRESETS.get(f"{config.model}_{config.preset}")
+    if isinstance(network, CapsNetConfig):
+        for name, value in preset_values(network, config.routing).items():
+            changes[name] = getattr(config, name) or value
+        loss = make_routing(changes["routing"]).loss if config.loss == "auto" else config.loss
+        changes["loss"] = loss
+    return dataclasses.replace(
+        config,
+        dataset=dataset,
+        epochs=config.epochs or (10 if small else 50),
+        batch_size=config.batch_size or (64 if small else 128),
+        **changes,
+    )
+
+
+def preset_values(network: CapsNetConfig, routing: str | None) -> dict:
+    """Returns what a preset says about the flags that have no default of their own.
+
+    The squash of the preset does not apply to a routing that takes poses as they are.
+    """
+    fields = dataclasses.fields(Config)
+    values = {f.name: getattr(network, f.name) for f in fields if f.metadata.get("by") == "preset"}
+    if not make_routing(routing or network.routing).squashes:
+        values["squash"] = "auto"
+    return values
+
+
+def given_flags(config: Config, defaults: Config) -> dict:
+    """Returns the fields that differ from the defaults of program, recipe and preset.
+
+    Places on this machine are left out.
+    """
+    usual = dict(RECIPES[config.recipe])
+    network = PRESETS.get(f"{config.model}_{config.preset}")
+    if isinstance(network, CapsNetConfig):
+        usual |= preset_values(network, config.routing)
+    if config.routing:
+        usual["loss"] = make_routing(config.routing).loss
+    paths = names_of(config, "path")
+    return {
+        name: value
+        for name, value in vars(config).items()
+        if name not in paths and value not in (getattr(defaults, name), usual.get(name))
+    }
+
+
+def command(config: Config, defaults: Config) -> str:
+    """Returns the command that gives this run on any machine, given its program's defaults."""
+    given = given_flags(config, defaults)
+    return " ".join(
+        [f"python -m experiments.{config.program}", *(f"--{k}={v}" for k, v in given.items())]
+    )
+
+
+def network_config(
+    config: Config,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    routing_implementation: str | PassKernels = "auto",
+) -> ModelConfig:
+    """Returns the network that a (resolved) configuration describes.
+
+    Args:
+      config: resolved.
+      image_shape, num_classes: of the data set.
+      routing_implementation: what the flag of that name means on the devices of the run.
+
+    Raises:
+      UserError: there is no such network, or the images are too small for it.
+    """
+    name = f"{config.model}_{config.preset}"
+    if name not in PRESETS:
+        raise UserError(f"--preset={config.preset}: there is no such --model={config.model}")
+    network = PRESETS[name]
+    changes = {
+        "image_shape": tuple(image_shape),
+        "num_classes": num_classes,
+        "dtype": config.dtype,
+    }
+    if isinstance(network, CapsNetConfig):
+        _check_flags_agree(config)
+        changes |= {field: getattr(config, field) for field in SAME_NAME}
+        changes |= _sizes(config, network)
+        changes["routing_implementation"] = routing_implementation
+        if not config.reconstruction:
+            changes["decoder"] = None
+    else:
+        defaults = type(config)()
+        for field in names_of(config, "capsules"):
+            if getattr(config, field) != getattr(defaults, field):
+                raise UserError(
+                    f"--{field} applies only to capsule networks, and --model={config.model} is "
+                    "not one"
+                )
+    try:
+        return preset(name, **changes)
+    except ValueError as error:
+        where = f"--dataset={config.dataset}: " if str(error).startswith("image_shape") else ""
+        what = " (--primary_pose, --class_pose)" if "pose" in str(error) else ""
+        raise UserError(f"{where}{error}{what}") from error
+
+
+def _check_flags_agree(config: Config) -> None:
+    if config.routing_prior != "zeros" and "prior" not in options_of(config.routing):
+        raise UserError(f"--routing_prior={config.routing_prior}: {config.routing} has no prior")
+    if config.diagnostics and config.routing_schedule != "sequential":
+        raise UserError("--diagnostics goes with --routing_schedule=sequential")
+    if config.frozen_from and config.routing != "frozen":
+        raise UserError("--frozen_from goes with --routing=frozen")
+
+
+def _sizes(config: Config, network: CapsNetConfig) -> dict:
+    """Sizes of the network that differ from those of the preset."""
+    sizes = {
+        name: getattr(config, name)
+        for name in ("primary_types", "primary_pose", "class_pose")
+        if getattr(config, name)
+    }
+    if config.depth:
+        layers = network.capsule_layers
+        if config.depth > len(layers) + 1:
+            raise UserError(
+                f"--depth={config.depth}: --preset={config.preset} has {len(layers) + 1} "
+                "routed capsule layers"
+            )
+        sizes["capsule_layers"] = layers[: config.depth - 1]
+    keeps_pose = config.votes in ("matrix", "conv_matrix", "elementwise")
+    deep = sizes.get("capsule_layers", network.capsule_layers)
+    if keeps_pose and not config.class_pose and not deep:
+        sizes["class_pose"] = sizes.get("primary_pose", network.primary_pose)
+    return sizes

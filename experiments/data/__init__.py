@@ -1,0 +1,1 @@
+"""Data sets as arrays, and the examples that training makes of them."""

@@ -1,0 +1,50 @@
+"""What a network made of images: each beside what the network saw and what its decoder drew."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.plots.page import GREY, INK, PALE, RED, blank_page, save, show, write
+
+TILE, COLUMNS = 0.95, 2  # inches; examples in a line
+
+
+class Example(NamedTuple):
+    """An image, as floats in 0..1 with one or three channels, and what was found."""
+
+    image: np.ndarray  # [h, w, C] of any size
+    seen: np.ndarray  # [H, W, C]
+    reconstruction: np.ndarray | None  # [H, W, C]
+    name: str
+    found: str
+    confident: bool
+
+
+def predictions(path, examples, title="") -> None:
+    """Examples in lines of two; what was not recognised with confidence is red."""
+    save(_predictions_figure(examples, title), path)
+
+
+def _predictions_figure(examples, title=""):
+    lines = -(-len(examples) // COLUMNS)
+    pitch = TILE + 0.62
+    page = blank_page(7.0, 0.12 + lines * pitch, title)
+    for k, example in enumerate(examples):
+        left, top = 0.1 + k % COLUMNS * 3.5, 0.12 + k // COLUMNS * pitch
+        style = dict(color=INK) if example.confident else dict(color=RED, weight="bold")
+        write(page, left, top + 0.02, _cut(example.name, 46), color=GREY)
+        write(page, left, top + 0.19, _cut(example.found, 40), **style)
+        tiles = ("input", example.image), ("seen", example.seen)
+        if example.reconstruction is not None:
+            tiles += (("reconstruction", example.reconstruction),)
+        for n, (name, image) in enumerate(tiles):
+            x, y = left + n * (TILE + 0.1), top + 0.3
+            high, wide = TILE * np.divide(image.shape[:2], max(image.shape[:2]))
+            page.fill_between((x, x + TILE), y, y + TILE, facecolor="none", edgecolor=PALE, lw=0.5)
+            show(page, image, x + (TILE - wide) / 2, y + (TILE - high) / 2, wide, high)
+            write(page, x + TILE / 2, y + TILE + 0.09, name, color=GREY, ha="center")
+    return page.figure
+
+
+def _cut(text, limit):
+    return text if len(text) <= limit else f"{text[: limit // 2 - 1]}…{text[-limit // 2 :]}"

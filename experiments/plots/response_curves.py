@@ -1,0 +1,105 @@
+"""Accuracy over the size of a transformation, and error over the number of examples."""
+
+import numpy as np
+
+from experiments.plots.page import (
+    BLUE,
+    GREY,
+    INK,
+    PALE,
+    RED,
+    blank_page,
+    frame,
+    panel,
+    save,
+    set_scale,
+    write,
+)
+
+COLORS = (BLUE, RED, INK, GREY)
+AXES = {
+    "rotation": "rotation, degrees",
+    "shear": "shear",
+    "scale": "scale",
+    "shift_x": "shift across, pixels",
+    "shift_y": "shift down, pixels",
+}
+
+
+def responses(path, curves, ranges, title="") -> None:
+    """Accuracy (percent) under each transformation alone.
+
+    Args:
+      path: of the file.
+      curves: of a network by its name: {"rotation": {"values": [T], "accuracy": [T]}, ...}.
+      ranges: (least, most) of a transformation by its name, shaded.
+      title: of the page.
+    """
+    save(_responses_figure(curves, ranges, title), path)
+
+
+def data_efficiency(path, rows, title="") -> None:
+    """Test error over the number of training examples, both log, a line for each network.
+
+    Rows are dicts with "train_examples", "network" and "test_error" (percent), a row a seed. Lines
+    are means, bars go from the least to the greatest.
+    """
+    save(_data_efficiency_figure(rows, title), path)
+
+
+def _responses_figure(curves, ranges, title=""):
+    top = 0.2 + 0.18 * len(curves)
+    page = blank_page(7.0, top + 4.25, title)
+    _legend(page, curves)
+    for k, (name, label) in enumerate(AXES.items()):
+        axes = panel(page, 0.5 + k % 3 * 2.25, top + 0.35 + k // 3 * 2.2, 1.8, 1.35)
+        if name in ranges:
+            axes.axvspan(*ranges[name], color="#EEF1F3", lw=0)
+        for color, one in zip(COLORS, curves.values(), strict=False):
+            axes.plot(one[name]["values"], one[name]["accuracy"], color=color, lw=1.3)
+            axes.plot(*one[name].values(), "o", color=color, ms=2.5, clip_on=False)
+        values = np.concatenate([one[name]["values"] for one in curves.values()])
+        axes.set(xlim=(values.min(), values.max()), ylim=(0, 102), yticks=range(0, 101, 25))
+        frame(axes, label, "")
+    note = "Accuracy, %.\nShaded: what affNIST's digits have,\nand the shifts trained on."
+    write(page, 4.95, top + 3.05, note, color=GREY)
+    return page.figure
+
+
+def _legend(page, names):
+    for k, (name, color) in enumerate(zip(names, COLORS, strict=False)):
+        y = 0.15 + 0.18 * k
+        page.plot((0.1, 0.35), (y, y), color=color, lw=1.5)
+        write(page, 0.45, y, name)
+
+
+def _data_efficiency_figure(rows, title=""):
+    page = blank_page(7.0, 3.1, title)
+    axes = panel(page, 0.665, 0.4, 5.9, 2.2)
+    errors = {}
+    for row in rows:
+        found = errors.setdefault(str(row["network"]), {})
+        found.setdefault(int(row["train_examples"]), []).append(float(row["test_error"]))
+    for color, (network, found) in zip(COLORS, errors.items(), strict=False):
+        sizes = sorted(found)
+        mean, least, most = (np.array([f(found[n]) for n in sizes]) for f in (np.mean, min, max))
+        axes.errorbar(
+            sizes,
+            mean,
+            (mean - least, most - mean),
+            color=color,
+            lw=1.3,
+            marker="o",
+            ms=3.2,
+            capsize=2,
+            elinewidth=0.7,
+            label=network,
+        )
+    sizes = sorted({n for found in errors.values() for n in found})
+    axes.set_xscale("log")
+    set_scale(axes, np.array([float(r["test_error"]) for r in rows]), smallest=1e-3)
+    frame(axes, "Test error (%)", "training examples", axes.get_legend_handles_labels()[0])
+    axes.set_xticks(sizes, [f"{n:,}" for n in sizes])
+    axes.set_xticks([], minor=True)
+    axes.spines["bottom"].set_color(PALE)
+    return page.figure

@@ -1,0 +1,1 @@
+"""Many training runs: plans, execution, statistics and tables."""

@@ -1,0 +1,108 @@
+"""The ledger of a sweep: one JSON line for every run that ended, never changed afterwards.
+
+A folder may hold several, of the parts of a sweep on several machines, or brought there from
+elsewhere; what is known is the union. A line is written with one call to the operating system
+under a lock and is on the disk when :func:`append` returns, so that a machine that fails costs
+the runs in flight and no others.
+"""
+
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from experiments.config import UserError
+
+NAME = "ledger.jsonl"
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that can be written.
+
+    Raises:
+      UserError: it can't.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} can't be written: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder} can't be written")
+
+
+def append(path: Path, entry: dict[str, Any]) -> None:
+    """Add a line, with the time of now."""
+    line = json.dumps(entry | {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        size = os.fstat(file).st_size
+        # A line that was cut off must not swallow this one.
+        cut = size > 0 and os.pread(file, 1, size - 1) != b"\n"
+        os.write(file, ("\n" * cut + line + "\n").encode())
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def read(*places: Path) -> dict[str, dict]:
+    """The entry of every run, by its key.
+
+    Args:
+      places: ledgers, and folders whose ``ledger*.jsonl`` are all read; those that do not exist
+        are empty.
+
+    Returns:
+      A run that succeeded anywhere succeeded; otherwise its last failure counts.
+
+    Raises:
+      UserError: a file can't be read.
+    """
+    entries: dict[str, dict] = {}
+    for place in places:
+        for path in sorted(place.glob("ledger*.jsonl")) if place.is_dir() else [place]:
+            for entry in _lines(path):
+                before = entries.get(entry["key"])
+                if before is None or "summary" not in before or "summary" in entry:
+                    entries[entry["key"]] = entry
+    return entries
+
+
+def _lines(path: Path) -> list[dict]:
+    try:
+        text = path.read_text() if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} can't be read as a ledger: {error}") from error
+    found = []
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # the line that was being written when the machine failed
+            continue
+        if isinstance(entry, dict) and "key" in entry:
+            found.append(entry)
+    return found
+
+
+def success(key: str, summary: dict, together: int) -> dict:
+    """An entry of a run that has a summary.
+
+    Args:
+      key: of the run. summary: its summary.json. together: runs that were trained at once with
+        it, itself included; each is charged an equal part of the time.
+    """
+    kept = {name: value for name, value in summary.items() if name != "test_correct"}
+    return {
+        "key": key,
+        "seconds": round(summary["wall_seconds"] / together, 3),
+        "together": together,
+        "summary": kept,
+        "correct": summary.get("test_correct"),
+    }
+
+
+def failure(key: str, reason: str) -> dict:
+    """An entry of a run that failed."""
+    return {"key": key, "error": reason}

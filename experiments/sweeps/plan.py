@@ -1,0 +1,239 @@
+"""From a grid or a study to runs, all of whose mistakes are found before the first one starts."""
+
+import dataclasses
+import difflib
+import itertools
+import math
+import re
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from absl import flags
+
+from capsjax.models import PRESETS
+from experiments.config import Config, UserError
+from experiments.config.flags import parse_flags
+from experiments.sweeps.studies import STUDIES, Study, product
+
+LIMIT = 200  # runs that are not started by mistake
+# Flags that say where things are.
+LOCAL = {"workdir", "frozen_from", "cache_dir", "data_dir", "affnist_dir", "compare"}
+# Flags that have no part in the result of a run, beside them.
+NEUTRAL = ("frozen_from", "accelerator", "parallel", "num_devices")
+NEUTRAL += ("diagnostics", "profile", "log_every")
+TUNING_SEED = "1000"  # of runs that only choose hyper-parameters
+Tuned = Mapping[str, Sequence[dict[str, str]]]  # row -> flags beside its own, a run a seed each
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedRun:
+    """One run of a sweep."""
+
+    row: str
+    seed: str
+    tuned: dict[str, str]  # flags that tuning tries or has chosen
+    arguments: tuple[str, ...]  # of the program
+    config: Config  # that they give
+    key: str  # its command on any machine, by which the ledger knows it
+
+    @property
+    def workdir(self) -> Path:
+        return Path(self.config.workdir)
+
+
+def find_study(name: str | None, grid: str | None, seeds: int = 0, yes: bool = False) -> Study:
+    """The study of a name, or one made of a grid.
+
+    Args:
+      name: of :data:`experiments.sweeps.studies.STUDIES`. grid: see :func:`parse_grid`.
+      seeds: 0, 1, ... so many in place of the study's. yes: any number of runs is meant.
+
+    Raises:
+      UserError: neither or both of name and grid, a name that is no study, a text that is no
+        grid, or more than :data:`LIMIT` runs.
+    """
+    if (name is None) == (grid is None):
+        raise UserError(f"one of --study={'|'.join(STUDIES)} and --grid is needed")
+    if grid is not None:
+        axes = parse_grid(grid)
+        runs = math.prod(map(len, axes.values())) * max(1, seeds if "seed" not in axes else 1)
+        if runs > LIMIT and not yes:
+            raise UserError(f"--grid={grid} is {runs:,} runs; if they are meant, add --yes")
+        study = product(axes, axes.pop("seed", ()))
+    elif name in STUDIES:
+        study = STUDIES[name]
+    else:
+        near = difflib.get_close_matches(name, STUDIES, 1)
+        raise UserError(
+            f"--study={name}: there is {', '.join(STUDIES)}"
+            + (f"; did you mean {near[0]}?" if near else "")
+        )
+    if seeds:
+        study = study._replace(seeds=tuple(map(str, range(seeds))))
+    runs = len(study.rows) * max(1, len(study.seeds))
+    runs += len(study.rows) * math.prod(map(len, study.tuning.values())) if study.tuning else 0
+    if runs > LIMIT and not yes:
+        raise UserError(f"{runs:,} runs; if they are meant, add --yes")
+    return study
+
+
+def parse_grid(text: str) -> dict[str, tuple[str, ...]]:
+    """Names of flags and their values, as in ``routing=em,vb;seed=0..4``; a..b includes b.
+
+    Raises:
+      UserError: a text that is no grid.
+    """
+    axes = [axis.partition("=") for axis in text.split(";")]
+    grid = {}
+    for name, _, values in axes:
+        parts = [_values(value.strip()) for value in values.split(",")]
+        if sum(map(len, parts)) > 10**6:
+            raise UserError(f"--grid={text}: {name.strip()} has more than a million values")
+        grid[name.strip()] = tuple(str(v) for v in itertools.chain(*parts))
+    whole = all(n and all(v) and len(set(v)) == len(v) for n, v in grid.items())
+    if len(grid) < len(axes) or not whole or "workdir" in grid:
+        raise UserError(
+            f"--grid={text}: write it as 'routing=em,vb;seed=0..4', nothing empty or twice, no "
+            "workdir"
+        )
+    return grid
+
+
+def _values(text: str) -> Sequence:
+    ends = re.fullmatch(r"(-?\d+)\.\.(-?\d+)", text)
+    # A range that runs backwards has no values, which is as bad as an empty one.
+    return (range(int(ends[1]), int(ends[2]) + 1) or ("",)) if ends else (text,)
+
+
+def given_flags(base: Config, defaults: Config) -> dict:
+    """Flags of the program that were given, also those that say what a preset says anyway.
+
+    Raises:
+      UserError: ``--workdir``, which every run has of its own.
+    """
+    if base.workdir:
+        raise UserError("--workdir is of one run; a sweep keeps its runs under --runs")
+    names = (f.name for f in dataclasses.fields(base))
+    return {n: getattr(base, n) for n in names if getattr(base, n) != getattr(defaults, n)}
+
+
+def candidates(study: Study) -> Tuned:
+    """What tuning tries for each row."""
+    axes = study.tuning
+    tries = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+    return dict.fromkeys(study.rows, tries)
+
+
+def choose(
+    tried: Iterable[PlannedRun], entries: dict[str, dict]
+) -> dict[str, list[dict[str, str]]]:
+    """For each row what gave the smallest validation error, among equals validation loss.
+
+    Args:
+      tried: the runs of :func:`candidates`. entries: of the ledger.
+
+    Returns:
+      Rows of which no run succeeded are missing.
+    """
+    best: dict[str, tuple] = {}
+    for run in tried:
+        summary = entries.get(run.key, {}).get("summary")
+        if summary:
+            score = summary["validation_error"], summary["validation_loss"]
+            if run.row not in best or score < best[run.row][0]:
+                best[run.row] = score, run.tuned
+    return {row: [tuned] for row, (_, tuned) in best.items()}
+
+
+def make(
+    study: Study, given: dict, folder: Path, defaults: Config, tuned: Tuned, seeds: Sequence[str]
+) -> list[PlannedRun]:
+    """The runs of a study, those with frozen couplings behind those that they take them from.
+
+    Args:
+      study: rows. given: flags of all runs, which those of rows and seeds replace.
+      folder: where runs are kept, a folder each. defaults: of the program.
+      tuned: rows to run, and their further flags. seeds: of each; none: as the flags say.
+
+    Raises:
+      UserError: a flag, a value or a combination that the program does not have, two rows that
+        are the same runs, or frozen couplings of nothing.
+    """
+    runs: list[PlannedRun] = []
+    for row, point in study.rows.items():
+        for more in tuned.get(row, ()):
+            for seed in seeds or ("",):
+                own = given | dict(point) | more | ({"seed": seed} if seed else {})
+                runs.append(_run(row, seed, more, own, folder, defaults))
+    by_key: dict[str, PlannedRun] = {}
+    for run in runs:
+        if (other := by_key.setdefault(run.key, run)) is not run:
+            raise UserError(f"rows {other.row!r} and {run.row!r} are the same runs")
+    runs = [_with_couplings(run, runs, study, defaults) if _is_orphan(run) else run for run in runs]
+    return sorted(runs, key=lambda run: run.config.routing == "frozen")
+
+
+def _run(row, seed, tuned, own, folder, defaults) -> PlannedRun:
+    config = _parse(defaults, own)
+    network = PRESETS.get(f"{config.model}_{config.preset}")
+    shape = network.image_shape if network else (28, 28, 1)
+    config.resolved("mnist").model_config(shape, 10)
+    key = identity(config, defaults)
+    name = row + "".join(f",{n}={v}" for n, v in tuned.items()) + (f",seed={seed}" if seed else "")
+    readable = re.sub(r"[^\w=.,-]+", "-", name.replace(", ", ",")).strip(",-")
+    own = own | {"workdir": str(folder / f"{readable},{zlib.crc32(key.encode()):08x}".lstrip(","))}
+    config = dataclasses.replace(config, workdir=own["workdir"])
+    return PlannedRun(row, seed or str(config.seed), tuned, _arguments(own), config, key)
+
+
+def _parse(defaults: Config, own: dict) -> Config:
+    try:
+        return parse_flags(defaults, list(_arguments(own)))
+    except flags.Error as error:
+        raise UserError(str(error)) from error
+
+
+def _arguments(own: dict) -> tuple[str, ...]:
+    return tuple(f"--{name}={value}" for name, value in own.items())
+
+
+def identity(config: Config, defaults: Config) -> str:
+    """The command of a run without what has no part in its result."""
+    neutral = {name: getattr(defaults, name) for name in NEUTRAL}
+    return dataclasses.replace(config, **neutral).command(defaults)
+
+
+def _is_orphan(run: PlannedRun) -> bool:
+    return run.config.routing == "frozen" and not run.config.frozen_from
+
+
+def _with_couplings(
+    run: PlannedRun, runs: list[PlannedRun], study: Study, defaults: Config
+) -> PlannedRun:
+    """A frozen run that takes its couplings from the dynamic one that is the same otherwise."""
+    wanted = dict(study.rows[run.row]) | {"routing": "dynamic"}
+    found = [r for r in runs if study.rows[r.row] == wanted and r.seed == run.seed]
+    if not found:
+        raise UserError(
+            f"{run.row!r} has --routing=frozen: add a row that is the same with --routing=dynamic, "
+            "or name a finished run with --frozen_from"
+        )
+    source = next((r for r in found if r.tuned == run.tuned), found[0])
+    config = dataclasses.replace(run.config, frozen_from=source.config.workdir)
+    arguments = (*run.arguments, f"--frozen_from={source.config.workdir}")
+    return dataclasses.replace(run, config=config, arguments=arguments)
+
+
+def part(runs: list[PlannedRun], which: int, parts: int) -> list[PlannedRun]:
+    """The runs of one of several machines, about as many each.
+
+    Neighbours stay together, because they can be trained together, and frozen runs go where
+    their couplings are made.
+    """
+    units: dict[str, list[PlannedRun]] = {}
+    for run in runs:
+        units.setdefault(run.config.frozen_from or run.config.workdir, []).append(run)
+    names = list(units)
+    mine = names[which * len(names) // parts : (which + 1) * len(names) // parts]
+    return [run for run in runs if (run.config.frozen_from or run.config.workdir) in mine]

@@ -1,0 +1,174 @@
+"""Tables of a study, from the ledger: what they say, and Markdown, CSV and LaTeX."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.sweeps.plan import PlannedRun
+from experiments.sweeps.statistics import Comparison, Interval, compare, corrected, of_mean, of_rate
+from experiments.sweeps.studies import Study
+from experiments.training.summary import unpack
+
+NOTE = (
+    "Mean and standard deviation over seeds. 95% intervals: Student's t over seeds; of a single "
+    "run Wilson's, which knows nothing of other seeds. Against the first row: difference of the "
+    "mean over the same seeds; p of the exact sign test (with one seed McNemar's) of the test "
+    "images on which one row is right for more seeds than the other, each image counted once "
+    "however many seeds; Holm's correction over the rows. better or worse: p < 0.05, and the "
+    "difference over seeds is not zero with 95% confidence. Time is that of one run; runs trained "
+    "together share theirs equally."
+)
+MORE_NOTE = (
+    "Of further columns: the difference is the mean over the same seeds, with Student's 95% "
+    "interval in brackets, not corrected for the number of rows."
+)
+
+
+class Row(NamedTuple):
+    """What is known of a row; medians where nothing else is said."""
+
+    names: tuple[str, ...]  # what it is, a cell for each column
+    errors: dict[str, float]  # test error of every seed, %
+    interval: Interval  # of their mean, %
+    validation: float | None  # mean error, %
+    parameters: int
+    seconds: float  # of a run
+    images_per_second: float
+    peak_memory_mb: float
+    steps: int
+    more: dict[str, dict[str, float]]  # further columns, of every seed
+    comparison: Comparison | None = None  # with the first row
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(list(self.errors.values())))
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation over seeds; None of a single one."""
+        return _deviation(self.errors)
+
+
+def heads(study: Study) -> tuple[str, ...]:
+    """Names of the columns that say what a row is."""
+    return study.axes or ("row",)
+
+
+def rows(
+    study: Study, runs: list[PlannedRun], entries: dict[str, dict], more=None
+) -> list[list[Row]]:
+    """Tables of a study: one, or one for every value of the flag ``study.apart``.
+
+    Args:
+      study: whose rows they are. runs: of it. entries: of the ledger; runs that it does not have,
+        or that failed, are left out, and with the first row all comparisons.
+      more: numbers of further columns by key of the run.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, point in study.rows.items():
+        groups.setdefault(point.get(study.apart, ""), []).append(name)
+    found = []
+    for names in groups.values():
+        done = {name: _finished(name, runs, entries) for name in names}
+        table = [_row(study, name, done[name], more or {}) for name in names if done[name]]
+        reference = _correct(done[names[0]])
+        pairs = [compare(_correct(done[name]), reference) for name in names[1:] if done[name]]
+        first = [None] * bool(done[names[0]])
+        known = iter(corrected([pair for pair in pairs if pair]))
+        compared = first + [pair and next(known) for pair in pairs]
+        found.append([row._replace(comparison=c) for row, c in zip(table, compared, strict=True)])
+    return [table for table in found if table]
+
+
+def _finished(name: str, runs: list[PlannedRun], entries: dict[str, dict]) -> dict[str, dict]:
+    """Entries of a row by seed."""
+    mine = (run for run in runs if run.row == name)
+    return {r.seed: entries[r.key] for r in mine if "summary" in entries.get(r.key, {})}
+
+
+def _correct(done: dict[str, dict]) -> dict[str, np.ndarray]:
+    return {
+        seed: unpack(entry["correct"], entry["summary"]["test_examples"])
+        for seed, entry in done.items()
+    }
+
+
+def _row(study: Study, name: str, done: dict[str, dict], more: dict[str, dict]) -> Row:
+    summaries = [entry["summary"] for entry in done.values()]
+    errors = {seed: entry["summary"]["test_error"] for seed, entry in done.items()}
+    if len(errors) > 1:
+        low, high = of_mean(list(errors.values()))
+        interval = Interval(max(0.0, low), min(100.0, high))
+    else:
+        (one,) = summaries
+        low, high = of_rate(one["test_errors"], one["test_examples"])
+        interval = Interval(100 * low, 100 * high)
+    validation = [s["validation_error"] for s in summaries if s["validation_error"] is not None]
+    columns = {
+        seed: more.get(e["key"], {}) | {h: e["summary"][f] for h, f in study.columns.items()}
+        for seed, e in done.items()
+    }
+
+    def median(values):
+        return float(np.median(list(values)))
+
+    return Row(
+        tuple(study.rows[name][axis] for axis in study.axes) or (name,),
+        errors,
+        interval,
+        float(np.mean(validation)) if validation else None,
+        summaries[0]["parameters"],
+        median(e["summary"]["training_seconds"] / e["together"] for e in done.values()),
+        median(e["summary"]["images_per_second"] * e["together"] for e in done.values()),
+        median(s["peak_memory_mb"] for s in summaries),
+        summaries[0]["steps"],
+        {h: {s: float(columns[s][h]) for s in done} for h in next(iter(columns.values()))},
+    )
+
+
+def cells(study: Study, table: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of a table, as text."""
+    compared = any(row.comparison for row in table)
+    headings = [*heads(study), "test error, %", "95% interval", "seeds"]
+    headings += ["difference", "p", "against the first"] * compared
+    for heading in table[0].more:
+        headings += [heading] + ["difference (95% interval)"] * compared
+    headings += ["validation error, %", "parameters", "images/s"]
+    headings += ["peak memory, MB", "training, s"]
+    lines = []
+    for row in table:
+        line = [*row.names, _with_deviation(row.errors)]
+        line += [f"{row.interval.low:.2f} to {row.interval.high:.2f}", str(len(row.errors))]
+        if compared:
+            c = row.comparison
+            line += [f"{c.difference:+.2f}", f"{c.p:.2g}", c.verdict] if c else ["", "", ""]
+        for heading, values in row.more.items():
+            line += [_with_deviation(values)]
+            if compared:
+                line += [_difference(values, table[0].more[heading]) if row.comparison else ""]
+        line += ["" if row.validation is None else f"{row.validation:.2f}"]
+        line += [f"{row.parameters:,}", f"{row.images_per_second:.0f}"]
+        line += [f"{row.peak_memory_mb:.0f}", f"{row.seconds:.0f}"]
+        lines.append(line)
+    return headings, lines
+
+
+def _with_deviation(values: dict[str, float]) -> str:
+    """Mean and standard deviation over seeds."""
+    deviation = _deviation(values)
+    spread = "" if deviation is None else f" ± {deviation:.2f}"
+    return f"{np.mean(list(values.values())):.2f}{spread}"
+
+
+def _deviation(values: dict[str, float]) -> float | None:
+    return float(np.std(list(values.values()), ddof=1)) if len(values) > 1 else None
+
+
+def _difference(ours: dict[str, float], theirs: dict[str, float]) -> str:
+    """Mean over the seeds that both have, and its interval."""
+    differences = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+    if len(differences) < 2:
+        return "".join(f"{d:+.2f}" for d in differences)
+    low, high = of_mean(differences)
+    return f"{np.mean(differences):+.2f} ({low:+.2f} to {high:+.2f})"

@@ -1,0 +1,37 @@
+"""The process that trains one run of a sweep, or several together; started by the sweep.
+
+It reads one line of JSON, ``{"program": NAME, "runs": [[flag, ...], ...]}``, and ends at once when
+whoever wrote it is gone, so that no run goes on that a new sweep would find in use.
+"""
+
+import json
+import os
+import sys
+import threading
+
+from experiments.config import UserError
+from experiments.config.flags import parse_flags
+from experiments.tasks import registry
+from experiments.training import loop, vmapped_loop
+from kernels import cli
+
+
+def main() -> None:
+    """Train what the line says, or as many of them as the memory holds."""
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    defaults = registry.find_program(job["program"]).defaults
+    configs = [parse_flags(defaults, arguments) for arguments in job["runs"]]
+    if len(configs) > 1:
+        vmapped_loop.run(configs)
+    else:
+        loop.run(configs[0])
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    cli.run(main, UserError)

@@ -1,0 +1,98 @@
+"""What affNIST adds to the training loop: digits on a canvas, an early end, more test sets."""
+
+import dataclasses
+import functools
+
+from experiments.config import Config, UserError, setting
+from experiments.data import affnist_images
+from experiments.data.affnist_images import BORDER, on_canvas, transformed, translated
+from experiments.data.augment import pad, shift, to_unit
+from experiments.data.batching import Source
+from experiments.tasks import response_curves
+from experiments.tasks.base import InputPipeline
+
+
+@dataclasses.dataclass(frozen=True)
+class AffnistConfig(Config):
+    """Flags of this program."""
+
+    affnist_dir: str = setting(
+        "", "official affNIST test files: test.mat, or a folder with test_batches", free=True
+    )
+    stop_at: float = setting(
+        99.23,
+        "stop when so many percent of the translated validation digits are recognised, after an "
+        "epoch or, closer, after --validate_every steps; 0: never",
+        low=0.0,
+        high=100.0,
+        free=True,
+    )
+    curve_images: int = setting(
+        1000, "test digits for the response curves; 0: all", low=0, free=True
+    )
+    compare: str = setting(
+        "", "folder of a finished run, whose response curves are drawn too", free=True
+    )
+
+
+def canvas_pipeline(config, dataset) -> InputPipeline:
+    """Digits somewhere on the canvas; those held out where a fixed draw has put them.
+
+    Args:
+      config: of :mod:`experiments.affnist`. dataset: of digits.
+
+    Raises:
+      UserError: flags that contradict each other or the data set.
+    """
+    if config.stop_at and not config.validation_fraction:
+        raise UserError(f"--stop_at={config.stop_at:g} needs a --validation_fraction")
+    if config.affnist_dir and (dataset.image_shape != (28, 28, 1) or dataset.num_classes != 10):
+        raise UserError(f"--affnist_dir goes with MNIST, not with --dataset={dataset.name}")
+    height, width, channels = dataset.image_shape
+
+    def example(key, source, row):
+        canvas = pad(source.images[row], BORDER)
+        return to_unit(shift(key, canvas, config.max_shift)), source.labels[row]
+
+    @functools.cache
+    def held_out(split):
+        images = on_canvas(getattr(dataset, f"{split}_images"))
+        labels = getattr(dataset, f"{split}_labels")
+        return images if split == "train" else translated(images), labels
+
+    def to_input(pixels):
+        """Of a canvas, or of a digit, which comes to its middle."""
+        return to_unit(pad(pixels, (height + 2 * BORDER - pixels.shape[0]) // 2))
+
+    shape = (height + 2 * BORDER, width + 2 * BORDER, channels)
+    source = Source(dataset.train_images, dataset.train_labels)
+    return InputPipeline(shape, source, example, held_out, to_input)
+
+
+def should_stop(config, rows: list[dict]) -> bool:
+    """Whether the newest validation is as good as ``--stop_at`` demands."""
+    errors = [row["validation_error"] for row in rows if "validation_error" in row]
+    # The accuracy is a mean of float32 ones and zeros.
+    return bool(config.stop_at and errors and 100 - errors[-1] >= config.stop_at - 1e-4)
+
+
+def evaluate_affnist(setup, evaluate, rows: list[dict]) -> dict:
+    """Fields of summary.json: where training stopped, affNIST, response curves."""
+    config, data = setup.config, setup.dataset
+    digits, labels = on_canvas(data.test_images), data.test_labels
+    if config.affnist_dir:
+        name, examples = "official affNIST", affnist_images.official(config.affnist_dir)
+    else:
+        name, examples = "synthetic affNIST", (transformed(digits), labels)
+    wrong = evaluate(*examples)["accuracy"] < 1
+    few = config.curve_images or len(labels)
+    return {
+        "stop_at": config.stop_at,
+        "stopped_at": rows[-1]["step"] if should_stop(config, rows) else None,
+        "affnist": name,
+        "affnist_examples": len(wrong),
+        "affnist_errors": int(wrong.sum()),
+        "affnist_error": round(100 * float(wrong.mean()), 4),
+        "response_images": len(labels[:few]),
+        "response": response_curves.curves(evaluate, digits[:few], labels[:few]),
+    }

@@ -1,0 +1,61 @@
+"""Several networks as one: parameters with a leading axis, scores averaged."""
+
+import jax
+import jax.numpy as jnp
+
+from capsjax.functional import Model
+from capsjax.models import Config as ModelConfig
+from experiments.config import Config, UserError
+from experiments.tasks.base import Objective
+from experiments.tasks.classification import classify
+
+
+def objective(config: Config, model_config: ModelConfig) -> Objective:
+    """``--ensemble`` networks with initial weights of their own.
+
+    All see the same batches. Each is trained as if it were alone, because the loss is the sum of
+    theirs; metrics are means, but ``accuracy`` is that of the mean scores (of a CNN: logits), and
+    ``member_accuracy`` the mean of what each has alone. The paper averages lengths over 7
+    networks that were trained separately.
+
+    Raises:
+      UserError: see :func:`experiments.tasks.classification.classify`; or a flag that needs a single network.
+    """
+    one = classify(config, model_config)
+    count = config.ensemble
+    if count == 1:
+        return one
+    alone = {
+        "--diagnostics": config.diagnostics,
+        "--reconstruction": getattr(model_config, "decoder", None) is not None,
+        "--routing=frozen": config.routing == "frozen",
+    }
+    for flag, given in alone.items():
+        if given:
+            raise UserError(f"{flag} is of one network, not of --ensemble={count}")
+
+    def init(key):
+        return jax.vmap(one.model.init)(jax.random.split(key, count))
+
+    def apply(params, images, labels=None, keys=None):
+        """Predictions with a leading axis, that of the networks."""
+        return jax.vmap(one.model.apply, (0, None, None, 0))(params, images, labels, keys)
+
+    def loss(params, images, labels, key=None, progress=1.0):
+        keys = None if key is None else jax.random.split(key, count)
+        each = jax.vmap(one.loss, (0, None, None, 0, None))
+        losses, metrics = each(params, images, labels, keys, progress)
+        metrics = {name: jnp.mean(value, axis=0) for name, value in metrics.items()}
+        scores = jnp.mean(apply(params, images, labels, keys).scores, axis=0)
+        right = (jnp.argmax(scores, axis=1) == labels).astype(jnp.float32)
+        together = {"member_accuracy": metrics["accuracy"], "accuracy": right}
+        return jnp.sum(losses, axis=0), metrics | together
+
+    return Objective(Model(init, apply), loss, loss)
+
+
+def fields(setup, values: dict) -> dict:
+    """More of summary.json: how many networks, and the mean error of each alone."""
+    alone = values.get("member_accuracy", values["accuracy"])
+    error = round(100 * (1 - float(alone.mean())), 4)
+    return {"ensemble": setup.config.ensemble, "member_test_error": error}

@@ -1,0 +1,186 @@
+"""What the pictures of a run show, computed from its network, its data and its metrics."""
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import plots
+from experiments.tasks import routing_diagnostics
+
+COLUMNS = 8  # correct examples in the figure of reconstructions
+WRONG = 4  # wrong ones; each takes two columns
+CHANGES = np.round(np.arange(-0.25, 0.2501, 0.05), 2)  # of one pose dimension, Figure 4
+
+# The name of a picture, the function of experiments.plots, and what that takes after the path.
+Picture = tuple[str, Callable, tuple]
+
+
+def title_of(setup) -> str:
+    """Network, data and seed of a run."""
+    c = setup.config
+    routing = f", {c.routing} routing" if c.routing else ""
+    return f"{c.model}{routing} on {setup.dataset.name}, seed {c.seed}"
+
+
+class Perturbed(NamedTuple):
+    """A class capsule of an example, decoded with one dimension changed at a time.
+
+    Dimensions come in the order of their effect: the mean, over the changes and the pixels, of
+    the squared difference to what the unchanged capsule gives.
+    """
+
+    example: int  # of the test set
+    label: int  # whose capsule
+    dims: list[int]  # [D]
+    effects: list[float]  # [D]
+    images: np.ndarray  # [D, V, H, W, C]; V: CHANGES
+
+
+def draw(setup, params, folder: Path, rows: list, values: dict) -> list[Path]:
+    """The figures at the end of a training; returns their paths.
+
+    Args:
+      setup: of :mod:`experiments.training.setup`. params: trained. folder: for the figures.
+      rows: of metrics.jsonl. values: what the evaluation says of the test set, arrays ``[N]``.
+    """
+    found = list(of_training(setup, rows))
+    if has_decoder(setup):
+        found += setup.task.pictures(setup, params, values)
+    if setup.config.diagnostics and routing_diagnostics.can_trace(setup):
+        found += routing_diagnostics.pictures(setup, params, rows, title_of(setup))
+    return save(found, folder)
+
+
+def save(pictures: list[Picture], folder: Path, kinds: tuple[str, ...] = ("png",)) -> list[Path]:
+    """Draw pictures, each in all kinds (png, pdf); returns their paths."""
+    paths = []
+    for name, function, arguments in pictures:
+        for kind in kinds:
+            paths.append(folder / f"{name}.{kind}")
+            function(paths[-1], *arguments)
+    return paths
+
+
+def of_training(setup, rows: list) -> Iterator[Picture]:
+    """Loss and error over epochs."""
+    yield "training_curves", plots.training_curves, (rows, title_of(setup))
+
+
+def has_decoder(setup) -> bool:
+    """Whether the network reconstructs."""
+    return getattr(setup.model_config, "decoder", None) is not None
+
+
+def of_decoder(setup, params, values: dict) -> Iterator[Picture]:
+    """Figures 3 and 4 of the paper, of classification."""
+    correct = values["accuracy"] > 0
+    columns = reconstruction_columns(setup, params, correct)
+    arguments = (columns, setup.dataset.class_names, title_of(setup))
+    yield "reconstructions", plots.reconstructions, arguments
+    example = first_correct(correct)
+    label = int(setup.stream.held_out("test")[1][example])
+    yield of_class(setup, perturbed(setup, params, example, label))
+
+
+def of_class(setup, changed: Perturbed) -> Picture:
+    """Figure 4 of the paper."""
+    name = setup.dataset.class_names[changed.label]
+    title = f"{title_of(setup)}: class {name}, test image {changed.example}, and below each "
+    title += "dimension the mean squared change of a pixel"
+    arguments = (side_by_side(changed.images), CHANGES, changed.dims, title, changed.effects)
+    return "perturbations", plots.perturbations, arguments
+
+
+class Encoded(NamedTuple):
+    """Some test examples and their capsules."""
+
+    images: np.ndarray  # [n, H, W, C] the network's input
+    labels: np.ndarray  # [n]
+    activation: np.ndarray  # [n, J]
+    pose: np.ndarray  # [n, J, D]
+
+
+def encode(setup, params, rows: np.ndarray) -> Encoded:
+    """The test examples of some rows, 16 at most.
+
+    They are filled up to 16, so that one compiled program serves all pictures.
+    """
+    raw, labels = setup.stream.held_out("test")
+    filled = np.resize(rows, COLUMNS + 2 * WRONG)
+    found = jax.device_get(_encode(setup.model, setup.stream.input, params, raw[filled]))
+    images, activation, pose = (part[: len(rows)] for part in found)
+    return Encoded(images, labels[rows], activation, pose)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encode(model, to_input, params, raw):
+    images = jax.vmap(to_input)(raw)
+    capsules = model.apply(params, images, method="encode")
+    return images, capsules.activation, capsules.pose
+
+
+def decode(setup, params, pose: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Images ``[n, H, W, C]`` drawn from the capsules of these classes ``[n]``."""
+    return np.asarray(_decode(setup.model, params, pose, labels))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(model, params, pose, labels):
+    mask = jax.nn.one_hot(labels, pose.shape[1])
+    return model.apply(params, pose, mask, method="decode")
+
+
+def reconstruction_columns(setup, params, correct: np.ndarray) -> list:
+    """Figure 3 of the paper: some correct test examples, then wrong ones twice.
+
+    A wrong one is reconstructed from the capsule of its label and from that of the
+    prediction.
+    """
+    right, wrong = np.flatnonzero(correct)[:COLUMNS], np.flatnonzero(~correct)[:WRONG]
+    rows = np.concatenate([right, np.repeat(wrong, 2)])
+    images, labels, activation, pose = encode(setup, params, rows)
+    predictions, targets = np.argmax(activation, axis=1), labels.copy()
+    targets[len(right) + 1 :: 2] = predictions[len(right) + 1 :: 2]
+    decoded = decode(setup, params, pose, targets)
+    fields = zip(images, decoded, labels, predictions, targets, strict=True)
+    return [
+        plots.ReconstructionColumn(
+            side_by_side(image), side_by_side(drawn), int(label), int(prediction), int(target)
+        )
+        for image, drawn, label, prediction, target in fields
+    ]
+
+
+def side_by_side(image: np.ndarray) -> np.ndarray:
+    """``[..., H, W, C]`` as it can be shown: of a stereo pair the second eye beside the first."""
+    return np.concatenate(np.split(image, 2, -1), axis=-2) if image.shape[-1] == 2 else image
+
+
+def first_correct(correct: np.ndarray, wanted: np.ndarray | bool = True) -> int:
+    """The first example that is wanted and classified rightly, or else wanted, or else any."""
+    return int(np.argmax(2 * wanted + (correct & wanted)))
+
+
+def perturbed(setup, params, example: int, label: int) -> Perturbed:
+    """Figure 4 of the paper: one pose, one dimension changed at a time, decoded.
+
+    Args:
+      setup, params: of the run. example: of the test set. label: the class whose capsule is
+        changed, which may be another than the example's.
+    """
+    (pose,) = encode(setup, params, np.array([example])).pose
+    dims, values = pose.shape[1], len(CHANGES)
+    changed = np.tile(pose, (dims, values, 1, 1))
+    for dim in range(dims):
+        changed[dim, :, label, dim] += CHANGES
+    changed = changed.reshape(dims * values, *pose.shape)
+    images = decode(setup, params, changed, np.full(dims * values, label))
+    images = images.reshape(dims, values, *images.shape[1:])
+    differences = np.float64(images) - images[:, CHANGES == 0]
+    effects = np.square(differences).mean(axis=(1, 2, 3, 4)) * values / (values - 1)
+    order = np.argsort(-effects, kind="stable")
+    return Perturbed(example, label, order.tolist(), effects[order].tolist(), images[order])

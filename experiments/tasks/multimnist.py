@@ -1,0 +1,181 @@
+"""Loss and measures of networks that see two overlapping digits."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from capsjax import functional
+from capsjax.losses import (
+    cross_entropy,
+    label_mask,
+    margin_loss,
+    reconstruction_loss,
+    spread_loss,
+    spread_margin,
+)
+from capsjax.models import CapsNetConfig
+from capsjax.models import Config as ModelConfig
+from experiments.config import Config, UserError, setting
+from experiments.data.datasets import Dataset
+from experiments.data.digit_pairs import MARGIN, draw, fixed, make_source, overlap, overlay, target
+from experiments.tasks.base import InputPipeline, Objective
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiMNISTConfig(Config):
+    """With flags for pairs, without those for single images."""
+
+    max_shift: int = dataclasses.field(default=0, metadata={"flag": False})
+    shift: int = setting(4, "largest shift of each digit, in pixels", low=0, high=2 * MARGIN)
+    test_pairs: int = setting(0, "pairs of test digits; 0: as many as test digits", low=0)
+
+
+def pair_pipeline(config: MultiMNISTConfig, dataset: Dataset) -> InputPipeline:
+    """Pairs of a data set, see :mod:`experiments.tasks.base`."""
+    height, width, channels = dataset.image_shape
+    shape = (height + 2 * MARGIN, width + 2 * MARGIN, channels)
+
+    def source(split):
+        arrays = (getattr(dataset, f"{split}_{part}") for part in ("images", "labels"))
+        return make_source(*arrays, dataset.num_classes)
+
+    def example(key, source, row):
+        digits, labels = draw(key, source, row, config.shift)
+        return overlay(digits), target(digits, labels)
+
+    @functools.cache
+    def held_out(split):
+        count = len(getattr(dataset, f"{split}_labels"))
+        if not count:
+            return np.empty((0, 2, *shape), np.uint8), np.empty((0, 2), np.int32)
+        if split == "test" and config.test_pairs:
+            count = config.test_pairs
+        return fixed(source(split), count, config.shift)
+
+    return InputPipeline(shape, source("train"), example, held_out, overlay, target)
+
+
+INK = 0.5  # brightness above which a pixel is ink
+
+
+def pair_objective(config: MultiMNISTConfig, model_config: ModelConfig) -> Objective:
+    r"""Two digits in an image: one loss of the scores, two reconstructions.
+
+    .. math::
+       \alpha L(a, T) + \beta \sum_{t} \sum (digit_t - reconstruction_t)^2
+
+    T is one for both classes. L is the margin loss with this T; for a CNN the sigmoid
+    cross-entropy of all classes; for routings with another loss that loss of each digit among the
+    classes that are not in the image, summed. The decoder draws one digit at a time, from the
+    capsule of its label alone, and is compared with that digit alone.
+
+    The losses take a :class:`experiments.data.digit_pairs.Pair` for labels. Metrics are ``[B]``: those of
+    :func:`capsjax.train.capsnet_loss`, where accuracy is one if both digits are the two largest
+    scores; ``digits``, the share of the two that are, and ``either``. In evaluation also those of
+    :func:`segmentation`, and ``overlap``.
+
+    Raises:
+      UserError: the loss does not fit the routing.
+    """
+    model = functional.create_model(model_config)
+    capsules = isinstance(model_config, CapsNetConfig)
+    name = config.loss if capsules else "cross_entropy"
+    logit = not capsules or model_config.make_routing().logit
+    if logit and name != "cross_entropy":
+        raise UserError(
+            f"--loss={name}: the scores of {config.routing} are logits, use cross_entropy"
+        )
+
+    def scores_and_digits(params, images, labels, key):
+        if not capsules:
+            return model.apply(params, images, None, key).scores, None
+        out = model.apply(params, images, method="encode")
+        drawn = None
+        if model_config.decoder is not None:
+            drawn = decode_each(model, params, out.pose, labels)
+        return out.activation, drawn
+
+    def of_scores(scores, labels, progress):
+        present = jnp.sum(jax.vmap(label_mask, (0, None))(labels, scores.shape[0]), axis=0)
+        if not capsules:
+            return jnp.sum(optax.sigmoid_binary_cross_entropy(scores, present))
+        if name == "margin":
+            return margin_loss(scores, present)
+        # A score that costs nothing, in place of that of the other digit.
+        absent = -1e9 if logit else -1.0 if name == "spread" else 0.0
+        total = jnp.zeros(())
+        for label, other in (labels, labels[::-1]):
+            alone, mask = scores.at[other].set(absent), label_mask(label, scores.shape[0])
+            if name == "spread":
+                total += spread_loss(alone, mask, spread_margin(progress))
+            else:
+                total += cross_entropy(alone, mask, logit=logit)
+        return total
+
+    def loss(params, images, pair, key=None, progress=1.0, *, measured=False):
+        scores, drawn = scores_and_digits(params, images, pair.labels, key)
+        margin = jax.vmap(of_scores, (0, 0, None))(scores, pair.labels, progress)
+        found = jax.vmap(hits)(scores, pair.labels)
+        metrics = {"digits": found / 2, "either": jnp.minimum(found, 1.0)}
+        metrics["accuracy"] = (found == 2).astype(jnp.float32)
+        metrics[f"{name}_loss"] = margin
+        total = config.margin_weight * margin if capsules else margin
+        if drawn is not None:
+            error = jax.vmap(reconstruction_loss)(drawn, pair.digits)
+            metrics["reconstruction_loss"] = error
+            total += config.reconstruction_weight * error
+            if measured:
+                metrics |= jax.vmap(segmentation)(drawn, pair.digits)
+        if measured:
+            metrics["overlap"] = jax.vmap(overlap)(pair.digits)
+        return total, metrics | {"loss": total}
+
+    return Objective(model, loss, functools.partial(loss, measured=True))
+
+
+def decode_each(model: functional.Model, params, pose: jax.Array, labels: jax.Array) -> jax.Array:
+    """Images ``[B, T, h, w, c]``, each from the capsule of one label alone.
+
+    Args:
+      model: CapsNet with its params. pose: ``[B, J, D]``. labels: ``[B, T]``.
+    """
+    (B, J, _), T = pose.shape, labels.shape[1]
+    masks = label_mask(labels.reshape(-1), J)
+    images = model.apply(params, jnp.repeat(pose, T, axis=0), masks, method="decode")
+    return images.reshape(B, T, *images.shape[1:])
+
+
+def hits(scores: jax.Array, labels: jax.Array) -> jax.Array:
+    """How many of the two labels ``[2]`` are among the two largest of the scores ``[J]``."""
+    _, largest = jax.lax.top_k(scores, 2)
+    return jnp.sum(largest[:, None] == labels[None, :]).astype(jnp.float32)
+
+
+def segmentation(drawn: jax.Array, digits: jax.Array) -> dict[str, jax.Array]:
+    """Which pixels the two reconstructions give to which digit, for one example.
+
+    Args:
+      drawn, digits: ``[2, h, w, c]`` in [0, 1], in the same order.
+
+    Returns:
+      Counts: ``single_pixels``, with ink of exactly one digit, and ``single_right``, those
+      among them where the reconstruction of that digit is the brighter one; ``shared_pixels``,
+      with ink of both, and ``shared_right``, where both reconstructions have ink. And
+      ``squared_error``, the mean over both digits and all pixels.
+    """
+    ink = digits > INK
+    single, shared = ink[0] != ink[1], ink[0] & ink[1]
+    right = jnp.where(ink[0], drawn[0] > drawn[1], drawn[1] > drawn[0])
+    both = jnp.all(drawn > INK, axis=0)
+    counts = {
+        "single_pixels": single,
+        "single_right": single & right,
+        "shared_pixels": shared,
+        "shared_right": shared & both,
+    }
+    values = {name: jnp.sum(where).astype(jnp.float32) for name, where in counts.items()}
+    return values | {"squared_error": jnp.mean(jnp.square(drawn - digits))}

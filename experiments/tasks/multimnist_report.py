@@ -1,0 +1,103 @@
+"""What a finished run on pairs of digits says: errors by overlap, segmentation, Figure 5."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from experiments import plots
+from experiments.tasks import figures
+from experiments.tasks.figures import Picture
+
+EDGES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of bins of overlap
+RIGHT, WRONG, ABSENT = 8, 2, 4  # examples in the picture; wrong ones take two columns
+
+
+def fields(setup, values: dict[str, np.ndarray]) -> dict:
+    """More of summary.json; see :func:`experiments.tasks.multimnist.pair_objective` for the values.
+
+    Args:
+      setup: of :mod:`experiments.training.setup`. values: per test pair.
+    """
+    found = {
+        "shift": setup.config.shift,
+        "digit_accuracy": percent(values["digits"].mean()),
+        "either_accuracy": percent(values["either"].mean()),
+        "overlap": round(float(values["overlap"].mean()), 4),
+        "test_error_by_overlap": error_by_overlap(values["accuracy"], values["overlap"]),
+        "segmentation_accuracy": None,
+        "shared_ink_accuracy": None,
+        "reconstruction_mse": None,
+    }
+    if "squared_error" in values:
+        for name, part in (("segmentation_accuracy", "single"), ("shared_ink_accuracy", "shared")):
+            right, pixels = (values[f"{part}_{what}"].sum() for what in ("right", "pixels"))
+            found[name] = percent(right / max(pixels, 1))
+        found["reconstruction_mse"] = round(float(values["squared_error"].mean()), 6)
+    return found
+
+
+def percent(share: float) -> float:
+    return round(100 * float(share), 4)
+
+
+def error_by_overlap(accuracy: np.ndarray, overlap: np.ndarray) -> list[dict]:
+    """Error in percent of the pairs in each bin of overlap that has any.
+
+    Args:
+      accuracy, overlap: of each pair, ``[N]``. A pair on the edge of two bins is in the higher.
+    """
+    rows = []
+    for low, high in zip(EDGES, EDGES[1:]):
+        inside = (low <= overlap) & ((overlap < high) | (high == EDGES[-1]))
+        if inside.any():
+            error = percent(1 - accuracy[inside].mean())
+            rows.append({"overlap": [low, high], "pairs": int(inside.sum()), "error": error})
+    return rows
+
+
+def of_pairs(setup, params, values: dict) -> Iterator[Picture]:
+    """Figure 5 of the paper."""
+    correct = values["accuracy"] > 0
+    right, wrong = np.flatnonzero(correct), np.flatnonzero(~correct)[:WRONG]
+    # A class that is not there: other correct examples than those shown as such, if there are.
+    absent = right[RIGHT : RIGHT + ABSENT] if len(right) >= RIGHT + ABSENT else right[:ABSENT]
+    right = right[:RIGHT]
+    rows = np.concatenate([right, np.repeat(wrong, 2), absent])
+    digits = setup.stream.held_out("test")[0][rows]
+    images, labels, scores, pose = figures.encode(setup, params, rows)
+    predictions = np.array([matched(s, y) for s, y in zip(scores, labels, strict=True)])
+    targets = labels.copy()
+    middle = len(right) + 2 * len(wrong)
+    targets[len(right) + 1 : middle : 2] = predictions[len(right) + 1 : middle : 2]
+    targets[middle:, 1] = [least(s, y) for s, y in zip(scores[middle:], labels[middle:])]
+    drawn = [figures.decode(setup, params, pose, targets[:, k]) for k in (0, 1)]
+    names = setup.dataset.class_names
+    columns = [
+        plots.PairColumn(
+            images[n],
+            digits[n].astype(np.float32) / 255,
+            np.stack([one[n] for one in drawn]),
+            *(tuple(names[k] for k in pair[n]) for pair in (labels, predictions, targets)),
+        )
+        for n in range(len(rows))
+    ]
+    groups = [
+        ("correct", "right", columns[: len(right)]),
+        ("wrong: label decoded, then prediction", "wrong", columns[len(right) : middle]),
+        ("second class is not there", "absent", columns[middle:]),
+    ]
+    groups = [group for group in groups if group[2]]
+    yield "segmentation", plots.segmentation, (groups, figures.title_of(setup))
+
+
+def matched(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The two classes of the largest scores, a right one at the place of its label."""
+    first, second = np.argsort(-scores, kind="stable")[:2]
+    swap = first == labels[1] or second == labels[0]
+    return np.array([second, first] if swap else [first, second])
+
+
+def least(scores: np.ndarray, labels: np.ndarray) -> int:
+    """A class that is not in the image: of those the one with the smallest score."""
+    absent = np.setdiff1d(np.arange(len(scores)), labels)
+    return int(absent[np.argmin(scores[absent])])

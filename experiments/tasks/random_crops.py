@@ -1,0 +1,33 @@
+"""Classification of crops: what cifar10 and smallnorb share."""
+
+import dataclasses
+from collections.abc import Callable
+
+from experiments.config import Config, setting
+from experiments.data.augment import cropped
+from experiments.tasks.base import Task
+from experiments.tasks.classification import image_pipeline
+from experiments.tasks.ensemble import fields, objective
+
+
+@dataclasses.dataclass(frozen=True)
+class CropsConfig(Config):
+    """With a flag for ensembles, without shifts: crops take their place."""
+
+    max_shift: int = dataclasses.field(default=0, metadata={"flag": False})
+    ensemble: int = setting(
+        1, "networks, trained side by side on the same batches; their scores are averaged", low=1
+    )
+
+
+def random_crops(size: int, *, flip: bool = False, halve: bool = False) -> Task:
+    """The task of square crops, see :func:`experiments.data.augment.cropped`.
+
+    A sigmoid draws no negative numbers: with ``--reconstruction`` pixels stay in [0, 1], without
+    they are standardised.
+    """
+
+    def preprocess(config: CropsConfig) -> Callable:
+        return cropped(size, flip=flip, halve=halve, standardised=not config.reconstruction)
+
+    return Task(image_pipeline(preprocess), objective, fields)

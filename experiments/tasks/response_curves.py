@@ -1,0 +1,96 @@
+"""Response curves: how accuracy falls as test images are transformed in one way alone."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.config import UserError
+from experiments.data.affine import alone, warp
+from experiments.data.affnist_images import BORDER, RANGES
+
+# Units of experiments.data.affine; what changes nothing is in the middle of each.
+CURVES: dict[str, tuple[float, ...]] = {
+    "rotation": (-60, -45, -30, -20, -10, 0, 10, 20, 30, 45, 60),
+    "shear": (-0.6, -0.4, -0.2, 0, 0.2, 0.4, 0.6),
+    "scale": (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4, 1.5),
+    "shift_x": (-10, -8, -6, -4, -2, 0, 2, 4, 6, 8, 10),
+    "shift_y": (-10, -8, -6, -4, -2, 0, 2, 4, 6, 8, 10),
+}
+
+
+def curves(evaluate: Callable, images: np.ndarray, labels: np.ndarray) -> dict[str, dict]:
+    """Accuracy over each of :data:`CURVES`.
+
+    Args:
+      evaluate: ``(images, labels) -> {"accuracy": [N], ...}``.
+      images: uint8 ``[N, H, W, C]``. labels: ``[N]``.
+
+    Returns:
+      For each name its ``values`` and the ``accuracy`` at each, in percent.
+    """
+    return {
+        name: {
+            "values": list(values),
+            "accuracy": [
+                round(100 * float(evaluate(moved(images, name, v), labels)["accuracy"].mean()), 3)
+                for v in values
+            ],
+        }
+        for name, values in CURVES.items()
+    }
+
+
+def moved(images: np.ndarray, name: str, value: float) -> np.ndarray:
+    """Images uint8 ``[N, H, W, C]``, all transformed alike: :func:`experiments.data.affine.alone`."""
+    transformation = jax.tree.map(jnp.float32, alone(name, value))
+    return np.asarray(_moved(jnp.asarray(images), transformation))
+
+
+@jax.jit
+def _moved(images, transformation):
+    pixels = jax.vmap(warp, (0, None))(images.astype(jnp.float32), transformation)
+    return jnp.round(pixels).astype(jnp.uint8)
+
+
+def finished(folder: str) -> dict:
+    """Summary of a finished run of this program.
+
+    Raises:
+      UserError: there is none.
+    """
+    path = Path(folder) / "summary.json"
+    try:
+        summary = json.loads(path.read_text())
+        if summary["program"] == "affnist" and summary["response"]:
+            return summary
+        reason = f"a run of {summary['program']}"
+    except FileNotFoundError:
+        reason = "no summary.json there"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"summary.json is not understood ({error})"
+    raise UserError(f"--compare={folder} is not a finished run of affnist: {reason}")
+
+
+def of_summaries(summaries: dict[str, dict]) -> tuple[dict, dict, str]:
+    """What :func:`experiments.plots.responses` takes, of the summaries of runs by folder."""
+    curves = {}
+    for folder, summary in summaries.items():
+        name = summary["model"] + (f", {summary['routing']}" if summary["routing"] else "")
+        error = f"{100 - summary['test_error']:.2f}% translated"
+        error += f", {100 - summary['affnist_error']:.2f}% {summary['affnist']}"
+        name = f"{name}: {error}"
+        curves[name if name not in curves else f"{name}, {folder}"] = summary["response"]
+    first = next(iter(summaries.values()))
+    counts = sorted({summary["response_images"] for summary in summaries.values()})
+    images = " or ".join(f"{n:,}" for n in counts)
+    ranges = RANGES | {"scale": RANGES["scale_x"]}
+    ranges |= dict.fromkeys(("shift_x", "shift_y"), (-BORDER, BORDER))
+    return (
+        curves,
+        ranges,
+        f"{first['dataset']}: accuracy under one transformation, {images} test digits",
+    )

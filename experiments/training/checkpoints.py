@@ -1,0 +1,78 @@
+"""Checkpoints of a training state."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.config import Config, UserError
+
+
+def has_checkpoints(config: Config) -> bool:
+    """Whether a run has been started and kept."""
+    folder = Path(config.workdir or config.default_workdir()) / "checkpoints"
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): x.shape for path, x in leaves}
+
+
+class Checkpoints:
+    """Orbax checkpoints of a training state, the last two kept.
+
+    Args:
+      workdir: folder of the run. read_only: change nothing, a training may be going on there.
+    """
+
+    def __init__(self, workdir: Path, *, read_only: bool = False):
+        import orbax.checkpoint as ocp
+
+        self._args, handler = ocp.args, ocp.StandardCheckpointHandler()
+        if read_only:
+            options = ocp.CheckpointManagerOptions(create=False)
+        else:
+            options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(
+            (workdir / "checkpoints").absolute(), options=options, item_handlers=handler
+        )
+
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, state: Any, step: int) -> None:
+        """Save in the background."""
+        self._manager.save(step, args=self._args.StandardSave(state._asdict()))
+
+    def restore(self, state: Any) -> Any:
+        """The newest checkpoint, in the shapes and on the devices of ``state``.
+
+        Raises:
+          UserError: it can't be read.
+        """
+        step = self.latest()
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state._asdict()
+        )
+        try:
+            stored = _shapes(self._manager.item_metadata(step)["params"])
+            for path, shape in _shapes(target["params"]).items():
+                # Orbax says it too, but leaves coroutines behind that nobody waits for.
+                if stored.get(path) != shape:
+                    raise ValueError(f"{path} is {stored.get(path)}, not {shape}")
+            restored = self._manager.restore(step, args=self._args.StandardRestore(target))
+        except Exception as error:  # Orbax raises many types for a damaged checkpoint
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"checkpoint {step} in {self._manager.directory} can't be read ({reason}); "
+                "delete that folder to go on from an earlier one"
+            ) from error
+        return type(state)(**restored)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._manager.close()  # waits for the last save

@@ -1,0 +1,138 @@
+"""Accelerators and the ways to share a batch among them."""
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from experiments.config import UserError
+
+AXIS = "data"
+_INSTALL = {"gpu": 'pip install -U "jax[cuda13]"', "tpu": 'pip install -U "jax[tpu]"'}
+
+
+def cache_folder(cache_dir: str) -> Path:
+    """Where decoded data sets and compiled programs are kept."""
+    if cache_dir and cache_dir != "none":
+        return Path(cache_dir)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "capsjax"
+
+
+def keep_compiled_programs(cache_dir: str) -> None:
+    """Turn on JAX's persistent compilation cache, unless ``cache_dir`` is 'none'."""
+    if cache_dir == "none":
+        return
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder(cache_dir) / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def find_devices(accelerator: str, num_devices: int = 0) -> list[jax.Device]:
+    """The devices of a run; call it before anything else touches a device.
+
+    Args:
+      accelerator: auto, cpu, gpu or tpu. num_devices: 0 for all; on CPU more than one
+        are simulated.
+
+    Raises:
+      UserError: the accelerator is absent, or has fewer devices.
+    """
+    if accelerator == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    if accelerator in ("auto", "cpu") and num_devices > 1:
+        try:
+            jax.config.update("jax_num_cpu_devices", num_devices)
+        except RuntimeError:  # devices exist already; their number is checked below
+            pass
+    try:
+        found = jax.devices(None if accelerator == "auto" else accelerator)
+    except RuntimeError as error:
+        install = _INSTALL.get(accelerator, "check JAX_PLATFORMS")
+        raise UserError(
+            f"--accelerator={accelerator}: JAX {jax.__version__} sees no such device here "
+            f"(driver, or {install}?)"
+        ) from error
+    if accelerator != "auto":
+        jax.config.update("jax_default_device", found[0])
+    if num_devices > len(found):
+        raise UserError(
+            f"--num_devices={num_devices}: only {len(found)} {found[0].platform} devices here"
+        )
+    return found[: num_devices or len(found)]
+
+
+def quick_to_compile(devices: list[jax.Device]) -> dict[str, int]:
+    """Options of ``jax.jit`` for what runs once, and takes longer to optimise fully than to run."""
+    # Level 0 compiles a little faster still, and draws initial weights four times as slowly.
+    return {"xla_backend_optimization_level": 1} if devices[0].platform == "cpu" else {}
+
+
+def mesh_of(devices: list[jax.Device]) -> Mesh:
+    """One data axis. Auto, because Explicit axes reject the reshape into capsules."""
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicate(tree, devices: list[jax.Device]):
+    """Put a pytree on every device."""
+    return jax.device_put(tree, NamedSharding(mesh_of(devices), PartitionSpec()))
+
+
+def split_batch(tree, devices: list[jax.Device]):
+    """Divide the first axis of every leaf among the devices."""
+    return jax.device_put(tree, NamedSharding(mesh_of(devices), PartitionSpec(AXIS)))
+
+
+def parallelize(make_body: Callable, strategy: str, devices: list[jax.Device]) -> Callable:
+    """Spread one step body over devices.
+
+    Args:
+      make_body: ``make_body(axis_name, parts, constrain)`` gives
+        ``body(state, *inputs, which)``, which works on part ``which`` of ``parts`` equal
+        parts of every batch and averages over ``axis_name`` unless that is None;
+        ``constrain`` marks the batch as divided among the devices. State, inputs and
+        results are the same on all devices.
+      strategy: ``jit`` (the compiler divides the work), ``shard_map`` or ``pmap`` (each
+        device runs the body on its part).
+      devices: at least one.
+
+    Returns:
+      ``run(state, *inputs)``. jit and shard_map take over the memory of ``state``.
+    """
+    count = len(devices)
+    mesh = mesh_of(devices)
+    if strategy == "jit":
+        divided = NamedSharding(mesh, PartitionSpec(AXIS))
+
+        def constrain(batch):
+            return jax.lax.with_sharding_constraint(batch, divided) if count > 1 else batch
+
+        body = make_body(axis_name=None, parts=1, constrain=constrain)
+        return jax.jit(lambda state, *inputs: body(state, *inputs, 0), donate_argnums=0)
+
+    body = make_body(axis_name=AXIS, parts=count, constrain=lambda batch: batch)
+    if strategy == "shard_map":
+        # check_vma=True would sum the gradients of the replicated parameters by itself,
+        # and the pmean inside the body would then leave them `count` times too large.
+        mapped = jax.shard_map(
+            lambda state, *inputs: body(state, *inputs, jax.lax.axis_index(AXIS)),
+            mesh=mesh,
+            in_specs=PartitionSpec(),
+            out_specs=PartitionSpec(),
+            check_vma=False,
+        )
+        return jax.jit(mapped, donate_argnums=0)
+    if strategy == "pmap":
+        which = np.arange(count)
+
+        @functools.cache
+        def mapped(inputs: int):
+            in_axes = (None,) * (1 + inputs) + (0,)
+            return jax.pmap(body, AXIS, in_axes=in_axes, out_axes=None, devices=devices)
+
+        return lambda state, *inputs: mapped(len(inputs))(state, *inputs, which)
+    raise ValueError(f"strategy must be jit, shard_map or pmap, not {strategy!r}")

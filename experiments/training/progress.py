@@ -1,0 +1,115 @@
+"""What a user sees of training while it goes on, and how to stop it."""
+
+import signal
+import sys
+import time
+
+import numpy as np
+from tqdm import tqdm
+
+from experiments.config import Config, UserError
+from experiments.training.metrics import Metrics
+
+
+class Display:
+    """Progress bar on a terminal, a line an epoch anywhere, rows for metrics.jsonl.
+
+    Sums of a chunk are read one chunk late, so that the device never waits for the host.
+    """
+
+    def __init__(self, config: Config, metrics: Metrics, step: int, total: int, per_epoch: int):
+        self._config, self._metrics, self._per_epoch = config, metrics, per_epoch
+        self._seconds = metrics.rows[-1]["seconds"] if metrics.rows else 0.0
+        self._last = time.monotonic()
+        self._pending = None
+        self._bar = tqdm(
+            total=total, initial=step, unit="step", disable=not sys.stderr.isatty(), leave=False
+        )
+        self._epochs = -(-total // per_epoch)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._bar.clear()
+        print(line, file=sys.stderr)
+
+    def trained(self, step: int, count: int, sums: dict) -> None:
+        """Take the sums of a chunk that ended at ``step``."""
+        self.flush()
+        self._pending = step, count, sums
+
+    def flush(self) -> None:
+        """Wait for the pending chunk and write its row.
+
+        Raises:
+          UserError: the loss is not finite.
+        """
+        if self._pending is None:
+            return
+        (step, count, sums), self._pending = self._pending, None
+        means = {name: float(value) / count for name, value in sums.items()}
+        if not np.isfinite(means["loss"]):
+            raise UserError(
+                f"the loss is {means['loss']} after step {step}; the last checkpoint is kept; "
+                "try a smaller --learning_rate, or --dtype=float32"
+            )
+        seconds = self._clock()
+        rate = count * self._config.batch_size / seconds
+        self._metrics.write(self._where(step) | means | {"images_per_second": round(rate, 2)})
+        self._row = means | {"rate": rate}
+        accuracy = f"accuracy {100 * means['accuracy']:.2f}%"
+        self._bar.set_postfix_str(f"loss {means['loss']:.4f}, {accuracy}, {rate:.0f} images/s")
+        self._bar.update(count)
+
+    def validated(self, step: int, values: dict[str, np.ndarray]) -> None:
+        """Write and print the validation error after an epoch."""
+        error = 100 * (1 - float(values["accuracy"].mean()))
+        self._clock()
+        self._metrics.write(
+            self._where(step)
+            | {"validation_error": error, "validation_loss": float(values["loss"].mean())}
+        )
+        self.say(
+            f"epoch {-(-step // self._per_epoch)}/{self._epochs}: loss {self._row['loss']:.4f}, "
+            f"validation error {error:.2f}%, {self._row['rate']:.0f} images/s"
+        )
+
+    def measured(self, step: int, row: dict) -> None:
+        """Write what was measured of routing after an epoch."""
+        self._clock()
+        self._metrics.write(self._where(step) | row)
+
+    def _where(self, step: int) -> dict:
+        epoch = round(step / self._per_epoch, 4)
+        return {"step": step, "epoch": epoch, "seconds": round(self._seconds, 3)}
+
+    def _clock(self) -> float:
+        now = time.monotonic()
+        passed, self._last = now - self._last, now
+        self._seconds += passed
+        return passed
+
+
+class Stop:
+    """Turns the first Ctrl-C (or SIGTERM) into a request to stop after the current chunk."""
+
+    requested = 0
+
+    def __enter__(self):
+        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number, _):
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = number
+        print("\nstopping after this chunk of steps; again: at once", file=sys.stderr)

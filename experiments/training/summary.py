@@ -1,0 +1,157 @@
+"""What a finished run says: test error, summary.json, a table."""
+
+import base64
+import functools
+import json
+import platform
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import flax
+import jax
+import numpy as np
+import optax
+
+from capsjax.models import CapsNetConfig
+from experiments.tasks import figures
+from experiments.training.workdir import write_json
+from kernels.cli import commit
+
+
+def write_summary(
+    setup,
+    state,
+    workdir: Path,
+    rows: list,
+    evaluate: Callable,
+    seconds: float,
+    together: int = 1,
+) -> dict:
+    """Read the test set, once; write summary.json and the figures; print the table.
+
+    Args:
+      setup: of :mod:`experiments.training.setup`. state: trained. workdir: folder of the run.
+      rows: of metrics.jsonl. evaluate: of :mod:`experiments.training.evaluate`.
+      seconds: wall time of this process so far.
+      together: runs that were trained at once with it, itself included.
+
+    Returns:
+      The summary.
+    """
+    c, d = setup.config, setup.dataset
+    values = evaluate(state.params, *setup.stream.held_out("test"))
+    correct = values["accuracy"] > 0
+    training = [row for row in rows if "images_per_second" in row]
+    validation = [row for row in rows if "validation_error" in row] or [{}]
+    # The first chunk of a run holds the compilation: it counts where it is the only one.
+    rates = [row["images_per_second"] for row in training[1:] or training]
+    summary = {
+        "program": c.program,
+        "command": c.command(),
+        "dataset": d.name,
+        "dataset_source": d.source.split(" from ")[0],
+        "model": c.model,
+        "recipe": c.recipe,
+        **capsule_fields(setup),
+        "seed": c.seed,
+        "parameters": setup.parameters,
+        "steps": int(state.step),
+        "epochs": training[-1]["epoch"],
+        "batch_size": c.batch_size,
+        "dtype": c.dtype,
+        "train_examples": len(d.train_labels),
+        "validation_examples": len(d.validation_labels),
+        "validation_error": validation[-1].get("validation_error"),
+        "validation_loss": validation[-1].get("validation_loss"),
+        "test_examples": len(correct),
+        "test_errors": int((~correct).sum()),
+        "test_error": round(100 * float((~correct).mean()), 4),
+        "test_loss": float(values["loss"].mean()),
+        "test_correct": pack(correct),
+        **setup.task.fields(setup, values),
+        **setup.task.further(setup, functools.partial(evaluate, state.params), rows),
+        "images_per_second": float(np.median(rates)),
+        "training_seconds": rows[-1]["seconds"],
+        "wall_seconds": round(seconds, 1),
+        "peak_memory_mb": _reported_peak(workdir, int(state.step))
+        or peak_memory_mb(setup.devices[0]),
+        "accelerator": setup.devices[0].platform,
+        "device_kind": setup.devices[0].device_kind,
+        "num_devices": len(setup.devices),
+        "parallel": c.parallel,
+        "together": together,
+        "versions": versions(),
+        "commit": commit(),
+    }
+    write_json(workdir / "summary.json", summary)
+    paths = figures.draw(setup, state.params, workdir / "figures", rows, values)
+    print(summary_table(summary, workdir, paths))
+    return summary
+
+
+def capsule_fields(setup) -> dict:
+    """What a summary says of capsules; None for networks without."""
+    m, c = setup.model_config, setup.config
+    names = ("routing", "routing_iterations", "routing_implementation", "votes", "squash", "loss")
+    names += ("depth", "reconstruction")
+    if not isinstance(m, CapsNetConfig):
+        return dict.fromkeys(names)
+    values = (m.routing, m.make_routing().passes, c.routing_implementation, m.votes)
+    values += (m.primary_squash, c.loss, 1 + len(m.capsule_layers), m.decoder is not None)
+    return dict(zip(names, values, strict=True))
+
+
+def _reported_peak(workdir: Path, step: int) -> int | None:
+    """What an earlier report of the same step says: a process that only reports has not trained."""
+    path = workdir / "summary.json"
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    return earlier["peak_memory_mb"] if earlier.get("steps") == step else None
+
+
+def peak_memory_mb(device: jax.Device) -> int:
+    """Of the accelerator, or on CPU of the whole process, so far."""
+    if stats := device.memory_stats():
+        return round(stats["peak_bytes_in_use"] / 2**20)
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that numbers depend on."""
+    return {
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+        "optax": optax.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def summary_table(summary: dict, workdir: Path, paths: list[Path]) -> str:
+    """The last lines of a run."""
+    lines = [f"{'':12}{'error':>8}{'images':>9}"]
+    for name in ("validation", "test"):
+        error, examples = summary[f"{name}_error"], summary[f"{name}_examples"]
+        if error is not None:
+            lines.append(f"{name:12}{error:>7.2f}%{examples:>9,}")
+    lines.append(
+        f"{summary['epochs']:g} epochs, {summary['steps']:,} steps, "
+        f"{summary['images_per_second']:.0f} images/s, "
+        f"{summary['training_seconds']:.0f} s of training"
+    )
+    lines += [f"{'summary':12}{workdir / 'summary.json'}"]
+    lines += [f"{'picture':12}{path}" for path in paths]
+    return "\n".join(lines)
+
+
+def pack(correct: np.ndarray) -> str:
+    """Bools ``[N]`` as text, an eighth of a byte each before base64."""
+    return base64.b64encode(np.packbits(correct)).decode()
+
+
+def unpack(text: str, count: int) -> np.ndarray:
+    """The ``count`` bools of :func:`pack`."""
+    packed = np.frombuffer(base64.b64decode(text), np.uint8)
+    return np.unpackbits(packed, count=count).astype(bool)

@@ -1,0 +1,72 @@
+"""What a run leaves on disk: config.json, metrics.jsonl, events, checkpoints, summary.json.
+
+Every file is replaced in one move or appended line by line, so that a run killed at any
+moment can be continued.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from experiments.config import Config, UserError
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file in one move."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def open_workdir(config: Config) -> Iterator[Path]:
+    """Create the folder of a run, or open it again, for one process at a time.
+
+    Nothing in an existing folder is changed.
+
+    Raises:
+      UserError: it can't be written, belongs to another configuration, or is in use.
+    """
+    workdir = Path(config.workdir or config.default_workdir())
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        # The lock ends with the process, however that ends.
+        lock = os.open(workdir / ".lock", os.O_CREAT | os.O_RDWR)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} can't be written: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path = workdir / "config.json"
+        if path.exists():
+            _check_same(config, path)
+        yield workdir
+    except BlockingIOError as error:
+        raise UserError(f"another process is training in {workdir}") from error
+    finally:
+        os.close(lock)
+
+
+def write_config(config: Config, workdir: Path) -> None:
+    """Write config.json."""
+    write_json(workdir / "config.json", dataclasses.asdict(config))
+
+
+def _check_same(config: Config, path: Path) -> None:
+    try:
+        stored = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); choose another --workdir") from error
+    different = [
+        f"{name}={stored.get(name)} there, {value} here"
+        for name, value in config.identity().items()
+        if stored.get(name) != value
+    ]
+    if different:
+        raise UserError(
+            f"{path.parent} holds another run ({'; '.join(different)}); choose another --workdir"
+        )
