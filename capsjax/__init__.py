@@ -14,6 +14,7 @@ Letters of array shapes, everywhere in this package:
     u [I, K]   W [I, J, D, K]   votes [I, J, D]   coupling [I, J]   s, v [J, D]
 """
 
+from capsjax.batches import map_batches
 from capsjax.conv import conv2d
 from capsjax.conv_capsules import ConvCapsules
 from capsjax.functional import Model, count_parameters, create_model, from_module
@@ -99,6 +100,7 @@ __all__ = [
     "make_routing",
     "make_train_step",
     "margin_loss",
+    "map_batches",
     "mask_capsules",
     "prediction_vectors",
     "preset",

@@ -13,47 +13,21 @@ the test digits are transformed here, within affNIST's ranges: "synthetic affNIS
 show accuracy under each transformation alone; those of another run are drawn beside them.
 """
 
-from pathlib import Path
+from experiments.data.affnist_images import BORDER
+from experiments.tasks.affnist import AFFNIST, AffnistConfig
+from experiments.tasks.base import Program
+from experiments.training.command import run
 
-from experiments import plots
-from experiments.config.flags import run
-from experiments.data import affnist_images
-from experiments.tasks import affnist, response_curves
-from experiments.tasks.affnist import AffnistConfig
-from experiments.tasks.base import Task
-from experiments.tasks.classification import classify
-from experiments.training import loop
-
-DEFAULTS = AffnistConfig(
-    program="affnist",
-    preset="affnist",
-    max_shift=affnist_images.BORDER,
-    validation_fraction=1 / 6,  # 10,000 of MNIST's, as in affNIST
+PROGRAM = Program(
+    AffnistConfig(
+        program="affnist",
+        preset="affnist",
+        max_shift=BORDER,
+        validation_fraction=1 / 6,  # 10,000 of MNIST's, as in affNIST
+    ),
+    AFFNIST,
 )
-
-
-TASK = Task(
-    affnist.canvas_pipeline,
-    classify,
-    further=affnist.evaluate_affnist,
-    enough=affnist.should_stop,
-)
-
-
-def main(config: AffnistConfig) -> None:
-    """Train, and draw the response curves."""
-    others = {config.compare: response_curves.finished(config.compare)} if config.compare else {}
-    if config.affnist_dir:
-        affnist_images.official(config.affnist_dir)  # before anything is trained
-    summary = loop.run(config)
-    folder = Path(config.workdir or config.resolved(summary["dataset"]).default_workdir())
-    path = folder / "figures" / "response.png"
-    everything = {str(folder): summary} | others
-    plots.responses(path, *response_curves.of_summaries(everything))
-    for name, one in everything.items():
-        print(f"{one['affnist']}: {one['affnist_error']:.2f}% error, {one['model']} in {name}")
-    print(f"{'picture':12}{path}")
 
 
 if __name__ == "__main__":
-    run(main, DEFAULTS)
+    run(PROGRAM)

@@ -42,14 +42,18 @@ from experiments import plots
 from experiments.benchmarks import startup, throughput
 from experiments.benchmarks.throughput import TRAINING, flops_per_image
 from experiments.config import Config, UserError
+from experiments.config import command as config_command
 from experiments.config import flags as flags_module
 from experiments.config.flags import from_flags, parse_flags
+from experiments.tasks.base import Program
+from experiments.tasks.classification import CLASSIFICATION
+from experiments.training.results import peak_memory_mb, versions
 from experiments.training.setup import prepare
-from experiments.training.summary import peak_memory_mb, versions
 from experiments.training.workdir import write_json
 from kernels import cli
 
 DEFAULTS = Config(program="benchmark", dataset="random", batch_size=128)
+PROGRAM = Program(DEFAULTS, CLASSIFICATION)
 COLUMNS = ("network", "function", "pixels", "batch", "images/s", "range", "share of limit", "MB")
 
 
@@ -95,7 +99,7 @@ def main() -> None:
     axes = {name: values(name, F[name].value) for name in AXES if F[name].value}
     own = ("batch_sizes", "pixels", *AXES, "repetitions", "compare")
     given = [f"--{name}={as_text(F[name].value)}" for name in own if F[name].present]
-    command = " ".join([config.command(DEFAULTS), *given])
+    command = " ".join([config_command(config, DEFAULTS), *given])
     first = {}
     if F.first_step:  # before this process holds memory and threads that slow others down
         last = dataclasses.replace(config, batch_size=sizes[-1])
@@ -107,7 +111,7 @@ def main() -> None:
     if F.output:
         write_json(Path(f"{F.output}.json"), result)
         Path(f"{F.output}.md").write_text(f"{text}\n\n`{command}`, commit {result['commit']}\n")
-        plots.throughput(f"{F.output}.png", result["rows"], result["device_kind"])
+        plots.plot_throughput(f"{F.output}.png", result["rows"], result["device_kind"])
     print(text, file=sys.stderr)
     print(json.dumps(result))
 
@@ -173,7 +177,7 @@ def measure(
         print(f"{what} ...", file=sys.stderr)
         sized = dataclasses.replace(variant, batch_size=size)
         try:
-            setup = prepare(sized, throughput.random_images(sized, side))
+            setup = prepare(PROGRAM, sized, throughput.random_images(sized, side))
         except UserError as error:
             left_out.append(f"{what}: {error}")
             print(f"left out: {error}", file=sys.stderr)

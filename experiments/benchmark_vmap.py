@@ -21,26 +21,26 @@ from experiments import mnist
 from experiments.config import UserError
 from experiments.plots.text_tables import markdown
 from experiments.training import loop, vmapped_loop
+from experiments.training.results import versions
 from experiments.training.setup import prepare
-from experiments.training.summary import versions
 from experiments.training.workdir import write_json
 from kernels import cli
 from kernels.bench import seconds
 
-COUNT = mnist.DEFAULTS.log_every  # steps in a call
+COUNT = mnist.PROGRAM.defaults.log_every  # steps in a call
 
 
 def measure(preset: str, batch_size: int, runs: int, accelerator: str) -> dict:
     """Milliseconds of a step of a run, alone and with others, medians over calls."""
     base = dataclasses.replace(
-        mnist.DEFAULTS,
+        mnist.PROGRAM.defaults,
         dataset="digits",
         preset=preset,
         batch_size=batch_size,
         accelerator=accelerator,
         num_devices=1,
     )
-    setup = prepare(base)
+    setup = prepare(mnist.PROGRAM, base)
     took = {}
     for S in (1, runs):
         configs = [dataclasses.replace(setup.config, seed=seed) for seed in range(S)]

@@ -10,13 +10,15 @@ days on a GPU, by a guess. The data come from TensorFlow Datasets, or as arrays 
 (--dataset=PATH.npz). Routing is leaky: a capsule may belong to none of the classes.
 """
 
-from experiments.config.flags import run
+from experiments.tasks.base import Program
 from experiments.tasks.random_crops import CropsConfig, random_crops
-from experiments.training import loop
+from experiments.training.command import run
 
-DEFAULTS = CropsConfig(program="cifar10", dataset="cifar10", preset="cifar10", reconstruction=False)
-TASK = random_crops(24, flip=True)
+PROGRAM = Program(
+    CropsConfig(program="cifar10", dataset="cifar10", preset="cifar10", reconstruction=False),
+    random_crops(24, flip=True),
+)
 
 
 if __name__ == "__main__":
-    run(loop.run, DEFAULTS)
+    run(PROGRAM)

@@ -46,7 +46,7 @@ def main(flags: Flags) -> None:
     seeds = len({row["seed"] for row in rows})
     picture = path.with_name(f"{path.stem}_examples.png")  # the sweep has a picture of its name
     title = f"Learning from few examples, {seeds} seed{'s' * (seeds > 1)}"
-    plots.data_efficiency(picture, rows, title)
+    plots.plot_data_efficiency(picture, rows, title)
     print(picture)
 
 

@@ -34,7 +34,7 @@ from experiments.analysis.feature_paths import (
 )
 from experiments.config import UserError, setting
 from experiments.config.flags import run
-from experiments.training.summary import versions
+from experiments.training.results import versions
 from experiments.training.workdir import write_json
 from kernels.cli import commit
 
@@ -177,7 +177,7 @@ def draw(output: Path, results: list[dict], shown: dict, dataset: str, class_nam
     """Both pictures; the paths are those of one class."""
     title = f"{dataset}, {results[0]['images']:,} test images"
     path = output.with_name(f"{output.name}_paths.png")
-    plots.pose_paths(path, shown, f"Mean path of the features of class {class_name}, {title}")
+    plots.plot_pose_paths(path, shown, f"Mean path of the features of class {class_name}, {title}")
     bars = {}
     for result in results:
         name = f"{result['name']}, {result['features']} features"
@@ -186,7 +186,9 @@ def draw(output: Path, results: list[dict], shown: dict, dataset: str, class_nam
             bars[f"{name}, their first {COMPONENTS} principal components"] = {
                 t: p["pooled"] for t, p in reduced.items()
             }
-    plots.probes(output.with_name(f"{output.name}_probes.png"), bars, f"Linear probes, {title}")
+    plots.plot_probes(
+        output.with_name(f"{output.name}_probes.png"), bars, f"Linear probes, {title}"
+    )
 
 
 if __name__ == "__main__":

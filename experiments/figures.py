@@ -20,7 +20,8 @@ from experiments.analysis.saved_run import stored_config
 from experiments.config import UserError, setting
 from experiments.config.flags import run
 from experiments.tasks import figures, routing_diagnostics
-from experiments.training.evaluate import evaluator
+from experiments.tasks.base import Figure
+from experiments.training.evaluate import make_evaluate
 from experiments.training.metrics import read_rows
 
 KINDS = ("png", "pdf")
@@ -61,7 +62,7 @@ def main(flags: Flags) -> None:
         raise UserError(f"--output={output} can't be written: {error.strerror}") from error
 
 
-def of_runs(folders: list[str]) -> list[figures.Picture]:
+def of_runs(folders: list[str]) -> list[Figure]:
     """The losses of several runs, each called by what it alone has."""
     configs = [stored_config(folder) for folder in folders]
     fields = [config.identity() for config in configs]
@@ -71,10 +72,10 @@ def of_runs(folders: list[str]) -> list[figures.Picture]:
         names = [f"{folder} {name}".strip() for folder, name in zip(folders, names, strict=True)]
     rows = [read_rows(Path(folder) / "metrics.jsonl") for folder in folders]
     same = ", ".join(str(fields[0][n]) for n in ("dataset", "model") if n not in differ)
-    return [("losses", plots.losses, (dict(zip(names, rows, strict=True)), same))]
+    return [("losses", plots.plot_losses, (dict(zip(names, rows, strict=True)), same))]
 
 
-def of_run(flags: Flags) -> list[figures.Picture]:
+def of_run(flags: Flags) -> list[Figure]:
     """All pictures of one run; prints the effects of the dimensions in Figure 4."""
     opened = saved_run.open_run(
         flags.run,
@@ -90,13 +91,13 @@ def of_run(flags: Flags) -> list[figures.Picture]:
         changed, values = perturbed(opened, flags)
         for dim, effect in zip(changed.dims, changed.effects, strict=True):
             print(f"dim {dim:3}  mean squared change of a pixel {effect:.2e}")
-        theirs = setup.task.pictures(setup, params, values)
+        theirs = setup.task.figures(setup, params, values)
         found += [picture for picture in theirs if picture[0] != "perturbations"]
         found.append(figures.of_class(setup, changed))
     elif flags.class_ or flags.image >= 0:
         raise UserError(f"--class and --image are of a decoder, and {flags.run} has none")
     if routing_diagnostics.can_trace(setup):
-        found += routing_diagnostics.pictures(setup, params, rows, figures.title_of(setup))
+        found += routing_diagnostics.figures(setup, params, rows, figures.title_of(setup))
     return found
 
 
@@ -106,11 +107,11 @@ def perturbed(opened: saved_run.SavedRun, flags: Flags) -> tuple[figures.Perturb
     Raises:
       UserError: there is no such class or image.
     """
-    setup, (raw, labels) = opened.setup, opened.setup.stream.held_out("test")
+    setup, (raw, labels) = opened.setup, opened.setup.pipeline.held_out("test")
     label = number(flags.class_, setup.dataset.class_names)
     if flags.image >= len(raw):
         raise UserError(f"--image={flags.image}: there are {len(raw)} test images, from 0")
-    values = evaluator(setup)(opened.params, raw, labels)
+    values = make_evaluate(setup)(opened.params, raw, labels)
     example = flags.image
     if example < 0:
         wanted = True if label is None else labels == label

@@ -10,13 +10,12 @@ README.md and results/.
 """
 
 from experiments.config import Config
-from experiments.config.flags import run
+from experiments.tasks.base import Program
 from experiments.tasks.classification import CLASSIFICATION
-from experiments.training import loop
+from experiments.training.command import run
 
-DEFAULTS = Config(program="mnist")
-TASK = CLASSIFICATION
+PROGRAM = Program(Config(program="mnist"), CLASSIFICATION)
 
 
 if __name__ == "__main__":
-    run(loop.run, DEFAULTS)
+    run(PROGRAM)

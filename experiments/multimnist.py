@@ -13,20 +13,12 @@ run here. An epoch visits every digit once, each time with another partner. summ
 the errors by overlap, and how well the reconstructions segment the image.
 """
 
-from experiments.config.flags import run
-from experiments.tasks import multimnist, multimnist_report
-from experiments.tasks.base import Task
-from experiments.tasks.multimnist import MultiMNISTConfig, pair_pipeline
-from experiments.training import loop
+from experiments.tasks.base import Program
+from experiments.tasks.multimnist import MULTIMNIST, MultiMNISTConfig
+from experiments.training.command import run
 
-DEFAULTS = MultiMNISTConfig(program="multimnist", preset="multimnist")
-TASK = Task(
-    pair_pipeline,
-    multimnist.pair_objective,
-    multimnist_report.fields,
-    pictures=multimnist_report.of_pairs,
-)
+PROGRAM = Program(MultiMNISTConfig(program="multimnist", preset="multimnist"), MULTIMNIST)
 
 
 if __name__ == "__main__":
-    run(loop.run, DEFAULTS)
+    run(PROGRAM)

@@ -71,7 +71,7 @@ def main(flags: Flags, *paths: str) -> None:
         if seen:
             examples = [example(s, f) for s, f in zip(seen[:DRAWN], found)]
             more = f" (the first {DRAWN} of {len(seen)})" if len(seen) > DRAWN else ""
-            plots.predictions(output, examples, title + more)
+            plots.plot_predictions(output, examples, title + more)
             print(f"picture {output}", file=sys.stderr)
     except OSError as error:
         raise UserError(f"--output={output} can't be written: {error.strerror}") from error

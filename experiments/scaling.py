@@ -22,7 +22,7 @@ from absl import flags
 
 from capsjax import adam, capsnet_loss, create_model, init_state, make_train_step, preset
 from experiments.benchmarks import throughput
-from experiments.training.summary import versions
+from experiments.training.results import versions
 from experiments.training.workdir import write_json
 from kernels import api, cli
 from kernels.bench import seconds

@@ -9,13 +9,15 @@ of MNIST. A sigmoid draws no negative numbers, so pixels stay in [0, 1] with rec
 authors' code standardises them, which --noreconstruction does too.
 """
 
-from experiments.config.flags import run
+from experiments.tasks.base import Program
 from experiments.tasks.random_crops import CropsConfig, random_crops
-from experiments.training import loop
+from experiments.training.command import run
 
-DEFAULTS = CropsConfig(program="smallnorb", dataset="smallnorb", preset="smallnorb")
-TASK = random_crops(32, halve=True)
+PROGRAM = Program(
+    CropsConfig(program="smallnorb", dataset="smallnorb", preset="smallnorb"),
+    random_crops(32, halve=True),
+)
 
 
 if __name__ == "__main__":
-    run(loop.run, DEFAULTS)
+    run(PROGRAM)

@@ -10,13 +10,15 @@ pixels). It has not been run here: less work a step than MNIST, by the sizes.
 """
 
 from experiments.config import Config
-from experiments.config.flags import run
+from experiments.tasks.base import Program
 from experiments.tasks.classification import CLASSIFICATION
-from experiments.training import loop
+from experiments.training.command import run
 
-DEFAULTS = Config(program="svhn", dataset="svhn_cropped", preset="svhn", reconstruction=False)
-TASK = CLASSIFICATION
+PROGRAM = Program(
+    Config(program="svhn", dataset="svhn_cropped", preset="svhn", reconstruction=False),
+    CLASSIFICATION,
+)
 
 
 if __name__ == "__main__":
-    run(loop.run, DEFAULTS)
+    run(PROGRAM)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from absl import flags
 from tqdm import tqdm
 
-from experiments.config import Config, UserError
+from experiments.config import Config, UserError, names_of
 from experiments.config import flags as flags_module
 from experiments.sweeps import (
     affine_error,
@@ -34,7 +34,7 @@ from experiments.sweeps import (
 )
 from experiments.sweeps.plan import PlannedRun
 from experiments.sweeps.studies import STUDIES, Study
-from experiments.tasks import registry
+from experiments.tasks.registry import find_program
 from kernels import cli
 
 OWN_PLACES = {"runs", "output", "merge", "shard", "jobs", "executor", "vmap", "yes", "dry_run"}
@@ -46,7 +46,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS, words: list[str] =
     Args:
       flag_values: where to define them. words: of the command line, which may name the program.
     """
-    flags_module.define_flags(registry.find_program(program_of(words)).defaults, flag_values)
+    flags_module.define_flags(find_program(program_of(words)).defaults, flag_values)
     common = {"flag_values": flag_values}
     flags.DEFINE_string("study", None, "a named study: " + ", ".join(STUDIES), **common)
     flags.DEFINE_string("grid", None, "flags and values: 'routing=em,vb;seed=0..4'", **common)
@@ -133,11 +133,13 @@ def from_flags(F: flags.FlagValues) -> Sweep:
       UserError: what they say is nothing that can be run.
     """
     study = plan.find_study(F.study, F.grid, F.seeds, F.yes)
-    defaults = registry.find_program(F.program or study.program).defaults
+    defaults = find_program(F.program or study.program).defaults
     given = plan.given_flags(flags_module.from_flags(defaults, F), defaults)
     if study.tuning and given.get("validation_fraction", 1) == 0:
         raise UserError("tuning needs validation data: --validation_fraction above 0")
-    shared = {name: value for name, value in given.items() if name not in plan.LOCAL}
+    shared = {
+        name: value for name, value in given.items() if name not in names_of(defaults, "path")
+    }
     name = F.study or "grid"
     code = zlib.crc32(repr((defaults.program, sorted(shared.items()))).encode())
     folder = Path(F.runs or f"runs/sweep-{name}-{code:08x}").absolute()
@@ -226,7 +228,7 @@ def show(
     sweep: Sweep, tried: list[PlannedRun], runs: list[PlannedRun], entries: dict, output: Path
 ) -> None:
     """Print the report; write it with its tables and its picture."""
-    words = ["python", "-m", "experiments.sweep", *portable(sys.argv[1:])]
+    words = ["python", "-m", "experiments.sweep", *portable(sys.argv[1:], sweep.defaults)]
     missing = sum("summary" not in entries.get(run.key, {}) for run in runs)
     notes = [f"{missing} of {len(runs)} runs are missing."] if missing else []
     more, said = affine_error.measure(sweep.study, runs, entries, sweep.ledger)
@@ -239,14 +241,15 @@ def show(
     print("written:", *paths, file=sys.stderr)
 
 
-def portable(arguments: list[str]) -> list[str]:
+def portable(arguments: list[str], defaults: Config) -> list[str]:
     """Arguments of a command without those that say where or how it runs on this machine."""
+    places = OWN_PLACES.union(names_of(defaults, "path"))
     kept, skip = [], False
     for argument in arguments:
         name, equals, _ = argument.lstrip("-").partition("=")
         if skip:
             skip = False
-        elif name in plan.LOCAL | OWN_PLACES:
+        elif name in places:
             skip = not equals and name not in ("yes", "dry_run")
         else:
             kept.append(argument)

@@ -4,6 +4,8 @@ import functools
 import importlib.util
 import os
 
+from helpers import train
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
@@ -61,14 +63,13 @@ def tiny_run(tmp_path_factory):
     """The folder of a run of two steps on the digits; not to be changed."""
     from experiments.config import Config
     from experiments.tasks import figures
-    from experiments.training import loop
 
     folder = tmp_path_factory.mktemp("tiny_run") / "run"
     config = Config(dataset="digits", preset="tiny", steps=2, batch_size=16, num_devices=1,
                     cache_dir="none", accelerator="cpu", workdir=str(folder))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "draw", lambda *_: [])  # which others test
-        loop.run(config)
+        patch.setattr(figures, "of_finished_run", lambda *_: [])  # which others test
+        train(config)
     return folder
 
 

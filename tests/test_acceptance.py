@@ -1,18 +1,16 @@
 """The acceptance program: what it runs, and how it judges."""
 
 import json
-import pathlib
 import subprocess
 import sys
 
 import jax
 import pytest
+from helpers import ROOT
 
 from experiments import acceptance
 from experiments.acceptance import Part
 from experiments.config import UserError
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def rows(rate, network="capsjax", function="training"):

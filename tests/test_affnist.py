@@ -10,6 +10,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import scipy.io
+from helpers import train
 
 from experiments import affnist, plots
 from experiments.config import UserError
@@ -189,7 +190,7 @@ def dataset(n=30):
 def test_stream():
     """Trained on anywhere on the canvas; held out at places that stay; digits in the middle."""
     some = dataset()
-    stream = affnist_task.canvas_pipeline(affnist.DEFAULTS, some)
+    stream = affnist_task.canvas_pipeline(affnist.PROGRAM.defaults, some)
     assert stream.shape == (40, 40, 1)
     keys = jax.random.split(jax.random.key(0), 30)
     source = jax.tree.map(jnp.asarray, stream.source)
@@ -214,13 +215,13 @@ def test_stream():
 def test_flags_that_contradict(changes, problem):
     small = dataset()._replace(class_names=("0", "1"))
     with pytest.raises(UserError, match=problem):
-        affnist_task.canvas_pipeline(dataclasses.replace(affnist.DEFAULTS, **changes), small)
+        affnist_task.canvas_pipeline(dataclasses.replace(affnist.PROGRAM.defaults, **changes), small)
 
 
 def test_enough():
     def ends(*errors, stop_at=99.23):
         rows = [{"loss": 1.0}, *({"validation_error": e} for e in errors), {"loss": 0.5}]
-        return affnist_task.should_stop(dataclasses.replace(affnist.DEFAULTS, stop_at=stop_at), rows)
+        return affnist_task.should_stop(dataclasses.replace(affnist.PROGRAM.defaults, stop_at=stop_at), rows)
 
     assert not ends() and not ends(0.78) and ends(0.77) and ends(2.0, 0.5) and not ends(0.5, 2.0)
     assert ends(100 * (1 - float(np.float32(0.9923))))
@@ -260,7 +261,7 @@ def quick(monkeypatch):
     some = datasets.Dataset(*whole[:2], *parts, *whole[8:])
     monkeypatch.setattr(datasets, "load", lambda *_, **__: some)
     monkeypatch.setattr(evaluate_module, "BATCH", 40)
-    monkeypatch.setattr(figures, "draw", lambda *_: [])  # which others test
+    monkeypatch.setattr(figures, "of_finished_run", lambda *_: [])  # which others test
     few = {name: values[:2] for name, values in response_curves.CURVES.items()}
     monkeypatch.setattr(response_curves, "CURVES", few)
 
@@ -268,12 +269,12 @@ def quick(monkeypatch):
 def test_program(quick, tmp_path, capsys):
     """It stops early and stays so; goes on where nothing is to be reached; takes real files."""
     config = dataclasses.replace(
-        affnist.DEFAULTS, dataset="digits", preset="tiny", cache_dir="none", accelerator="cpu",
+        affnist.PROGRAM.defaults, dataset="digits", preset="tiny", cache_dir="none", accelerator="cpu",
         epochs=6, batch_size=96, log_every=3, stop_at=0.1, curve_images=20, num_devices=1,
         workdir=str(tmp_path / "run"))
 
     def summary_of(**changes):
-        affnist.main(dataclasses.replace(config, **changes))
+        train(dataclasses.replace(config, **changes))
         return json.loads((tmp_path / "run" / "summary.json").read_text())
 
     first = summary_of()
@@ -308,9 +309,9 @@ def test_program(quick, tmp_path, capsys):
 def test_another_run_that_is_none(there, problem, tmp_path):
     if there:
         (tmp_path / "summary.json").write_text(there)
-    config = dataclasses.replace(affnist.DEFAULTS, compare=str(tmp_path))
+    config = dataclasses.replace(affnist.PROGRAM.defaults, dataset="digits", cache_dir="none", compare=str(tmp_path))
     with pytest.raises(UserError, match=re.escape(problem)):
-        affnist.main(config)
+        train(config)
 
 
 # Pictures
@@ -326,17 +327,17 @@ def summary(model="capsnet", name="synthetic affNIST", **changes):
 
 def test_picture_of_responses(tmp_path):
     both = {"a": summary(), "b": summary("cnn", "official affNIST", affnist_error=34.0)}
-    curves, ranges, title = response_curves.of_summaries(both)
+    curves, ranges, title = response_curves.plot_arguments(both)
     assert list(curves) == ["capsnet, dynamic: 99.23% translated, 79.00% synthetic affNIST",
                             "cnn: 99.23% translated, 66.00% official affNIST"]
     assert title == "mnist: accuracy under one transformation, 1,000 test digits"
     assert ranges["scale"] == (0.8, 1.2) and ranges["shift_x"] == (-6, 6)
-    plots.responses(tmp_path / "r.png", curves, ranges, title)
+    plots.plot_responses(tmp_path / "r.png", curves, ranges, title)
     assert matplotlib.image.imread(tmp_path / "r.png").shape[1] == 1050
     figure = _responses_figure(curves, ranges, title)
     rotation = figure.axes[1]
     assert rotation.get_xlabel() == "" and rotation.get_title(loc="left") == "rotation, degrees"
     np.testing.assert_array_equal(rotation.lines[0].get_ydata(),
                                   curves[list(curves)[0]]["rotation"]["accuracy"])
-    twice, *_ = response_curves.of_summaries({"a": summary(), "b": summary()})
+    twice, *_ = response_curves.plot_arguments({"a": summary(), "b": summary()})
     assert len(twice) == 2 and list(twice)[1].endswith(", b")

@@ -44,7 +44,7 @@ def run(monkeypatch, *arguments):
 
 def small(batch_size, pixels=28, **changes):
     config = dataclasses.replace(TINY, batch_size=batch_size, **changes)
-    return prepare(config, throughput.random_images(config, pixels))
+    return prepare(benchmark.PROGRAM, config, throughput.random_images(config, pixels))
 
 
 @pytest.fixture

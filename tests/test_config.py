@@ -1,21 +1,23 @@
 """Flags, defaults, recipes and the errors of a wrong command line."""
 
 import dataclasses
-import pathlib
 import re
 import subprocess
 import sys
 
 import pytest
 from absl import flags
+from helpers import ROOT
 
 from capsjax.routing import ROUTINGS
 from capsjax.train import RECIPES
-from experiments.config import Config, UserError
+from experiments.config import Config, UserError, given_flags, network_config, resolve
+from experiments.config import command as command_of
 from experiments.config.flags import define_flags, parse_flags
-from experiments.mnist import DEFAULTS
+from experiments.mnist import PROGRAM
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+DEFAULTS = PROGRAM.defaults
+
 
 
 def parse(*arguments):
@@ -107,7 +109,7 @@ def test_help_says_what_every_routing_is():
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipe_fills_only_what_was_not_given(recipe):
-    got = dataclasses.replace(DEFAULTS, recipe=recipe, margin_weight=0.3).resolved("mnist")
+    got = resolve(dataclasses.replace(DEFAULTS, recipe=recipe, margin_weight=0.3), "mnist")
     assert got.margin_weight == 0.3
     for name, value in RECIPES[recipe].items():
         if name != "margin_weight":
@@ -129,22 +131,22 @@ def test_every_switch_of_a_recipe_is_a_flag_without_default():
     ("matrix", "em", "conv_matrix", "auto"),
 ])
 def test_defaults_depend_on_the_preset(preset, routing, votes, squash):
-    got = parse(f"--preset={preset}").resolved("digits")
+    got = resolve(parse(f"--preset={preset}"), "digits")
     assert (got.routing, got.votes, got.squash) == (routing, votes, squash)
-    network = got.model_config((28, 28, 1), 10)
+    network = network_config(got, (28, 28, 1), 10)
     assert (network.routing, network.votes, network.squash) == (routing, votes, squash)
-    got = parse(f"--preset={preset}", "--routing=kmeans").resolved("digits")
+    got = resolve(parse(f"--preset={preset}", "--routing=kmeans"), "digits")
     assert (got.routing, got.votes, got.squash) == ("kmeans", votes, squash)
     # Bug: em saw the squashed poses of --preset=deep, and stayed at 90% error.
-    got = parse(f"--preset={preset}", "--routing=vb").resolved("digits")
+    got = resolve(parse(f"--preset={preset}", "--routing=vb"), "digits")
     assert (got.routing, got.votes, got.squash) == ("vb", votes, "auto")
-    assert got.model_config((28, 28, 1), 10).primary_squash == "none"
-    got = parse(f"--preset={preset}", "--routing=vb", "--squash=half").resolved("digits")
-    assert got.model_config((28, 28, 1), 10).primary_squash == "half"
+    assert network_config(got, (28, 28, 1), 10).primary_squash == "none"
+    got = resolve(parse(f"--preset={preset}", "--routing=vb", "--squash=half"), "digits")
+    assert network_config(got, (28, 28, 1), 10).primary_squash == "half"
 
 
 def test_a_cnn_has_none_of_the_capsules_defaults():
-    got = parse("--model=cnn").resolved("digits")
+    got = resolve(parse("--model=cnn"), "digits")
     assert (got.routing, got.votes, got.squash, got.loss) == (None, None, None, "auto")
 
 
@@ -157,7 +159,7 @@ def test_a_cnn_has_none_of_the_capsules_defaults():
     (["--preset=matrix", "--routing=dynamic"], "margin"),
 ])
 def test_loss_is_the_routings_own_unless_given(given, loss):
-    assert parse(*given).resolved("digits").loss == loss
+    assert resolve(parse(*given), "digits").loss == loss
 
 
 @pytest.mark.parametrize("given, want", [
@@ -180,18 +182,18 @@ def test_loss_is_the_routings_own_unless_given(given, loss):
      {"squash": "exponential", "votes": "shared", "routing": "kde", "routing_iterations": 7}),
 ], ids=lambda x: " ".join(x) if isinstance(x, list) else "")
 def test_flags_reach_the_network(given, want):
-    network = parse(*given).resolved("digits").model_config((28, 28, 1), 10)
+    network = network_config(resolve(parse(*given), "digits"), (28, 28, 1), 10)
     assert {name: getattr(network, name) for name in want} == want
 
 
 def test_defaults_depend_on_the_data_set():
-    assert (DEFAULTS.resolved("digits").epochs, DEFAULTS.resolved("digits").batch_size) == (10, 64)
-    assert DEFAULTS.resolved("mnist").batch_size == 128
-    assert dataclasses.replace(DEFAULTS, epochs=3).resolved("digits").epochs == 3
+    assert (resolve(DEFAULTS, "digits").epochs, resolve(DEFAULTS, "digits").batch_size) == (10, 64)
+    assert resolve(DEFAULTS, "mnist").batch_size == 128
+    assert resolve(dataclasses.replace(DEFAULTS, epochs=3), "digits").epochs == 3
 
 
 def test_default_workdir_depends_on_what_is_trained_and_on_nothing_else():
-    base = DEFAULTS.resolved("digits")
+    base = resolve(DEFAULTS, "digits")
     same = dataclasses.replace(
         base, epochs=99, accelerator="cpu", data_dir="x", log_every=3, diagnostics=True)
     assert base.default_workdir() == same.default_workdir()
@@ -201,7 +203,7 @@ def test_default_workdir_depends_on_what_is_trained_and_on_nothing_else():
               {"routing_iterations": 2}]
     places = {dataclasses.replace(base, **other).default_workdir() for other in others}
     assert len(places | {base.default_workdir()}) == len(others) + 1
-    spelt_out = parse("--routing=dynamic", "--votes=full", "--loss=margin").resolved("digits")
+    spelt_out = resolve(parse("--routing=dynamic", "--votes=full", "--loss=margin"), "digits")
     assert spelt_out.default_workdir() == base.default_workdir()
 
 
@@ -222,11 +224,11 @@ def test_default_workdir_depends_on_what_is_trained_and_on_nothing_else():
     ["--model=cnn", "--seed=1"],
 ], ids=" ".join)
 def test_command_gives_the_same_run_again(given):
-    resolved = parse("--dataset=digits", *given).resolved("digits")
-    command = resolved.command().split()
+    resolved = resolve(parse("--dataset=digits", *given), "digits")
+    command = command_of(resolved, DEFAULTS).split()
     assert command[:3] == ["python", "-m", "experiments.mnist"]
-    assert "somewhere" not in resolved.command()
-    again = parse(*command[3:]).resolved("digits")
+    assert "somewhere" not in command_of(resolved, DEFAULTS)
+    again = resolve(parse(*command[3:]), "digits")
     assert again == dataclasses.replace(resolved, data_dir="")
 
 
@@ -240,27 +242,27 @@ def test_command_gives_the_same_run_again(given):
     (["--recipe=official", "--init=official"], " --recipe=official"),
 ])
 def test_command_leaves_out_what_goes_without_saying(given, want):
-    config = parse("--dataset=digits", "--epochs=3", "--batch_size=8", *given).resolved("digits")
-    command = config.command().replace(" --epochs=3", "").replace(" --batch_size=8", "")
+    config = resolve(parse("--dataset=digits", "--epochs=3", "--batch_size=8", *given), "digits")
+    command = command_of(config, DEFAULTS).replace(" --epochs=3", "").replace(" --batch_size=8", "")
     assert command == f"python -m experiments.mnist --dataset=digits{want}"
 
 
 def test_given_are_the_flags_that_make_it():
     changes = {"seed": 3, "routing": "em", "reconstruction": False, "loss": "margin"}
     here = {"data_dir": "x", "cache_dir": "y", "workdir": "z"}  # on this machine
-    assert dataclasses.replace(DEFAULTS, **changes, **here).given(DEFAULTS) == changes
-    assert DEFAULTS.given(DEFAULTS) == {}
+    assert given_flags(dataclasses.replace(DEFAULTS, **changes, **here), DEFAULTS) == changes
+    assert given_flags(DEFAULTS, DEFAULTS) == {}
 
 
 @pytest.mark.parametrize("recipe, bias, scale", [("paper", False, 1.0), ("official", True, 1 / 32)])
 def test_model_config_follows_the_recipe(recipe, bias, scale):
-    got = dataclasses.replace(DEFAULTS, recipe=recipe).resolved("mnist").model_config(
+    got = network_config(resolve(dataclasses.replace(DEFAULTS, recipe=recipe), "mnist"),
         (28, 28, 1), 10)
     assert (got.routing_bias, got.primary_scale, got.decoder) == (bias, scale, (512, 1024))
-    plain = dataclasses.replace(DEFAULTS, reconstruction=False).resolved("mnist")
-    assert plain.model_config((28, 28, 1), 10).decoder is None
+    plain = resolve(dataclasses.replace(DEFAULTS, reconstruction=False), "mnist")
+    assert network_config(plain, (28, 28, 1), 10).decoder is None
 
 
 def test_small_images_are_refused_by_name_and_smallest_size():
     with pytest.raises(UserError, match="tiny_set.*16x30.*17x17"):
-        DEFAULTS.resolved("tiny_set").model_config((16, 30, 3), 10)
+        network_config(resolve(DEFAULTS, "tiny_set"), (16, 30, 3), 10)

@@ -20,12 +20,12 @@ import PIL.Image
 import pytest
 import sklearn.datasets
 import tensorflow_datasets as tfds
+from helpers import ROOT
 from tensorflow_datasets.core import community, constants
 
 from experiments.config import UserError
 from experiments.data import datasets
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 network_problem = datasets._network_problem
 
 

@@ -143,7 +143,7 @@ HISTORIES = {
 @pytest.mark.parametrize("name", HISTORIES)
 def test_training_curves_of_any_run(name, tmp_path):
     path = tmp_path / "new" / "folder" / "curves.png"
-    assert plots.training_curves(path, HISTORIES[name]) is None
+    assert plots.plot_training_curves(path, HISTORIES[name]) is None
     picture = pixels(path)
     assert picture.shape[1] == 1050 and 400 < picture.shape[0] < 500
     assert (picture < 200).any(axis=-1).sum() > 1000
@@ -302,7 +302,7 @@ def test_every_image_is_in_the_picture_input_above_reconstruction(tmp_path):
     red = np.float32([1, 0, 0])  # no letter or frame mixes with an image to pure red
     given = [column._replace(image=column.image * red, reconstruction=column.reconstruction * red)
              for column in columns(3, 3, range(15, 250, 13), shape=(28, 28, 3))]
-    plots.reconstructions(path, given, DIGITS)
+    plots.plot_reconstructions(path, given, DIGITS)
     picture, before = pixels(path), -1
     for column in given:
         above, below = (box(picture, np.round(255 * part[0, 0]))
@@ -314,7 +314,7 @@ def test_every_image_is_in_the_picture_input_above_reconstruction(tmp_path):
 
 def test_black_and_white_are_fixed_and_white_has_an_edge(tmp_path):
     path = tmp_path / "r.png"
-    plots.reconstructions(path, columns(2, 0, [0, 255, 128, 128]), DIGITS)
+    plots.plot_reconstructions(path, columns(2, 0, [0, 255, 128, 128]), DIGITS)
     image, figure = pixels(path), reconstructions._reconstructions_figure(columns(2, 0), DIGITS)
     black, white = [figure.axes[0].images[k].get_window_extent() for k in (0, 1)]
     means = []
@@ -330,14 +330,14 @@ def test_colours_are_kept(tmp_path):
     red, blue = np.zeros((2, 32, 32, 3))
     red[..., 0], blue[..., 2] = 1.0, 1.0
     path = tmp_path / "rgb.png"
-    plots.reconstructions(path, [ReconstructionColumn(red, blue, 0, 0, 0)], DIGITS)
+    plots.plot_reconstructions(path, [ReconstructionColumn(red, blue, 0, 0, 0)], DIGITS)
     assert box(pixels(path), (255, 0, 0))[1] < box(pixels(path), (0, 0, 255))[0]
 
 
 def test_images_may_be_tall_or_hold_nan(tmp_path):
     tall = np.full((40, 20, 1), NAN, np.float32)
     path = tmp_path / "tall.png"
-    plots.reconstructions(path, [ReconstructionColumn(tall, tall + 1, 0, 1, 0)], DIGITS)
+    plots.plot_reconstructions(path, [ReconstructionColumn(tall, tall + 1, 0, 1, 0)], DIGITS)
     figure = reconstructions._reconstructions_figure([ReconstructionColumn(tall, tall, 0, 1, 0)], DIGITS)
     extent = figure.axes[0].images[0].get_window_extent()
     assert extent.height == pytest.approx(2 * extent.width)
@@ -363,7 +363,7 @@ def test_perturbations_are_a_grid_of_dimensions_and_values(dims, values, channel
     grid = np.empty((dims, values, 4), int)
     for part, levels in ((slice(0, 2), np.arange(dims)[:, None]), (slice(2, 4), np.arange(values))):
         levels = np.broadcast_to(10 + levels * 11, (dims, values))
-        plots.perturbations(path, tiles(levels, channels), changes, title="Digit 5")
+        plots.plot_perturbations(path, tiles(levels, channels), changes, title="Digit 5")
         picture = pixels(path)
         places = {level: box(picture, level)[part] for level in set(levels.flat)}
         grid[..., part] = [[places[level] for level in row] for row in levels]
@@ -412,17 +412,17 @@ def test_without_a_zero_nothing_is_marked():
     ([0.0, 0.1], None), ([-0.1, 0.0, 0.1], [1]), ([-0.1, 0.0, 0.1], [1, 2, 3])])
 def test_lengths_must_agree(arguments, tmp_path):
     with pytest.raises(ValueError):
-        plots.perturbations(tmp_path / "p.png", np.ones((2, 3, 8, 8)), *arguments)
+        plots.plot_perturbations(tmp_path / "p.png", np.ones((2, 3, 8, 8)), *arguments)
     assert not os.listdir(tmp_path)
 
 
 def test_integer_images_are_refused(tmp_path):
     images = np.zeros((2, 3, 8, 8), np.uint8)
     with pytest.raises(ValueError, match=r"floats in 0\.\.1, not uint8"):
-        plots.perturbations(tmp_path / "p.png", images, [-0.1, 0.0, 0.1])
+        plots.plot_perturbations(tmp_path / "p.png", images, [-0.1, 0.0, 0.1])
     with pytest.raises(ValueError, match="uint8"):
         one = ReconstructionColumn(images[0, 0, ..., None], images[0, 0, ..., None], 0, 0, 0)
-        plots.reconstructions(tmp_path / "r.png", [one], DIGITS)
+        plots.plot_reconstructions(tmp_path / "r.png", [one], DIGITS)
     assert not os.listdir(tmp_path)
 
 
@@ -495,15 +495,15 @@ def test_numbers_that_are_not_finite_do_not_matter(passes, tmp_path):
     for value in (NAN, INF):
         entropy, change, activity = (x + value for x in layer(passes, 4))
         arguments = entropy, change, activity, "abcd"
-        plots.routing_diagnostics(tmp_path / "d.png", *arguments)
+        plots.plot_routing_diagnostics(tmp_path / "d.png", *arguments)
         assert_legible(routing._routing_diagnostics_figure(*arguments))
         for grid in (None, (2, 2, 3)):
             coupling = np.full((12, 4), value)
-            plots.coupling_matrix(tmp_path / "m.png", coupling, "abcd", grid=grid)
+            plots.plot_coupling_matrix(tmp_path / "m.png", coupling, "abcd", grid=grid)
             coupling[::2] = 0.25
-            plots.coupling_matrix(tmp_path / "m.png", coupling, "abcd", grid=grid)
+            plots.plot_coupling_matrix(tmp_path / "m.png", coupling, "abcd", grid=grid)
         rows = [dict(step=k, epoch=k, logit_change=[value] * (passes - 1)) for k in range(3)]
-        plots.logit_changes(tmp_path / "l.png", rows)
+        plots.plot_logit_changes(tmp_path / "l.png", rows)
     assert sorted(os.listdir(tmp_path)) == ["d.png", "l.png", "m.png"]
 
 
@@ -524,7 +524,7 @@ def test_coupling_matrices_are_legible(parents, names, grid):
 def test_children_go_down_and_parents_across(tmp_path):
     path, coupling = tmp_path / "m.png", np.full((4, 3), 1 / 3)
     coupling[2], coupling[3] = (0, 0, 1), (1, 0, 0)
-    plots.coupling_matrix(path, coupling, "abc")
+    plots.plot_coupling_matrix(path, coupling, "abc")
     figure = routing._coupling_matrix_figure(coupling, "abc")
     picture, blue = pixels(path), (0, 0x72, 0xB2)
     extent = figure.axes[0].images[0].get_window_extent()
@@ -548,7 +548,7 @@ def test_no_coupling_is_lost_among_many_children(tmp_path):
     for child in (5, 100, 577, 578, 1150):  # at the very edge is the frame
         coupling[:, 4] = 0.1
         coupling[child, 4] = 1.0
-        plots.coupling_matrix(path, coupling, DIGITS)
+        plots.plot_coupling_matrix(path, coupling, DIGITS)
         picture = pixels(path)[100:]  # below the scale
         pale = picture[..., 2] - picture[..., 0]
         assert pale.max() > 45
@@ -599,10 +599,10 @@ def test_maps_of_a_grid_are_means_over_types():
                                          ("abcd", (2, 3, 3))])
 def test_names_and_grid_must_fit(names, grid, tmp_path):
     with pytest.raises(ValueError):
-        plots.coupling_matrix(tmp_path / "m.png", np.ones((12, 4)), names, grid=grid)
+        plots.plot_coupling_matrix(tmp_path / "m.png", np.ones((12, 4)), names, grid=grid)
     if grid is None:
         with pytest.raises(ValueError):
-            plots.routing_diagnostics(tmp_path / "d.png", [1.0], [], np.ones(4), names)
+            plots.plot_routing_diagnostics(tmp_path / "d.png", [1.0], [], np.ones(4), names)
     assert not os.listdir(tmp_path)
 
 
@@ -653,10 +653,10 @@ def test_logit_changes_of_odd_rows():
 
 def test_pictures_of_routing_are_saved(tmp_path):
     path = tmp_path / "new" / "d.png"
-    for function, *arguments in [(plots.routing_diagnostics, *layer(3, 10), DIGITS),
-                                 (plots.coupling_matrix, np.eye(10), DIGITS),
-                                 (plots.coupling_matrix, np.eye(10), DIGITS, "", (5, 1, 2)),
-                                 (plots.logit_changes, routed(3, 3))]:
+    for function, *arguments in [(plots.plot_routing_diagnostics, *layer(3, 10), DIGITS),
+                                 (plots.plot_coupling_matrix, np.eye(10), DIGITS),
+                                 (plots.plot_coupling_matrix, np.eye(10), DIGITS, "", (5, 1, 2)),
+                                 (plots.plot_logit_changes, routed(3, 3))]:
         assert function(path, *arguments) is None
         assert os.listdir(path.parent) == ["d.png"]
         assert pixels(path).shape[1] == 1050 and (pixels(path) < 200).any(axis=-1).sum() > 1000
@@ -723,7 +723,7 @@ def test_titles_are_shown_wrapped_and_plain():
 
 def test_a_failure_leaves_the_old_picture_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "curves.png"
-    plots.training_curves(path, run())
+    plots.plot_training_curves(path, run())
     old = path.read_bytes()
 
     def fail(self, name, **kwargs):
@@ -733,7 +733,7 @@ def test_a_failure_leaves_the_old_picture_and_nothing_else(tmp_path, monkeypatch
 
     monkeypatch.setattr(Figure, "savefig", fail)
     with pytest.raises(OSError, match="disk full"):
-        plots.training_curves(path, [])
+        plots.plot_training_curves(path, [])
     assert path.read_bytes() == old
     assert os.listdir(tmp_path) == ["curves.png"]
 
@@ -742,7 +742,7 @@ def test_a_picture_is_replaced_and_paths_may_be_strings(tmp_path):
     path = tmp_path / "curves.png"
     path.write_bytes(b"old")
     with open(path, "rb") as reader:
-        plots.training_curves(str(path), run())
+        plots.plot_training_curves(str(path), run())
         assert reader.read() == b"old", "the old file must not change under its readers"
     assert pixels(path).shape[1] == 1050
     assert os.listdir(tmp_path) == ["curves.png"]
@@ -750,17 +750,17 @@ def test_a_picture_is_replaced_and_paths_may_be_strings(tmp_path):
 
 def test_a_pdf_is_named_as_one(tmp_path):
     for name, start in (("a.pdf", b"%PDF-"), ("a.png", b"\x89PNG")):
-        plots.training_curves(tmp_path / name, run())
+        plots.plot_training_curves(tmp_path / name, run())
         assert (tmp_path / name).read_bytes().startswith(start)
     with pytest.raises(ValueError, match="xyz"):
-        plots.training_curves(tmp_path / "a.xyz", run())
+        plots.plot_training_curves(tmp_path / "a.xyz", run())
     assert sorted(os.listdir(tmp_path)) == ["a.pdf", "a.png"]
 
 
 def test_threads_draw_what_one_thread_draws(tmp_path):
-    jobs = [(plots.training_curves, run(200)), (plots.training_curves, run(400)),
-            (plots.reconstructions, columns(1, 0), CLOTHES),
-            (plots.reconstructions, columns(0, 1), CLOTHES)]
+    jobs = [(plots.plot_training_curves, run(200)), (plots.plot_training_curves, run(400)),
+            (plots.plot_reconstructions, columns(1, 0), CLOTHES),
+            (plots.plot_reconstructions, columns(0, 1), CLOTHES)]
 
     def draw(folder, number):
         function, *arguments = jobs[number]

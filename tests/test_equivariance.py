@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
 import pytest
+from helpers import train
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
@@ -19,7 +20,6 @@ from experiments.data.affine import Affine, warp
 from experiments.equivariance import Flags
 from experiments.plots.equivariance import _pose_paths_figure, _probes_figure
 from experiments.tasks import figures
-from experiments.training import loop
 
 RNG = np.random.default_rng(0)
 X = np.linspace(-30, 30, 13)  # degrees
@@ -267,8 +267,8 @@ def cnn_run(tmp_path_factory):
     config = Config(dataset="digits", preset="tiny", model="cnn", steps=2, batch_size=16,
                     num_devices=1, cache_dir="none", accelerator="cpu", workdir=str(folder))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "draw", lambda *_: [])
-        loop.run(config)
+        patch.setattr(figures, "of_finished_run", lambda *_: [])
+        train(config)
     return folder
 
 
@@ -358,5 +358,5 @@ def test_pictures(tmp_path):
     axes = _probes_figure(bars, "title").axes[1]
     assert [bar.get_height() for bar in axes.patches] == [0.5, 0, 1, 0.2]
     assert [t.get_text() for t in axes.texts] == ["0.50", "-3.00", "1.00", "0.20"]
-    plots.pose_paths(tmp_path / "paths.pdf", {"one": paths})
+    plots.plot_pose_paths(tmp_path / "paths.pdf", {"one": paths})
     assert (tmp_path / "paths.pdf").read_bytes()[:4] == b"%PDF"

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -10,11 +9,11 @@ import threading
 import time
 
 import pytest
+from helpers import ROOT
 
 from experiments.config import UserError
 from experiments.sweeps import executors, ledger
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 SUMMARY = {"wall_seconds": 2.0, "together": 1}
 
 

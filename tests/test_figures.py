@@ -103,7 +103,7 @@ def test_pictures_compile_once(opened, monkeypatch):
         accuracy = np.float32(np.arange(360) % (example + 2) > 0)
         found = list(run_figures.of_decoder(setup, opened.params, {"accuracy": accuracy}))
         assert len(found) == 2 and run_figures.of_class(setup, changed)
-        assert len(list(routing_diagnostics.pictures(setup, opened.params, [{"epoch": 1.0}], ""))) == 3
+        assert len(list(routing_diagnostics.figures(setup, opened.params, [{"epoch": 1.0}], ""))) == 3
     decodings = 2  # of 16 examples and of all changes
     assert sorted(traced) == [*["decode"] * decodings, "encode", "encode", "votes"]
 
@@ -123,7 +123,7 @@ def test_all_pictures_in_two_kinds(tiny_run, tmp_path, capsys):
 def shown(monkeypatch, name):
     """Arguments, after the path, with which a picture is drawn in place of drawing it."""
     calls = []
-    monkeypatch.setattr(plots, name, lambda path, *arguments: calls.append(arguments))
+    monkeypatch.setattr(plots, f"plot_{name}", lambda path, *arguments: calls.append(arguments))
     return calls
 
 
@@ -132,7 +132,7 @@ def test_changes_of_logits_are_measured_where_training_did_not(opened, monkeypat
     d = routing_diagnostics.diagnostics(opened.setup, opened.params, opened.setup.dataset.test_images[:128])
 
     def changes(rows):
-        for name, _, arguments in routing_diagnostics.pictures(opened.setup, opened.params, rows, "T"):
+        for name, _, arguments in routing_diagnostics.figures(opened.setup, opened.params, rows, "T"):
             if name == "logit_changes":
                 return arguments
 

@@ -3,11 +3,11 @@
 import dataclasses
 
 import pytest
+from helpers import prepare_run
 
 from experiments.config.flags import parse_flags
 from experiments.sweeps import plan, time_estimate
 from experiments.tasks.registry import find_program
-from experiments.training.setup import prepare
 
 DEFAULTS = find_program("mnist").defaults
 FLAGS = ["--dataset=digits", "--model=cnn", "--preset=tiny", "--batch_size=16", "--steps=100",
@@ -16,7 +16,7 @@ FLAGS = ["--dataset=digits", "--model=cnn", "--preset=tiny", "--batch_size=16", 
 
 def test_work_is_that_of_the_layers(monkeypatch):
     monkeypatch.setattr("capsjax.conv._fastest", lambda *shapes: "im2col")
-    setup = prepare(parse_flags(DEFAULTS, FLAGS))
+    setup = prepare_run(parse_flags(DEFAULTS, FLAGS))
     model, (side, _, channels) = setup.model_config, setup.model_config.image_shape
     weights = 0
     for width, kernel in zip(model.channels, model.kernels):  # padded, so of every pixel

@@ -6,13 +6,13 @@ import pathlib
 import tomllib
 
 import pytest
+from helpers import ROOT
 
 import capsjax
 import capsjax.models
 import capsjax.routing
 import kernels
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 ALLOWED = {
     "capsjax": {"capsjax", "jax", "flax", "optax", "chex", "numpy"},
     "kernels": {"kernels", "capsjax", "jax", "chex", "numpy", "absl"},

@@ -10,17 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from helpers import train
 
 from capsjax import Prediction, functional
 from experiments import multimnist
-from experiments.config import UserError
+from experiments.config import UserError, network_config, resolve
 from experiments.data import batching, datasets, digit_pairs
 from experiments.data.digit_pairs import Pair
-from experiments.plots import segmentation
+from experiments.plots import segmentation as segmentation_plot
 from experiments.tasks import multimnist as multimnist_task
 from experiments.tasks import multimnist_report
 from experiments.tasks.multimnist import pair_pipeline
-from experiments.training import loop
 from experiments.training.devices import cache_folder
 
 SQUARE = np.zeros((28, 28, 1), np.uint8)
@@ -153,7 +153,7 @@ def test_test_pairs_are_the_same_everywhere():
 
 
 def training_batch(seed, step, part=(0, 1)):
-    config = dataclasses.replace(multimnist.DEFAULTS, seed=seed)
+    config = dataclasses.replace(multimnist.PROGRAM.defaults, seed=seed)
     made = pair_pipeline(config, digits())
     key = jax.random.fold_in(jax.random.key(seed), 1)
     order = batching.epoch_orders(key, 0, len(digits().train_labels))
@@ -190,14 +190,14 @@ def test_input_is_the_sum_cut_off_at_1():
 ])
 def test_data_of_which_no_pairs_can_be_made(changes, message):
     with pytest.raises(UserError, match=message):
-        pair_pipeline(multimnist.DEFAULTS, digits()._replace(**changes))
+        pair_pipeline(multimnist.PROGRAM.defaults, digits()._replace(**changes))
 
 
 def test_no_validation_digits_are_no_pairs():
     empty = digits()._replace(
         validation_images=digits().validation_images[:0],
         validation_labels=digits().validation_labels[:0])
-    images, labels = pair_pipeline(multimnist.DEFAULTS, empty).held_out("validation")
+    images, labels = pair_pipeline(multimnist.PROGRAM.defaults, empty).held_out("validation")
     assert images.shape == (0, 2, 36, 36, 1) and labels.shape == (0, 2)
 
 
@@ -209,14 +209,14 @@ def test_no_validation_digits_are_no_pairs():
     ("cnn", {}, 24_563_978),
 ])
 def test_published_numbers_of_parameters(model, changes, count):
-    config = dataclasses.replace(multimnist.DEFAULTS, model=model, **changes).resolved("mnist")
-    network = config.model_config((36, 36, 1), 10)
+    config = resolve(dataclasses.replace(multimnist.PROGRAM.defaults, model=model, **changes), "mnist")
+    network = network_config(config, (36, 36, 1), 10)
     shapes = jax.eval_shape(functional.create_model(network).init, jax.random.key(0))
     assert functional.count_parameters(shapes) == count
 
 
 TINY = dataclasses.replace(
-    multimnist.DEFAULTS, dataset="digits", preset="tiny", steps=2, batch_size=16, num_devices=1,
+    multimnist.PROGRAM.defaults, dataset="digits", preset="tiny", steps=2, batch_size=16, num_devices=1,
     test_pairs=40, cache_dir="none", accelerator="cpu")
 
 
@@ -275,9 +275,9 @@ WANTED = {
 
 def made(monkeypatch, routing, **changes):
     given = {"model": "cnn"} if routing == "cnn" else {"routing": routing}
-    config = dataclasses.replace(TINY, **given, **changes).resolved("digits")
-    network = config.model_config((36, 36, 1), 4)
-    monkeypatch.setattr(functional, "create", lambda config: Fake(config))
+    config = resolve(dataclasses.replace(TINY, **given, **changes), "digits")
+    network = network_config(config, (36, 36, 1), 4)
+    monkeypatch.setattr(functional, "create_model", lambda config: Fake(config))
     return config, multimnist_task.pair_objective(config, network)
 
 
@@ -332,7 +332,7 @@ def test_logits_have_no_margin_loss(tmp_path):
     workdir = str(tmp_path / "x")
     config = dataclasses.replace(TINY, routing="heinsen", loss="margin", workdir=workdir)
     with pytest.raises(UserError, match="--loss=margin: the scores of heinsen .*cross_entropy"):
-        loop.run(config)
+        train(config)
     assert not (tmp_path / "x").exists()
 
 
@@ -398,7 +398,7 @@ def test_the_absent_class_has_the_smallest_score():
 ], ids=lambda c: "-".join(map(str, c.values())) or "default")
 def test_program_for_two_steps(changes, tmp_path, capsys):
     config = dataclasses.replace(TINY, workdir=str(tmp_path), **changes)
-    summary = loop.run(config)
+    summary = train(config)
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert summary["program"] == "multimnist" and summary["test_examples"] == 40
     assert summary["command"].startswith("python -m experiments.multimnist --dataset=digits")
@@ -418,12 +418,12 @@ def column(kind, n=3):
     rng = np.random.default_rng(n)
     one = rng.uniform(size=(12, 10, 1))
     two = rng.uniform(size=(2, 12, 10, 1))
-    return segmentation.PairColumn(one, two, two, ("3", "8"), ("3", "7"), ("3", kind))
+    return segmentation_plot.PairColumn(one, two, two, ("3", "8"), ("3", "7"), ("3", kind))
 
 
 def test_two_colours():
     pair = np.array([[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 1.0, 0.0]]).reshape(2, 1, 4, 1)
-    (row,) = segmentation.two_colours(pair)
+    (row,) = segmentation_plot.two_colours(pair)
     np.testing.assert_allclose(row, [[1, 0.42, 0], [0, 0.58, 1], [1, 1, 1], [0, 0, 0]])
 
 
@@ -432,11 +432,11 @@ def test_two_colours():
 def test_picture(counts, lines, tmp_path):
     kinds = ("right", "wrong", "absent")
     groups = [(kind, kind, [column("4")] * n) for kind, n in zip(kinds, counts, strict=True) if n]
-    figure = segmentation._segmentation_figure(groups, "title")
+    figure = segmentation_plot._segmentation_figure(groups, "title")
     (axes,) = figure.axes
     assert len(axes.images) == 3 * sum(counts)
     assert sum(text.get_text() == "input" for text in axes.texts) == lines
     captions = [text.get_text() for text in axes.texts]
     assert captions.count("3  8\n3  7\n3  4") == sum(counts)
-    segmentation.segmentation(tmp_path / "a" / "b.png", groups)
+    segmentation_plot.plot_segmentation(tmp_path / "a" / "b.png", groups)
     assert (tmp_path / "a" / "b.png").stat().st_size > 1000

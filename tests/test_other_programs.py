@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 import subprocess
 import sys
 
@@ -11,44 +10,44 @@ import numpy as np
 import optax
 import pytest
 import tensorflow_datasets as tfds
+from helpers import ROOT, prepare_run, train
 from test_data import Tiny, offline, png, prepare  # noqa: F401  (offline: no network here)
 
 from capsjax import functional
 from experiments import cifar10, smallnorb, svhn
 from experiments.analysis.saved_run import stored_config
-from experiments.config import UserError
+from experiments.config import UserError, network_config, resolve
 from experiments.data import batching, datasets
 from experiments.tasks import figures, registry
 from experiments.training import loop
-from experiments.training.evaluate import evaluator
+from experiments.training.evaluate import make_evaluate
 from experiments.training.setup import initial_state, prepare, training_inputs
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Parameters: section 7 of the paper, or what its authors' code makes, with the bias of s_j.
 NETWORKS = {
-    "cifar10": (cifar10.DEFAULTS, (24, 24, 3), 10, 22_476_448),
-    "smallnorb": (smallnorb.DEFAULTS, (32, 32, 2), 5, 9_327_184),
-    "svhn": (svhn.DEFAULTS, (32, 32, 3), 10,
+    "cifar10": (cifar10.PROGRAM.defaults, (24, 24, 3), 10, 22_476_448),
+    "smallnorb": (smallnorb.PROGRAM.defaults, (32, 32, 2), 5, 9_327_184),
+    "svhn": (svhn.PROGRAM.defaults, (32, 32, 3), 10,
              (81 * 3 + 1) * 64 + (81 * 64 + 1) * 96 + 8 * 8 * 16 * 10 * 6 * 8 + 80),
 }
 
 
 @pytest.mark.parametrize("defaults, shape, classes, count", NETWORKS.values(), ids=NETWORKS)
 def test_published_numbers_of_parameters(defaults, shape, classes, count):
-    config = dataclasses.replace(defaults, routing_bias=True).resolved(defaults.dataset)
-    network = config.model_config(shape, classes)
-    assert network == config.model_config(network.image_shape, network.num_classes)
+    config = resolve(dataclasses.replace(defaults, routing_bias=True), defaults.dataset)
+    network = network_config(config, shape, classes)
+    assert network == network_config(config, network.image_shape, network.num_classes)
     shapes = jax.eval_shape(functional.create_model(network).init, jax.random.key(0))
     assert functional.count_parameters(shapes) == count
 
 
 def test_networks_are_the_papers():
-    network = cifar10.DEFAULTS.resolved("cifar10").model_config((24, 24, 3), 10)
+    network = network_config(resolve(cifar10.PROGRAM.defaults, "cifar10"), (24, 24, 3), 10)
     assert (network.routing, network.input_capsules, network.decoder) == ("leaky", 9216, None)
     assert network.primary_grid == (12, 12)
-    network = smallnorb.DEFAULTS.resolved("smallnorb").model_config((32, 32, 2), 5)
+    network = network_config(resolve(smallnorb.PROGRAM.defaults, "smallnorb"), (32, 32, 2), 5)
     assert (network.routing, network.input_capsules) == ("dynamic", 2048)
-    network = svhn.DEFAULTS.resolved("svhn_cropped").model_config((32, 32, 3), 10)
+    network = network_config(resolve(svhn.PROGRAM.defaults, "svhn_cropped"), (32, 32, 3), 10)
     assert (network.primary_pose, network.class_pose, network.decoder) == (6, 8, None)
 
 
@@ -94,12 +93,12 @@ def short(program, path, tmp_path, **changes):
 def test_two_steps_on_arrays(program, raw, classes, shape, changes, stored, tmp_path):
     path = stored(arrays(raw, classes))
     config = short(program, path, tmp_path, **changes)
-    summary = loop.run(config)
+    summary = train(config)
     assert summary["program"] == program and summary["steps"] == 2
     assert summary["test_examples"] == 30 and np.isfinite(summary["test_loss"])
     assert summary["dataset"] == path and summary["dataset_source"].startswith("arrays ")
-    setup = prepare(config)
-    assert setup.stream.shape == shape == setup.model_config.image_shape
+    setup = prepare_run(config)
+    assert setup.pipeline.shape == shape == setup.model_config.image_shape
     assert setup.dataset.num_classes == classes
     count = changes.get("ensemble", 1)
     assert summary.get("ensemble", 1) == count
@@ -116,7 +115,7 @@ def test_two_steps_on_arrays(program, raw, classes, shape, changes, stored, tmp_
 def test_crops_of_a_smaller_image(tmp_path):
     config = short("smallnorb", "digits", tmp_path)
     with pytest.raises(UserError, match="14x14 pixels are too few for crops of 32x32"):
-        loop.run(config)
+        train(config)
     assert not (tmp_path / "run").exists()
 
 
@@ -143,9 +142,9 @@ def members(made):
 
 def test_each_network_of_an_ensemble_is_trained_as_if_alone(stored, tmp_path):
     path = stored(arrays((28, 28), 10))
-    made = prepare(short("cifar10", path, tmp_path, ensemble=3))
+    made = prepare_run(short("cifar10", path, tmp_path, ensemble=3))
     before, after, sums = members(made)
-    single = prepare(short("cifar10", path, tmp_path))
+    single = prepare_run(short("cifar10", path, tmp_path))
     losses = []
     for n in range(3):
         start = jax.tree.map(lambda x, n=n: x[n], before)
@@ -161,12 +160,12 @@ def test_each_network_of_an_ensemble_is_trained_as_if_alone(stored, tmp_path):
 
 
 def test_an_ensemble_averages_scores(stored, tmp_path):
-    made = prepare(short("cifar10", stored(arrays((28, 28), 10)), tmp_path, ensemble=3))
+    made = prepare_run(short("cifar10", stored(arrays((28, 28), 10)), tmp_path, ensemble=3))
     params = jax.device_get(initial_state(made).params)
-    pixels, labels = made.stream.held_out("test")
-    values = evaluator(made)(params, pixels, labels)
+    pixels, labels = made.pipeline.held_out("test")
+    values = make_evaluate(made)(params, pixels, labels)
     alone = functional.create_model(made.model_config)
-    x = jax.vmap(made.stream.input)(pixels)
+    x = jax.vmap(made.pipeline.input)(pixels)
     scores = np.stack([
         np.asarray(jax.jit(alone.apply)(jax.tree.map(lambda p, n=n: p[n], params), x).scores)
         for n in range(3)])
@@ -182,7 +181,7 @@ def test_an_ensemble_averages_scores(stored, tmp_path):
 def test_flags_of_a_single_network(changes, flag, stored, tmp_path):
     config = short("cifar10", stored(arrays((28, 28), 10)), tmp_path, ensemble=2, **changes)
     with pytest.raises(UserError, match=f"{flag} is of one network, not of --ensemble=2"):
-        loop.run(config)
+        train(config)
     assert not (tmp_path / "run").exists()
 
 

@@ -149,7 +149,7 @@ def test_every_run_of_every_study_has_legal_flags(name):
     ("seed=0,x", {}, "--seed=x"),
     ("depth=-1", {}, "--depth=-1"),
     ("reconstruction=perhaps", {}, "--reconstruction=perhaps"),
-    ("routing=em,vb", {"model": "cnn"}, "--routing is of capsules"),
+    ("routing=em,vb", {"model": "cnn"}, "--routing applies only to capsule"),
     ("model=cnn,capsnet", {"preset": "deep"}, "no such --model=cnn"),
     ("votes=conv,matrix", {"preset": "tiny"}, "matri"),
     ("routing=frozen,em", {}, "routing=frozen.*add a row.*--frozen_from"),

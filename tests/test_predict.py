@@ -10,6 +10,7 @@ import jax
 import matplotlib.image
 import numpy as np
 import pytest
+from helpers import ROOT, train
 from PIL import Image
 
 from experiments import predict
@@ -19,9 +20,7 @@ from experiments.config import Config, UserError
 from experiments.data import image_files
 from experiments.data.datasets import _digits
 from experiments.predict import Flags
-from experiments.training import loop
 
-ROOT = Path(__file__).resolve().parent.parent
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (12, 9), dtype=np.uint8)
 COLOR = RNG.integers(0, 256, (12, 9, 3), dtype=np.uint8)
@@ -295,7 +294,7 @@ def test_none_is_said_below_a_half(digits):
 def test_a_network_without_capsules_has_probabilities(folder, digits, tmp_path, capsys):
     config = Config(dataset="digits", preset="tiny", model="cnn", steps=1, num_devices=1,
                     cache_dir="none", accelerator="cpu", workdir=str(tmp_path / "run"))
-    loop.run(config)
+    train(config)
     call(tmp_path / "run", folder / "a.png")
     out = capsys.readouterr().out.splitlines()
     assert "class, probability" in out[-2]

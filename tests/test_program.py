@@ -3,11 +3,10 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 TOO_LARGE = "jax.block_until_ready(jax.jit(lambda: jnp.zeros((2**20, 2**20, 2**20), 'int8'))())"
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import gzip
 import json
 import os
-import pathlib
 import re
 import resource
 import signal
@@ -15,18 +14,18 @@ import time
 import jax
 import numpy as np
 import pytest
+from helpers import ROOT, prepare_run, train
 
 from capsjax import functional
 from capsjax.routing import ROUTINGS
-from experiments.config import Config, UserError
+from experiments.config import Config, UserError, resolve
 from experiments.config.flags import parse_flags
 from experiments.data import batching
 from experiments.training import loop
 from experiments.training.checkpoints import Checkpoints
-from experiments.training.setup import initial_state, prepare, training_inputs
+from experiments.training.setup import initial_state, training_inputs
 from experiments.training.workdir import open_workdir
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = Config(dataset="digits", preset="tiny", steps=2, num_devices=1, cache_dir="none",
               accelerator="cpu")
 TIMES = ("seconds", "images_per_second")
@@ -50,7 +49,7 @@ def rows(workdir):
 ], ids=lambda c: "-".join(map(str, c.values())) or "default")
 def test_every_path_for_two_steps(changes, tmp_path, capsys):
     config = dataclasses.replace(TINY, workdir=str(tmp_path), **changes)
-    summary = loop.run(config)
+    summary = train(config)
     out, err = capsys.readouterr()
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert summary["steps"] == 2 and summary["test_examples"] == 360
@@ -88,7 +87,7 @@ def figure_names(workdir):
 def test_profile_traces_the_second_chunk_and_changes_nothing(tmp_path):
     config = dataclasses.replace(QUICK, steps=9, log_every=2)
     plain, traced = (
-        loop.run(dataclasses.replace(config, workdir=str(tmp_path / name), profile=steps))
+        train(dataclasses.replace(config, workdir=str(tmp_path / name), profile=steps))
         for name, steps in [("plain", 0), ("traced", 3)])
     assert [row["step"] for row in rows(tmp_path / "traced")] == [2, 5, 6, 8, 9]
     assert rows(tmp_path / "plain")[-1] == rows(tmp_path / "traced")[-1]
@@ -105,7 +104,7 @@ def test_validation_within_epochs_changes_nothing_else(tmp_path):
     config = dataclasses.replace(
         QUICK, steps=10, log_every=5, train_examples=48, validation_fraction=0.3)
     plain, often = (
-        loop.run(dataclasses.replace(config, workdir=str(tmp_path / name), validate_every=steps))
+        train(dataclasses.replace(config, workdir=str(tmp_path / name), validate_every=steps))
         for name, steps in [("plain", 0), ("often", 4)])
 
     def validated(name):
@@ -123,14 +122,14 @@ def dynamic(tmp_path_factory):
     config = dataclasses.replace(
         QUICK, routing="dynamic", workdir=str(workdir), learning_rate=0.01, steps=6,
         validation_fraction=0.3)
-    return config, workdir, loop.run(config)
+    return config, workdir, train(config)
 
 
 @pytest.mark.parametrize("routing", [
     r if r in USUAL else slow(r) for r in ROUTINGS if r != "dynamic"])
 def test_every_routing_for_two_steps(routing, dynamic, tmp_path):
     config, source, _ = dynamic
-    summary = loop.run(dataclasses.replace(
+    summary = train(dataclasses.replace(
         config, routing=routing, workdir=str(tmp_path), steps=2, diagnostics=True,
         frozen_from=str(source) if routing == "frozen" else ""))
     passes = PASSES.get(routing, 3)
@@ -171,7 +170,7 @@ def test_every_routing_for_two_steps(routing, dynamic, tmp_path):
     slow({"routing_schedule": "concurrent"}, {"routing_iterations": 3}),
 ], ids=lambda x: "-".join(map(str, x.values())))
 def test_networks_for_two_steps(changes, want, tmp_path):
-    summary = loop.run(dataclasses.replace(QUICK, workdir=str(tmp_path), **changes))
+    summary = train(dataclasses.replace(QUICK, workdir=str(tmp_path), **changes))
     given = {name: changes[name] for name in changes.keys() & summary.keys()}
     want = {"steps": 2, "routing": "dynamic", "votes": "full", "loss": "margin"} | given | want
     assert {name: summary[name] for name in want} == want
@@ -207,7 +206,7 @@ def test_networks_for_two_steps(changes, want, tmp_path):
 def test_wrong_combinations_are_one_line_and_leave_nothing(changes, message, tmp_path, capsys):
     config = dataclasses.replace(QUICK, workdir=str(tmp_path / "run"), **changes)
     with pytest.raises(UserError, match=message):
-        loop.run(config)
+        train(config)
     assert capsys.readouterr() == ("", "")
     assert not (tmp_path / "run").exists()
 
@@ -217,11 +216,11 @@ def test_frozen_says_which_command_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     frozen = dataclasses.replace(QUICK, routing="frozen", workdir="frozen", steps=1)
     with pytest.raises(UserError, match="first run") as error:
-        loop.run(frozen)
+        train(frozen)
     command = re.search(r"first run python -m experiments.mnist (.*?), or", str(error.value))[1]
-    loop.run(dataclasses.replace(
+    train(dataclasses.replace(
         parse_flags(Config(), command.split()), cache_dir="none", steps=1))
-    assert loop.run(frozen)["routing"] == "frozen"
+    assert train(frozen)["routing"] == "frozen"
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -232,7 +231,7 @@ def test_frozen_says_which_command_comes_first(tmp_path, monkeypatch):
 def test_couplings_of_another_kind_of_run_are_refused(dynamic, changes, message, tmp_path):
     config, source, _ = dynamic
     with pytest.raises(UserError, match=f"--frozen_from={source} is another kind.*{message}"):
-        loop.run(dataclasses.replace(
+        train(dataclasses.replace(
             config, routing="frozen", frozen_from=str(source), workdir=str(tmp_path), **changes))
 
 
@@ -242,7 +241,7 @@ def test_an_unfinished_run_has_no_couplings_to_take(dynamic, tmp_path):
     subprocess.run(["cp", "-r", source, copy], check=True)
     (copy / "summary.json").unlink()
     with pytest.raises(UserError, match="a finished dynamic run"):
-        loop.run(dataclasses.replace(
+        train(dataclasses.replace(
             config, routing="frozen", frozen_from=str(copy), workdir=str(tmp_path / "run")))
 
 
@@ -251,10 +250,10 @@ def test_frozen_takes_the_mean_couplings_and_training_keeps_them(dynamic, tmp_pa
     # Another seed, so that nothing but the couplings comes from there.
     config_here = dataclasses.replace(
         config, routing="frozen", frozen_from=str(source), workdir=str(tmp_path), seed=1, steps=2)
-    setup = prepare(config_here)
+    setup = prepare_run(config_here)
     before = jax.device_get(initial_state(setup).params)
 
-    other = prepare(config)
+    other = prepare_run(config)
     with Checkpoints(source) as checkpoints:
         params = checkpoints.restore(initial_state(other)).params
     naive = dataclasses.replace(other.model_config, routing_implementation="naive")
@@ -268,7 +267,7 @@ def test_frozen_takes_the_mean_couplings_and_training_keeps_them(dynamic, tmp_pa
     got = np.exp(np.float64(before["classes"]["prior"]))
     np.testing.assert_allclose(got, want, rtol=2e-5)
 
-    loop.run(config_here)
+    train(config_here)
     with Checkpoints(tmp_path) as checkpoints:
         after = jax.device_get(checkpoints.restore(initial_state(setup)).params)
     np.testing.assert_array_equal(after["classes"]["prior"], before["classes"]["prior"])
@@ -282,7 +281,7 @@ def test_frozen_takes_the_mean_couplings_and_training_keeps_them(dynamic, tmp_pa
 def test_implementations_of_routing_give_the_same_losses(implementation, steps, batch_size):
     losses = []
     for name in ("naive", implementation):
-        setup = prepare(dataclasses.replace(
+        setup = prepare_run(dataclasses.replace(
             TINY, batch_size=batch_size, routing_implementation=name))
         chunk, state = loop.make_chunk(setup), initial_state(setup)
         source, key = training_inputs(setup)
@@ -298,7 +297,7 @@ def test_implementations_of_routing_give_the_same_losses(implementation, steps, 
 def test_kernels_are_refused_where_they_cannot_run(tmp_path):
     config = dataclasses.replace(TINY, routing_implementation="pallas", workdir=str(tmp_path / "x"))
     with pytest.raises(UserError, match="--routing_implementation=pallas: .* not on cpu"):
-        loop.run(config)
+        train(config)
     assert not (tmp_path / "x").exists()
 
 
@@ -306,14 +305,14 @@ def test_kernels_are_refused_where_they_cannot_run(tmp_path):
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished")
     config = dataclasses.replace(TINY, workdir=str(workdir))
-    return config, workdir, loop.run(config)
+    return config, workdir, train(config)
 
 
 def test_a_finished_run_is_only_reported_again(finished, monkeypatch):
     config, workdir, summary = finished
     before = rows(workdir)
     monkeypatch.setattr("experiments.training.summary.peak_memory_mb", lambda device: 10**6)  # not training's
-    again = loop.run(config)
+    again = train(config)
     same = set(summary) - {"wall_seconds"}
     assert {k: again[k] for k in same} == {k: summary[k] for k in same}
     assert rows(workdir) == before
@@ -328,7 +327,7 @@ def test_a_workdir_of_another_run_is_refused_and_kept(finished, changes, message
     config, workdir, _ = finished
     before = (workdir / "config.json").read_text(), rows(workdir)
     with pytest.raises(UserError, match=message):
-        loop.run(dataclasses.replace(config, **changes))
+        train(dataclasses.replace(config, **changes))
     assert ((workdir / "config.json").read_text(), rows(workdir)) == before
 
 
@@ -340,17 +339,17 @@ def test_a_damaged_checkpoint_is_named(finished, tmp_path):
         if path.is_file():
             path.write_bytes(b"damaged")
     with pytest.raises(UserError, match="checkpoint 2 .*can't be read"):
-        loop.run(dataclasses.replace(config, workdir=str(copy)))
+        train(dataclasses.replace(config, workdir=str(copy)))
 
 
 def test_a_workdir_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="can't be written"):
-        loop.run(dataclasses.replace(TINY, workdir=str(tmp_path / "file" / "run")))
+        train(dataclasses.replace(TINY, workdir=str(tmp_path / "file" / "run")))
 
 
 def test_a_workdir_in_use(tmp_path):
-    config = dataclasses.replace(TINY, workdir=str(tmp_path)).resolved("digits")
+    config = resolve(dataclasses.replace(TINY, workdir=str(tmp_path)), "digits")
     with open_workdir(config):
         # The lock belongs to the opening, not to the process: this needs no second one.
         with pytest.raises(UserError, match="another process is training"):
@@ -363,7 +362,7 @@ def test_a_workdir_in_use(tmp_path):
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_path):
     config = dataclasses.replace(TINY, workdir=str(tmp_path), learning_rate=1e30, steps=30)
     with pytest.raises(UserError, match="the loss is (nan|inf) after step"):
-        loop.run(config)
+        train(config)
     assert not (tmp_path / "summary.json").exists()
 
 
@@ -385,7 +384,7 @@ def undisturbed(tmp_path_factory):
 
 def final_state(workdir):
     config = Config(**json.loads((workdir / "config.json").read_text()) | {"num_devices": 1})
-    state = initial_state(prepare(config))
+    state = initial_state(prepare_run(config))
     with Checkpoints(workdir) as checkpoints:
         return jax.device_get(checkpoints.restore(state))
 
@@ -423,7 +422,7 @@ def test_diagnostics_of_every_epoch(undisturbed):
     assert {"routing", "couplings", "logit_changes"} < figure_names(workdir)
 
     config = Config(**json.loads((workdir / "config.json").read_text()) | {"num_devices": 1})
-    setup = prepare(config)
+    setup = prepare_run(config)
     params = final_state(workdir).params
     images = setup.dataset.validation_images.astype(np.float32) / 255
     assert len(images) == 72

@@ -1,7 +1,6 @@
 """README says what can be run."""
 
 import importlib
-import pathlib
 import re
 import shlex
 import subprocess
@@ -11,11 +10,11 @@ import venv
 import numpy as np
 import pytest
 from absl import flags
+from helpers import ROOT
 
 from capsjax.routing import ROUTINGS, make_routing, route
 from experiments.config.flags import define_flags
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 PROGRAMS = ("experiments", "kernels")
 

@@ -7,12 +7,13 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from helpers import prepare_run
 
 from experiments.analysis import saved_run
 from experiments.config import Config, UserError
 from experiments.data import datasets
 from experiments.training.checkpoints import Checkpoints
-from experiments.training.setup import initial_state, prepare
+from experiments.training.setup import initial_state
 
 
 def files(folder):
@@ -27,13 +28,13 @@ def copy(tiny_run, tmp_path):
 
 def test_a_run_opens_without_data_and_is_not_changed(tiny_run, monkeypatch):
     config = Config(**json.loads((tiny_run / "config.json").read_text()))
-    setup = prepare(config)
+    setup = prepare_run(config)
     with Checkpoints(tiny_run) as checkpoints:
         want = jax.device_get(checkpoints.restore(initial_state(setup)).params)
     before = files(tiny_run)
 
     monkeypatch.setattr(datasets, "load", lambda *_, **__: pytest.fail("data were loaded"))
-    run = saved_run.open_run(tiny_run, accelerator="cpu")
+    run = saved_run.open_run(tiny_run, accelerator="cpu", cache_dir="none")
     assert files(tiny_run) == before
     assert run.folder == tiny_run and run.step == 2
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(run.params), want)

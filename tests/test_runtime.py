@@ -4,14 +4,15 @@ import jax
 import numpy as np
 import optax
 import pytest
+from helpers import prepare_run
 
 from experiments.config import Config, UserError
 from experiments.data import augment, batching, datasets
 from experiments.training import evaluate as evaluate_module
 from experiments.training import loop
 from experiments.training.devices import find_devices, parallelize, replicate
-from experiments.training.evaluate import evaluator
-from experiments.training.setup import initial_state, prepare, training_inputs
+from experiments.training.evaluate import make_evaluate
+from experiments.training.setup import initial_state, training_inputs
 
 
 @pytest.mark.parametrize("accelerator", ["gpu", "tpu"])
@@ -39,7 +40,7 @@ def setup(parallel, num_devices, **changes):
     dataset = datasets.Dataset("noise", "noise", *arrays, tuple("0123456789"))
     config = Config(dataset="noise", preset="tiny", batch_size=8, parallel=parallel,
                     num_devices=num_devices, cache_dir="none", **changes)
-    return prepare(config, dataset)
+    return prepare_run(config, dataset)
 
 
 def gradients(made):
@@ -107,7 +108,7 @@ def test_evaluation_counts_every_example_once_on_any_number_of_devices(
     losses = one_device.loss(params, augment.to_unit(d.test_images), d.test_labels)[0]
     for made in (one_device, setup("jit", 4)):
         replicated = replicate(params, made.devices)
-        values = evaluator(made)(replicated, d.test_images, d.test_labels)
+        values = make_evaluate(made)(replicated, d.test_images, d.test_labels)
         assert {v.shape for v in values.values()} == {(10,)}
         np.testing.assert_array_equal(values["accuracy"] > 0, want)
         np.testing.assert_allclose(values["loss"], losses, rtol=1e-5)

@@ -13,16 +13,16 @@ import types
 import numpy as np
 import pytest
 from absl import flags
+from helpers import ROOT
 
 from experiments import sweep
-from experiments.config import UserError
+from experiments.config import UserError, resolve
 from experiments.config.flags import parse_flags
 from experiments.sweeps import executors, grouping, ledger, plan, studies, time_estimate
 from experiments.sweeps.studies import Study
 from experiments.tasks import registry
 from experiments.training.summary import pack, unpack
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 DEFAULTS = registry.find_program("mnist").defaults
 GRID = "--grid=routing=em,vb;seed=0,1"
 
@@ -220,7 +220,7 @@ def test_frozen_comes_after_dynamic(run_sweep, workers, tmp_path):
 ])
 def test_flags_apply_to_all_runs(run_sweep, workers, tmp_path, flag, grid, name, want):
     run_sweep(f"--grid={grid}", flag, f"--runs={tmp_path}")
-    assert [getattr(run.resolved("digits"), name) for run in workers.runs()] == [want, want]
+    assert [getattr(resolve(run, "digits"), name) for run in workers.runs()] == [want, want]
 
 
 def test_no_run_succeeds(run_sweep, workers, tmp_path):

@@ -231,5 +231,5 @@ def test_picture(tmp_path):
     assert second.get_xlabel() == "test error, %" and first.get_xlabel() == ""
     assert first.get_xlim() == second.get_xlim()
     assert first.get_ylim()[0] > first.get_ylim()[1], "the first row is at the top"
-    plots.intervals(tmp_path / "a.pdf", [table])
+    plots.plot_intervals(tmp_path / "a.pdf", [table])
     assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")

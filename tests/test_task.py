@@ -8,15 +8,17 @@ import types
 import numpy as np
 import pytest
 from absl import flags
+from helpers import train
 
 from experiments import mnist
 from experiments.analysis.saved_run import stored_config
-from experiments.config import Config, UserError, setting
+from experiments.config import Config, UserError, resolve, setting
+from experiments.config import command as command_of
 from experiments.config.flags import define_flags, parse_flags
 from experiments.data import datasets, subset
 from experiments.tasks import registry
+from experiments.tasks.base import Program
 from experiments.tasks.classification import CLASSIFICATION
-from experiments.training import loop
 from experiments.training.devices import cache_folder
 from experiments.training.workdir import write_config
 
@@ -32,19 +34,18 @@ class OwnConfig(Config):
 
 @pytest.fixture
 def own(monkeypatch):
-    """A program experiments.acceptance with a flag of its own and mnist's task."""
-    module = types.SimpleNamespace(
-        DEFAULTS=OwnConfig(program="acceptance"), TASK=CLASSIFICATION)
-    monkeypatch.setitem(sys.modules, "experiments.acceptance", module)
-    registry.find_program.cache_clear()
-    yield module.DEFAULTS
-    registry.find_program.cache_clear()
+    """A program with a flag of its own and mnist's task, in the table as "own"."""
+    module = types.ModuleType("own_program")
+    module.PROGRAM = Program(OwnConfig(program="own"), CLASSIFICATION)
+    monkeypatch.setitem(sys.modules, "own_program", module)
+    monkeypatch.setitem(registry.PROGRAMS, "own", "own_program")
+    return module.PROGRAM.defaults
 
 
 def test_programs_are_found_by_name():
-    assert registry.find_program("mnist") == (mnist.DEFAULTS, mnist.TASK)
-    # It measures the training of mnist.
-    assert registry.find_program("benchmark").task is mnist.TASK
+    assert registry.find_program("mnist") is mnist.PROGRAM
+    for name in registry.PROGRAMS:
+        assert registry.find_program(name).defaults.program == name
 
 
 @pytest.mark.parametrize("name, message", [
@@ -63,12 +64,12 @@ def test_flags_of_one_program(own):
     assert set(values) == shared | {"sides"}
     got = parse_flags(own, ["--sides=5", "--epochs=2", "--batch_size=8"])
     assert type(got) is OwnConfig and (got.sides, got.seed, got.max_shift) == (5, 7, 0)
-    resolved = got.resolved("digits")
+    resolved = resolve(got, "digits")
     assert type(resolved) is OwnConfig and resolved.identity()["sides"] == 5
-    command = "python -m experiments.acceptance --dataset=digits --epochs=2 --batch_size=8 "
+    command = "python -m experiments.own --dataset=digits --epochs=2 --batch_size=8 "
     command += "--sides=5"
-    assert resolved.command() == command
-    assert parse_flags(own, command.split()[3:]).resolved("digits") == resolved
+    assert command_of(resolved, own) == command
+    assert resolve(parse_flags(own, command.split()[3:]), "digits") == resolved
     another = dataclasses.replace(resolved, sides=4)
     assert another.default_workdir() != resolved.default_workdir()
     with pytest.raises(flags.Error):
@@ -76,10 +77,10 @@ def test_flags_of_one_program(own):
 
 
 def test_a_run_is_opened_as_what_it_is(own, tmp_path):
-    resolved = dataclasses.replace(own, sides=9).resolved("digits")
+    resolved = resolve(dataclasses.replace(own, sides=9), "digits")
     write_config(resolved, tmp_path)
     assert stored_config(tmp_path) == resolved
-    mnist_config = mnist.DEFAULTS.resolved("digits")
+    mnist_config = resolve(mnist.PROGRAM.defaults, "digits")
     write_config(mnist_config, tmp_path)
     assert stored_config(tmp_path) == mnist_config
 
@@ -138,7 +139,7 @@ def test_few_training_examples():
 def test_a_run_on_few_examples(tmp_path):
     config = Config(dataset="digits", preset="tiny", reconstruction=False, batch_size=10, epochs=2,
                     train_examples=30, num_devices=1, cache_dir="none", workdir=str(tmp_path))
-    summary = loop.run(config)
+    summary = train(config)
     assert (summary["train_examples"], summary["steps"]) == (30, 6)
     assert "--train_examples=30" in summary["command"]
     assert json.loads((tmp_path / "config.json").read_text())["train_examples"] == 30

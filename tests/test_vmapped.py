@@ -8,18 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import prepare_run, train
 
 from experiments import mnist
-from experiments.config import UserError
+from experiments.config import Config, UserError, names_of, resolve
 from experiments.tasks import figures
-from experiments.training import loop, vmapped_loop
+from experiments.training import vmapped_loop
 from experiments.training.checkpoints import Checkpoints
-from experiments.training.setup import initial_state, prepare
-from experiments.training.vmapped_loop import NUMBERS
+from experiments.training.setup import initial_state
 from experiments.training.workdir import write_config
 
 BASE = dataclasses.replace(
-    mnist.DEFAULTS, dataset="digits", preset="tiny", steps=5, batch_size=8, log_every=2,
+    mnist.PROGRAM.defaults, dataset="digits", preset="tiny", steps=5, batch_size=8, log_every=2,
     validate_every=3, accelerator="cpu", num_devices=1, cache_dir="none", routing_iterations=2)
 OTHER = {
     "seed": 1, "learning_rate": 0.003, "decay_rate": 0.5, "decay_steps": 3,
@@ -34,7 +34,7 @@ def fast():
     the other form mapped over kernels.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "draw", lambda *_: [])
+        patch.setattr(figures, "of_finished_run", lambda *_: [])
         patch.setattr("capsjax.conv._fastest", lambda *_: "im2col")
         yield
 
@@ -48,7 +48,7 @@ def summary(folder):
 
 
 def parameters(config):
-    setup = prepare(config)
+    setup = prepare_run(config)
     with Checkpoints(pathlib.Path(config.workdir)) as checkpoints:
         return checkpoints.restore(initial_state(setup)).params
 
@@ -64,15 +64,15 @@ def finished(request, tmp_path_factory, fast):
     alone = [at(folder / "a0"), at(folder / "a1", **OTHER)]
     together = [at(folder / "t0"), at(folder / "t1", **OTHER)]
     for config in alone:
-        loop.run(config)
+        train(config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vmapped_loop, "ONE_BY_ONE", ("cpu",) if request.param == "one by one" else ())
-        vmapped_loop.run(together)
+        vmapped_loop.run(mnist.PROGRAM, together)
     return folder, alone, together
 
 
 def test_numbers_that_differ_are_those_of_the_recipe():
-    assert set(OTHER) == {"seed", *NUMBERS}
+    assert set(OTHER) == {"seed", *names_of(Config, "numeric")}
 
 
 def test_metrics_and_parameters_are_those_of_runs_alone(finished):
@@ -85,7 +85,7 @@ def test_metrics_and_parameters_are_those_of_runs_alone(finished):
             for name in a.keys() - {"seconds", "images_per_second"}:
                 np.testing.assert_allclose(b[name], a[name], rtol=2e-4, err_msg=name)
         want, got = parameters(alone[n]), parameters(together[n])
-        start = initial_state(prepare(alone[n])).params
+        start = initial_state(prepare_run(alone[n])).params
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, want)
         moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), want, start)
         assert max(jax.tree.leaves(moved)) > 1e-3, "the tolerance would hide a step"
@@ -109,7 +109,7 @@ def test_summaries_are_those_of_runs_alone(finished):
 def test_the_same_command_as_alone_continues_nothing(finished, capsys):
     folder, _, together = finished
     before = rows(folder / "t1")
-    loop.run(together[1])
+    train(together[1])
     assert "after step 5" in capsys.readouterr().err
     assert rows(folder / "t1") == before
 
@@ -117,7 +117,7 @@ def test_the_same_command_as_alone_continues_nothing(finished, capsys):
 def test_one_that_fails_leaves_the_others(tmp_path):
     bad = at(tmp_path / "bad", learning_rate=1e30)
     good = at(tmp_path / "good")
-    vmapped_loop.run([bad, good])
+    vmapped_loop.run(mnist.PROGRAM, [bad, good])
     assert "the loss is nan" in (tmp_path / "bad" / "error.txt").read_text()
     assert not (tmp_path / "bad" / "summary.json").exists()
     assert summary(tmp_path / "good")["steps"] == 5
@@ -126,22 +126,22 @@ def test_one_that_fails_leaves_the_others(tmp_path):
 @pytest.mark.slow
 def test_runs_stopped_at_the_same_step_go_on_together_others_alone(tmp_path, capsys):
     short = [at(tmp_path / name, steps=2, seed=n) for n, name in enumerate("ab")]
-    vmapped_loop.run(short)
+    vmapped_loop.run(mnist.PROGRAM, short)
     longer = [dataclasses.replace(config, steps=4) for config in short]
     capsys.readouterr()
-    vmapped_loop.run(longer)
+    vmapped_loop.run(mnist.PROGRAM, longer)
     assert "2 runs together" in capsys.readouterr().err
     assert [row["step"] for row in rows(tmp_path / "a")] == [2, 2, 3, 3, 4, 4]
-    loop.run(at(tmp_path / "a", steps=6))
-    vmapped_loop.run([dataclasses.replace(config, steps=8) for config in short])
+    train(at(tmp_path / "a", steps=6))
+    vmapped_loop.run(mnist.PROGRAM, [dataclasses.replace(config, steps=8) for config in short])
     assert summary(tmp_path / "a")["steps"] == 8 and summary(tmp_path / "b")["steps"] == 4
 
 
 def test_a_folder_of_another_run(tmp_path):
     (tmp_path / "a").mkdir()
-    write_config(BASE.resolved("digits"), tmp_path / "a")
+    write_config(resolve(BASE, "digits"), tmp_path / "a")
     with pytest.raises(UserError, match="holds another run"):
-        vmapped_loop.run([at(tmp_path / "a", steps=1, seed=4), at(tmp_path / "b", steps=1)])
+        vmapped_loop.run(mnist.PROGRAM, [at(tmp_path / "a", steps=1, seed=4), at(tmp_path / "b", steps=1)])
 
 
 class _Device:
@@ -156,7 +156,7 @@ class _Device:
 
 @pytest.mark.slow
 def test_capacity():
-    setup = prepare(BASE)
+    setup = prepare_run(BASE)
     configs = [setup.config] * 10
     assert vmapped_loop.capacity(setup, configs) == 10, "no limit is known of a CPU"
     one = jax.eval_shape(lambda: vmapped_loop.inputs(setup, configs[:1]))

@@ -97,7 +97,7 @@ def recognise(run: SavedRun, seen: list[Seen]) -> list[Found]:
     if not seen:
         return []
     pixels = np.stack([one.pixels for one in seen])
-    inputs = jax.jit(jax.vmap(run.setup.stream.input))(pixels)
+    inputs = jax.jit(jax.vmap(run.setup.pipeline.input))(pixels)
     said = capsjax.classify(run.setup.model, run.params, inputs, batch_size=BATCH)
     scores = said.scores
     if score_name(run.setup.model_config) == "probability":

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from capsjax import map_batches
 from capsjax.models import CapsNetConfig
 from experiments.analysis import equivariance_metrics
 from experiments.analysis.equivariance_metrics import Examples
@@ -36,7 +37,7 @@ def make_features(setup, params) -> Features:
 
     def some(params, images, labels, transformations):
         pixels = jax.vmap(warp)(images.astype(jnp.float32), transformations)
-        x = jax.vmap(setup.stream.input)(pixels)
+        x = jax.vmap(setup.pipeline.input)(pixels)
         if not capsules:
             return setup.model.apply(params, x, method="features")
         pose = setup.model.apply(params, x, method="encode").pose
@@ -47,14 +48,15 @@ def make_features(setup, params) -> Features:
         return jax.lax.map(lambda batch: some(params, *batch), batches)
 
     def features(images, labels, transformations):
-        parts = []
-        for start in range(0, len(labels), BATCHES * BATCH):
-            count = min(BATCHES, -(-(len(labels) - start) // BATCH))
-            rows = np.arange(start, start + count * BATCH).reshape(count, BATCH) % len(labels)
-            moved = Affine(*(values[rows] for values in transformations))
-            found = np.asarray(many(params, images[rows], labels[rows], moved), np.float64)
-            parts.append(found.reshape(count * BATCH, -1))
-        return np.concatenate(parts)[: len(labels)]
+        def some_batches(examples, count):
+            batches = -(-count // BATCH)
+            first = jax.tree.map(
+                lambda x: x[: batches * BATCH].reshape(batches, BATCH, *x.shape[1:]), examples
+            )
+            found = np.asarray(many(params, *first), np.float64)
+            return found.reshape(batches * BATCH, -1)
+
+        return map_batches(some_batches, (images, labels, transformations), BATCHES * BATCH)
 
     return features
 

@@ -43,7 +43,7 @@ def open_run(
 
     Args:
       folder: of the run. accelerator: where to compute.
-      data_dir, cache_dir: in place of the run's own.
+      data_dir, cache_dir: places on this machine; the run's own are not used.
       examples: load the data set; otherwise only what network.json says of it.
 
     Raises:
@@ -55,14 +55,15 @@ def open_run(
     here |= {"routing_implementation": "auto", "workdir": str(folder)}
     here |= {n: v for n, v in (("data_dir", data_dir), ("cache_dir", cache_dir)) if v}
     config = stored_config(folder, **here)
+    program = find_program(config.program)
     if not has_checkpoints(config):
         raise UserError(f"{folder} has no checkpoint yet; one is written after each validation")
     if examples:
-        setup = prepare(config)
+        setup = prepare(program, config)
         facts = image_files.facts(setup.dataset)
     else:
         facts = _facts(folder / "network.json")
-        setup = prepare(config, _without_examples(config, facts))
+        setup = prepare(program, config, _without_examples(config, facts))
     shapes = jax.eval_shape(
         lambda key: train.init_state(setup.model, setup.optimizer, key), jax.random.key(0)
     )
@@ -92,7 +93,9 @@ def _without_examples(config, facts):
 
 
 def stored_config(workdir: Path | str, /, **changes) -> Config:
-    """The (resolved) configuration of a run, from its config.json, with fields changed.
+    """Returns the (resolved) configuration of a run, from its config.json, with fields changed.
+
+    Settings that describe the machine of the run are not read: they keep their defaults.
 
     Raises:
       UserError: it is not there, or not one of this version's.
@@ -105,12 +108,16 @@ def stored_config(workdir: Path | str, /, **changes) -> Config:
         hint = f", did you mean {folder.parent / near[0]}?" if near else ""
         raise UserError(f"{folder}: no such folder{hint}")
     try:
-        stored = json.loads(path.read_text()) | changes
+        stored = json.loads(path.read_text())
         defaults = find_program(stored["program"]).defaults
-        is_flag = {f.name: f.metadata.get("flag", True) for f in dataclasses.fields(defaults)}
-        flagged = {n: v for n, v in stored.items() if is_flag.get(n, True) and v is not None}
-        others = {n: v for n, v in stored.items() if not is_flag.get(n, True)}
-        given = parse_flags(defaults, [f"--{n}={v}" for n, v in flagged.items()])
-        return dataclasses.replace(given, **others)
-    except (OSError, ValueError, KeyError, TypeError, flags.Error) as error:
+        fields = {f.name: f for f in dataclasses.fields(defaults)}
+        if unknown := stored.keys() - fields.keys():
+            raise ValueError(f"{sorted(unknown)[0]!r} is no setting")
+        # A folder that somebody sends must not say where this machine keeps its files.
+        kept = {n: v for n, v in stored.items() if not fields[n].metadata.get("local")} | changes
+        is_flag = {name: field.metadata.get("flag", True) for name, field in fields.items()}
+        given = [f"--{n}={v}" for n, v in kept.items() if is_flag[n] and v is not None]
+        others = {n: v for n, v in kept.items() if not is_flag[n]}
+        return dataclasses.replace(parse_flags(defaults, given), **others)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, flags.Error) as error:
         raise UserError(f"{path} is no configuration of a run of this version: {error}") from error

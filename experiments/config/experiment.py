@@ -235,3 +235,7 @@ class Config:
         code = zlib.crc32(repr(sorted(self.identity().items())).encode())
         dataset = Path(self.dataset).stem if self.dataset.endswith(".npz") else self.dataset
         return f"runs/{self.program}-{dataset}-{self.model}-{code:08x}"
+
+    def folder(self) -> Path:
+        """Returns the folder of the run: ``--workdir``, or else :meth:`default_workdir`."""
+        return Path(self.workdir or self.default_workdir())

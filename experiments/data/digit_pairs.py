@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from capsjax import map_batches
 from experiments.config import UserError
 from experiments.data.augment import pad, shift, to_unit
 
@@ -95,12 +96,10 @@ def fixed(source: PairSource, count: int, pixels: int) -> tuple[np.ndarray, np.n
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
         return jax.vmap(draw, (0, None, 0, None))(keys, source, rows, pixels)
 
-    parts = []
-    for start in range(0, count, CHUNK):
-        places = np.arange(start, start + CHUNK)
-        parts.append(jax.device_get(some(source, places, order[places % size])))
-    images, labels = (np.concatenate(part)[:count] for part in zip(*parts))
-    return images, labels
+    places = np.arange(count)
+    return map_batches(
+        lambda batch, _: jax.device_get(some(source, *batch)), (places, order[places % size]), CHUNK
+    )
 
 
 def overlap(digits: jax.Array) -> jax.Array:

@@ -4,34 +4,38 @@
 display needed, no state among threads. Pages are white, also on a dark screen.
 """
 
-from experiments.plots.equivariance import pose_paths, probes
-from experiments.plots.predictions import Example, predictions
-from experiments.plots.reconstructions import ReconstructionColumn, perturbations, reconstructions
-from experiments.plots.response_curves import data_efficiency, responses
-from experiments.plots.routing import coupling_matrix, routing_diagnostics
-from experiments.plots.segmentation import PairColumn, segmentation
-from experiments.plots.sweep_intervals import Dots, intervals
-from experiments.plots.throughput import throughput
-from experiments.plots.training_curves import logit_changes, losses, training_curves
+from experiments.plots.equivariance import plot_pose_paths, plot_probes
+from experiments.plots.predictions import Example, plot_predictions
+from experiments.plots.reconstructions import (
+    ReconstructionColumn,
+    plot_perturbations,
+    plot_reconstructions,
+)
+from experiments.plots.response_curves import plot_data_efficiency, plot_responses
+from experiments.plots.routing import plot_coupling_matrix, plot_routing_diagnostics
+from experiments.plots.segmentation import PairColumn, plot_segmentation
+from experiments.plots.sweep_intervals import Dots, plot_intervals
+from experiments.plots.throughput import plot_throughput
+from experiments.plots.training_curves import plot_logit_changes, plot_losses, plot_training_curves
 
 __all__ = [
     "Dots",
     "Example",
     "PairColumn",
     "ReconstructionColumn",
-    "coupling_matrix",
-    "data_efficiency",
-    "intervals",
-    "logit_changes",
-    "losses",
-    "perturbations",
-    "pose_paths",
-    "predictions",
-    "probes",
-    "reconstructions",
-    "responses",
-    "routing_diagnostics",
-    "segmentation",
-    "throughput",
-    "training_curves",
+    "plot_coupling_matrix",
+    "plot_data_efficiency",
+    "plot_intervals",
+    "plot_logit_changes",
+    "plot_losses",
+    "plot_perturbations",
+    "plot_pose_paths",
+    "plot_predictions",
+    "plot_probes",
+    "plot_reconstructions",
+    "plot_responses",
+    "plot_routing_diagnostics",
+    "plot_segmentation",
+    "plot_throughput",
+    "plot_training_curves",
 ]

@@ -8,7 +8,7 @@ from experiments.plots.response_curves import AXES, COLORS
 SHOWN, DRAWN = 3, 16  # dimensions of a path that get a colour, or a line
 
 
-def pose_paths(path, networks, title="") -> None:
+def plot_pose_paths(path, networks, title="") -> None:
     """Mean change of each dimension of the features of a class, in standard deviations of one.
 
     Args:
@@ -20,7 +20,7 @@ def pose_paths(path, networks, title="") -> None:
     save(_pose_paths_figure(networks, title), path)
 
 
-def probes(path, networks, title="") -> None:
+def plot_probes(path, networks, title="") -> None:
     """R^2 of linear probes: of a network by its name, {"rotation": 0.9, ...}."""
     save(_probes_figure(networks, title), path)
 

@@ -20,7 +20,7 @@ class Example(NamedTuple):
     confident: bool
 
 
-def predictions(path, examples, title="") -> None:
+def plot_predictions(path, examples, title="") -> None:
     """Examples in lines of two; what was not recognised with confidence is red."""
     save(_predictions_figure(examples, title), path)
 

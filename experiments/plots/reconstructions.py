@@ -17,7 +17,7 @@ class ReconstructionColumn(NamedTuple):
     target: int  # the class whose capsule was decoded
 
 
-def reconstructions(path, columns, class_names, title="") -> None:
+def plot_reconstructions(path, columns, class_names, title="") -> None:
     """Inputs above reconstructions, headed label, prediction, target (the paper's Figure 3).
 
     Give wrong ones (label != prediction) twice in a row: label decoded, then prediction.
@@ -25,7 +25,7 @@ def reconstructions(path, columns, class_names, title="") -> None:
     save(_reconstructions_figure(columns, class_names, title), path)
 
 
-def perturbations(path, images, values, dims=None, title="", effects=None) -> None:
+def plot_perturbations(path, images, values, dims=None, title="", effects=None) -> None:
     """Class capsules decoded with values [V] added to one dimension (the paper's Figure 4).
 
     images: float [D, V, H, W] or [D, V, H, W, C] in 0..1. dims [D] (default 0, 1, ...) names the

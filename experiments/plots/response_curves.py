@@ -26,7 +26,7 @@ AXES = {
 }
 
 
-def responses(path, curves, ranges, title="") -> None:
+def plot_responses(path, curves, ranges, title="") -> None:
     """Accuracy (percent) under each transformation alone.
 
     Args:
@@ -38,7 +38,7 @@ def responses(path, curves, ranges, title="") -> None:
     save(_responses_figure(curves, ranges, title), path)
 
 
-def data_efficiency(path, rows, title="") -> None:
+def plot_data_efficiency(path, rows, title="") -> None:
     """Test error over the number of training examples, both log, a line for each network.
 
     Rows are dicts with "train_examples", "network" and "test_error" (percent), a row a seed. Lines

@@ -22,7 +22,7 @@ from experiments.plots.page import (
 )
 
 
-def routing_diagnostics(path, entropy, logit_change, activity, names, title="") -> None:
+def plot_routing_diagnostics(path, entropy, logit_change, activity, names, title="") -> None:
     """Of a layer of parents with names [J]: entropy [R], logit_change [R-1] and activity [J].
 
     The numbers of :func:`capsjax.routing.diagnostics.diagnose` on test examples.
@@ -30,7 +30,7 @@ def routing_diagnostics(path, entropy, logit_change, activity, names, title="") 
     save(_routing_diagnostics_figure(entropy, logit_change, activity, names, title), path)
 
 
-def coupling_matrix(path, coupling, names, title="", grid=None) -> None:
+def plot_coupling_matrix(path, coupling, names, title="", grid=None) -> None:
     """Mean coupling [I, J] of children (down) to parents with names (across).
 
     Given the grid (H, W, T) of the children, types last, a map for each parent: the mean over

@@ -22,7 +22,7 @@ class PairColumn(NamedTuple):
     target: tuple[str, str]  # the classes whose capsules were decoded
 
 
-def segmentation(path, groups, title="") -> None:
+def plot_segmentation(path, groups, title="") -> None:
     """Inputs, their digits and the reconstructions, each pair in two colours over each other.
 
     groups: (heading, colour of the heading: right, wrong or absent, columns), at most 8 columns.

@@ -14,7 +14,7 @@ class Dots(NamedTuple):
     high: float
 
 
-def intervals(path, tables, title="") -> None:
+def plot_intervals(path, tables, title="") -> None:
     """Rows of one table below the other, the first row of each marked by a line.
 
     Args:

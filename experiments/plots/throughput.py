@@ -26,7 +26,7 @@ PANELS = (
 )
 
 
-def throughput(path, rows, title="") -> None:
+def plot_throughput(path, rows, title="") -> None:
     """Speed of training and inference, share of the limit and memory.
 
     Rows of :mod:`experiments.benchmark`; bars are the range of the repetitions. Over the batch

@@ -18,7 +18,7 @@ from experiments.plots.page import (
 )
 
 
-def training_curves(path, rows, title="") -> None:
+def plot_training_curves(path, rows, title="") -> None:
     """Losses and errors (percent) over epochs, from the rows (dicts) of metrics.jsonl.
 
     "loss" marks training rows ("accuracy" in 0..1), "validation_error" (percent) the others.
@@ -27,7 +27,7 @@ def training_curves(path, rows, title="") -> None:
     save(_training_curves_figure(rows, title), path)
 
 
-def logit_changes(path, rows, title="") -> None:
+def plot_logit_changes(path, rows, title="") -> None:
     """Mean change of the logits in each pass over epochs, log y (the paper's Figure A.1).
 
     Rows of metrics.jsonl with "epoch" and "logit_change" [R-1], from the second pass on, count.
@@ -35,7 +35,7 @@ def logit_changes(path, rows, title="") -> None:
     save(_logit_changes_figure(rows, title), path)
 
 
-def losses(path, runs, title="") -> None:
+def plot_losses(path, runs, title="") -> None:
     """Training loss over epochs of several runs (the paper's Figure A.2), log y.
 
     runs: a dict of what a run is called and its rows of metrics.jsonl; see training_curves.

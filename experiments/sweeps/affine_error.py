@@ -10,7 +10,7 @@ from experiments.data import affnist_images
 from experiments.sweeps import ledger
 from experiments.sweeps.plan import PlannedRun
 from experiments.sweeps.studies import Study
-from experiments.training.evaluate import evaluator
+from experiments.training.evaluate import make_evaluate
 
 HEADING = "affine test error, %"
 
@@ -46,8 +46,9 @@ def measure(
 
 def error_of(run: PlannedRun) -> float:
     """Error in percent over transformed test images, of the last checkpoint of a run."""
-    opened = saved_run.open_run(str(run.workdir), accelerator=run.config.accelerator, examples=True)
-    images, labels = opened.setup.stream.held_out("test")
+    here = {name: getattr(run.config, name) for name in ("accelerator", "data_dir", "cache_dir")}
+    opened = saved_run.open_run(str(run.workdir), **here, examples=True)
+    images, labels = opened.setup.pipeline.held_out("test")
     moved = affnist_images.transformed(images)
-    values = evaluator(opened.setup)(opened.params, moved, labels)
+    values = make_evaluate(opened.setup)(opened.params, moved, labels)
     return round(100 * float(1 - values["accuracy"].mean()), 4)

@@ -5,16 +5,15 @@ import functools
 import subprocess
 import sys
 
-from experiments.config import Config
+from experiments.config import Config, names_of
 from experiments.sweeps.plan import PlannedRun, identity
-from experiments.training.vmapped_loop import NUMBERS
 
 MOST = 64  # runs at once, however large the memory
 
 
 def family(run: PlannedRun, defaults: Config) -> str:
-    """The same for runs that differ in seed and :data:`NUMBERS` only."""
-    same = {name: getattr(defaults, name) for name in ("seed", *NUMBERS)}
+    """Returns a key that runs share if they differ only in seed and in ``numeric`` flags."""
+    same = {name: getattr(defaults, name) for name in ("seed", *names_of(defaults, "numeric"))}
     return identity(dataclasses.replace(run.config, **same), defaults)
 
 

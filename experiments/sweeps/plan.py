@@ -12,16 +12,11 @@ from pathlib import Path
 from absl import flags
 
 from capsjax.models import PRESETS
-from experiments.config import Config, UserError
+from experiments.config import Config, UserError, command, names_of, network_config, resolve
 from experiments.config.flags import parse_flags
 from experiments.sweeps.studies import STUDIES, Study, product
 
 LIMIT = 200  # runs that are not started by mistake
-# Flags that say where things are.
-LOCAL = {"workdir", "frozen_from", "cache_dir", "data_dir", "affnist_dir", "compare"}
-# Flags that have no part in the result of a run, beside them.
-NEUTRAL = ("frozen_from", "accelerator", "parallel", "num_devices")
-NEUTRAL += ("diagnostics", "profile", "log_every")
 TUNING_SEED = "1000"  # of runs that only choose hyper-parameters
 Tuned = Mapping[str, Sequence[dict[str, str]]]  # row -> flags beside its own, a run a seed each
 
@@ -178,7 +173,7 @@ def _run(row, seed, tuned, own, folder, defaults) -> PlannedRun:
     config = _parse(defaults, own)
     network = PRESETS.get(f"{config.model}_{config.preset}")
     shape = network.image_shape if network else (28, 28, 1)
-    config.resolved("mnist").model_config(shape, 10)
+    network_config(resolve(config, "mnist"), shape, 10)
     key = identity(config, defaults)
     name = row + "".join(f",{n}={v}" for n, v in tuned.items()) + (f",seed={seed}" if seed else "")
     readable = re.sub(r"[^\w=.,-]+", "-", name.replace(", ", ",")).strip(",-")
@@ -200,8 +195,8 @@ def _arguments(own: dict) -> tuple[str, ...]:
 
 def identity(config: Config, defaults: Config) -> str:
     """The command of a run without what has no part in its result."""
-    neutral = {name: getattr(defaults, name) for name in NEUTRAL}
-    return dataclasses.replace(config, **neutral).command(defaults)
+    neutral = {name: getattr(defaults, name) for name in names_of(config, "neutral")}
+    return command(dataclasses.replace(config, **neutral), defaults)
 
 
 def _is_orphan(run: PlannedRun) -> bool:

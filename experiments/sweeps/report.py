@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments import plots
-from experiments.config import Config
+from experiments.config import Config, given_flags
 from experiments.plots.text_tables import comma_separated, latex, markdown
 from experiments.sweeps import tables
 from experiments.sweeps.plan import PlannedRun
@@ -91,7 +91,7 @@ def write(findings: Findings, output: Path) -> list[Path]:
         [plots.Dots(", ".join(row.names), [*row.errors.values()], *row.interval) for row in table]
         for table in f.tables
     ]
-    plots.intervals(paths[3], dots, title=f"{f.name}: test error of {_data(f)}")
+    plots.plot_intervals(paths[3], dots, title=f"{f.name}: test error of {_data(f)}")
     write_json(paths[4], as_json(f))
     return paths
 
@@ -146,7 +146,7 @@ def log_hparams(
     with SummaryWriter(str(folder)) as writer:
         for run in fresh:
             summary = entries[run.key]["summary"]
-            given = run.config.given(defaults) | {"seed": run.config.seed, "row": run.row}
+            given = given_flags(run.config, defaults) | {"seed": run.config.seed, "row": run.row}
             given = {n: v if isinstance(v, int | float) else str(v) for n, v in given.items()}
             names = ("test_error", "validation_error", "test_loss", "training_seconds")
             metrics = {f"sweep/{n}": summary[n] for n in names if summary[n] is not None}

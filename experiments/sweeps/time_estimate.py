@@ -12,6 +12,7 @@ from experiments.data.datasets import cache_file
 from experiments.sweeps import grouping
 from experiments.sweeps.plan import PlannedRun
 from experiments.tasks.base import Setup
+from experiments.tasks.registry import find_program
 from experiments.training import loop
 from experiments.training.devices import cache_folder
 from experiments.training.setup import prepare, steps_per_epoch, total_steps
@@ -38,7 +39,8 @@ def seconds(runs: list[PlannedRun], defaults: Config) -> float | None:
     for run in runs:
         families.setdefault(grouping.family(run, defaults), []).append(run.config)
     return sum(
-        len(members) * (START + work(prepare(members[0])) / rate) for members in families.values()
+        len(members) * (START + work(prepare(find_program(defaults.program), members[0])) / rate)
+        for members in families.values()
     )
 
 
@@ -50,7 +52,7 @@ def work(setup: Setup) -> float:
     orders = jax.eval_shape(lambda: batching.epoch_orders(key, 0, examples, 1))
     step = jax.jit(loop.chunk_body(setup, None, 1, lambda batch: batch))
     # A loop of any length counts once.
-    counted = step.lower(state, setup.stream.source, orders, key, 1, 0).cost_analysis()["flops"]
+    counted = step.lower(state, setup.pipeline.source, orders, key, 1, 0).cost_analysis()["flops"]
     steps, per_epoch = total_steps(setup), steps_per_epoch(setup)
     tested = len(setup.dataset.test_labels)
     tested += steps // per_epoch * len(setup.dataset.validation_labels)

@@ -11,7 +11,7 @@ import threading
 
 from experiments.config import UserError
 from experiments.config.flags import parse_flags
-from experiments.tasks import registry
+from experiments.tasks.registry import find_program
 from experiments.training import loop, vmapped_loop
 from kernels import cli
 
@@ -20,12 +20,12 @@ def main() -> None:
     """Train what the line says, or as many of them as the memory holds."""
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    defaults = registry.find_program(job["program"]).defaults
-    configs = [parse_flags(defaults, arguments) for arguments in job["runs"]]
+    program = find_program(job["program"])
+    configs = [parse_flags(program.defaults, arguments) for arguments in job["runs"]]
     if len(configs) > 1:
-        vmapped_loop.run(configs)
+        vmapped_loop.run(program, configs)
     else:
-        loop.run(configs[0])
+        loop.run(program, configs[0])
 
 
 def _end_with_parent() -> None:

@@ -1,15 +1,19 @@
-"""What affNIST adds to the training loop: digits on a canvas, an early end, more test sets."""
+"""affNIST: digits on a canvas, an early end of training, further test sets."""
 
 import dataclasses
 import functools
 
+from experiments import plots
 from experiments.config import Config, UserError, setting
 from experiments.data import affnist_images
 from experiments.data.affnist_images import BORDER, on_canvas, transformed, translated
 from experiments.data.augment import pad, shift, to_unit
 from experiments.data.batching import Source
+from experiments.data.datasets import Dataset
 from experiments.tasks import response_curves
-from experiments.tasks.base import InputPipeline
+from experiments.tasks.base import Figure, InputPipeline, Setup, Task
+from experiments.tasks.classification import classify
+from experiments.tasks.figures import of_decoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +21,10 @@ class AffnistConfig(Config):
     """Flags of this program."""
 
     affnist_dir: str = setting(
-        "", "official affNIST test files: test.mat, or a folder with test_batches", free=True
+        "",
+        "official affNIST test files: test.mat, or a folder with test_batches",
+        free=True,
+        path=True,
     )
     stop_at: float = setting(
         99.23,
@@ -31,23 +38,25 @@ class AffnistConfig(Config):
         1000, "test digits for the response curves; 0: all", low=0, free=True
     )
     compare: str = setting(
-        "", "folder of a finished run, whose response curves are drawn too", free=True
+        "", "folder of a finished run, whose response curves are drawn too", free=True, path=True
     )
 
 
-def canvas_pipeline(config, dataset) -> InputPipeline:
-    """Digits somewhere on the canvas; those held out where a fixed draw has put them.
-
-    Args:
-      config: of :mod:`experiments.affnist`. dataset: of digits.
+def canvas_pipeline(config: AffnistConfig, dataset: Dataset) -> InputPipeline:
+    """Returns digits anywhere on a canvas; held-out ones are where a fixed draw has put them.
 
     Raises:
-      UserError: flags that contradict each other or the data set.
+      UserError: flags contradict each other or the data set, or name files that can't be read.
     """
     if config.stop_at and not config.validation_fraction:
         raise UserError(f"--stop_at={config.stop_at:g} needs a --validation_fraction")
     if config.affnist_dir and (dataset.image_shape != (28, 28, 1) or dataset.num_classes != 10):
         raise UserError(f"--affnist_dir goes with MNIST, not with --dataset={dataset.name}")
+    # What is only needed after training fails before it.
+    if config.affnist_dir:
+        affnist_images.official(config.affnist_dir)
+    if config.compare:
+        response_curves.finished_summary(config.compare)
     height, width, channels = dataset.image_shape
 
     def example(key, source, row):
@@ -61,7 +70,7 @@ def canvas_pipeline(config, dataset) -> InputPipeline:
         return images if split == "train" else translated(images), labels
 
     def to_input(pixels):
-        """Of a canvas, or of a digit, which comes to its middle."""
+        """Pixels of a canvas, or of a digit that is placed in its middle."""
         return to_unit(pad(pixels, (height + 2 * BORDER - pixels.shape[0]) // 2))
 
     shape = (height + 2 * BORDER, width + 2 * BORDER, channels)
@@ -69,15 +78,15 @@ def canvas_pipeline(config, dataset) -> InputPipeline:
     return InputPipeline(shape, source, example, held_out, to_input)
 
 
-def should_stop(config, rows: list[dict]) -> bool:
-    """Whether the newest validation is as good as ``--stop_at`` demands."""
+def should_stop(config: AffnistConfig, rows: list[dict]) -> bool:
+    """Returns whether the newest validation is as good as ``--stop_at`` demands."""
     errors = [row["validation_error"] for row in rows if "validation_error" in row]
     # The accuracy is a mean of float32 ones and zeros.
     return bool(config.stop_at and errors and 100 - errors[-1] >= config.stop_at - 1e-4)
 
 
-def evaluate_affnist(setup, evaluate, rows: list[dict]) -> dict:
-    """Fields of summary.json: where training stopped, affNIST, response curves."""
+def evaluate_affnist(setup: Setup, evaluate, rows: list[dict]) -> dict:
+    """Returns fields of summary.json: where training stopped, affNIST, response curves."""
     config, data = setup.config, setup.dataset
     digits, labels = on_canvas(data.test_images), data.test_labels
     if config.affnist_dir:
@@ -96,3 +105,35 @@ def evaluate_affnist(setup, evaluate, rows: list[dict]) -> dict:
         "response_images": len(labels[:few]),
         "response": response_curves.curves(evaluate, digits[:few], labels[:few]),
     }
+
+
+def _compared(setup: Setup, summary: dict) -> dict[str, dict]:
+    """The summary of this run and of the one it is compared with, by folder."""
+    other = setup.config.compare
+    compared = {other: response_curves.finished_summary(other)} if other else {}
+    return {str(setup.config.folder()): summary} | compared
+
+
+def response_figure(setup: Setup, summary: dict) -> list[Figure]:
+    """Returns the figure of response curves, of this run and of the one it is compared with."""
+    arguments = response_curves.plot_arguments(_compared(setup, summary))
+    return [("response", plots.plot_responses, arguments)]
+
+
+def report(setup: Setup, summary: dict) -> list[str]:
+    """Returns a line with the affNIST error of each run."""
+    return [
+        f"{one['affnist']}: {one['affnist_error']:.2f}% error, {one['model']} in {folder}"
+        for folder, one in _compared(setup, summary).items()
+    ]
+
+
+AFFNIST = Task(
+    canvas_pipeline,
+    classify,
+    extra_evaluation=evaluate_affnist,
+    should_stop=should_stop,
+    figures=of_decoder,
+    summary_figures=response_figure,
+    report=report,
+)

@@ -1,4 +1,4 @@
-"""What a program adds to the training loop that all share. The defaults are those of mnist."""
+"""What a command adds to the training loop that all share, and what training is set up with."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -6,12 +6,15 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 
 from capsjax import functional, train
 from capsjax.models import Config as ModelConfig
 from experiments.config import Config
 from experiments.data.datasets import Dataset
-from experiments.tasks.figures import Picture, of_decoder
+
+# The name of a figure, the function of experiments.plots, and what that takes after the path.
+Figure = tuple[str, Callable, tuple]
 
 
 class InputPipeline(NamedTuple):
@@ -31,56 +34,65 @@ class InputPipeline(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """A network and what is asked of it; the functions are as those of :mod:`capsjax.train`."""
+    """A network, its loss in training, and its metrics; functions as in :mod:`capsjax.train`."""
 
     model: functional.Model
     loss: train.LossFn
-    measure: train.LossFn  # in evaluation, of which the losses are left alone
+    measure: train.LossFn  # in evaluation, where only its metrics are used
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A program's part: data, network and loss, and what its report says.
+    """What a command trains on, optimises and reports.
 
     Attributes:
-      stream: of a (resolved) configuration and a data set.
-      objective: of a (resolved) configuration and the network that it describes.
-      fields: more of summary.json, of ``(setup, values)``, values being what ``measure`` gives
-        over the test set, arrays ``[N]``.
-      further: still more, of ``(setup, evaluate, rows)``: the trained network on other examples,
-        ``evaluate(pixels, labels)``, and the rows of metrics.jsonl.
-      enough: whether training ends here, of the configuration and the rows of metrics.jsonl;
-        asked after each validation.
-      pictures: of a trained network with decoder, of ``(setup, params, values)``; see
-        :data:`experiments.tasks.figures.Picture`.
+      pipeline: ``(config, dataset) -> InputPipeline``; the configuration is resolved.
+      objective: ``(config, model_config) -> Objective``.
+      summary_fields: ``(setup, values) -> dict``, further fields of summary.json; values are
+        what ``measure`` gives over the test set, arrays ``[N]``.
+      extra_evaluation: ``(setup, evaluate, rows) -> dict``, still further fields, from the
+        trained network on other examples, ``evaluate(pixels, labels)``, and from the rows of
+        metrics.jsonl.
+      should_stop: ``(config, rows) -> bool``, whether training ends here; asked after each
+        validation.
+      figures: ``(setup, params, values) -> figures`` of a trained network with a decoder.
+      summary_figures: ``(setup, summary) -> figures`` of what the summary says.
+      report: ``(setup, summary) -> lines`` that are printed after the table of errors.
     """
 
-    stream: Callable[[Config, Dataset], InputPipeline]
+    pipeline: Callable[[Config, Dataset], InputPipeline]
     objective: Callable[[Config, ModelConfig], Objective]
-    fields: Callable[..., dict] = lambda setup, values: {}
-    further: Callable[..., dict] = lambda setup, evaluate, rows: {}
-    enough: Callable[[Config, list[dict]], bool] = lambda config, rows: False
-    pictures: Callable[..., Iterable[Picture]] = of_decoder
+    summary_fields: Callable[..., dict] = lambda setup, values: {}
+    extra_evaluation: Callable[..., dict] = lambda setup, evaluate, rows: {}
+    should_stop: Callable[[Config, list[dict]], bool] = lambda config, rows: False
+    figures: Callable[..., Iterable[Figure]] = lambda setup, params, values: ()
+    summary_figures: Callable[..., Iterable[Figure]] = lambda setup, summary: ()
+    report: Callable[..., Iterable[str]] = lambda setup, summary: ()
+
+
+class Program(NamedTuple):
+    """A command that trains: the default values of its flags, and its task."""
+
+    defaults: Config
+    task: Task
 
 
 class Setup(NamedTuple):
-    """What follows from a configuration before anything is trained."""
+    """Everything that follows from a configuration before training begins."""
 
     config: Config  # resolved
-    task: Task
+    program: Program
     dataset: Dataset
-    stream: InputPipeline
-    devices: list
+    pipeline: InputPipeline
+    devices: list[jax.Device]
     model_config: ModelConfig
     model: functional.Model
     loss: train.LossFn
     measure: train.LossFn
-    optimizer: object
+    optimizer: optax.GradientTransformation
     parameters: int
 
-
-class Program(NamedTuple):
-    """What a module of a program holds."""
-
-    defaults: "Config"
-    task: "Task"
+    @property
+    def task(self) -> Task:
+        """The task of the program."""
+        return self.program.task

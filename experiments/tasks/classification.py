@@ -1,4 +1,4 @@
-"""Classification of single images."""
+"""Classification of single images: the task of mnist and svhn."""
 
 from collections.abc import Callable
 
@@ -13,18 +13,19 @@ from experiments.data.augment import Preprocess, shifted
 from experiments.data.batching import Source
 from experiments.data.datasets import Dataset
 from experiments.tasks.base import InputPipeline, Objective, Task
+from experiments.tasks.figures import of_decoder
 
 
 def image_pipeline(
     preprocess: Callable[[Config], Preprocess],
 ) -> Callable[[Config, Dataset], InputPipeline]:
-    """A stream of single images with a label.
+    """Returns what makes the pipeline of single images with a label.
 
     Args:
-      preprocess: of a configuration.
+      preprocess: ``(config) -> Preprocess``.
     """
 
-    def stream(config, dataset):
+    def pipeline(config, dataset):
         train, evaluate = preprocess(config)
 
         def example(key, source, row):
@@ -38,11 +39,11 @@ def image_pipeline(
         source = Source(dataset.train_images, dataset.train_labels)
         return InputPipeline(shape, source, example, held_out, evaluate)
 
-    return stream
+    return pipeline
 
 
 def classify(config: Config, model_config: ModelConfig) -> Objective:
-    """One class an image: the losses of :func:`capsjax.train.capsnet_loss`, or of a CNN.
+    """Returns a network that gives each image one class, with the loss of its kind.
 
     Raises:
       UserError: the loss does not fit the routing.
@@ -64,4 +65,6 @@ def classify(config: Config, model_config: ModelConfig) -> Objective:
     return Objective(model, loss, loss)
 
 
-CLASSIFICATION = Task(image_pipeline(lambda config: shifted(config.max_shift)), classify)
+CLASSIFICATION = Task(
+    image_pipeline(lambda config: shifted(config.max_shift)), classify, figures=of_decoder
+)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from capsjax.functional import Model
 from capsjax.models import Config as ModelConfig
 from experiments.config import Config, UserError
-from experiments.tasks.base import Objective
+from experiments.tasks.base import Objective, Setup
 from experiments.tasks.classification import classify
 
 
@@ -32,7 +32,7 @@ def objective(config: Config, model_config: ModelConfig) -> Objective:
     }
     for flag, given in alone.items():
         if given:
-            raise UserError(f"{flag} is of one network, not of --ensemble={count}")
+            raise UserError(f"{flag} needs a single network, not --ensemble={count}")
 
     def init(key):
         return jax.vmap(one.model.init)(jax.random.split(key, count))
@@ -54,8 +54,8 @@ def objective(config: Config, model_config: ModelConfig) -> Objective:
     return Objective(Model(init, apply), loss, loss)
 
 
-def fields(setup, values: dict) -> dict:
-    """More of summary.json: how many networks, and the mean error of each alone."""
+def summary_fields(setup: Setup, values: dict) -> dict:
+    """Returns further fields of summary.json: the number of networks, the mean error of one."""
     alone = values.get("member_accuracy", values["accuracy"])
     error = round(100 * (1 - float(alone.mean())), 4)
     return {"ensemble": setup.config.ensemble, "member_test_error": error}

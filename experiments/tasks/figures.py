@@ -1,25 +1,24 @@
 """What the pictures of a run show, computed from its network, its data and its metrics."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from capsjax import map_batches
 from experiments import plots
 from experiments.tasks import routing_diagnostics
+from experiments.tasks.base import Figure, Setup
 
 COLUMNS = 8  # correct examples in the figure of reconstructions
 WRONG = 4  # wrong ones; each takes two columns
 CHANGES = np.round(np.arange(-0.25, 0.2501, 0.05), 2)  # of one pose dimension, Figure 4
 
-# The name of a picture, the function of experiments.plots, and what that takes after the path.
-Picture = tuple[str, Callable, tuple]
 
-
-def title_of(setup) -> str:
+def title_of(setup: Setup) -> str:
     """Network, data and seed of a run."""
     c = setup.config
     routing = f", {c.routing} routing" if c.routing else ""
@@ -40,59 +39,61 @@ class Perturbed(NamedTuple):
     images: np.ndarray  # [D, V, H, W, C]; V: CHANGES
 
 
-def draw(setup, params, folder: Path, rows: list, values: dict) -> list[Path]:
-    """The figures at the end of a training; returns their paths.
+def of_finished_run(setup: Setup, params, rows: list, values: dict) -> list[Figure]:
+    """Returns the figures at the end of a training run.
 
     Args:
-      setup: of :mod:`experiments.training.setup`. params: trained. folder: for the figures.
-      rows: of metrics.jsonl. values: what the evaluation says of the test set, arrays ``[N]``.
+      setup: of the run.
+      params: trained.
+      rows: of metrics.jsonl.
+      values: what the evaluation says of the test set, arrays ``[N]``.
     """
     found = list(of_training(setup, rows))
     if has_decoder(setup):
-        found += setup.task.pictures(setup, params, values)
+        found += setup.task.figures(setup, params, values)
     if setup.config.diagnostics and routing_diagnostics.can_trace(setup):
-        found += routing_diagnostics.pictures(setup, params, rows, title_of(setup))
-    return save(found, folder)
+        found += routing_diagnostics.figures(setup, params, rows, title_of(setup))
+    return found
 
 
-def save(pictures: list[Picture], folder: Path, kinds: tuple[str, ...] = ("png",)) -> list[Path]:
+def save(figures: list[Figure], folder: Path, kinds: tuple[str, ...] = ("png",)) -> list[Path]:
     """Draw pictures, each in all kinds (png, pdf); returns their paths."""
     paths = []
-    for name, function, arguments in pictures:
+    for name, function, arguments in figures:
         for kind in kinds:
             paths.append(folder / f"{name}.{kind}")
             function(paths[-1], *arguments)
     return paths
 
 
-def of_training(setup, rows: list) -> Iterator[Picture]:
+def of_training(setup: Setup, rows: list) -> Iterator[Figure]:
     """Loss and error over epochs."""
-    yield "training_curves", plots.training_curves, (rows, title_of(setup))
+    yield "training_curves", plots.plot_training_curves, (rows, title_of(setup))
 
 
-def has_decoder(setup) -> bool:
+def has_decoder(setup: Setup) -> bool:
     """Whether the network reconstructs."""
     return getattr(setup.model_config, "decoder", None) is not None
 
 
-def of_decoder(setup, params, values: dict) -> Iterator[Picture]:
+def of_decoder(setup: Setup, params, values: dict) -> Iterator[Figure]:
     """Figures 3 and 4 of the paper, of classification."""
     correct = values["accuracy"] > 0
     columns = reconstruction_columns(setup, params, correct)
     arguments = (columns, setup.dataset.class_names, title_of(setup))
-    yield "reconstructions", plots.reconstructions, arguments
+    yield "reconstructions", plots.plot_reconstructions, arguments
     example = first_correct(correct)
-    label = int(setup.stream.held_out("test")[1][example])
+    label = int(setup.pipeline.held_out("test")[1][example])
     yield of_class(setup, perturbed(setup, params, example, label))
 
 
-def of_class(setup, changed: Perturbed) -> Picture:
+def of_class(setup: Setup, changed: Perturbed) -> Figure:
     """Figure 4 of the paper."""
     name = setup.dataset.class_names[changed.label]
     title = f"{title_of(setup)}: class {name}, test image {changed.example}, and below each "
     title += "dimension the mean squared change of a pixel"
     arguments = (side_by_side(changed.images), CHANGES, changed.dims, title, changed.effects)
-    return "perturbations", plots.perturbations, arguments
+    return "perturbations", plots.plot_perturbations, arguments
 
 
 class Encoded(NamedTuple):
@@ -104,15 +105,14 @@ class Encoded(NamedTuple):
     pose: np.ndarray  # [n, J, D]
 
 
-def encode(setup, params, rows: np.ndarray) -> Encoded:
-    """The test examples of some rows, 16 at most.
+def encode(setup: Setup, params, rows: np.ndarray) -> Encoded:
+    """Returns the test examples of some rows, 16 in a call of one compiled program."""
+    raw, labels = setup.pipeline.held_out("test")
 
-    They are filled up to 16, so that one compiled program serves all pictures.
-    """
-    raw, labels = setup.stream.held_out("test")
-    filled = np.resize(rows, COLUMNS + 2 * WRONG)
-    found = jax.device_get(_encode(setup.model, setup.stream.input, params, raw[filled]))
-    images, activation, pose = (part[: len(rows)] for part in found)
+    def some(rows, _):
+        return jax.device_get(_encode(setup.model, setup.pipeline.input, params, raw[rows]))
+
+    images, activation, pose = map_batches(some, rows, COLUMNS + 2 * WRONG)
     return Encoded(images, labels[rows], activation, pose)
 
 
@@ -123,7 +123,7 @@ def _encode(model, to_input, params, raw):
     return images, capsules.activation, capsules.pose
 
 
-def decode(setup, params, pose: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def decode(setup: Setup, params, pose: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Images ``[n, H, W, C]`` drawn from the capsules of these classes ``[n]``."""
     return np.asarray(_decode(setup.model, params, pose, labels))
 
@@ -134,7 +134,7 @@ def _decode(model, params, pose, labels):
     return model.apply(params, pose, mask, method="decode")
 
 
-def reconstruction_columns(setup, params, correct: np.ndarray) -> list:
+def reconstruction_columns(setup: Setup, params, correct: np.ndarray) -> list:
     """Figure 3 of the paper: some correct test examples, then wrong ones twice.
 
     A wrong one is reconstructed from the capsule of its label and from that of the
@@ -165,7 +165,7 @@ def first_correct(correct: np.ndarray, wanted: np.ndarray | bool = True) -> int:
     return int(np.argmax(2 * wanted + (correct & wanted)))
 
 
-def perturbed(setup, params, example: int, label: int) -> Perturbed:
+def perturbed(setup: Setup, params, example: int, label: int) -> Perturbed:
     """Figure 4 of the paper: one pose, one dimension changed at a time, decoded.
 
     Args:

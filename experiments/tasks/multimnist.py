@@ -1,4 +1,4 @@
-"""Loss and measures of networks that see two overlapping digits."""
+"""MultiMNIST: the task of networks that see two overlapping digits."""
 
 import dataclasses
 import functools
@@ -22,7 +22,10 @@ from capsjax.models import Config as ModelConfig
 from experiments.config import Config, UserError, setting
 from experiments.data.datasets import Dataset
 from experiments.data.digit_pairs import MARGIN, draw, fixed, make_source, overlap, overlay, target
-from experiments.tasks.base import InputPipeline, Objective
+from experiments.tasks.base import InputPipeline, Objective, Task
+from experiments.tasks.multimnist_report import of_pairs, summary_fields
+
+INK = 0.5  # brightness above which a pixel is ink
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +60,6 @@ def pair_pipeline(config: MultiMNISTConfig, dataset: Dataset) -> InputPipeline:
         return fixed(source(split), count, config.shift)
 
     return InputPipeline(shape, source("train"), example, held_out, overlay, target)
-
-
-INK = 0.5  # brightness above which a pixel is ink
 
 
 def pair_objective(config: MultiMNISTConfig, model_config: ModelConfig) -> Objective:
@@ -179,3 +179,6 @@ def segmentation(drawn: jax.Array, digits: jax.Array) -> dict[str, jax.Array]:
     }
     values = {name: jnp.sum(where).astype(jnp.float32) for name, where in counts.items()}
     return values | {"squared_error": jnp.mean(jnp.square(drawn - digits))}
+
+
+MULTIMNIST = Task(pair_pipeline, pair_objective, summary_fields, figures=of_pairs)

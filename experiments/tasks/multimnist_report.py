@@ -6,13 +6,13 @@ import numpy as np
 
 from experiments import plots
 from experiments.tasks import figures
-from experiments.tasks.figures import Picture
+from experiments.tasks.base import Figure, Setup
 
 EDGES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of bins of overlap
 RIGHT, WRONG, ABSENT = 8, 2, 4  # examples in the picture; wrong ones take two columns
 
 
-def fields(setup, values: dict[str, np.ndarray]) -> dict:
+def summary_fields(setup: Setup, values: dict[str, np.ndarray]) -> dict:
     """More of summary.json; see :func:`experiments.tasks.multimnist.pair_objective` for the values.
 
     Args:
@@ -55,7 +55,7 @@ def error_by_overlap(accuracy: np.ndarray, overlap: np.ndarray) -> list[dict]:
     return rows
 
 
-def of_pairs(setup, params, values: dict) -> Iterator[Picture]:
+def of_pairs(setup: Setup, params, values: dict) -> Iterator[Figure]:
     """Figure 5 of the paper."""
     correct = values["accuracy"] > 0
     right, wrong = np.flatnonzero(correct), np.flatnonzero(~correct)[:WRONG]
@@ -63,7 +63,7 @@ def of_pairs(setup, params, values: dict) -> Iterator[Picture]:
     absent = right[RIGHT : RIGHT + ABSENT] if len(right) >= RIGHT + ABSENT else right[:ABSENT]
     right = right[:RIGHT]
     rows = np.concatenate([right, np.repeat(wrong, 2), absent])
-    digits = setup.stream.held_out("test")[0][rows]
+    digits = setup.pipeline.held_out("test")[0][rows]
     images, labels, scores, pose = figures.encode(setup, params, rows)
     predictions = np.array([matched(s, y) for s, y in zip(scores, labels, strict=True)])
     targets = labels.copy()
@@ -87,7 +87,7 @@ def of_pairs(setup, params, values: dict) -> Iterator[Picture]:
         ("second class is not there", "absent", columns[middle:]),
     ]
     groups = [group for group in groups if group[2]]
-    yield "segmentation", plots.segmentation, (groups, figures.title_of(setup))
+    yield "segmentation", plots.plot_segmentation, (groups, figures.title_of(setup))
 
 
 def matched(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:

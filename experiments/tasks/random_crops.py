@@ -7,7 +7,8 @@ from experiments.config import Config, setting
 from experiments.data.augment import cropped
 from experiments.tasks.base import Task
 from experiments.tasks.classification import image_pipeline
-from experiments.tasks.ensemble import fields, objective
+from experiments.tasks.ensemble import objective, summary_fields
+from experiments.tasks.figures import of_decoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,4 +31,4 @@ def random_crops(size: int, *, flip: bool = False, halve: bool = False) -> Task:
     def preprocess(config: CropsConfig) -> Callable:
         return cropped(size, flip=flip, halve=halve, standardised=not config.reconstruction)
 
-    return Task(image_pipeline(preprocess), objective, fields)
+    return Task(image_pipeline(preprocess), objective, summary_fields, figures=of_decoder)

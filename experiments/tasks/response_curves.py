@@ -56,8 +56,8 @@ def _moved(images, transformation):
     return jnp.round(pixels).astype(jnp.uint8)
 
 
-def finished(folder: str) -> dict:
-    """Summary of a finished run of this program.
+def finished_summary(folder: str) -> dict:
+    """Returns the summary of a finished affNIST run.
 
     Raises:
       UserError: there is none.
@@ -75,8 +75,8 @@ def finished(folder: str) -> dict:
     raise UserError(f"--compare={folder} is not a finished run of affnist: {reason}")
 
 
-def of_summaries(summaries: dict[str, dict]) -> tuple[dict, dict, str]:
-    """What :func:`experiments.plots.responses` takes, of the summaries of runs by folder."""
+def plot_arguments(summaries: dict[str, dict]) -> tuple[dict, dict, str]:
+    """Returns the arguments of :func:`experiments.plots.plot_responses`, from summaries by folder."""
     curves = {}
     for folder, summary in summaries.items():
         name = summary["model"] + (f", {summary['routing']}" if summary["routing"] else "")

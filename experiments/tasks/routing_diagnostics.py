@@ -9,12 +9,13 @@ import numpy as np
 from capsjax.models import CapsNetConfig
 from capsjax.routing.diagnostics import Diagnostics, diagnose
 from experiments import plots
+from experiments.tasks.base import Setup
 
 IMAGES = 128
 ROWS = ("entropy", "logit_change", "agreement", "spread_over_examples", "dead", "always_on")
 
 
-def make_probe(setup) -> Callable | None:
+def make_probe(setup: Setup) -> Callable | None:
     """``measure(params) -> row`` for metrics.jsonl, over images that are not trained on.
 
     Args:
@@ -25,8 +26,8 @@ def make_probe(setup) -> Callable | None:
     """
     if not setup.config.diagnostics or not can_trace(setup):
         return None
-    held_out, _ = setup.stream.held_out("validation")
-    images = (held_out if len(held_out) else setup.stream.held_out("train")[0])[:IMAGES]
+    held_out, _ = setup.pipeline.held_out("validation")
+    images = (held_out if len(held_out) else setup.pipeline.held_out("train")[0])[:IMAGES]
 
     def measure(params):
         values = diagnostics(setup, params, images)._asdict()
@@ -35,16 +36,16 @@ def make_probe(setup) -> Callable | None:
     return measure
 
 
-def can_trace(setup) -> bool:
+def can_trace(setup: Setup) -> bool:
     """Whether the network routes, and in a way that can be traced."""
     config = setup.model_config
     return isinstance(config, CapsNetConfig) and config.routing_schedule == "sequential"
 
 
-def diagnostics(setup, params, images: np.ndarray) -> Diagnostics:
+def diagnostics(setup: Setup, params, images: np.ndarray) -> Diagnostics:
     """What routing does with raw examples ``[B, ...]``, in NumPy."""
     threshold = 0.0 if setup.model_config.make_routing().logit else 0.5
-    functions = setup.model, setup.stream.input, threshold
+    functions = setup.model, setup.pipeline.input, threshold
     return jax.device_get(_diagnostics(*functions, params, images))
 
 
@@ -56,24 +57,24 @@ def _diagnostics(model, to_input, threshold, params, images):
     return diagnose(trace, votes, threshold=threshold)
 
 
-def pictures(setup, params, rows: list, title: str) -> Iterator[tuple[str, Callable, tuple]]:
+def figures(setup: Setup, params, rows: list, title: str) -> Iterator[tuple[str, Callable, tuple]]:
     """Of the trained network over test images, see :mod:`experiments.tasks.figures`.
 
     Changes of the logits (Figure A.1) are those measured in training; without such rows, those
     of the trained network.
     """
     config = setup.model_config
-    d = diagnostics(setup, params, setup.stream.held_out("test")[0][:IMAGES])
+    d = diagnostics(setup, params, setup.pipeline.held_out("test")[0][:IMAGES])
     names = setup.dataset.class_names
     arguments = (d.entropy, d.logit_change, d.activity, names, title)
-    yield "routing", plots.routing_diagnostics, arguments
+    yield "routing", plots.plot_routing_diagnostics, arguments
     grid = None
     if not config.capsule_layers:
         grid = (*config.primary_grid, config.primary_types)
-    yield "couplings", plots.coupling_matrix, (d.mean_coupling, names, title, grid)
+    yield "couplings", plots.plot_coupling_matrix, (d.mean_coupling, names, title, grid)
     if len(d.logit_change):
         measured = [row for row in rows if "logit_change" in row]
         if not measured:
             measured = [rows[-1] | {"logit_change": d.logit_change.tolist()}]
             title += "; measured after training alone"
-        yield "logit_changes", plots.logit_changes, (measured, title)
+        yield "logit_changes", plots.plot_logit_changes, (measured, title)

@@ -10,7 +10,7 @@ from experiments.config import Config, UserError
 
 def has_checkpoints(config: Config) -> bool:
     """Whether a run has been started and kept."""
-    folder = Path(config.workdir or config.default_workdir()) / "checkpoints"
+    folder = config.folder() / "checkpoints"
     return folder.is_dir() and any(folder.iterdir())
 
 

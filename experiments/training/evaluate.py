@@ -1,4 +1,4 @@
-"""Metrics of held-out examples, many batches in one call."""
+"""Evaluation: metrics of held-out examples, with many batches in one call."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capsjax import train
+from capsjax import map_batches, train
 from experiments.tasks.base import Setup
 from experiments.training.devices import split_batch
 
@@ -14,21 +14,21 @@ BATCH = 128
 BATCHES = 8  # in one call, which fetches its scratch memory once
 
 
-def evaluator(setup: Setup) -> Callable:
-    """``evaluate(params, images, labels)``: metrics of raw examples, NumPy arrays ``[N]``.
+def make_evaluate(setup: Setup) -> Callable:
+    """Returns ``evaluate(params, images, labels)``, the metrics of raw examples, NumPy ``[N]``.
 
-    The last batch is filled up and the filling cut off, so every example counts once.
+    Every example counts once: the last batch is filled up and the filling is cut off.
     """
     size = -(-BATCH // len(setup.devices)) * len(setup.devices)
-    step, stream = train.make_eval_step(setup.measure), setup.stream
+    step, pipeline = train.make_eval_step(setup.measure), setup.pipeline
 
     @jax.jit
-    def several(params, images, labels, count):
+    def evaluate_batches(params, images, labels, count):
         """Metrics ``[B, N]`` of the first ``count`` of N batches, images ``[B, N, ...]``."""
 
         def one(n):
             x, y = images[:, n], labels[:, n]
-            return step(params, jax.vmap(stream.input)(x), jax.vmap(stream.label)(x, y))
+            return step(params, jax.vmap(pipeline.input)(x), jax.vmap(pipeline.label)(x, y))
 
         def put(n, out):
             return jax.tree.map(lambda all, x: all.at[:, n].set(x), out, one(n))
@@ -38,16 +38,13 @@ def evaluator(setup: Setup) -> Callable:
         return jax.lax.fori_loop(0, count, put, out)
 
     def evaluate(params, images, labels):
-        batches, found = -(-len(labels) // size), []
-        for start in range(0, batches, BATCHES):
-            # Example n is in column n // size. Columns that only fill up are not computed.
-            rows = np.arange(BATCHES * size).reshape(-1, size).T + start * size
-            rows %= len(labels)
-            chunk = split_batch((images[rows], labels[rows]), setup.devices)
-            out = several(params, *chunk, min(BATCHES, batches - start))
-            found.append({name: np.asarray(x).T.ravel() for name, x in out.items()})
-        return {
-            name: np.concatenate([part[name] for part in found])[: len(labels)] for name in found[0]
-        }
+        def many(examples, count):
+            # Batch n is column n, so that the rows can be divided among devices.
+            columns = (x.reshape(BATCHES, size, *x.shape[1:]).swapaxes(0, 1) for x in examples)
+            images, labels = split_batch(tuple(columns), setup.devices)
+            out = evaluate_batches(params, images, labels, -(-count // size))
+            return jax.tree.map(lambda x: np.asarray(x).T.ravel(), out)
+
+        return map_batches(many, (images, labels), BATCHES * size)
 
     return evaluate

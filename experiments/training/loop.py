@@ -1,10 +1,12 @@
-"""The training loop that all programs share: train, validate, checkpoint, resume, report."""
+"""The training loop that all commands share: train, validate, checkpoint, resume, report."""
 
+import contextlib
 import functools
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +15,16 @@ from capsjax import train
 from experiments.config import Config, UserError
 from experiments.data import batching, image_files
 from experiments.tasks import routing_diagnostics
-from experiments.tasks.base import Setup
+from experiments.tasks.base import Program, Setup
+from experiments.training import frozen_couplings
 from experiments.training.checkpoints import Checkpoints, has_checkpoints
 from experiments.training.devices import parallelize
-from experiments.training.evaluate import evaluator
+from experiments.training.evaluate import make_evaluate
 from experiments.training.metrics import Metrics
 from experiments.training.profiling import Profile
 from experiments.training.progress import Display, Stop
 from experiments.training.setup import (
     banner,
-    frozen_source,
     initial_state,
     prepare,
     steps_between_saves,
@@ -35,46 +37,62 @@ from experiments.training.summary import write_summary
 from experiments.training.workdir import open_workdir, write_config, write_json
 
 
-def run(config: Config) -> dict:
-    """Train, or continue, the run that a configuration describes; returns its summary.
+class TrainingRun(NamedTuple):
+    """A run in progress: its configuration and what it writes."""
+
+    setup: Setup
+    workdir: Path
+    checkpoints: Checkpoints
+    metrics: Metrics
+    display: Display
+
+
+class Stepper(NamedTuple):
+    """How one run, or several in step with each other, advance."""
+
+    advance: Callable  # (state, orders, count) -> (state, sums of metrics)
+    make_orders: Callable  # (number of a block of epochs) -> orders
+    select: Callable  # (tree, n) -> the part that belongs to run n
+    evaluate: Callable  # (n, params, images, labels) -> metrics [N]
+
+
+def run(program: Program, config: Config) -> dict:
+    """Trains, or continues, the run that a configuration describes.
+
+    Returns:
+      Its summary.
 
     Raises:
-      UserError: anything that the user can mend, before or without harm to the run.
+      UserError: anything that the user can fix, before or without harm to the run.
     """
     started = time.monotonic()
-    setup = prepare(config)
-    total = total_steps(setup)
+    setup = prepare(program, config)
     if setup.config.routing == "frozen" and not has_checkpoints(setup.config):
-        frozen_source(setup)  # before anything is written
+        frozen_couplings.find_source(setup)  # before anything is written
     with open_workdir(setup.config) as workdir:
         print(banner(setup), file=sys.stderr)
-        with Checkpoints(workdir) as checkpoints:
-            state = resume(setup, checkpoints, workdir, total)
-            describe(setup, workdir)
-            with Metrics(workdir, int(state.step)) as metrics:
-                evaluate = evaluator(setup)
-                profile = Profile(setup.config.profile, workdir)
-                state, stopped = fit(setup, state, total, metrics, checkpoints, evaluate, profile)
+        evaluate = make_evaluate(setup)
+        with contextlib.ExitStack() as files:
+            checkpoints = files.enter_context(Checkpoints(workdir))
+            state = resume(setup, checkpoints, workdir)
+            training = start(setup, workdir, checkpoints, int(state.step), files)
+            profile = Profile(setup.config.profile, workdir)
+            stepper = make_stepper(setup, evaluate)
+            state, stopped = fit(setup, {0: training}, stepper, state, int(state.step), profile)
         if stopped:
             print(f"stopped after step {state.step}; the same command continues", file=sys.stderr)
             sys.exit(128 + stopped)
         seconds = time.monotonic() - started
-        return write_summary(setup, state, workdir, metrics.rows, evaluate, seconds)
+        return write_summary(setup, state, workdir, training.metrics.rows, evaluate, seconds)
 
 
-def describe(setup: Setup, workdir: Path) -> None:
-    """Write config.json and network.json."""
-    write_config(setup.config, workdir)
-    write_json(workdir / "network.json", image_files.facts(setup.dataset))
-
-
-def resume(setup: Setup, checkpoints: Checkpoints, workdir: Path, total: int):
-    """The state of the newest checkpoint, or the initial one.
+def resume(setup: Setup, checkpoints: Checkpoints, workdir: Path) -> train.TrainState:
+    """Returns the state of the newest checkpoint, or the initial one.
 
     Raises:
-      UserError: the run has already gone beyond ``total`` steps.
+      UserError: the run has already gone beyond its last step.
     """
-    done = checkpoints.latest()
+    done, total = checkpoints.latest(), total_steps(setup)
     state = initial_state(setup, couplings=done is None)
     if done is None:
         return state
@@ -87,17 +105,47 @@ def resume(setup: Setup, checkpoints: Checkpoints, workdir: Path, total: int):
     return checkpoints.restore(state)
 
 
-def make_chunk(setup: Setup) -> Callable:
-    """Many steps in one call: ``chunk(state, source, orders, key, count)``.
+def start(
+    setup: Setup,
+    workdir: Path,
+    checkpoints: Checkpoints,
+    step: int,
+    files: contextlib.ExitStack,
+) -> TrainingRun:
+    """Writes config.json and network.json, and opens what a run writes from a step on."""
+    write_config(setup.config, workdir)
+    write_json(workdir / "network.json", image_files.facts(setup.dataset))
+    metrics = files.enter_context(Metrics(workdir, step))
+    total, per_epoch = total_steps(setup), steps_per_epoch(setup)
+    display = files.enter_context(Display(setup.config, metrics, step, total, per_epoch))
+    return TrainingRun(setup, workdir, checkpoints, metrics, display)
 
-    Returns the state after ``count`` steps (a traced number, so that one compiled program
-    serves chunks of any length up to ``log_every``) and the sums of the metrics.
+
+def make_stepper(setup: Setup, evaluate: Callable) -> Stepper:
+    """Returns how a single run advances on its devices."""
+    chunk, (source, key) = make_chunk(setup), training_inputs(setup)
+    examples = len(setup.dataset.train_labels)
+    epochs = steps_of_orders(setup) // steps_per_epoch(setup)
+    orders = jax.jit(batching.epoch_orders, static_argnums=(2, 3))
+    return Stepper(
+        advance=lambda state, orders, count: chunk(state, source, orders, key, count),
+        make_orders=lambda block: orders(key, block, examples, epochs),
+        select=lambda tree, n: tree,
+        evaluate=lambda n, *examples: evaluate(*examples),
+    )
+
+
+def make_chunk(setup: Setup) -> Callable:
+    """Returns many steps in one call: ``chunk(state, source, orders, key, count)``.
+
+    The chunk returns the state after ``count`` steps (a traced number, so that one compiled
+    program serves chunks of any length up to ``log_every``) and the sums of the metrics.
     """
     return parallelize(functools.partial(chunk_body, setup), setup.config.parallel, setup.devices)
 
 
 def chunk_body(setup: Setup, axis_name: str | None, parts: int, constrain: Callable) -> Callable:
-    """Of :func:`make_chunk`, for :func:`experiments.training.devices.parallelize` or ``jax.vmap``."""
+    """Returns the chunk of :func:`make_chunk` on one device, see ``devices.parallelize``."""
     config = setup.config
     step = train.make_train_step(
         setup.loss, setup.optimizer, axis_name=axis_name, total_steps=total_steps(setup)
@@ -107,7 +155,7 @@ def chunk_body(setup: Setup, axis_name: str | None, parts: int, constrain: Calla
         @jax.jit  # traced once, although the shapes of its results are asked for first
         def one(state):
             images, labels, dropout_key = batching.batch(
-                setup.stream.example,
+                setup.pipeline.example,
                 source,
                 orders,
                 key,
@@ -130,45 +178,61 @@ def chunk_body(setup: Setup, axis_name: str | None, parts: int, constrain: Calla
 
 
 def fit(
-    setup, state, total, metrics, checkpoints, evaluate, profile
-) -> tuple[train.TrainState, int]:
-    """Train up to step ``total``, writing metrics and checkpoints as it goes.
+    setup: Setup,
+    runs: dict[int, TrainingRun],
+    stepper: Stepper,
+    state: Any,
+    step: int,
+    profile: Profile,
+    guard: Callable = lambda n: contextlib.nullcontext(),
+) -> tuple[Any, int]:
+    """Trains one run, or several in step with each other, to the last step.
+
+    Args:
+      setup: of one of the runs, which agree in everything that is read here.
+      runs: by number; those that ``guard`` removes are trained on and no longer recorded.
+      stepper: how the runs advance.
+      state: of all runs, after ``step`` steps.
+      profile: traces some of the steps.
+      guard: ``guard(n)`` is the context in which run n is recorded.
 
     Returns:
       The state, and 0 or the number of the signal that stopped training before the end.
     """
-    config, dataset = setup.config, setup.dataset
-    per_epoch = steps_per_epoch(setup)
-    pause, span = steps_between_saves(setup), steps_of_orders(setup)
-    step = int(state.step)
-    chunk = make_chunk(setup)
-    source, key = training_inputs(setup)
-    measure = routing_diagnostics.make_probe(setup)
-    held_out = setup.stream.held_out("validation")
-    make_orders = jax.jit(batching.epoch_orders, static_argnums=(2, 3))
-    orders = None
+    log_every, total = setup.config.log_every, total_steps(setup)
+    save_every, block_steps = steps_between_saves(setup), steps_of_orders(setup)
+    diagnose = routing_diagnostics.make_probe(setup)
+    held_out, orders = setup.pipeline.held_out("validation"), None
 
-    def enough():
-        return step % pause == 0 and setup.task.enough(config, metrics.rows)
+    def finished_early():
+        return step % save_every == 0 and all(
+            setup.task.should_stop(run.setup.config, run.metrics.rows) for run in runs.values()
+        )
 
-    with Display(config, metrics, step, total, per_epoch) as display, Stop() as stop:
-        while step < total and not stop.requested and not enough():
-            block, within = divmod(step, span)
+    def record(n: int, run: TrainingRun, count: int, sums: Any) -> None:
+        run.display.trained(step, count, stepper.select(sums, n))
+        due = step % save_every == 0 or step == total
+        if not (due or stop.requested):
+            return
+        run.display.flush()
+        own = stepper.select(state, n)
+        if due and len(held_out[1]):
+            run.display.validated(step, stepper.evaluate(n, own.params, *held_out))
+        if due and diagnose:
+            run.display.measured(step, diagnose(own.params))
+        run.metrics.sync()
+        run.checkpoints.save(own, step)
+
+    with Stop() as stop:
+        while runs and step < total and not stop.requested and not finished_early():
+            block, within = divmod(step, block_steps)
             if orders is None or within == 0:
-                orders = make_orders(key, block, len(dataset.train_labels), span // per_epoch)
-            to_log = config.log_every - step % config.log_every
-            most = min(span - within, pause - step % pause, total - step)
-            count = profile.count(min(to_log, most), most)
-            state, sums = profile.run(chunk, state, source, orders, key, count)
+                orders = stepper.make_orders(block)
+            most = min(block_steps - within, save_every - step % save_every, total - step)
+            count = profile.count(min(log_every - step % log_every, most), most)
+            state, sums = profile.run(stepper.advance, state, orders, count)
             step += count
-            display.trained(step, count, sums)
-            due = step % pause == 0 or step == total
-            if due or stop.requested:
-                display.flush()
-                if due and len(held_out[1]):
-                    display.validated(step, evaluate(state.params, *held_out))
-                if due and measure:
-                    display.measured(step, measure(state.params))
-                metrics.sync()
-                checkpoints.save(state, step)
-    return state, stop.requested if step < total and not enough() else 0
+            for n, run in list(runs.items()):
+                with guard(n):
+                    record(n, run, count, sums)
+    return state, stop.requested if step < total and not finished_early() else 0

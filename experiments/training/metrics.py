@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+from experiments.training.workdir import write_text
+
 
 class Metrics:
     """metrics.jsonl, and TensorBoard events where tensorboardX is installed.
@@ -16,9 +18,7 @@ class Metrics:
     def __init__(self, workdir: Path, step: int):
         self.path = workdir / "metrics.jsonl"
         self.rows = [row for row in read_rows(self.path) if row["step"] <= step]
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        os.replace(temporary, self.path)
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         self._file = open(self.path, "a")
         self._board = _tensorboard(workdir, step)
 

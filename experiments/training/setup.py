@@ -1,7 +1,6 @@
-"""What follows from a configuration before anything is trained: data, network, first state."""
+"""Everything that follows from a configuration before training: data, network, first state."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import flax
@@ -12,11 +11,10 @@ from capsjax import functional, train
 from capsjax.models import CapsNetConfig
 from capsjax.models import Config as ModelConfig
 from capsjax.routing import PassKernels, has_pass_kernels
-from experiments.config import Config, UserError
+from experiments.config import Config, UserError, network_config, resolve
 from experiments.data import batching, datasets
 from experiments.data.subset import limit
-from experiments.tasks import registry
-from experiments.tasks.base import Setup
+from experiments.tasks.base import Program, Setup
 from experiments.training import frozen_couplings
 from experiments.training.devices import (
     cache_folder,
@@ -28,11 +26,16 @@ from experiments.training.devices import (
 from kernels.api import select
 
 
-def prepare(config: Config, dataset: datasets.Dataset | None = None) -> Setup:
-    """Devices, data, network, loss and optimiser of a configuration.
+def prepare(program: Program, config: Config, dataset: datasets.Dataset | None = None) -> Setup:
+    """Finds devices, data, network, loss and optimiser of a configuration.
 
     Args:
-      config: as the flags give it. dataset: in place of the one that it names.
+      program: the command whose run it is.
+      config: as the flags give it.
+      dataset: takes the place of the data set that the configuration names.
+
+    Raises:
+      UserError: the configuration contradicts itself, the data or the devices.
     """
     keep_compiled_programs(config.cache_dir)
     devices = find_devices(config.accelerator, config.num_devices)
@@ -45,9 +48,8 @@ def prepare(config: Config, dataset: datasets.Dataset | None = None) -> Setup:
         ),
         config.train_examples,
     )
-    config = config.resolved(dataset.name)
-    task = registry.find_program(config.program).task
-    stream = task.stream(config, dataset)
+    config = resolve(config, dataset.name)
+    pipeline = program.task.pipeline(config, dataset)
     if config.batch_size % len(devices):
         raise UserError(
             f"--batch_size={config.batch_size} can't be divided among {len(devices)} devices"
@@ -58,7 +60,7 @@ def prepare(config: Config, dataset: datasets.Dataset | None = None) -> Setup:
     except ValueError as error:
         name = config.routing_implementation
         raise UserError(f"--routing_implementation={name}: {error}") from error
-    model_config = config.model_config(stream.shape, dataset.num_classes, implementation)
+    model_config = network_config(config, pipeline.shape, dataset.num_classes, implementation)
     if isinstance(implementation, PassKernels) and not network_has_pass_kernels(model_config):
         if config.routing_implementation != "auto":
             raise UserError(
@@ -66,15 +68,15 @@ def prepare(config: Config, dataset: datasets.Dataset | None = None) -> Setup:
                 "routing with these votes has no kernels, use stream"
             )
         model_config = dataclasses.replace(model_config, routing_implementation="auto")
-    model, loss, measure = task.objective(config, model_config)
+    model, loss, measure = program.task.objective(config, model_config)
     optimizer = make_optimizer(config)
     parameters = functional.count_parameters(jax.eval_shape(model.init, jax.random.key(0)))
     network = (model_config, model, loss, measure, optimizer, parameters)
-    return Setup(config, task, dataset, stream, devices, *network)
+    return Setup(config, program, dataset, pipeline, devices, *network)
 
 
 def network_has_pass_kernels(config: ModelConfig) -> bool:
-    """Whether kernels can compute all routed layers of a network."""
+    """Returns whether kernels can compute all routed layers of a network."""
     if not isinstance(config, CapsNetConfig):
         return False
     votes = {config.votes, *([config.layer_votes] if config.capsule_layers else [])}
@@ -82,26 +84,28 @@ def network_has_pass_kernels(config: ModelConfig) -> bool:
 
 
 def steps_per_epoch(setup: Setup) -> int:
+    """Returns the number of training steps in one pass over the training data."""
     return batching.steps_per_epoch(len(setup.dataset.train_labels), setup.config.batch_size)
 
 
 def steps_of_orders(setup: Setup) -> int:
-    """An epoch, whose order is drawn at once; several of few examples."""
+    """Returns the steps whose order is drawn at once: an epoch, or several short ones."""
     per_epoch = steps_per_epoch(setup)
     return -(-setup.config.log_every // per_epoch) * per_epoch
 
 
 def steps_between_saves(setup: Setup) -> int:
-    """As the flag says; else an epoch, or several that are too short to save after each."""
+    """Returns ``--validate_every``, else an epoch, or several that are too short to save after."""
     return setup.config.validate_every or steps_of_orders(setup)
 
 
 def total_steps(setup: Setup) -> int:
+    """Returns the number of steps of the whole training run."""
     return setup.config.steps or setup.config.epochs * steps_per_epoch(setup)
 
 
 def banner(setup: Setup) -> str:
-    """Device, versions, network and data in one line."""
+    """Returns device, versions, network and data in one line."""
     c, d = setup.config, setup.dataset
     device = setup.devices[0]
     return (
@@ -114,34 +118,30 @@ def banner(setup: Setup) -> str:
 
 
 def describe_network(setup: Setup) -> str:
-    """The network in a word or two."""
+    """Returns the network in a few words."""
     m = setup.model_config
     return f"capsnet, {m.routing} routing," if isinstance(m, CapsNetConfig) else setup.config.model
 
 
-def frozen_source(setup: Setup) -> tuple[Config, Path]:
-    """See :func:`experiments.training.frozen_couplings.source`."""
-    return frozen_couplings.source(setup.config, len(setup.model_config.capsule_layers))
-
-
 def random_keys(config: Config) -> tuple[jax.Array, jax.Array]:
-    """Of the initial weights, and of batches and augmentation."""
+    """Returns the key of the initial weights and the key of batches and augmentation."""
     key = jax.random.key(config.seed)
     return jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """Of a (resolved) configuration."""
+    """Returns the optimizer that a (resolved) configuration describes."""
     return train.adam(
         config.learning_rate, config.decay_rate, config.decay_steps, config.learning_rate_floor
     )
 
 
 def initial_state(setup: Setup, *, couplings: bool = True) -> train.TrainState:
-    """The state before the first step, on all devices.
+    """Returns the state before the first step, on all devices.
 
     Args:
-      setup: of the run. couplings: read those that ``--routing=frozen`` needs.
+      setup: of the run.
+      couplings: whether to read the couplings that ``--routing=frozen`` needs.
     """
     key, _ = random_keys(setup.config)
     init = jax.jit(
@@ -150,14 +150,14 @@ def initial_state(setup: Setup, *, couplings: bool = True) -> train.TrainState:
     )
     state = init(key)
     if setup.config.routing == "frozen" and couplings:
-        config, folder = frozen_source(setup)
-        other = prepare(config, setup.dataset)
+        config, folder = frozen_couplings.find_source(setup)
+        other = prepare(setup.program, config, setup.dataset)
         prior = frozen_couplings.log_couplings(other, initial_state(other), folder)
         state.params["classes"]["prior"] = prior
     return replicate(state, setup.devices)
 
 
 def training_inputs(setup: Setup) -> tuple[Any, jax.Array]:
-    """Training data and the key of batches and augmentation, on all devices."""
+    """Returns the training data and the key of batches and augmentation, on all devices."""
     _, key = random_keys(setup.config)
-    return replicate((setup.stream.source, key), setup.devices)
+    return replicate((setup.pipeline.source, key), setup.devices)

@@ -3,26 +3,24 @@
 import base64
 import functools
 import json
-import platform
-import resource
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import flax
-import jax
 import numpy as np
-import optax
 
 from capsjax.models import CapsNetConfig
+from capsjax.train import TrainState
+from experiments.config import command
 from experiments.tasks import figures
+from experiments.tasks.base import Setup
+from experiments.training.results import peak_memory_mb, versions
 from experiments.training.workdir import write_json
 from kernels.cli import commit
 
 
 def write_summary(
-    setup,
-    state,
+    setup: Setup,
+    state: TrainState,
     workdir: Path,
     rows: list,
     evaluate: Callable,
@@ -41,7 +39,7 @@ def write_summary(
       The summary.
     """
     c, d = setup.config, setup.dataset
-    values = evaluate(state.params, *setup.stream.held_out("test"))
+    values = evaluate(state.params, *setup.pipeline.held_out("test"))
     correct = values["accuracy"] > 0
     training = [row for row in rows if "images_per_second" in row]
     validation = [row for row in rows if "validation_error" in row] or [{}]
@@ -49,7 +47,7 @@ def write_summary(
     rates = [row["images_per_second"] for row in training[1:] or training]
     summary = {
         "program": c.program,
-        "command": c.command(),
+        "command": command(c, setup.program.defaults),
         "dataset": d.name,
         "dataset_source": d.source.split(" from ")[0],
         "model": c.model,
@@ -70,8 +68,8 @@ def write_summary(
         "test_error": round(100 * float((~correct).mean()), 4),
         "test_loss": float(values["loss"].mean()),
         "test_correct": pack(correct),
-        **setup.task.fields(setup, values),
-        **setup.task.further(setup, functools.partial(evaluate, state.params), rows),
+        **setup.task.summary_fields(setup, values),
+        **setup.task.extra_evaluation(setup, functools.partial(evaluate, state.params), rows),
         "images_per_second": float(np.median(rates)),
         "training_seconds": rows[-1]["seconds"],
         "wall_seconds": round(seconds, 1),
@@ -86,12 +84,14 @@ def write_summary(
         "commit": commit(),
     }
     write_json(workdir / "summary.json", summary)
-    paths = figures.draw(setup, state.params, workdir / "figures", rows, values)
-    print(summary_table(summary, workdir, paths))
+    found = figures.of_finished_run(setup, state.params, rows, values)
+    found += setup.task.summary_figures(setup, summary)
+    paths = figures.save(found, workdir / "figures")
+    print(summary_table(summary, setup.task.report(setup, summary), workdir, paths))
     return summary
 
 
-def capsule_fields(setup) -> dict:
+def capsule_fields(setup: Setup) -> dict:
     """What a summary says of capsules; None for networks without."""
     m, c = setup.model_config, setup.config
     names = ("routing", "routing_iterations", "routing_implementation", "votes", "squash", "loss")
@@ -110,26 +110,7 @@ def _reported_peak(workdir: Path, step: int) -> int | None:
     return earlier["peak_memory_mb"] if earlier.get("steps") == step else None
 
 
-def peak_memory_mb(device: jax.Device) -> int:
-    """Of the accelerator, or on CPU of the whole process, so far."""
-    if stats := device.memory_stats():
-        return round(stats["peak_bytes_in_use"] / 2**20)
-    unit = 1 if sys.platform == "darwin" else 2**10
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)
-
-
-def versions() -> dict[str, str]:
-    """Of Python and the packages that numbers depend on."""
-    return {
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "flax": flax.__version__,
-        "optax": optax.__version__,
-        "numpy": np.__version__,
-    }
-
-
-def summary_table(summary: dict, workdir: Path, paths: list[Path]) -> str:
+def summary_table(summary: dict, report: Iterable[str], workdir: Path, paths: list[Path]) -> str:
     """The last lines of a run."""
     lines = [f"{'':12}{'error':>8}{'images':>9}"]
     for name in ("validation", "test"):
@@ -141,8 +122,9 @@ def summary_table(summary: dict, workdir: Path, paths: list[Path]) -> str:
         f"{summary['images_per_second']:.0f} images/s, "
         f"{summary['training_seconds']:.0f} s of training"
     )
+    lines += report
     lines += [f"{'summary':12}{workdir / 'summary.json'}"]
-    lines += [f"{'picture':12}{path}" for path in paths]
+    lines += [f"{'figure':12}{path}" for path in paths]
     return "\n".join(lines)
 
 

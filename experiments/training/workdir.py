@@ -1,7 +1,6 @@
-"""What a run leaves on disk: config.json, metrics.jsonl, events, checkpoints, summary.json.
+"""The folder of a run: opened by one process at a time, its files replaced in one move.
 
-Every file is replaced in one move or appended line by line, so that a run killed at any
-moment can be continued.
+A run that is killed at any moment can be continued.
 """
 
 import contextlib
@@ -16,11 +15,16 @@ from typing import Any
 from experiments.config import Config, UserError
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file in one move."""
+def write_text(path: Path, text: str) -> None:
+    """Writes a file in one move, so that it is there whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.write_text(text)
     os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file in one move."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 @contextlib.contextmanager
@@ -32,7 +36,7 @@ def open_workdir(config: Config) -> Iterator[Path]:
     Raises:
       UserError: it can't be written, belongs to another configuration, or is in use.
     """
-    workdir = Path(config.workdir or config.default_workdir())
+    workdir = config.folder()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         # The lock ends with the process, however that ends.

@@ -1,0 +1,86 @@
+"""Where a result comes from: versions, commit, device and memory, and the files of a measurement."""
+
+import json
+import platform
+import resource
+import sys
+from pathlib import Path
+
+import flax
+import jax
+import numpy as np
+import optax
+
+from experiments.config import UserError
+from experiments.training.workdir import write_json, write_text
+from kernels.cli import commit
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that numbers depend on."""
+    return {
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+        "optax": optax.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def peak_memory_mb(device: jax.Device) -> int:
+    """Returns the peak memory so far in MiB, of the accelerator or on CPU of the process."""
+    if stats := device.memory_stats():
+        return round(stats["peak_bytes_in_use"] / 2**20)
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)
+
+
+def provenance(command: str, device: jax.Device | None = None) -> dict:
+    """Returns what every result says about its origin.
+
+    Args:
+      command: that repeats the measurement.
+      device: on which it was made; None where other processes measured.
+    """
+    where = {} if device is None else {"device_kind": device.device_kind, "versions": versions()}
+    return {"command": command, "commit": commit()} | where
+
+
+def output_path(output: str | Path) -> Path:
+    """Returns the value of ``--output`` as a path without suffix, whose folder can be written.
+
+    Raises:
+      UserError: the folder is missing and can't be made.
+    """
+    path = Path(output).absolute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output={output} can't be written: {error.strerror}") from error
+    return path
+
+
+def write_results(output: str | Path, result: dict, text: str) -> None:
+    """Writes OUTPUT.json, and OUTPUT.md with the command and the commit below the text.
+
+    Args:
+      output: path without suffix.
+      result: everything measured, with the fields of :func:`provenance`.
+      text: the same for readers, in Markdown.
+
+    Raises:
+      UserError: the files can't be written.
+    """
+    path = output_path(output)
+    foot = f"`{result['command']}`, commit {result['commit']}"
+    try:
+        write_json(path.with_name(f"{path.name}.json"), result)
+        write_text(path.with_name(f"{path.name}.md"), f"{text}\n\n{foot}\n")
+    except OSError as error:
+        raise UserError(f"--output={output} can't be written: {error.strerror}") from error
+
+
+def print_results(result: dict, text: str) -> None:
+    """Prints the text for readers on standard error and one line of JSON on standard output."""
+    print(text, file=sys.stderr)
+    print(json.dumps(result))
