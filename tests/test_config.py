@@ -9,8 +9,8 @@ import sys
 import pytest
 from absl import flags
 
+from capsjax.recipes import RECIPES
 from capsjax.routing import ROUTINGS
-from capsjax.train import RECIPES
 from experiments.config import Config, UserError
 from experiments.config.flags import define_flags, parse_flags
 from experiments.mnist import DEFAULTS

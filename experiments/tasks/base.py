@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from capsjax import functional, train
+from capsjax import functional, objectives
 from capsjax.models import Config as ModelConfig
 from experiments.config import Config
 from experiments.data.datasets import Dataset
@@ -31,11 +31,11 @@ class InputPipeline(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """A network and what is asked of it; the functions are as those of :mod:`capsjax.train`."""
+    """A network and what is asked of it; the functions are as those of :mod:`capsjax.objectives`."""
 
     model: functional.Model
-    loss: train.LossFn
-    measure: train.LossFn  # in evaluation, of which the losses are left alone
+    loss: objectives.LossFn
+    measure: objectives.LossFn  # in evaluation, of which the losses are left alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Setup(NamedTuple):
     devices: list
     model_config: ModelConfig
     model: functional.Model
-    loss: train.LossFn
-    measure: train.LossFn
+    loss: objectives.LossFn
+    measure: objectives.LossFn
     optimizer: object
     parameters: int
 
