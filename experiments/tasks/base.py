@@ -31,7 +31,7 @@ class InputPipeline(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """A network and what is asked of it; the functions are as those of :mod:`capsjax.objectives`."""
+    """A network and its losses, functions such as those of :mod:`capsjax.objectives`."""
 
     model: functional.Model
     loss: objectives.LossFn
