@@ -20,17 +20,17 @@ from capsjax.conv_capsules import ConvCapsules
 from capsjax.functional import Model, count_parameters, create_model, from_module
 from capsjax.inference import Classification, classify
 from capsjax.losses import (
-    LOSSES,
-    argmax_mask,
-    cross_entropy,
-    label_mask,
+    cross_entropy_of_lengths,
+    cross_entropy_of_logits,
     margin_loss,
-    mask_capsules,
     reconstruction_loss,
     spread_loss,
 )
+from capsjax.masks import argmax_mask, label_mask, mask_capsules
 from capsjax.models import CNN, PRESETS, CapsNet, CapsNetConfig, CNNConfig, Prediction, preset
 from capsjax.modules import Capsules, Conv, Decoder, PrimaryCapsules, RoutedCapsules
+from capsjax.objectives import LOSSES, capsnet_loss, cross_entropy_loss
+from capsjax.recipes import RECIPES
 from capsjax.routing import (
     ROUTINGS,
     Routing,
@@ -43,11 +43,8 @@ from capsjax.routing import (
 )
 from capsjax.squash import SQUASHES, safe_norm, squash
 from capsjax.train import (
-    RECIPES,
     TrainState,
     adam,
-    capsnet_loss,
-    cross_entropy_loss,
     init_state,
     make_eval_step,
     make_gradient,
@@ -88,8 +85,9 @@ __all__ = [
     "conv2d",
     "count_parameters",
     "create_model",
-    "cross_entropy",
     "cross_entropy_loss",
+    "cross_entropy_of_lengths",
+    "cross_entropy_of_logits",
     "dynamic_routing",
     "from_module",
     "init_state",

@@ -1,37 +1,54 @@
-"""Applying a function of a fixed batch size to any number of examples."""
+"""Computation in batches of one size, so that one compilation serves any number of rows."""
 
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
 def map_batches(function: Callable[[Any, int], Any], arrays: Any, batch_size: int) -> Any:
-    """Applies a function to batches of one size and joins the results.
+    """Apply a function to batches of rows and concatenate its results.
 
-    The last batch is filled up with examples from the beginning, and the results of the filling
-    are cut off, so that one compiled program serves all batches and every example counts once.
+    Every batch has exactly ``batch_size`` rows. The last one is filled with rows from the start of
+    the arrays, which are left out of the results.
 
     Args:
-      function: ``(batch, count) -> results``; the first ``count`` rows of the batch are to be
-        computed, the others fill it up.
-      arrays: pytree of arrays ``[N, ...]``, N at least 1.
-      batch_size: rows of every batch.
+      function: ``function(batch, count)`` takes ``batch_size`` rows of every array, of which the
+        first ``count`` are not filling, and returns arrays with a result in each row.
+      arrays: a pytree of arrays ``[N, ...]``, of NumPy or JAX, N at least 1. Under ``jax.jit`` they
+        may be traced.
+      batch_size: the number of rows of a batch, at least 1; it may be larger than N.
 
     Returns:
-      A pytree of arrays ``[N, ...]``, of NumPy where the function returns NumPy.
+      The pytree that the function returns, with arrays ``[N, ...]``: of NumPy where the function
+      returns these, otherwise of JAX.
+
+    Raises:
+      ValueError: there are no rows, or the batch size is below 1.
+      AssertionError: the arrays differ in N.
+
+    Example:
+      >>> map_batches(lambda batch, count: batch.sum(axis=1), jnp.ones((5, 2)), 3).tolist()
+      [2.0, 2.0, 2.0, 2.0, 2.0]
     """
-    total = len(jax.tree.leaves(arrays)[0])
+    leaves = jax.tree.leaves(arrays)
+    rows = len(leaves[0]) if leaves else 0
+    if not rows:
+        raise ValueError("there are no rows to divide into batches")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
+    chex.assert_equal_shape_prefix(leaves, 1)
     parts = []
-    for start in range(0, total, batch_size):
-        rows = np.arange(start, start + batch_size) % total
-        batch = jax.tree.map(lambda x, rows=rows: x[rows], arrays)
-        parts.append(function(batch, min(batch_size, total - start)))
+    for start in range(0, rows, batch_size):
+        chosen = np.arange(start, start + batch_size) % rows
+        batch = jax.tree.map(lambda x, chosen=chosen: x[chosen], arrays)
+        parts.append(function(batch, min(batch_size, rows - start)))
+    return jax.tree.map(lambda *results: _concatenate(results)[:rows], *parts)
 
-    def join(*leaves):
-        numpy = all(isinstance(leaf, np.ndarray) for leaf in leaves)
-        return (np if numpy else jnp).concatenate(leaves)[:total]
 
-    return jax.tree.map(join, *parts)
+def _concatenate(arrays):
+    numpy = all(isinstance(x, np.ndarray) for x in arrays)
+    return np.concatenate(arrays) if numpy else jnp.concatenate(arrays)

@@ -1,4 +1,4 @@
-"""Classifying images with a trained network."""
+"""Classification of images by a trained network."""
 
 import functools
 from typing import Any, NamedTuple
@@ -7,35 +7,40 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from capsjax.batches import map_batches
 from capsjax.functional import Model
 
 
 class Classification(NamedTuple):
-    """What a network says about N images."""
+    """The results of a network for N images."""
 
-    scores: jax.Array  # [N, J] lengths of the class capsules, or logits where a network gives these
+    scores: jax.Array  # [N, J] lengths of the class capsules, or logits, depending on the network
     classes: jax.Array  # [N] int32, the class of the largest score
-    lengths: jax.Array  # [N] that score
+    lengths: jax.Array  # [N] the largest score
     runner_up: jax.Array  # [N] int32, the class of the second largest score
-    runner_up_lengths: jax.Array  # [N] that score
-    reconstruction: jax.Array | None  # [N, H, W, C] in [0, 1], drawn from the capsule of `classes`
+    runner_up_lengths: jax.Array  # [N] the second largest score
+    # [N, H, W, C] in [0, 1], decoded from the capsule of `classes`; None without a decoder
+    reconstruction: jax.Array | None
 
 
 def classify(
     model: Model, params: Any, images: chex.Array, *, batch_size: int = 128
 ) -> Classification:
-    """The class of each image, the second choice, and what the decoder makes of the first.
+    """Find the class of each image, the second choice, and the reconstruction from the first.
 
-    Batches are compiled once for each model and batch size; the last one is filled up, and the
-    filling cut off. A pure function, which may itself be part of what is compiled.
+    The network is compiled once for each model and batch size. This is a pure function, which may
+    itself be called under ``jax.jit``.
 
     Args:
-      model: of :func:`capsjax.create_model`, of two classes or more. params: of the model.
+      model: a network of two classes or more, see :func:`capsjax.create_model`.
+      params: the parameters of the model.
       images: ``[N, H, W, C]``, floats in [0, 1], N at least 1.
-      batch_size: images computed together, at most.
+      batch_size: the largest number of images that are computed together.
 
     Raises:
-      ValueError: no images. TypeError: their pixels are integers.
+      ValueError: there are no images.
+      TypeError: the pixels are not floats.
+      AssertionError: the images do not have four axes.
 
     Example:
       >>> from capsjax import create_model, preset
@@ -51,16 +56,10 @@ def classify(
     chex.assert_rank(images, 4)
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(f"images must be floats in [0, 1], not {images.dtype}: divide by 255")
-    count = len(images)
-    if not count:
+    if not len(images):
         raise ValueError("no images")
-    size = min(batch_size, count)
-    parts = []
-    for start in range(0, count, size):
-        batch = images[start : start + size]
-        filled = jnp.pad(batch, ((0, size - len(batch)), (0, 0), (0, 0), (0, 0)))
-        parts.append(_classify(model, params, filled))
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:count], *parts)
+    size = min(batch_size, len(images))
+    return map_batches(lambda batch, count: _classify(model, params, batch), images, size)
 
 
 @functools.partial(jax.jit, static_argnums=0)

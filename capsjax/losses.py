@@ -1,10 +1,10 @@
-"""Losses and masks. Every function is written for one example; batch with vmap."""
+"""Losses of class capsules and of images, written for one example; ``jax.vmap`` batches them."""
+
+import warnings
 
 import chex
 import jax
 import jax.numpy as jnp
-
-LOSSES = ("margin", "spread", "cross_entropy")
 
 
 def margin_loss(
@@ -15,7 +15,7 @@ def margin_loss(
     m_minus: float = 0.1,
     down_weight: float = 0.5,
 ) -> jax.Array:
-    r"""Margin loss, summed over the classes, for one example.
+    r"""Compute the margin loss of one example, summed over the classes.
 
     .. math::
        L = \sum_k T_k \max(0, m^+ - \|v_k\|)^2
@@ -45,7 +45,7 @@ def margin_loss(
 
 
 def spread_loss(scores: chex.Array, targets: chex.Array, margin: chex.Numeric) -> jax.Array:
-    r"""Spread loss for one example: the true class has to lead every other one by the margin.
+    r"""Compute the spread loss of one example: the true class should lead all others by a margin.
 
     .. math:: L = \sum_{j \ne t} \max(0, m - (a_t - a_j))^2
 
@@ -70,7 +70,7 @@ def spread_loss(scores: chex.Array, targets: chex.Array, margin: chex.Numeric) -
 
 
 def spread_margin(progress: chex.Numeric) -> jax.Array:
-    r"""Margin of the spread loss after a part of the training.
+    r"""Compute the margin of the spread loss at a point of training.
 
     .. math:: m = 0.2 + 0.7 \, p
 
@@ -78,7 +78,7 @@ def spread_margin(progress: chex.Numeric) -> jax.Array:
     so that no capsules die at its beginning.
 
     Args:
-      progress: p, steps done divided by all steps; below 0 it counts as 0, above 1 as 1.
+      progress: p, a scalar: steps done divided by all steps, clipped to [0, 1].
 
     Returns:
       A scalar.
@@ -87,53 +87,88 @@ def spread_margin(progress: chex.Numeric) -> jax.Array:
       >>> [round(spread_margin(p).item(), 4) for p in (0, 0.5, 1, 2)]
       [0.2, 0.55, 0.9, 0.9]
     """
+    chex.assert_rank(progress, 0)
     return 0.2 + 0.7 * jnp.clip(progress, 0, 1)
 
 
-def cross_entropy(
-    scores: chex.Array, targets: chex.Array, *, logit: bool, epsilon: float = 1e-7
-) -> jax.Array:
-    r"""Negative log-likelihood of the true class, for one example.
+def cross_entropy_of_logits(logits: chex.Array, targets: chex.Array) -> jax.Array:
+    r"""Compute the negative log-likelihood of the true class from logits, for one example.
 
-    .. math::
-       L = -\sum_j T_j \log p_j, \quad p = \mathrm{softmax}(a) \text{ or }
-       p_j = \frac{a_j + \epsilon}{\sum_k (a_k + \epsilon)}
+    .. math:: L = -\sum_j T_j \log \mathrm{softmax}(a)_j
 
-    The first for scores that are logits (Tsai et al. 2020, Heinsen 2022). The second for lengths
-    and probabilities, whose softmax could not come near one; where they sum to one, as those of
-    Hahn, Pyeon & Kim (2019) do, it is the negative log-likelihood.
+    The loss of Tsai et al. (2020) and Heinsen (2022).
 
     Args:
-      scores: activations a of the class capsules, ``[J]``, of any sign if logits, else not below
-        zero.
+      logits: activations a of the class capsules, ``[J]``, of any sign.
       targets: 1 for the class that is present and 0 for the others, ``[J]``.
-      logit: whether the scores are logits.
-      epsilon: keeps the loss of a class with activation zero finite, and with it the gradient,
-        by a_t at most 1 / epsilon. All activations zero: all classes equally probable.
 
     Returns:
       A scalar.
 
     Example:
-      >>> scores, targets = jnp.array([0.25, 0.75]), jnp.array([0.0, 1.0])
-      >>> round(cross_entropy(scores, targets, logit=False).item(), 4)  # -log 0.75
-      0.2877
-      >>> round(cross_entropy(scores, targets, logit=True).item(), 4)  # log(1 + exp(-0.5))
+      >>> loss = cross_entropy_of_logits(jnp.array([0.25, 0.75]), jnp.array([0.0, 1.0]))
+      >>> round(loss.item(), 4)  # log(1 + exp(-0.5))
       0.4741
     """
-    chex.assert_rank(scores, 1)
-    chex.assert_equal_shape([scores, targets])
-    if logit:
-        return -jnp.sum(targets * jax.nn.log_softmax(scores))
-    likely = scores + epsilon
+    chex.assert_rank(logits, 1)
+    chex.assert_equal_shape([logits, targets])
+    return -jnp.sum(targets * jax.nn.log_softmax(logits))
+
+
+def cross_entropy_of_lengths(
+    lengths: chex.Array, targets: chex.Array, *, epsilon: float = 1e-7
+) -> jax.Array:
+    r"""Compute the negative log-likelihood of the true class from lengths, for one example.
+
+    .. math::
+       L = -\sum_j T_j \log p_j, \quad p_j = \frac{a_j + \epsilon}{\sum_k (a_k + \epsilon)}
+
+    Lengths lie in [0, 1), so that no component of their softmax could come close to one. They are
+    divided by their sum instead. Where they sum to one, as the probabilities of Hahn, Pyeon & Kim
+    (2019) do, the division changes nothing.
+
+    Args:
+      lengths: activations a of the class capsules, ``[J]``, not negative.
+      targets: 1 for the class that is present and 0 for the others, ``[J]``.
+      epsilon: keeps the loss finite where the true class has activation zero, and its derivative
+        by a_t at most 1 / epsilon. If all activations are zero, all classes are equally probable.
+
+    Returns:
+      A scalar.
+
+    Example:
+      >>> loss = cross_entropy_of_lengths(jnp.array([0.25, 0.75]), jnp.array([0.0, 1.0]))
+      >>> round(loss.item(), 4)  # -log 0.75
+      0.2877
+    """
+    chex.assert_rank(lengths, 1)
+    chex.assert_equal_shape([lengths, targets])
+    likely = lengths + epsilon
     return -jnp.sum(targets * (jnp.log(likely) - jnp.log(jnp.sum(likely))))
 
 
-def reconstruction_loss(reconstruction: chex.Array, image: chex.Array) -> jax.Array:
-    """Sum (not mean) of the squared differences over all pixels of one example.
+def cross_entropy(
+    scores: chex.Array, targets: chex.Array, *, logit: bool, epsilon: float = 1e-7
+) -> jax.Array:
+    """Compute one of the two cross-entropies. Deprecated: call the one that is meant.
 
-    The paper weights this with 0.0005; the mean in its place makes the term 784 times
-    too small on MNIST.
+    It is :func:`cross_entropy_of_logits` if ``logit``, otherwise :func:`cross_entropy_of_lengths`.
+    """
+    warnings.warn(
+        "cross_entropy is deprecated: use cross_entropy_of_logits or cross_entropy_of_lengths",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    if logit:
+        return cross_entropy_of_logits(scores, targets)
+    return cross_entropy_of_lengths(scores, targets, epsilon=epsilon)
+
+
+def reconstruction_loss(reconstruction: chex.Array, image: chex.Array) -> jax.Array:
+    """Sum the squared differences over all pixels of one example.
+
+    It is a sum, not a mean: the paper weights it with 0.0005, and a mean would make the term 784
+    times too small on MNIST.
 
     Args:
       reconstruction: pixels in [0, 1], any shape.
@@ -144,43 +179,3 @@ def reconstruction_loss(reconstruction: chex.Array, image: chex.Array) -> jax.Ar
     """
     chex.assert_equal_shape([reconstruction, image])
     return jnp.sum(jnp.square(reconstruction - image))
-
-
-def label_mask(label: chex.Array, num_classes: int) -> jax.Array:
-    """Mask that keeps the capsule of the true class: the decoder's input in training.
-
-    Args:
-      label: class index, a scalar.
-      num_classes: number J of classes.
-
-    Returns:
-      ``[J]``, float32.
-    """
-    return jax.nn.one_hot(label, num_classes, dtype=jnp.float32)
-
-
-def argmax_mask(lengths: chex.Array) -> jax.Array:
-    """Mask that keeps the longest capsule: the decoder's input when the label is unknown.
-
-    Args:
-      lengths: lengths of the class capsules, ``[J]``.
-
-    Returns:
-      ``[J]``, float32.
-    """
-    chex.assert_rank(lengths, 1)
-    return label_mask(jnp.argmax(lengths), lengths.shape[0])
-
-
-def mask_capsules(pose: chex.Array, mask: chex.Array) -> jax.Array:
-    """Set all but the chosen capsules to zero.
-
-    Args:
-      pose: ``[J, D]``.
-      mask: ``[J]``.
-
-    Returns:
-      ``[J, D]``.
-    """
-    chex.assert_rank([pose, mask], [2, 1])
-    return pose * mask[:, None]

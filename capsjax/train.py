@@ -1,7 +1,7 @@
-"""Training: losses of a whole network, the optimiser, one step.
+"""The optimizer, the gradient and the training step.
 
-A step is a pure function of a state, a batch and a key. The same body serves jit, and,
-with ``axis_name``, shard_map and pmap.
+A step is a pure function of a state, a batch and a key. The same function serves ``jax.jit`` and,
+with ``axis_name``, ``jax.shard_map`` and ``jax.pmap``.
 """
 
 from collections.abc import Callable
@@ -13,44 +13,13 @@ import jax.numpy as jnp
 import optax
 
 from capsjax.functional import Model
-from capsjax.losses import (
-    LOSSES,
-    cross_entropy,
-    label_mask,
-    margin_loss,
-    reconstruction_loss,
-    spread_loss,
-    spread_margin,
-)
-from capsjax.routing import check_choice
-
-Metrics = dict[str, jax.Array]
-LossFn = Callable[..., tuple[jax.Array, Metrics]]
-
-# Every difference between the paper's text and the authors' code that changes training,
-# as switches of the model (first block) and of the training (second block).
-RECIPES: dict[str, dict[str, Any]] = {
-    "paper": {
-        "init": "lecun",
-        "routing_bias": False,
-        "primary_scale": 1.0,
-        "margin_weight": 1.0,
-        "learning_rate_floor": 0.0,
-    },
-    "official": {
-        "init": "official",
-        "routing_bias": True,
-        "primary_scale": 1 / 32,
-        "margin_weight": 1 / 20,
-        "learning_rate_floor": 1e-6,
-    },
-}
+from capsjax.objectives import LossFn
 
 
 class TrainState(NamedTuple):
-    """All that training changes."""
+    """Everything that a training step changes."""
 
-    step: jax.Array  # int32 scalar, steps done
+    step: jax.Array  # int32 scalar, the number of steps done
     params: Any
     opt_state: optax.OptState
 
@@ -61,109 +30,38 @@ def adam(
     decay_steps: int = 2000,
     floor: float = 0.0,
 ) -> optax.GradientTransformation:
-    r"""Adam whose rate after t steps is :math:`\max(\eta\, r^{t/T}, \eta_{min})`.
+    r"""Make Adam with the learning rate :math:`\max(\eta\, r^{t/T}, \eta_{min})` after t steps.
 
     Args:
-      learning_rate: the first rate, eta. decay_rate: r. decay_steps: T, in steps.
-      floor: smallest rate.
+      learning_rate: the initial rate, eta.
+      decay_rate: r, the factor by which the rate falls in every T steps.
+      decay_steps: T, in steps.
+      floor: the smallest rate, eta_min.
     """
 
     def schedule(step):
-        # optax.exponential_decay takes the floor for a ceiling when decay_rate is one.
+        # Not optax.exponential_decay: if decay_rate is one, it makes the floor an upper bound.
         return jnp.maximum(learning_rate * decay_rate ** (step / decay_steps), floor)
 
     return optax.adam(schedule)
 
 
-def capsnet_loss(
-    model: Model,
-    *,
-    loss: str = "margin",
-    logit: bool = False,
-    margin_weight: float = 1.0,
-    reconstruction_weight: float = 0.0005,
-) -> LossFn:
-    r"""Loss of CapsNet: :math:`\alpha L_{margin} + \beta \sum (image - reconstruction)^2`.
-
-    Without a decoder the second term is absent. The decoder sees the capsule of the label.
-
-    Args:
-      model: the network.
-      loss: of the class scores, a name of :data:`capsjax.losses.LOSSES`. The margin of the
-        spread loss grows with the progress of training.
-      logit: the scores are logits.
-      margin_weight: alpha, of whichever loss. reconstruction_weight: beta.
-
-    Returns:
-      ``loss(params, images, labels, key=None, progress=1) -> (losses [B], metrics)``; every
-      metric is ``[B]``: loss, accuracy, the loss of the scores (margin_loss, spread_loss or
-      cross_entropy_loss) and reconstruction_loss, both unweighted. ``progress`` is the share of
-      the training that is done.
-
-    Raises:
-      ValueError: unknown loss, or one that logits do not fit.
-    """
-    check_choice("loss", loss, LOSSES)
-    if logit and loss != "cross_entropy":
-        raise ValueError(f"loss {loss!r} needs scores in [0, 1], not logits: use cross_entropy")
-
-    def of_scores(scores, targets, progress):
-        if loss == "spread":
-            return spread_loss(scores, targets, spread_margin(progress))
-        if loss == "cross_entropy":
-            return cross_entropy(scores, targets, logit=logit)
-        return margin_loss(scores, targets)
-
-    def whole(params, images, labels, key=None, progress=1.0):
-        prediction = model.apply(params, images, labels, key)
-        targets = label_mask(labels, prediction.scores.shape[1])
-        margin = jax.vmap(of_scores, (0, 0, None))(prediction.scores, targets, progress)
-        metrics = {f"{loss}_loss": margin}
-        total = margin_weight * margin
-        if prediction.reconstruction is not None:
-            error = jax.vmap(reconstruction_loss)(prediction.reconstruction, images)
-            metrics["reconstruction_loss"] = error
-            total += reconstruction_weight * error
-        return total, metrics | {"loss": total, "accuracy": _correct(prediction.scores, labels)}
-
-    return whole
-
-
-def cross_entropy_loss(model: Model) -> LossFn:
-    """Softmax cross-entropy on logits, for the convolutional baselines.
-
-    Returns:
-      As :func:`capsnet_loss`, with the metrics loss and accuracy.
-    """
-
-    def loss(params, images, labels, key=None, progress=1.0):
-        logits = model.apply(params, images, labels, key).scores
-        total = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return total, {"loss": total, "accuracy": _correct(logits, labels)}
-
-    return loss
-
-
-def _correct(scores, labels):
-    return (jnp.argmax(scores, axis=1) == labels).astype(jnp.float32)
-
-
 def init_state(
     model: Model, optimizer: optax.GradientTransformation, key: chex.PRNGKey
 ) -> TrainState:
-    """State before the first step."""
+    """Make the state before the first step: initial parameters and optimizer state."""
     params = model.init(key)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
 def make_gradient(loss: LossFn, *, axis_name: str | None = None) -> Callable:
-    """Gradient of the mean loss of a batch.
+    """Make a function that computes the gradient of the mean loss of a batch.
 
     Args:
-      loss: see :func:`capsnet_loss`.
-      axis_name: the mapped axis over which the batch is divided in equal parts; gradients
-        and metrics are then averaged over it. Under ``shard_map`` this is right only with
-        ``check_vma=False`` (otherwise JAX sums the gradients once more by itself).
+      loss: see :func:`capsjax.objectives.capsnet_loss`.
+      axis_name: name of the mapped axis over which the batch is divided into equal parts;
+        gradients and metrics are averaged over it. Under ``jax.shard_map`` this is correct only
+        with ``check_vma=False``: otherwise JAX sums the gradients over the axis a second time.
 
     Returns:
       ``gradient(params, images, labels, key, progress=1) -> (grads, metrics)``, metrics scalars.
@@ -189,15 +87,17 @@ def make_train_step(
     axis_name: str | None = None,
     total_steps: int | None = None,
 ) -> Callable:
-    """One step of gradient descent.
+    """Make a function that takes one step of gradient descent.
 
     Args:
-      loss, axis_name: see :func:`make_gradient`. optimizer: from Optax.
-      total_steps: of the whole training, for losses that change with its progress; None: they
-        stay as they are at the end.
+      loss: see :func:`make_gradient`.
+      optimizer: an Optax transformation.
+      axis_name: see :func:`make_gradient`.
+      total_steps: the number of steps of the training run, for losses that change with its
+        progress. If None, such a loss has its final form in every step.
 
     Returns:
-      ``step(state, images, labels, key) -> (state, metrics)``, to be wrapped in jit.
+      ``step(state, images, labels, key) -> (state, metrics)``, to be wrapped in ``jax.jit``.
     """
     gradient = make_gradient(loss, axis_name=axis_name)
 
@@ -212,11 +112,14 @@ def make_train_step(
 
 
 def make_eval_step(loss: LossFn) -> Callable:
-    """Per-example metrics without training.
+    """Make a function that computes the metrics of every example, without training.
+
+    Args:
+      loss: see :func:`capsjax.objectives.capsnet_loss`.
 
     Returns:
-      ``evaluate(params, images, labels) -> metrics``, every metric ``[B]``, so that a
-      padded last batch can be cut instead of dropped.
+      ``evaluate(params, images, labels) -> metrics``, every metric ``[B]``, so that the rows that
+      pad a last batch can be cut off.
     """
 
     def evaluate(params, images, labels):

@@ -9,8 +9,8 @@ import pytest
 from absl import flags
 from helpers import ROOT
 
+from capsjax.recipes import RECIPES
 from capsjax.routing import ROUTINGS
-from capsjax.train import RECIPES
 from experiments.config import Config, UserError, given_flags, network_config, resolve
 from experiments.config import command as command_of
 from experiments.config.flags import define_flags, parse_flags

@@ -1,4 +1,4 @@
-"""Classifying arrays: what the network says, whatever the batches."""
+"""Computation in batches, and classification: results do not depend on the batches."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from capsjax import classify, create_model, preset
+from capsjax.batches import map_batches
 
 MODELS = {
     "capsnet": preset("capsnet_tiny", num_classes=4, routing="uniform"),
@@ -67,3 +68,49 @@ def test_what_are_no_images_is_refused():
         classify(model, params, IMAGES[:0])
     with pytest.raises(TypeError, match="uint8: divide by 255"):
         classify(model, params, np.uint8(255 * IMAGES))
+    with pytest.raises(AssertionError):
+        classify(model, params, IMAGES[0])
+
+
+BATCHED = {"x": np.arange(14.0).reshape(7, 2), "y": np.arange(7)}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 10, 20])
+def test_batches_have_one_size_and_are_filled_from_the_start(batch_size):
+    seen = []
+
+    def function(batch, count):
+        seen.append((batch["y"].tolist(), count))
+        return {"sum": batch["x"].sum(axis=1), "row": (batch["y"], batch["y"][:, None] * [1, 2])}
+
+    out = map_batches(function, BATCHED, batch_size)
+    np.testing.assert_array_equal(out["sum"], BATCHED["x"].sum(axis=1))
+    np.testing.assert_array_equal(out["row"][0], np.arange(7))
+    np.testing.assert_array_equal(out["row"][1], np.arange(7)[:, None] * [1, 2])
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(out))
+    starts = range(0, 7, batch_size)
+    rows = [[n % 7 for n in range(start, start + batch_size)] for start in starts]
+    assert seen == list(zip(rows, [min(batch_size, 7 - start) for start in starts]))
+
+
+def test_batches_of_traced_arrays():
+    def doubled(x):
+        return map_batches(lambda batch, count: 2 * batch, x, 3)
+
+    x = BATCHED["x"].astype(np.float32)
+    for out in (jax.jit(doubled)(x), doubled(jnp.asarray(x))):
+        assert isinstance(out, jax.Array)
+        np.testing.assert_array_equal(out, 2 * x)
+
+
+def test_what_cannot_be_divided_into_batches_is_refused():
+    def same(batch, count):
+        return batch
+
+    for empty in ({}, np.zeros((0, 2))):
+        with pytest.raises(ValueError, match="no rows"):
+            map_batches(same, empty, 3)
+    with pytest.raises(ValueError, match="batch_size must be 1 or more, not 0"):
+        map_batches(same, BATCHED, 0)
+    with pytest.raises(AssertionError):
+        map_batches(same, BATCHED | {"y": np.arange(6)}, 3)

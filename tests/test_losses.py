@@ -10,23 +10,21 @@ import reference
 import reference_routing
 
 from capsjax.losses import (
-    argmax_mask,
     cross_entropy,
-    label_mask,
+    cross_entropy_of_lengths,
+    cross_entropy_of_logits,
     margin_loss,
-    mask_capsules,
     reconstruction_loss,
     spread_loss,
     spread_margin,
 )
+from capsjax.masks import argmax_mask, label_mask, mask_capsules
+from capsjax.objectives import LOGIT_LOSSES, LOSSES, score_loss
 
 CLASSES = [1, 2, 10]
 TARGETS = {"one": [1, 0, 0, 0], "two": [1, 0, 1, 0], "none": [0, 0, 0, 0], "soft": [0.3, 0.7, 0, 1]}
 LENGTHS = np.array([0.35, 0.62, 0.05, 0.97])
-EPSILON = 1e-7  # of cross_entropy
-
-of_logits = functools.partial(cross_entropy, logit=True)
-of_lengths = functools.partial(cross_entropy, logit=False)
+EPSILON = 1e-7  # of cross_entropy_of_lengths
 
 
 def both(loss, *args):
@@ -124,7 +122,7 @@ def test_cross_entropy_of_logits(x64, J):
     rng = np.random.default_rng(J)
     for label in {0, J // 2, J - 1}:
         scores, targets = rng.normal(0, 3, J), np.eye(J)[label]
-        value, gradient = both(of_logits, scores, targets)
+        value, gradient = both(cross_entropy_of_logits, scores, targets)
         exact = reference.cross_entropy(scores, label)
         np.testing.assert_allclose(value, exact, rtol=1e-12, atol=1e-14)
         exact = reference.gradient(lambda x, t=label: reference.cross_entropy(x, t), scores)
@@ -133,7 +131,7 @@ def test_cross_entropy_of_logits(x64, J):
 
 def test_cross_entropy_of_extreme_logits():
     for scores, expected in (([1e4, 0.0], 1e4), ([0.0, 1e4], 0.0), ([-1e4, -1e4], np.log(2))):
-        value, gradient = both(of_logits, jnp.array(scores), jnp.array([0.0, 1.0]))
+        value, gradient = both(cross_entropy_of_logits, jnp.array(scores), jnp.array([0.0, 1.0]))
         np.testing.assert_allclose(value, expected, rtol=1e-6)
         assert np.isfinite(gradient).all()
 
@@ -143,7 +141,7 @@ def test_cross_entropy_of_lengths(x64, J):
     rng = np.random.default_rng(J)
     for label in {0, J // 2, J - 1}:
         scores, targets = rng.uniform(0.01, 1, J), np.eye(J)[label]
-        value, gradient = both(of_lengths, scores, targets)
+        value, gradient = both(cross_entropy_of_lengths, scores, targets)
         paper = reference_routing.cross_entropy_of_probabilities(scores, label)
         np.testing.assert_allclose(value, paper, rtol=2e-5, atol=2e-6)
 
@@ -158,27 +156,68 @@ def test_cross_entropy_of_lengths(x64, J):
 
 def test_cross_entropy_of_lengths_is_finite_at_zero():
     targets = jnp.array([1.0, 0.0, 0.0, 0.0])
-    value, gradient = both(of_lengths, jnp.array([0.0, 0.5, 0.5, 0.0]), targets)
+    value, gradient = both(cross_entropy_of_lengths, jnp.array([0.0, 0.5, 0.5, 0.0]), targets)
     np.testing.assert_allclose(value, -np.log(EPSILON), rtol=1e-6)
     assert np.isfinite(gradient).all() and gradient[0] < 0 < gradient[1]
-    value, gradient = both(of_lengths, jnp.zeros(4), targets)
+    value, gradient = both(cross_entropy_of_lengths, jnp.zeros(4), targets)
     np.testing.assert_allclose(value, np.log(4), rtol=1e-6)
     np.testing.assert_allclose(gradient * EPSILON, [-0.75, 0.25, 0.25, 0.25], rtol=1e-5)
-    value, gradient = both(of_lengths, targets, targets)
+    value, gradient = both(cross_entropy_of_lengths, targets, targets)
     assert 0 <= value < 1e-6 and np.isfinite(gradient).all()
 
 
 def test_cross_entropy_of_lengths_ignores_their_scale_and_softmax_does_not():
     scores, targets = jnp.array([0.2, 0.5, 0.1]), jnp.array([0.0, 1.0, 0.0])
-    for loss, same in ((of_lengths, True), (of_logits, False)):
+    for loss, same in ((cross_entropy_of_lengths, True), (cross_entropy_of_logits, False)):
         assert np.allclose(loss(scores, targets), loss(scores / 2, targets), rtol=1e-5) == same
 
 
 def test_soft_targets_mix_the_losses_of_their_classes(x64):
     targets = np.array([0.2, 0.0, 0.5, 0.3])
-    for loss in (of_logits, of_lengths):
+    for loss in (cross_entropy_of_logits, cross_entropy_of_lengths):
         mixed = sum(t * loss(LENGTHS, one) for t, one in zip(targets, np.eye(4)))
         np.testing.assert_allclose(loss(LENGTHS, targets), mixed, rtol=1e-12)
+
+
+def test_losses_by_name(x64):
+    """All have the same arguments; only the margin of the spread loss depends on progress."""
+    targets = np.array(TARGETS["two"], float)
+    expected = {
+        "margin": lambda progress: margin_loss(LENGTHS, targets),
+        "spread": lambda progress: spread_loss(LENGTHS, targets, 0.2 + 0.7 * progress),
+        "cross_entropy": lambda progress: cross_entropy_of_lengths(LENGTHS, targets),
+    }
+    assert list(LOSSES) == list(expected)
+    for progress in (0.0, 0.5, 1.0):
+        for name, exact in expected.items():
+            got = score_loss(name)(LENGTHS, targets, progress)
+            np.testing.assert_array_equal(got, exact(progress))
+        got = score_loss("cross_entropy", logit=True)(LENGTHS, targets, progress)
+        np.testing.assert_array_equal(got, cross_entropy_of_logits(LENGTHS, targets))
+
+
+def test_losses_that_a_table_does_not_have():
+    assert LOGIT_LOSSES.keys() == {"cross_entropy"}
+    for name in ("margin", "spread"):
+        with pytest.raises(ValueError, match=f"{name!r} needs scores in .* use cross_entropy$"):
+            score_loss(name, logit=True)
+    for logit in (False, True):
+        with pytest.raises(ValueError, match="margin, spread, cross_entropy, not 'hinge'"):
+            score_loss("hinge", logit=logit)
+    for table in (LOSSES, LOGIT_LOSSES):
+        with pytest.raises(TypeError):
+            table["hinge"] = margin_loss
+
+
+def test_cross_entropy_by_its_former_name_warns():
+    targets = jnp.array(TARGETS["one"], float)
+    with pytest.warns(DeprecationWarning, match="use cross_entropy_of_logits or") as caught:
+        logits = cross_entropy(LENGTHS, targets, logit=True)
+        lengths = cross_entropy(LENGTHS, targets, logit=False, epsilon=0.1)
+    assert [warning.filename for warning in caught] == [__file__] * 2
+    assert logits == cross_entropy_of_logits(LENGTHS, targets)
+    assert lengths == cross_entropy_of_lengths(LENGTHS, targets, epsilon=0.1)
+    assert lengths != cross_entropy_of_lengths(LENGTHS, targets)
 
 
 def test_reconstruction_loss(x64):
@@ -227,8 +266,8 @@ def test_jit_and_vmap_change_nothing():
     for function, args in [
         (margin_loss, (lengths, targets)),
         (spread_loss, (lengths, targets, np.linspace(0.2, 0.9, 5, dtype=np.float32))),
-        (of_logits, (lengths, targets)),
-        (of_lengths, (lengths, targets)),
+        (cross_entropy_of_logits, (lengths, targets)),
+        (cross_entropy_of_lengths, (lengths, targets)),
         (reconstruction_loss, (pose, image)),
         (argmax_mask, (lengths,)),
         (mask_capsules, (pose, targets)),
@@ -249,9 +288,10 @@ def test_wrong_shapes_are_rejected():
         (spread_loss, [(4,), (4,), (4,)]),
         *(
             (loss, shapes)
-            for loss in (of_logits, of_lengths)
+            for loss in (cross_entropy_of_logits, cross_entropy_of_lengths)
             for shapes in ([(4, 1), (4,)], [(2, 4), (2, 4)], [(4,), (3,)])
         ),
+        (spread_margin, [(2,)]),
         (reconstruction_loss, [(4, 4, 1), (4, 4)]),
         (argmax_mask, [(2, 4)]),
         (mask_capsules, [(3, 2), (3, 1)]),

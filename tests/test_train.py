@@ -140,6 +140,13 @@ def test_recipes_are_switches_that_exist():
     }
 
 
+def test_no_run_can_change_the_recipes_of_another():
+    with pytest.raises(TypeError):
+        RECIPES["mine"] = {}
+    with pytest.raises(TypeError):
+        RECIPES["paper"]["init"] = "official"
+
+
 # Losses of whole networks
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.nn import initializers as init
 
 from capsjax.conv_capsules import ConvCapsules
-from capsjax.losses import argmax_mask, label_mask, mask_capsules
+from capsjax.masks import argmax_mask, label_mask, mask_capsules
 from capsjax.models.capsnet_config import CapsNetConfig
 from capsjax.models.concurrent import concurrent
 from capsjax.modules import Capsules, Conv, Decoder, PrimaryCapsules, RoutedCapsules

@@ -4,12 +4,12 @@ import dataclasses
 import zlib
 from pathlib import Path
 
-from capsjax.losses import LOSSES
 from capsjax.models import PRESETS
 from capsjax.models.capsnet_config import POSE_NORMS, SCHEDULES
+from capsjax.objectives import LOSSES
+from capsjax.recipes import RECIPES
 from capsjax.routing import GRADIENTS, ROUTINGS
 from capsjax.squash import SQUASHES
-from capsjax.train import RECIPES
 from capsjax.votes import VOTES
 from experiments.config.flags import names_of, setting
 from kernels.api import IMPLEMENTATIONS

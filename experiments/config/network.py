@@ -4,8 +4,8 @@ import dataclasses
 
 from capsjax.models import PRESETS, CapsNetConfig, preset
 from capsjax.models import Config as ModelConfig
+from capsjax.recipes import RECIPES
 from capsjax.routing import PassKernels, make_routing, options_of
-from capsjax.train import RECIPES
 from experiments.config.errors import UserError
 from experiments.config.experiment import Config
 from experiments.config.flags import names_of

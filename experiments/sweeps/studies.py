@@ -4,9 +4,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from capsjax.recipes import RECIPES
 from capsjax.routing import GRADIENTS, ROUTINGS
 from capsjax.squash import SQUASHES
-from capsjax.train import RECIPES
 
 Flags = Mapping[str, str]
 SEEDS = ("0", "1", "2")

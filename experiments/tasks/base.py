@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 
-from capsjax import functional, train
+from capsjax import functional, objectives
 from capsjax.models import Config as ModelConfig
 from experiments.config import Config
 from experiments.data.datasets import Dataset
@@ -34,11 +34,11 @@ class InputPipeline(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """A network, its loss in training, and its metrics; functions as in :mod:`capsjax.train`."""
+    """A network, its loss in training, and its metrics; functions as in :mod:`capsjax.objectives`."""
 
     model: functional.Model
-    loss: train.LossFn
-    measure: train.LossFn  # in evaluation, where only its metrics are used
+    loss: objectives.LossFn
+    measure: objectives.LossFn  # in evaluation, where only its metrics are used
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +87,8 @@ class Setup(NamedTuple):
     devices: list[jax.Device]
     model_config: ModelConfig
     model: functional.Model
-    loss: train.LossFn
-    measure: train.LossFn
+    loss: objectives.LossFn
+    measure: objectives.LossFn
     optimizer: optax.GradientTransformation
     parameters: int
 

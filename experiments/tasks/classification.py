@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from capsjax import functional, train
+from capsjax import functional, objectives
 from capsjax.models import CapsNetConfig
 from capsjax.models import Config as ModelConfig
 from experiments.config import Config, UserError
@@ -50,10 +50,10 @@ def classify(config: Config, model_config: ModelConfig) -> Objective:
     """
     model = functional.create_model(model_config)
     if not isinstance(model_config, CapsNetConfig):
-        loss = train.cross_entropy_loss(model)
+        loss = objectives.cross_entropy_loss(model)
         return Objective(model, loss, loss)
     try:
-        loss = train.capsnet_loss(
+        loss = objectives.capsnet_loss(
             model,
             loss=config.loss,
             logit=model_config.make_routing().logit,

@@ -9,16 +9,11 @@ import numpy as np
 import optax
 
 from capsjax import functional
-from capsjax.losses import (
-    cross_entropy,
-    label_mask,
-    margin_loss,
-    reconstruction_loss,
-    spread_loss,
-    spread_margin,
-)
+from capsjax.losses import reconstruction_loss
+from capsjax.masks import label_mask
 from capsjax.models import CapsNetConfig
 from capsjax.models import Config as ModelConfig
+from capsjax.objectives import score_loss
 from experiments.config import Config, UserError, setting
 from experiments.data.datasets import Dataset
 from experiments.data.digit_pairs import MARGIN, draw, fixed, make_source, overlap, overlay, target
@@ -26,6 +21,9 @@ from experiments.tasks.base import InputPipeline, Objective, Task
 from experiments.tasks.multimnist_report import of_pairs, summary_fields
 
 INK = 0.5  # brightness above which a pixel is ink
+# Scores in [0, 1] that cost nothing under the losses of a single class; a logit is far below.
+ABSENT_SCORES = {"spread": -1.0, "cross_entropy": 0.0}
+ABSENT_LOGIT = -1e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +72,7 @@ def pair_objective(config: MultiMNISTConfig, model_config: ModelConfig) -> Objec
     capsule of its label alone, and is compared with that digit alone.
 
     The losses take a :class:`experiments.data.digit_pairs.Pair` for labels. Metrics are ``[B]``: those of
-    :func:`capsjax.train.capsnet_loss`, where accuracy is one if both digits are the two largest
+    :func:`capsjax.objectives.capsnet_loss`, where accuracy is one if both digits are the two largest
     scores; ``digits``, the share of the two that are, and ``either``. In evaluation also those of
     :func:`segmentation`, and ``overlap``.
 
@@ -89,6 +87,7 @@ def pair_objective(config: MultiMNISTConfig, model_config: ModelConfig) -> Objec
         raise UserError(
             f"--loss={name}: the scores of {config.routing} are logits, use cross_entropy"
         )
+    one_loss = score_loss(name, logit=logit)
 
     def scores_and_digits(params, images, labels, key):
         if not capsules:
@@ -103,17 +102,13 @@ def pair_objective(config: MultiMNISTConfig, model_config: ModelConfig) -> Objec
         present = jnp.sum(jax.vmap(label_mask, (0, None))(labels, scores.shape[0]), axis=0)
         if not capsules:
             return jnp.sum(optax.sigmoid_binary_cross_entropy(scores, present))
-        if name == "margin":
-            return margin_loss(scores, present)
-        # A score that costs nothing, in place of that of the other digit.
-        absent = -1e9 if logit else -1.0 if name == "spread" else 0.0
+        if name not in ABSENT_SCORES:
+            return one_loss(scores, present, progress)
+        absent = ABSENT_LOGIT if logit else ABSENT_SCORES[name]
         total = jnp.zeros(())
         for label, other in (labels, labels[::-1]):
             alone, mask = scores.at[other].set(absent), label_mask(label, scores.shape[0])
-            if name == "spread":
-                total += spread_loss(alone, mask, spread_margin(progress))
-            else:
-                total += cross_entropy(alone, mask, logit=logit)
+            total += one_loss(alone, mask, progress)
         return total
 
     def loss(params, images, pair, key=None, progress=1.0, *, measured=False):

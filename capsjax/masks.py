@@ -1,0 +1,45 @@
+"""Masks that choose which class capsules the decoder sees, written for one example."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def label_mask(label: chex.Array, num_classes: int) -> jax.Array:
+    """Make the mask that keeps the capsule of the true class: the decoder's input in training.
+
+    Args:
+      label: class index, a scalar; of further axes, each element is a label of its own.
+      num_classes: number J of classes.
+
+    Returns:
+      ``[J]`` (after the axes of the label), float32.
+    """
+    return jax.nn.one_hot(label, num_classes, dtype=jnp.float32)
+
+
+def argmax_mask(lengths: chex.Array) -> jax.Array:
+    """Make the mask that keeps the longest capsule: the decoder's input where no label is known.
+
+    Args:
+      lengths: lengths of the class capsules, ``[J]``.
+
+    Returns:
+      ``[J]``, float32.
+    """
+    chex.assert_rank(lengths, 1)
+    return label_mask(jnp.argmax(lengths), lengths.shape[0])
+
+
+def mask_capsules(pose: chex.Array, mask: chex.Array) -> jax.Array:
+    """Set all but the chosen capsules to zero.
+
+    Args:
+      pose: poses of the class capsules, ``[J, D]``.
+      mask: 1 for each capsule to keep and 0 for the others, ``[J]``.
+
+    Returns:
+      ``[J, D]``.
+    """
+    chex.assert_rank([pose, mask], [2, 1])
+    return pose * mask[:, None]

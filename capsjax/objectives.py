@@ -1,0 +1,138 @@
+"""Objectives of training: losses of class scores by name, and losses of whole networks."""
+
+import types
+from collections.abc import Callable, Mapping
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from capsjax.functional import Model
+from capsjax.losses import (
+    cross_entropy_of_lengths,
+    cross_entropy_of_logits,
+    margin_loss,
+    reconstruction_loss,
+    spread_loss,
+    spread_margin,
+)
+from capsjax.masks import label_mask
+from capsjax.routing import check_choice
+
+Metrics = dict[str, jax.Array]
+LossFn = Callable[..., tuple[jax.Array, Metrics]]
+ScoreLoss = Callable[[chex.Array, chex.Array, chex.Numeric], jax.Array]
+
+# The losses of class scores by name: functions of scores [J], targets [J] and the fraction of
+# training that is done. LOSSES are for scores in [0, 1], LOGIT_LOSSES for logits.
+LOSSES: Mapping[str, ScoreLoss] = types.MappingProxyType(
+    {
+        "margin": lambda lengths, targets, progress: margin_loss(lengths, targets),
+        "spread": lambda lengths, targets, progress: spread_loss(
+            lengths, targets, spread_margin(progress)
+        ),
+        "cross_entropy": lambda lengths, targets, progress: cross_entropy_of_lengths(
+            lengths, targets
+        ),
+    }
+)
+LOGIT_LOSSES: Mapping[str, ScoreLoss] = types.MappingProxyType(
+    {"cross_entropy": lambda logits, targets, progress: cross_entropy_of_logits(logits, targets)}
+)
+
+
+def score_loss(name: str, *, logit: bool = False) -> ScoreLoss:
+    """Look up a loss of class scores, for one example.
+
+    Args:
+      name: a key of :data:`LOSSES`.
+      logit: whether the scores are logits; otherwise they lie in [0, 1].
+
+    Returns:
+      ``loss(scores [J], targets [J], progress) -> scalar``, where ``progress`` is the fraction of
+      training that is done, from 0 to 1. Only the margin of the spread loss depends on it.
+
+    Raises:
+      ValueError: the name is unknown, or the loss does not apply to logits.
+
+    Example:
+      >>> loss = score_loss("spread")
+      >>> loss(jnp.array([0.75, 0.5]), jnp.array([1.0, 0.0]), 0.0).item()  # the margin is 0.2
+      0.0
+    """
+    check_choice("loss", name, LOSSES)
+    if logit and name not in LOGIT_LOSSES:
+        legal = ", ".join(LOGIT_LOSSES)
+        raise ValueError(f"loss {name!r} needs scores in [0, 1], not logits: use {legal}")
+    return (LOGIT_LOSSES if logit else LOSSES)[name]
+
+
+def capsnet_loss(
+    model: Model,
+    *,
+    loss: str = "margin",
+    logit: bool = False,
+    margin_weight: float = 1.0,
+    reconstruction_weight: float = 0.0005,
+) -> LossFn:
+    r"""Make the loss of CapsNet.
+
+    .. math:: L = \alpha L_{scores} + \beta \sum (image - reconstruction)^2
+
+    The decoder sees the capsule of the label alone. Without a decoder the second term is absent.
+
+    Args:
+      model: the network.
+      loss: name of the loss of the class scores, a key of :data:`LOSSES`.
+      logit: whether the scores are logits.
+      margin_weight: alpha, whichever loss it weights.
+      reconstruction_weight: beta.
+
+    Returns:
+      ``loss(params, images, labels, key=None, progress=1) -> (losses [B], metrics)``, where
+      ``progress`` is the fraction of training that is done. Every metric is ``[B]``: ``loss``,
+      ``accuracy``, the loss of the scores (``margin_loss``, ``spread_loss`` or
+      ``cross_entropy_loss``) and ``reconstruction_loss``, the last two unweighted.
+
+    Raises:
+      ValueError: see :func:`score_loss`.
+    """
+    loss_of_scores = score_loss(loss, logit=logit)
+
+    def loss_of_network(params, images, labels, key=None, progress=1.0):
+        prediction = model.apply(params, images, labels, key)
+        targets = label_mask(labels, prediction.scores.shape[1])
+        losses = jax.vmap(loss_of_scores, (0, 0, None))(prediction.scores, targets, progress)
+        metrics = {f"{loss}_loss": losses}
+        total = margin_weight * losses
+        if prediction.reconstruction is not None:
+            error = jax.vmap(reconstruction_loss)(prediction.reconstruction, images)
+            metrics["reconstruction_loss"] = error
+            total += reconstruction_weight * error
+        return total, metrics | {"loss": total, "accuracy": _correct(prediction.scores, labels)}
+
+    return loss_of_network
+
+
+def cross_entropy_loss(model: Model) -> LossFn:
+    """Make the softmax cross-entropy of logits, the loss of the convolutional baselines.
+
+    Args:
+      model: the network.
+
+    Returns:
+      A function like that of :func:`capsnet_loss`, with the metrics ``loss`` and ``accuracy``.
+    """
+
+    def loss(params, images, labels, key=None, progress=1.0):
+        logits = model.apply(params, images, labels, key).scores
+        total = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return total, {"loss": total, "accuracy": _correct(logits, labels)}
+
+    return loss
+
+
+def _correct(scores, labels):
+    chex.assert_rank([scores, labels], [2, 1])
+    return (jnp.argmax(scores, axis=1) == labels).astype(jnp.float32)
