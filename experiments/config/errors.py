@@ -1,9 +1,9 @@
-"""The one way a program ends when its user can mend the cause."""
+"""The exception for everything that the user of a command can fix."""
 
 
 class UserError(Exception):
-    """A mistake or a lack that the user can mend.
+    """A cause of failure that the user can fix.
 
-    The message is one line that says what was wrong and what to do. Programs print it
-    on standard error and leave with exit status 2 (see :func:`experiments.config.experiment.run`).
+    The message is one line that says what was wrong and what to do. Commands print it on
+    standard error and end with exit status 2, see :func:`experiments.config.flags.run`.
     """

@@ -1,9 +1,4 @@
-"""A frozen dataclass as the flags of a program.
-
-A field becomes a flag of its name; its metadata hold the help text, the legal values, whose value
-stands in for one that is not given (``by``), and whether a run may be continued with another
-value (``free``).
-"""
+"""A frozen dataclass as the flags of a command: every field that has a setting is a flag."""
 
 import dataclasses
 import difflib
@@ -20,68 +15,42 @@ from kernels import cli
 Settings = TypeVar("Settings")  # a frozen dataclass
 
 
-def setting(
-    default,
-    help,
-    *,
-    choices=None,
-    low=None,
-    high=None,
-    by="",
-    capsules=False,
-    numeric=False,
-    free=False,
-    neutral=False,
-    local=False,
-    path=False,
-    fits_couplings=False,
-):
-    """Declares a field that is a flag, with everything that its value means to the programs.
+# What may be said of a flag; :func:`setting` takes these names as keywords.
+MEANINGS = {
+    "capsules": "it applies only to capsule networks",
+    "numeric": "a step is a function of the number: runs with other values share one program",
+    "free": "a run may be continued with another value",
+    "neutral": "it has no part in the result of a run",
+    "local": "it describes this machine: it is never read back from a saved run",
+    "path": "it is a place on this machine: local, and left out of commands for others",
+    "fits_couplings": "a run may differ in it from the run whose couplings it takes",
+}
+
+
+def setting(default, help, *, choices=None, low=None, high=None, by="", **meanings: bool):
+    """Declares a field that is a flag.
 
     Args:
       default: value where the flag is not given; None where ``by`` says who decides.
       help: text of ``--help``.
-      choices: legal values, None for any. low, high: smallest and largest legal number.
-      by: what provides the value where it is None: ``recipe`` or ``preset``.
-      capsules: the flag applies only to capsule networks.
-      numeric: a training step is a function of the number, so that runs that differ in it can
-        share one compiled program.
-      free: a run may be continued with another value.
-      neutral: the value has no part in the result of a run.
-      local: the value describes this machine; it is never read back from a saved run.
-      path: the value is a place on this machine: local, and left out of commands for others.
-      fits_couplings: a run may differ in it from the run whose couplings it takes.
+      choices: legal values, None for any.
+      low, high: smallest and largest legal number.
+      by: what provides the value where it is None, ``recipe`` or ``preset``.
+      **meanings: names of :data:`MEANINGS` that hold.
     """
-    metadata = {
-        "help": help,
-        "choices": choices,
-        "low": low,
-        "high": high,
-        "by": by,
-        "capsules": capsules,
-        "numeric": numeric,
-        "free": free,
-        "neutral": neutral,
-        "local": local or path,
-        "path": path,
-        "fits_couplings": fits_couplings,
-    }
+    assert meanings.keys() <= MEANINGS.keys(), meanings
+    metadata = {"help": help, "choices": choices, "low": low, "high": high, "by": by} | meanings
+    metadata["local"] = meanings.get("local") or meanings.get("path")
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def names_of(settings: Any, meaning: str) -> tuple[str, ...]:
-    """Returns the names of the fields that were declared with a meaning of :func:`setting`.
-
-    Args:
-      settings: a dataclass or an instance of one.
-      meaning: ``capsules``, ``numeric``, ``free``, ``neutral``, ``local``, ``path``,
-        ``fits_couplings`` or ``by``.
-    """
+    """Returns the fields of a dataclass of which something is said, see :data:`MEANINGS`."""
     return tuple(f.name for f in dataclasses.fields(settings) if f.metadata.get(meaning))
 
 
 class _Choice(flags.EnumParser):
-    """One of several names; a wrong one is answered with the nearest."""
+    """Parses one of several names; the error for another name suggests the nearest one."""
 
     def parse(self, argument):
         try:
@@ -92,12 +61,12 @@ class _Choice(flags.EnumParser):
 
 
 def flag_name(field: dataclasses.Field) -> str:
-    """Of a field's flag: without the underscore that parts a name from a keyword of Python."""
+    """Returns the name of the flag of a field, without a final underscore as in ``class_``."""
     return field.name.removesuffix("_")
 
 
 def define_flags(defaults: Settings, flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """One absl flag per field of the configuration."""
+    """Defines one absl flag for each field that has a :func:`setting`."""
     module = sys.argv[0]
     for f in dataclasses.fields(defaults):
         if not f.metadata.get("flag", True):
@@ -107,7 +76,7 @@ def define_flags(defaults: Settings, flag_values: flags.FlagValues = flags.FLAGS
         name, value, text = flag_name(f), getattr(defaults, f.name), f.metadata["help"]
         low, high = f.metadata["low"], f.metadata["high"]
         if value is None:
-            text += f" (default: the {f.metadata['by']}'s)"
+            text += f" (default: that of the {f.metadata['by']})"
         common = {"flag_values": flag_values, "module_name": module}
         if f.metadata["choices"]:
             flag = flags.EnumFlag(name, value, text, f.metadata["choices"])
@@ -124,18 +93,21 @@ def define_flags(defaults: Settings, flag_values: flags.FlagValues = flags.FLAGS
 
 
 def from_flags(defaults: Settings, flag_values: flags.FlagValues = flags.FLAGS) -> Settings:
-    """The configuration that parsed flags describe."""
+    """Returns the configuration that parsed flags describe."""
     fields = [f for f in dataclasses.fields(defaults) if f.metadata.get("flag", True)]
     values = {f.name: flag_values[flag_name(f)].value for f in fields}
     return dataclasses.replace(defaults, **values)
 
 
 def parse_flags(defaults: Settings, arguments: list[str]) -> Settings:
-    """The configuration of a command line, without the process's own flags.
+    """Returns the configuration of a command line that is not the one of the process.
 
     Raises:
-      flags.Error: an unknown flag or a wrong value.
+      flags.Error: an unknown flag, a wrong value, or a file of flags.
     """
+    for argument in arguments:
+        if argument.lstrip("-").partition("=")[0] == "flagfile":
+            raise flags.UnrecognizedFlagError("flagfile")
     values = flags.FlagValues()
     define_flags(defaults, values)
     values(["program", *arguments])
@@ -143,7 +115,7 @@ def parse_flags(defaults: Settings, arguments: list[str]) -> Settings:
 
 
 def run(main: Callable[..., None], defaults: Settings, *, words: bool = False) -> None:
-    """Run a program: parse the flags, call ``main``, end in one line where the user erred.
+    """Parses the flags of a command and calls ``main``; errors of the user end in one line.
 
     See :func:`kernels.cli.run`.
     """

@@ -18,7 +18,7 @@ from experiments.tasks.figures import of_decoder
 
 @dataclasses.dataclass(frozen=True)
 class AffnistConfig(Config):
-    """Flags of this program."""
+    """Settings with the flags of affNIST."""
 
     affnist_dir: str = setting(
         "",
@@ -28,17 +28,17 @@ class AffnistConfig(Config):
     )
     stop_at: float = setting(
         99.23,
-        "stop when so many percent of the translated validation digits are recognised, after an "
-        "epoch or, closer, after --validate_every steps; 0: never",
+        "stop when this percentage of the translated validation digits is recognised, checked "
+        "after each epoch or every --validate_every steps; 0: never",
         low=0.0,
         high=100.0,
         free=True,
     )
     curve_images: int = setting(
-        1000, "test digits for the response curves; 0: all", low=0, free=True
+        1000, "number of test digits for the response curves; 0: all", low=0, free=True
     )
     compare: str = setting(
-        "", "folder of a finished run, whose response curves are drawn too", free=True, path=True
+        "", "folder of a finished run, whose response curves are plotted too", free=True, path=True
     )
 
 

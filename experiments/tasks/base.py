@@ -34,7 +34,7 @@ class InputPipeline(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """A network, its loss in training, and its metrics; functions as in :mod:`capsjax.objectives`."""
+    """A network, its loss and its metrics, functions as in :mod:`capsjax.objectives`."""
 
     model: functional.Model
     loss: objectives.LossFn

@@ -1,4 +1,4 @@
-"""Several networks as one: parameters with a leading axis, scores averaged."""
+"""Ensembles: several networks as one, parameters with a leading axis, scores averaged."""
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +11,16 @@ from experiments.tasks.classification import classify
 
 
 def objective(config: Config, model_config: ModelConfig) -> Objective:
-    """``--ensemble`` networks with initial weights of their own.
+    """Returns ``--ensemble`` networks, each with its own initial weights, as one.
 
-    All see the same batches. Each is trained as if it were alone, because the loss is the sum of
-    theirs; metrics are means, but ``accuracy`` is that of the mean scores (of a CNN: logits), and
-    ``member_accuracy`` the mean of what each has alone. The paper averages lengths over 7
-    networks that were trained separately.
+    All see the same batches. Each is trained as if it were the only one, because the loss is the
+    sum of theirs; metrics are means over networks, except that ``accuracy`` is that of the mean
+    scores (of a CNN: logits), and ``member_accuracy`` the mean accuracy of the single networks.
+    The paper averages lengths over 7 networks that were trained separately.
 
     Raises:
-      UserError: see :func:`experiments.tasks.classification.classify`; or a flag that needs a single network.
+      UserError: a flag needs a single network, or see
+        :func:`experiments.tasks.classification.classify`.
     """
     one = classify(config, model_config)
     count = config.ensemble
@@ -38,7 +39,7 @@ def objective(config: Config, model_config: ModelConfig) -> Objective:
         return jax.vmap(one.model.init)(jax.random.split(key, count))
 
     def apply(params, images, labels=None, keys=None):
-        """Predictions with a leading axis, that of the networks."""
+        """Predictions with a leading axis, over the networks."""
         return jax.vmap(one.model.apply, (0, None, None, 0))(params, images, labels, keys)
 
     def loss(params, images, labels, key=None, progress=1.0):

@@ -1,4 +1,4 @@
-"""What the pictures of a run show, computed from its network, its data and its metrics."""
+"""The figures of a run, computed from its network, its data and its metrics."""
 
 import functools
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ CHANGES = np.round(np.arange(-0.25, 0.2501, 0.05), 2)  # of one pose dimension, 
 
 
 def title_of(setup: Setup) -> str:
-    """Network, data and seed of a run."""
+    """Returns network, data and seed of a run, for titles."""
     c = setup.config
     routing = f", {c.routing} routing" if c.routing else ""
     return f"{c.model}{routing} on {setup.dataset.name}, seed {c.seed}"
@@ -57,7 +57,7 @@ def of_finished_run(setup: Setup, params, rows: list, values: dict) -> list[Figu
 
 
 def save(figures: list[Figure], folder: Path, kinds: tuple[str, ...] = ("png",)) -> list[Path]:
-    """Draw pictures, each in all kinds (png, pdf); returns their paths."""
+    """Plots figures, each in all kinds (png, pdf), and returns their paths."""
     paths = []
     for name, function, arguments in figures:
         for kind in kinds:
@@ -67,17 +67,17 @@ def save(figures: list[Figure], folder: Path, kinds: tuple[str, ...] = ("png",))
 
 
 def of_training(setup: Setup, rows: list) -> Iterator[Figure]:
-    """Loss and error over epochs."""
+    """Yields the loss and error over epochs."""
     yield "training_curves", plots.plot_training_curves, (rows, title_of(setup))
 
 
 def has_decoder(setup: Setup) -> bool:
-    """Whether the network reconstructs."""
+    """Returns whether the network reconstructs its input."""
     return getattr(setup.model_config, "decoder", None) is not None
 
 
 def of_decoder(setup: Setup, params, values: dict) -> Iterator[Figure]:
-    """Figures 3 and 4 of the paper, of classification."""
+    """Yields Figures 3 and 4 of the paper, for classification."""
     correct = values["accuracy"] > 0
     columns = reconstruction_columns(setup, params, correct)
     arguments = (columns, setup.dataset.class_names, title_of(setup))
@@ -88,7 +88,7 @@ def of_decoder(setup: Setup, params, values: dict) -> Iterator[Figure]:
 
 
 def of_class(setup: Setup, changed: Perturbed) -> Figure:
-    """Figure 4 of the paper."""
+    """Returns Figure 4 of the paper."""
     name = setup.dataset.class_names[changed.label]
     title = f"{title_of(setup)}: class {name}, test image {changed.example}, and below each "
     title += "dimension the mean squared change of a pixel"
@@ -124,7 +124,7 @@ def _encode(model, to_input, params, raw):
 
 
 def decode(setup: Setup, params, pose: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Images ``[n, H, W, C]`` drawn from the capsules of these classes ``[n]``."""
+    """Returns images ``[n, H, W, C]``, decoded from the capsules of classes ``[n]``."""
     return np.asarray(_decode(setup.model, params, pose, labels))
 
 
@@ -135,7 +135,7 @@ def _decode(model, params, pose, labels):
 
 
 def reconstruction_columns(setup: Setup, params, correct: np.ndarray) -> list:
-    """Figure 3 of the paper: some correct test examples, then wrong ones twice.
+    """Returns Figure 3 of the paper: some correct test examples, then wrong ones twice.
 
     A wrong one is reconstructed from the capsule of its label and from that of the
     prediction.
@@ -156,21 +156,22 @@ def reconstruction_columns(setup: Setup, params, correct: np.ndarray) -> list:
 
 
 def side_by_side(image: np.ndarray) -> np.ndarray:
-    """``[..., H, W, C]`` as it can be shown: of a stereo pair the second eye beside the first."""
+    """Returns ``[..., H, W, C]`` as it can be shown: both images of a stereo pair side by side."""
     return np.concatenate(np.split(image, 2, -1), axis=-2) if image.shape[-1] == 2 else image
 
 
 def first_correct(correct: np.ndarray, wanted: np.ndarray | bool = True) -> int:
-    """The first example that is wanted and classified rightly, or else wanted, or else any."""
+    """Returns the first correct example among those wanted, or else the first wanted, or any."""
     return int(np.argmax(2 * wanted + (correct & wanted)))
 
 
 def perturbed(setup: Setup, params, example: int, label: int) -> Perturbed:
-    """Figure 4 of the paper: one pose, one dimension changed at a time, decoded.
+    """Decodes one pose with one dimension changed at a time, for Figure 4 of the paper.
 
     Args:
-      setup, params: of the run. example: of the test set. label: the class whose capsule is
-        changed, which may be another than the example's.
+      setup, params: of the run.
+      example: number of a test example.
+      label: class whose capsule is changed, not necessarily that of the example.
     """
     (pose,) = encode(setup, params, np.array([example])).pose
     dims, values = pose.shape[1], len(CHANGES)

@@ -28,15 +28,15 @@ ABSENT_LOGIT = -1e9
 
 @dataclasses.dataclass(frozen=True)
 class MultiMNISTConfig(Config):
-    """With flags for pairs, without those for single images."""
+    """Settings with flags for pairs and without those for single images."""
 
     max_shift: int = dataclasses.field(default=0, metadata={"flag": False})
     shift: int = setting(4, "largest shift of each digit, in pixels", low=0, high=2 * MARGIN)
-    test_pairs: int = setting(0, "pairs of test digits; 0: as many as test digits", low=0)
+    test_pairs: int = setting(0, "number of test pairs; 0: as many as test digits", low=0)
 
 
 def pair_pipeline(config: MultiMNISTConfig, dataset: Dataset) -> InputPipeline:
-    """Pairs of a data set, see :mod:`experiments.tasks.base`."""
+    """Returns the pipeline of pairs of a data set."""
     height, width, channels = dataset.image_shape
     shape = (height + 2 * MARGIN, width + 2 * MARGIN, channels)
 
@@ -61,20 +61,20 @@ def pair_pipeline(config: MultiMNISTConfig, dataset: Dataset) -> InputPipeline:
 
 
 def pair_objective(config: MultiMNISTConfig, model_config: ModelConfig) -> Objective:
-    r"""Two digits in an image: one loss of the scores, two reconstructions.
+    r"""Returns the objective of two digits in an image: one loss of scores, two reconstructions.
 
     .. math::
        \alpha L(a, T) + \beta \sum_{t} \sum (digit_t - reconstruction_t)^2
 
-    T is one for both classes. L is the margin loss with this T; for a CNN the sigmoid
-    cross-entropy of all classes; for routings with another loss that loss of each digit among the
-    classes that are not in the image, summed. The decoder draws one digit at a time, from the
-    capsule of its label alone, and is compared with that digit alone.
+    T is one for both classes. L is the margin loss with this T; for a CNN it is the sigmoid
+    cross-entropy of all classes; for routings with another loss it is the sum of that loss of
+    each digit among the classes that are not in the image. The decoder reconstructs one digit at a
+    time, from the capsule of its label alone, and is compared with that digit alone.
 
-    The losses take a :class:`experiments.data.digit_pairs.Pair` for labels. Metrics are ``[B]``: those of
-    :func:`capsjax.objectives.capsnet_loss`, where accuracy is one if both digits are the two largest
-    scores; ``digits``, the share of the two that are, and ``either``. In evaluation also those of
-    :func:`segmentation`, and ``overlap``.
+    The losses take a :class:`~experiments.data.digit_pairs.Pair` for labels. Metrics are ``[B]``:
+    those of :func:`capsjax.objectives.capsnet_loss`, where accuracy is one if both digits have the
+    two largest scores; ``digits``, the share of the two digits that have, and ``either``. In
+    evaluation there are also those of :func:`segmentation`, and ``overlap``.
 
     Raises:
       UserError: the loss does not fit the routing.
@@ -133,7 +133,7 @@ def pair_objective(config: MultiMNISTConfig, model_config: ModelConfig) -> Objec
 
 
 def decode_each(model: functional.Model, params, pose: jax.Array, labels: jax.Array) -> jax.Array:
-    """Images ``[B, T, h, w, c]``, each from the capsule of one label alone.
+    """Returns images ``[B, T, h, w, c]``, each from the capsule of one label alone.
 
     Args:
       model: CapsNet with its params. pose: ``[B, J, D]``. labels: ``[B, T]``.
@@ -145,13 +145,13 @@ def decode_each(model: functional.Model, params, pose: jax.Array, labels: jax.Ar
 
 
 def hits(scores: jax.Array, labels: jax.Array) -> jax.Array:
-    """How many of the two labels ``[2]`` are among the two largest of the scores ``[J]``."""
+    """Counts which of the two labels ``[2]`` are among the two largest of the scores ``[J]``."""
     _, largest = jax.lax.top_k(scores, 2)
     return jnp.sum(largest[:, None] == labels[None, :]).astype(jnp.float32)
 
 
 def segmentation(drawn: jax.Array, digits: jax.Array) -> dict[str, jax.Array]:
-    """Which pixels the two reconstructions give to which digit, for one example.
+    """Counts the pixels that the two reconstructions assign to the right digit, for one example.
 
     Args:
       drawn, digits: ``[2, h, w, c]`` in [0, 1], in the same order.

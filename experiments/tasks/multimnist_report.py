@@ -1,4 +1,4 @@
-"""What a finished run on pairs of digits says: errors by overlap, segmentation, Figure 5."""
+"""The report of MultiMNIST: errors by overlap, segmentation, Figure 5 of the paper."""
 
 from collections.abc import Iterator
 
@@ -9,14 +9,15 @@ from experiments.tasks import figures
 from experiments.tasks.base import Figure, Setup
 
 EDGES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of bins of overlap
-RIGHT, WRONG, ABSENT = 8, 2, 4  # examples in the picture; wrong ones take two columns
+RIGHT, WRONG, ABSENT = 8, 2, 4  # examples in the figure; wrong ones take two columns
 
 
 def summary_fields(setup: Setup, values: dict[str, np.ndarray]) -> dict:
-    """More of summary.json; see :func:`experiments.tasks.multimnist.pair_objective` for the values.
+    """Returns further fields of summary.json.
 
     Args:
-      setup: of :mod:`experiments.training.setup`. values: per test pair.
+      setup: of the run.
+      values: of each test pair, see :func:`experiments.tasks.multimnist.pair_objective`.
     """
     found = {
         "shift": setup.config.shift,
@@ -37,11 +38,12 @@ def summary_fields(setup: Setup, values: dict[str, np.ndarray]) -> dict:
 
 
 def percent(share: float) -> float:
+    """Returns a share in percent, rounded."""
     return round(100 * float(share), 4)
 
 
 def error_by_overlap(accuracy: np.ndarray, overlap: np.ndarray) -> list[dict]:
-    """Error in percent of the pairs in each bin of overlap that has any.
+    """Returns the error in percent in each bin of overlap that has any pairs.
 
     Args:
       accuracy, overlap: of each pair, ``[N]``. A pair on the edge of two bins is in the higher.
@@ -56,7 +58,7 @@ def error_by_overlap(accuracy: np.ndarray, overlap: np.ndarray) -> list[dict]:
 
 
 def of_pairs(setup: Setup, params, values: dict) -> Iterator[Figure]:
-    """Figure 5 of the paper."""
+    """Yields Figure 5 of the paper."""
     correct = values["accuracy"] > 0
     right, wrong = np.flatnonzero(correct), np.flatnonzero(~correct)[:WRONG]
     # A class that is not there: other correct examples than those shown as such, if there are.
@@ -91,13 +93,13 @@ def of_pairs(setup: Setup, params, values: dict) -> Iterator[Figure]:
 
 
 def matched(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The two classes of the largest scores, a right one at the place of its label."""
+    """Returns the two classes of the largest scores, a correct one at the place of its label."""
     first, second = np.argsort(-scores, kind="stable")[:2]
     swap = first == labels[1] or second == labels[0]
     return np.array([second, first] if swap else [first, second])
 
 
 def least(scores: np.ndarray, labels: np.ndarray) -> int:
-    """A class that is not in the image: of those the one with the smallest score."""
+    """Returns the class with the smallest score among those that are not in the image."""
     absent = np.setdiff1d(np.arange(len(scores)), labels)
     return int(absent[np.argmin(scores[absent])])

@@ -1,4 +1,4 @@
-"""Classification of crops: what cifar10 and smallnorb share."""
+"""Classification of crops: the task of cifar10 and smallnorb."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,19 +13,21 @@ from experiments.tasks.figures import of_decoder
 
 @dataclasses.dataclass(frozen=True)
 class CropsConfig(Config):
-    """With a flag for ensembles, without shifts: crops take their place."""
+    """Settings with a flag for ensembles and without shifts, whose place crops take."""
 
     max_shift: int = dataclasses.field(default=0, metadata={"flag": False})
     ensemble: int = setting(
-        1, "networks, trained side by side on the same batches; their scores are averaged", low=1
+        1,
+        "number of networks, trained on the same batches; their scores are averaged",
+        low=1,
     )
 
 
 def random_crops(size: int, *, flip: bool = False, halve: bool = False) -> Task:
-    """The task of square crops, see :func:`experiments.data.augment.cropped`.
+    """Returns the task of square crops, see :func:`experiments.data.augment.cropped`.
 
-    A sigmoid draws no negative numbers: with ``--reconstruction`` pixels stay in [0, 1], without
-    they are standardised.
+    Pixels are standardised, except with ``--reconstruction``: the decoder ends in a sigmoid, so
+    that they have to stay in [0, 1].
     """
 
     def preprocess(config: CropsConfig) -> Callable:

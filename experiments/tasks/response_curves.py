@@ -1,4 +1,4 @@
-"""Response curves: how accuracy falls as test images are transformed in one way alone."""
+"""Response curves: the accuracy under one transformation of the test images at a time."""
 
 import json
 from collections.abc import Callable
@@ -23,7 +23,7 @@ CURVES: dict[str, tuple[float, ...]] = {
 
 
 def curves(evaluate: Callable, images: np.ndarray, labels: np.ndarray) -> dict[str, dict]:
-    """Accuracy over each of :data:`CURVES`.
+    """Returns the accuracy along each of :data:`CURVES`.
 
     Args:
       evaluate: ``(images, labels) -> {"accuracy": [N], ...}``.
@@ -45,7 +45,7 @@ def curves(evaluate: Callable, images: np.ndarray, labels: np.ndarray) -> dict[s
 
 
 def moved(images: np.ndarray, name: str, value: float) -> np.ndarray:
-    """Images uint8 ``[N, H, W, C]``, all transformed alike: :func:`experiments.data.affine.alone`."""
+    """Returns images uint8 ``[N, H, W, C]``, all transformed in the same way."""
     transformation = jax.tree.map(jnp.float32, alone(name, value))
     return np.asarray(_moved(jnp.asarray(images), transformation))
 
@@ -76,7 +76,7 @@ def finished_summary(folder: str) -> dict:
 
 
 def plot_arguments(summaries: dict[str, dict]) -> tuple[dict, dict, str]:
-    """Returns the arguments of :func:`experiments.plots.plot_responses`, from summaries by folder."""
+    """Returns the arguments of :func:`experiments.plots.plot_responses`, of runs by folder."""
     curves = {}
     for folder, summary in summaries.items():
         name = summary["model"] + (f", {summary['routing']}" if summary["routing"] else "")

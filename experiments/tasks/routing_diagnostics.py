@@ -1,4 +1,4 @@
-"""What routing does inside a network in training, for ``--diagnostics``."""
+"""What routing does inside a network during training, for ``--diagnostics``."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -16,13 +16,9 @@ ROWS = ("entropy", "logit_change", "agreement", "spread_over_examples", "dead", 
 
 
 def make_probe(setup: Setup) -> Callable | None:
-    """``measure(params) -> row`` for metrics.jsonl, over images that are not trained on.
+    """Returns ``measure(params) -> row`` for metrics.jsonl, over images that are not trained on.
 
-    Args:
-      setup: of :mod:`experiments.training.setup`.
-
-    Returns:
-      None where nothing is asked for.
+    Returns None without ``--diagnostics``.
     """
     if not setup.config.diagnostics or not can_trace(setup):
         return None
@@ -37,13 +33,13 @@ def make_probe(setup: Setup) -> Callable | None:
 
 
 def can_trace(setup: Setup) -> bool:
-    """Whether the network routes, and in a way that can be traced."""
+    """Returns whether the network routes in a way that can be traced."""
     config = setup.model_config
     return isinstance(config, CapsNetConfig) and config.routing_schedule == "sequential"
 
 
 def diagnostics(setup: Setup, params, images: np.ndarray) -> Diagnostics:
-    """What routing does with raw examples ``[B, ...]``, in NumPy."""
+    """Returns diagnostics of routing over raw examples ``[B, ...]``, in NumPy."""
     threshold = 0.0 if setup.model_config.make_routing().logit else 0.5
     functions = setup.model, setup.pipeline.input, threshold
     return jax.device_get(_diagnostics(*functions, params, images))
@@ -58,7 +54,7 @@ def _diagnostics(model, to_input, threshold, params, images):
 
 
 def figures(setup: Setup, params, rows: list, title: str) -> Iterator[tuple[str, Callable, tuple]]:
-    """Of the trained network over test images, see :mod:`experiments.tasks.figures`.
+    """Yields the figures of routing in the trained network, over test images.
 
     Changes of the logits (Figure A.1) are those measured in training; without such rows, those
     of the trained network.

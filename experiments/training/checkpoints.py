@@ -9,7 +9,7 @@ from experiments.config import Config, UserError
 
 
 def has_checkpoints(config: Config) -> bool:
-    """Whether a run has been started and kept."""
+    """Returns whether a run has been started and has a checkpoint."""
     folder = config.folder() / "checkpoints"
     return folder.is_dir() and any(folder.iterdir())
 
@@ -20,10 +20,11 @@ def _shapes(tree) -> dict[str, tuple[int, ...]]:
 
 
 class Checkpoints:
-    """Orbax checkpoints of a training state, the last two kept.
+    """Writes and reads Orbax checkpoints of a training state, and keeps the last two.
 
     Args:
-      workdir: folder of the run. read_only: change nothing, a training may be going on there.
+      workdir: folder of the run.
+      read_only: change nothing, because a training run may be using the folder.
     """
 
     def __init__(self, workdir: Path, *, read_only: bool = False):
@@ -39,15 +40,15 @@ class Checkpoints:
         )
 
     def latest(self) -> int | None:
-        """Step of the newest checkpoint."""
+        """Returns the step of the newest checkpoint, None where there is none."""
         return self._manager.latest_step()
 
     def save(self, state: Any, step: int) -> None:
-        """Save in the background."""
+        """Saves in the background."""
         self._manager.save(step, args=self._args.StandardSave(state._asdict()))
 
     def restore(self, state: Any) -> Any:
-        """The newest checkpoint, in the shapes and on the devices of ``state``.
+        """Returns the newest checkpoint, with the shapes and on the devices of ``state``.
 
         Raises:
           UserError: it can't be read.
@@ -59,7 +60,7 @@ class Checkpoints:
         try:
             stored = _shapes(self._manager.item_metadata(step)["params"])
             for path, shape in _shapes(target["params"]).items():
-                # Orbax says it too, but leaves coroutines behind that nobody waits for.
+                # Orbax says it too, but leaves coroutines behind that are never awaited.
                 if stored.get(path) != shape:
                     raise ValueError(f"{path} is {stored.get(path)}, not {shape}")
             restored = self._manager.restore(step, args=self._args.StandardRestore(target))

@@ -16,7 +16,7 @@ _INSTALL = {"gpu": 'pip install -U "jax[cuda13]"', "tpu": 'pip install -U "jax[t
 
 
 def cache_folder(cache_dir: str) -> Path:
-    """Where decoded data sets and compiled programs are kept."""
+    """Returns the folder of decoded data sets and compiled programs."""
     if cache_dir and cache_dir != "none":
         return Path(cache_dir)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -24,7 +24,7 @@ def cache_folder(cache_dir: str) -> Path:
 
 
 def keep_compiled_programs(cache_dir: str) -> None:
-    """Turn on JAX's persistent compilation cache, unless ``cache_dir`` is 'none'."""
+    """Turns on JAX's persistent compilation cache, unless ``cache_dir`` is 'none'."""
     if cache_dir == "none":
         return
     jax.config.update("jax_compilation_cache_dir", str(cache_folder(cache_dir) / "xla"))
@@ -33,11 +33,11 @@ def keep_compiled_programs(cache_dir: str) -> None:
 
 
 def find_devices(accelerator: str, num_devices: int = 0) -> list[jax.Device]:
-    """The devices of a run; call it before anything else touches a device.
+    """Returns the devices of a run; to be called before anything else touches a device.
 
     Args:
-      accelerator: auto, cpu, gpu or tpu. num_devices: 0 for all; on CPU more than one
-        are simulated.
+      accelerator: auto, cpu, gpu or tpu.
+      num_devices: 0 for all; on CPU more than one are simulated.
 
     Raises:
       UserError: the accelerator is absent, or has fewer devices.
@@ -67,28 +67,29 @@ def find_devices(accelerator: str, num_devices: int = 0) -> list[jax.Device]:
 
 
 def quick_to_compile(devices: list[jax.Device]) -> dict[str, int]:
-    """Options of ``jax.jit`` for what runs once, and takes longer to optimise fully than to run."""
+    """Returns options of ``jax.jit`` for a program that runs once, to spend less on compiling."""
     # Level 0 compiles a little faster still, and draws initial weights four times as slowly.
     return {"xla_backend_optimization_level": 1} if devices[0].platform == "cpu" else {}
 
 
 def mesh_of(devices: list[jax.Device]) -> Mesh:
-    """One data axis. Auto, because Explicit axes reject the reshape into capsules."""
+    """Returns a mesh with one data axis."""
+    # Explicit axes would reject the reshape into capsules.
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicate(tree, devices: list[jax.Device]):
-    """Put a pytree on every device."""
+    """Copies a pytree to every device."""
     return jax.device_put(tree, NamedSharding(mesh_of(devices), PartitionSpec()))
 
 
 def split_batch(tree, devices: list[jax.Device]):
-    """Divide the first axis of every leaf among the devices."""
+    """Divides the first axis of every leaf among the devices."""
     return jax.device_put(tree, NamedSharding(mesh_of(devices), PartitionSpec(AXIS)))
 
 
 def parallelize(make_body: Callable, strategy: str, devices: list[jax.Device]) -> Callable:
-    """Spread one step body over devices.
+    """Spreads one step body over devices.
 
     Args:
       make_body: ``make_body(axis_name, parts, constrain)`` gives

@@ -8,7 +8,7 @@ from experiments.training.workdir import write_text
 
 
 class Metrics:
-    """metrics.jsonl, and TensorBoard events where tensorboardX is installed.
+    """Writes metrics.jsonl, and TensorBoard events where tensorboardX is installed.
 
     Args:
       workdir: folder of the run.
@@ -23,7 +23,7 @@ class Metrics:
         self._board = _tensorboard(workdir, step)
 
     def write(self, row: dict[str, float | list[float]]) -> None:
-        """Append a row; it must have a ``step``."""
+        """Appends a row; it must have a ``step``."""
         self.rows.append(row)
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
@@ -36,7 +36,7 @@ class Metrics:
                     self._board.add_scalar(f"{name}{which}", number, row["step"])
 
     def sync(self) -> None:
-        """Make sure that all rows are on the disk."""
+        """Makes sure that all rows are on the disk."""
         os.fsync(self._file.fileno())
 
     def __enter__(self):
@@ -49,7 +49,7 @@ class Metrics:
 
 
 def read_rows(path: Path) -> list[dict]:
-    """Rows of metrics.jsonl, none where it is not there."""
+    """Returns the rows of metrics.jsonl, none where there is no such file."""
     if not path.exists():
         return []
     rows = []

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: a trace of a few steps for TensorBoard or Perfetto."""
+"""A trace of a few training steps for TensorBoard or Perfetto."""
 
 import sys
 from collections.abc import Callable
@@ -9,21 +9,22 @@ import jax
 
 
 class Profile:
-    """Traces one chunk of steps, the second: the first compiles.
+    """Traces the second chunk of steps, because the first one compiles.
 
     Args:
-      steps: of that chunk; 0 for no trace. workdir: of the run; the trace is in ``profile/`` there.
+      steps: number of steps in that chunk; 0 for no trace.
+      workdir: of the run; the trace is written to ``profile/`` there.
     """
 
     def __init__(self, steps: int, workdir: Path):
         self._steps, self._folder, self._warm = steps, workdir / "profile", False
 
     def count(self, due: int, most: int) -> int:
-        """Steps of the next chunk, where ``due`` are to be done and ``most`` can be."""
+        """Returns the steps of the next chunk: ``due``, or if it is traced up to ``most``."""
         return min(self._steps, most) if self._next else due
 
     def run(self, chunk: Callable, *args) -> Any:
-        """The result of a chunk, traced if it is the one."""
+        """Returns the result of a chunk, which is traced if it is the second one."""
         if not self._next:
             self._warm = True
             return chunk(*args)

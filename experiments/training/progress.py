@@ -1,4 +1,4 @@
-"""What a user sees of training while it goes on, and how to stop it."""
+"""The progress of training that a user sees, and how the user stops it."""
 
 import signal
 import sys
@@ -12,9 +12,9 @@ from experiments.training.metrics import Metrics
 
 
 class Display:
-    """Progress bar on a terminal, a line an epoch anywhere, rows for metrics.jsonl.
+    """Shows a progress bar on terminals and one line per epoch, and writes rows of metrics.jsonl.
 
-    Sums of a chunk are read one chunk late, so that the device never waits for the host.
+    The sums of a chunk are read one chunk late, so that the device never waits for the host.
     """
 
     def __init__(self, config: Config, metrics: Metrics, step: int, total: int, per_epoch: int):
@@ -34,17 +34,17 @@ class Display:
         self._bar.close()
 
     def say(self, line: str) -> None:
-        """Print a line above the bar."""
+        """Prints a line above the bar."""
         self._bar.clear()
         print(line, file=sys.stderr)
 
     def trained(self, step: int, count: int, sums: dict) -> None:
-        """Take the sums of a chunk that ended at ``step``."""
+        """Takes the sums of a chunk that ended at ``step``."""
         self.flush()
         self._pending = step, count, sums
 
     def flush(self) -> None:
-        """Wait for the pending chunk and write its row.
+        """Waits for the pending chunk and writes its row.
 
         Raises:
           UserError: the loss is not finite.
@@ -67,7 +67,7 @@ class Display:
         self._bar.update(count)
 
     def validated(self, step: int, values: dict[str, np.ndarray]) -> None:
-        """Write and print the validation error after an epoch."""
+        """Writes and prints the validation error after an epoch."""
         error = 100 * (1 - float(values["accuracy"].mean()))
         self._clock()
         self._metrics.write(
@@ -80,7 +80,7 @@ class Display:
         )
 
     def measured(self, step: int, row: dict) -> None:
-        """Write what was measured of routing after an epoch."""
+        """Writes a row of routing diagnostics after an epoch."""
         self._clock()
         self._metrics.write(self._where(step) | row)
 
@@ -112,4 +112,4 @@ class Stop:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = number
-        print("\nstopping after this chunk of steps; again: at once", file=sys.stderr)
+        print("\nstopping after this chunk of steps; press again to stop at once", file=sys.stderr)

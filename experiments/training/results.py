@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, commit, device and memory, and the files of a measurement."""
+"""The origin of a result (versions, commit, device, memory), and the files of a measurement."""
 
 import json
 import platform

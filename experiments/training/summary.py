@@ -1,4 +1,4 @@
-"""What a finished run says: test error, summary.json, a table."""
+"""The end of a run: test error, summary.json, figures and a table."""
 
 import base64
 import functools
@@ -27,13 +27,16 @@ def write_summary(
     seconds: float,
     together: int = 1,
 ) -> dict:
-    """Read the test set, once; write summary.json and the figures; print the table.
+    """Reads the test set once, writes summary.json and the figures, and prints the table.
 
     Args:
-      setup: of :mod:`experiments.training.setup`. state: trained. workdir: folder of the run.
-      rows: of metrics.jsonl. evaluate: of :mod:`experiments.training.evaluate`.
+      setup: of the run.
+      state: trained.
+      workdir: folder of the run.
+      rows: of metrics.jsonl.
+      evaluate: see :mod:`experiments.training.evaluate`.
       seconds: wall time of this process so far.
-      together: runs that were trained at once with it, itself included.
+      together: number of runs that were trained at once with it, itself included.
 
     Returns:
       The summary.
@@ -92,7 +95,7 @@ def write_summary(
 
 
 def capsule_fields(setup: Setup) -> dict:
-    """What a summary says of capsules; None for networks without."""
+    """Returns what a summary says of capsules; None for networks without capsules."""
     m, c = setup.model_config, setup.config
     names = ("routing", "routing_iterations", "routing_implementation", "votes", "squash", "loss")
     names += ("depth", "reconstruction")
@@ -104,14 +107,17 @@ def capsule_fields(setup: Setup) -> dict:
 
 
 def _reported_peak(workdir: Path, step: int) -> int | None:
-    """What an earlier report of the same step says: a process that only reports has not trained."""
+    """The peak memory that an earlier summary of the same step reports, if there is one.
+
+    A process that only repeats a summary has not trained, and its memory says nothing.
+    """
     path = workdir / "summary.json"
     earlier = json.loads(path.read_text()) if path.exists() else {}
     return earlier["peak_memory_mb"] if earlier.get("steps") == step else None
 
 
 def summary_table(summary: dict, report: Iterable[str], workdir: Path, paths: list[Path]) -> str:
-    """The last lines of a run."""
+    """Returns the last lines that a run prints."""
     lines = [f"{'':12}{'error':>8}{'images':>9}"]
     for name in ("validation", "test"):
         error, examples = summary[f"{name}_error"], summary[f"{name}_examples"]
@@ -129,11 +135,11 @@ def summary_table(summary: dict, report: Iterable[str], workdir: Path, paths: li
 
 
 def pack(correct: np.ndarray) -> str:
-    """Bools ``[N]`` as text, an eighth of a byte each before base64."""
+    """Returns booleans ``[N]`` as text: one bit each, in base64."""
     return base64.b64encode(np.packbits(correct)).decode()
 
 
 def unpack(text: str, count: int) -> np.ndarray:
-    """The ``count`` bools of :func:`pack`."""
+    """Returns the ``count`` booleans that :func:`pack` has packed."""
     packed = np.frombuffer(base64.b64decode(text), np.uint8)
     return np.unpackbits(packed, count=count).astype(bool)

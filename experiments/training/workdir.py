@@ -29,7 +29,7 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def open_workdir(config: Config) -> Iterator[Path]:
-    """Create the folder of a run, or open it again, for one process at a time.
+    """Creates the folder of a run, or opens it again, for one process at a time.
 
     Nothing in an existing folder is changed.
 
@@ -56,7 +56,7 @@ def open_workdir(config: Config) -> Iterator[Path]:
 
 
 def write_config(config: Config, workdir: Path) -> None:
-    """Write config.json."""
+    """Writes config.json."""
     write_json(workdir / "config.json", dataclasses.asdict(config))
 
 
