@@ -373,7 +373,8 @@ def test_capsnet_is_the_papers(changes, labels):
 
 def test_capsnet_in_float64(x64):
     """Scores, and the derivative of the margin loss along a random direction."""
-    model = create_model(dataclasses.replace(TINY, dtype="float64", decoder=None, routing_bias=True))
+    config = dataclasses.replace(TINY, dtype="float64", decoder=None, routing_bias=True)
+    model = create_model(config)
     params, direction = as_float64(filled(model)), as_float64(filled(model, seed=1))
     image, targets = images()[0].astype(np.float64), np.array([0.0, 1.0, 0.0])
 
@@ -674,7 +675,7 @@ def test_coordinates():
     rng = np.random.default_rng(0)
     x = Capsules(rng.normal(size=(2, 12, 9)), rng.uniform(size=(2, 12)))
     x = jax.tree.map(np.float32, x)
-    got = model.apply(params, x, method="_located")
+    got = model.apply(params, x, method="_add_coordinates")
     exact = x.pose.copy().reshape(2, 3, 2, 2, 9)
     for row, column in np.ndindex(3, 2):
         exact[:, row, column, :, 2] += (row + 0.5) / 3
@@ -682,7 +683,7 @@ def test_coordinates():
     np.testing.assert_allclose(got.pose, exact.reshape(2, 12, 9), rtol=1e-6)
     np.testing.assert_array_equal(got.activation, x.activation)
     plain = create_model(dataclasses.replace(config, coordinates=False))
-    np.testing.assert_array_equal(plain.apply(params, x, method="_located").pose, x.pose)
+    np.testing.assert_array_equal(plain.apply(params, x, method="_add_coordinates").pose, x.pose)
 
 
 @pytest.mark.parametrize("schedule", ["sequential", "concurrent"])
@@ -1125,7 +1126,7 @@ def test_seeds_are_a_vmap():
 )
 def test_from_module_rejects_other_variables(make, name):
     with pytest.raises(TypeError, match=f"only nnx.Param .*{name}"):
-        from_module(make_routing)
+        from_module(make)
 
 
 def test_count_parameters():
