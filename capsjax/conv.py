@@ -22,8 +22,8 @@ from capsjax.backend import backend
 from capsjax.precision import product
 
 IMPLEMENTATIONS = ("xla", "im2col", "winograd")
-# Up to this number of channels, patches are gathered with the pixels of the kernel as first axes and
-# those of the image as last ones, so that whole rows are copied: twice as fast for one channel,
+# Up to this number of channels, patches are gathered with the pixels of the kernel as first axes
+# and those of the image as last ones, so that whole rows are copied: twice as fast for one channel,
 # slower for 256.
 FEW_CHANNELS = 4
 # The number of multiplications that take as long as gathering one sample of a patch and adding up

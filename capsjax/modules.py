@@ -168,7 +168,7 @@ class RoutedCapsules(nnx.Module):
         """Collect the parameters of the routing by name."""
         return {name: getattr(self, name)[...] for name in self.names}
 
-    # The methods below take the routing apart, for networks whose layers are routed together.
+    # The methods below make single passes, for networks whose layers are routed together.
 
     def children(self, x: Capsules) -> InputCapsules:
         """Input capsules with their votes, a batch."""

@@ -83,7 +83,6 @@ def convolve(
       stride: step in both directions.
       tiles: largest numbers of tiles along height and width; None chooses the cheapest.
     """
-    chex.assert_rank([x, w], 4)
     B, H, W, C = x.shape
     k, _, _, O = w.shape
     h, v = _axes(x.shape, w.shape, stride, tiles or _cheapest(x.shape, w.shape, stride))

@@ -1,7 +1,7 @@
 """Convolutional capsule layers, against loops over the positions of a small grid.
 
-Children of two types at each position; every parent sees a square of 2x2 positions, with stride 1
-or 2, in which case a last column of children is seen by nobody.
+There are input capsules of two types at each position. Every output capsule sees a square of 2x2
+positions, with stride 1 or 2; with stride 2 no output capsule sees the last column.
 """
 
 from typing import NamedTuple
@@ -24,8 +24,8 @@ from capsjax.routing import (
 )
 
 T, K, J, D, KERNEL = 2, 4, 3, 4, 2
-GRID = {1: (4, 3), 2: (4, 5)}  # stride: grid of the children
-OUT = {1: (3, 2), 2: (2, 2)}  # and of the parents
+GRID = {1: (4, 3), 2: (4, 5)}  # stride: grid of the input capsules
+OUT = {1: (3, 2), 2: (2, 2)}  # and of the output capsules
 VOTES = {
     "full": reference.prediction_vectors,
     "conv": loops.conv_votes,
@@ -314,7 +314,8 @@ def test_positions_far_apart_do_not_compete(x64):
     """With as large a stride as the kernel, a field is every position for itself."""
     index = field_index(GRID[2], T, KERNEL, 2)
     rng = np.random.default_rng(0)
-    routing, params = make_routing("em"), {"beta_u": rng.normal(size=J), "beta_a": rng.normal(size=J)}
+    routing = make_routing("em")
+    params = {"beta_u": rng.normal(size=J), "beta_a": rng.normal(size=J)}
     P, n = index.shape
     votes, pose = rng.normal(size=(P, n, J, D)), rng.normal(size=(P, n, K))
     x = InputCapsules(votes, pose, rng.uniform(size=(P, n)))

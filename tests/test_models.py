@@ -19,6 +19,8 @@ from capsjax import (
     CapsNetConfig,
     Capsules,
     CNNConfig,
+    Conv,
+    ConvCapsules,
     Decoder,
     Model,
     PrimaryCapsules,
@@ -856,9 +858,7 @@ def test_activations_are_lengths_below_one(squash):
 def test_activations_of_their_own(squash):
     """Matrix capsules: the probability of a type is a sigmoid of a second convolution."""
     model = from_module(
-        lambda rngs: PrimaryCapsules(
-            2, 3, 4, 2, 2, activation="sigmoid", squash=squash, rngs=rngs
-        )
+        lambda rngs: PrimaryCapsules(2, 3, 4, 2, 2, activation="sigmoid", squash=squash, rngs=rngs)
     )
     params, x = filled(model), images(2, (5, 7, 2))
     assert params["present"]["kernel"].shape == (2, 2, 2, 3)
@@ -879,7 +879,12 @@ def test_routed_capsules(gradient):
     """The layer is votes, then routing with its bias, iterations and gradient."""
     model = from_module(
         lambda rngs: RoutedCapsules(
-            5, 3, 2, 4, routing=make_routing("dynamic", iterations=2, bias=True), gradient=gradient,
+            5,
+            3,
+            2,
+            4,
+            routing=make_routing("dynamic", iterations=2, bias=True),
+            gradient=gradient,
             rngs=rngs,
         )
     )
@@ -909,9 +914,7 @@ def test_routed_capsules(gradient):
 
 def test_iterations_and_gradient_of_the_configuration_reach_the_layer():
     for iterations, gradient in [(1, "full"), (4, "stop"), (2, "last")]:
-        config = dataclasses.replace(
-            TINY, routing_iterations=iterations, routing_gradient=gradient
-        )
+        config = dataclasses.replace(TINY, routing_iterations=iterations, routing_gradient=gradient)
         layer = nnx.eval_shape(lambda config=config: CapsNet(config, rngs=nnx.Rngs(0))).classes
         assert (layer.routing.passes, layer.options["gradient"]) == (iterations, gradient)
 
@@ -973,6 +976,33 @@ def test_em_takes_poses_as_they_are(x64):
 def test_default_routing_of_a_layer_is_the_papers():
     layer = nnx.eval_shape(lambda: RoutedCapsules(5, 3, 2, 4, rngs=nnx.Rngs(0)))
     assert (layer.routing.name, layer.routing.passes, layer.names) == ("dynamic", 3, ())
+
+
+@pytest.mark.parametrize(
+    "make, x",
+    [
+        (lambda rngs: Conv(2, 3, 3, padding="SAME", rngs=rngs), np.zeros((4, 4, 2))),
+        (lambda rngs: Decoder(6, (5,), (2, 3, 1), rngs=rngs), np.zeros((4, 6))),
+        (
+            lambda rngs: RoutedCapsules(5, 3, 2, 4, rngs=rngs),
+            Capsules(np.zeros((1, 5, 3)), np.zeros(5)),
+        ),
+        (
+            lambda rngs: ConvCapsules((2, 2), 5, 3, 2, 4, 1, rngs=rngs),
+            Capsules(np.zeros((1, 20, 3)), np.zeros(20)),
+        ),
+        (
+            lambda rngs: ConvCapsules((2, 2), 5, 3, 2, 4, 1, rngs=rngs),
+            Capsules(np.zeros((2, 10, 3)), np.zeros((2, 10))),
+        ),
+    ],
+    ids=["Conv", "Decoder", "RoutedCapsules", "ConvCapsules", "ConvCapsules positions"],
+)
+def test_arrays_of_another_shape_are_refused(make, x):
+    model = from_module(make)
+    params = jax.eval_shape(model.init, KEY)
+    with pytest.raises(AssertionError):
+        jax.eval_shape(model.apply, params, jax.tree.map(np.float32, x))
 
 
 def test_first_matrices():

@@ -26,7 +26,7 @@ PRESETS: dict[str, Config] = {
     "capsnet_mnist": CapsNetConfig(),
     "capsnet_multimnist": CapsNetConfig(image_shape=(36, 36, 1)),
     "capsnet_affnist": CapsNetConfig(image_shape=(40, 40, 1)),
-    # The next three are from section 7 of the paper, the padding for CIFAR-10 from the authors' code.
+    # The next three are from section 7 of the paper, the padding for CIFAR-10 from its code.
     "capsnet_cifar10": CapsNetConfig(
         image_shape=(24, 24, 3), primary_types=64, padding="SAME", routing="leaky"
     ),

@@ -113,7 +113,6 @@ class CapsNet(nnx.Module):
         The position, in (0, 1), is added to the first two components of the last column of
         a square pose matrix (Hinton, Sabour & Frosst 2018 add it to the votes).
         """
-        chex.assert_rank([x.pose, x.activation], [3, 2])
         if not self.config.coordinates:
             return x
         (height, width), (B, I, K) = self.grid, x.pose.shape
@@ -131,7 +130,6 @@ class CapsNet(nnx.Module):
           pose: poses of the class capsules, ``[B, J, D]``.
           mask: factors of the poses, ``[B, J]``, usually 1 for one class and 0 for the others.
         """
-        chex.assert_rank([pose, mask], [3, 2])
         return self.decoder(jax.vmap(mask_capsules)(pose, mask))
 
     def __call__(
@@ -151,6 +149,5 @@ class CapsNet(nnx.Module):
         if labels is None:
             mask = jax.vmap(argmax_mask)(capsules.activation)
         else:
-            chex.assert_rank(labels, 1)
             mask = label_mask(labels, self.config.num_classes)
         return Prediction(capsules.activation, capsules.pose, self.decode(capsules.pose, mask))
