@@ -471,12 +471,12 @@ def inverted_attention(params, u, iterations):
     """
     layers = [params["layers"][0], params["layers"][1], params["classes"]]
 
-    def parents(number, children, own):
+    def layer_poses(number, inputs, own):
         p, out = layers[number], []
         if number < 2:
-            patches = seen(children, *LAYERS[number][1:])
+            patches = seen(inputs, *LAYERS[number][1:])
         else:
-            patches = children[None]
+            patches = inputs[None]
         for position, patch in enumerate(patches):
             votes = reference.prediction_vectors(patch, p["kernel"])
             n, J, D = votes.shape
@@ -490,9 +490,9 @@ def inverted_attention(params, u, iterations):
 
     poses = [u]
     for number in range(3):
-        poses.append(parents(number, poses[-1], None))
+        poses.append(layer_poses(number, poses[-1], None))
     for _ in range(iterations - 1):
-        poses = [u] + [parents(n, poses[n], poses[n + 1]) for n in range(3)]
+        poses = [u] + [layer_poses(n, poses[n], poses[n + 1]) for n in range(3)]
     p = layers[-1]
     return poses[-1] @ p["readout"] + p["readout_offset"], poses[-1]
 
@@ -524,8 +524,8 @@ def test_concurrent_schedule(x64):
     np.testing.assert_allclose(got, reference.derivative(along, 0.0, 1.0), rtol=1e-8)
     # What it is not: layer after layer.
     other = create_model(dataclasses.replace(config, routing_schedule="sequential"))
-    apart = compiled(other.apply, params, x)(params, x).scores - out.scores
-    assert abs(np.asarray(apart)).max() > 1e-3
+    difference = compiled(other.apply, params, x)(params, x).scores - out.scores
+    assert abs(np.asarray(difference)).max() > 1e-3
 
 
 @pytest.mark.parametrize("routing", ["dynamic", "em"])
