@@ -106,9 +106,8 @@ class ConvCapsules(RoutedCapsules):
     def _patches(self, x: Capsules) -> Capsules:
         """Gather the capsules that each position sees, with poses ``[B, P, k k T, K]``."""
         (H, W), k, s, (h, w) = self.grid_in, self.size, self.stride, self.grid
-        chex.assert_shape(
-            [x.pose, x.activation], [(None, H * W * self.types_in, None), (None, None)]
-        )
+        seen = (None, H * W * self.types_in)
+        chex.assert_shape([x.pose, x.activation], [(*seen, None), seen])
 
         def gather(x):
             x = x.reshape(x.shape[0], H, W, self.types_in, *x.shape[2:])

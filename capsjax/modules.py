@@ -159,7 +159,6 @@ class RoutedCapsules(nnx.Module):
         Returns:
           The output of the routing with a first axis B.
         """
-        chex.assert_rank([x.pose, x.activation], [3, 2])
         u, W = x.pose.astype(self.dtype), self.kernel[...].astype(self.dtype)
         options = self.options | {"votes": self.votes, "trace": trace}
         return route(self.routing, self.params(), u, W, x.activation, **options)
