@@ -1,10 +1,10 @@
 """Capsule networks (Sabour, Frosst & Hinton 2017) in JAX and Flax.
 
-Equations are pure functions, written for one example and batched by ``jax.vmap``; Flax
-NNX modules own parameters and call them; :func:`create` turns a network into two pure
+Equations are pure functions, written for one example and batched by ``jax.vmap``. Flax NNX modules
+own the parameters and call the equations. :func:`create_model` turns a network into two pure
 functions, ``init`` and ``apply``.
 
-Letters of array shapes, everywhere in this package:
+The package uses these letters for the axes of arrays:
 
     B batch    I input capsules     K pose size of an input capsule
     H height   J output capsules    D pose size of an output capsule
@@ -19,6 +19,7 @@ from capsjax.conv import conv2d
 from capsjax.conv_capsules import ConvCapsules
 from capsjax.functional import Model, count_parameters, create_model, from_module
 from capsjax.inference import Classification, classify
+from capsjax.layers import Conv, Decoder
 from capsjax.losses import (
     cross_entropy_of_lengths,
     cross_entropy_of_logits,
@@ -28,7 +29,7 @@ from capsjax.losses import (
 )
 from capsjax.masks import argmax_mask, label_mask, mask_capsules
 from capsjax.models import CNN, PRESETS, CapsNet, CapsNetConfig, CNNConfig, Prediction, preset
-from capsjax.modules import Capsules, Conv, Decoder, PrimaryCapsules, RoutedCapsules
+from capsjax.modules import Capsules, PrimaryCapsules, RoutedCapsules
 from capsjax.objectives import LOSSES, capsnet_loss, cross_entropy_loss
 from capsjax.recipes import RECIPES
 from capsjax.routing import (

@@ -1,4 +1,4 @@
-"""Which kind of device a function is traced for, and what that kind of compiler must be told."""
+"""The kind of device that a function is traced for, and the layout of arrays on CPU."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 
 def backend() -> str:
-    """``cpu``, ``gpu`` or ``tpu``: JAX's default, or the target of a compilation for another.
+    """Return the kind of device that a function is traced for: ``cpu``, ``gpu`` or ``tpu``.
 
-    Implementations are chosen while a function is traced. Under
-    ``jax.sharding.use_abstract_mesh`` with an abstract device, that device counts.
+    It is that of JAX's default backend. Under ``jax.sharding.use_abstract_mesh`` with an abstract
+    device, as in a compilation for other hardware, it is that of the abstract device.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     platform = jax.default_backend() if device is None else device.platform
@@ -19,11 +19,12 @@ def backend() -> str:
 
 
 def materialize(tree: Any) -> Any:
-    """The same arrays; on CPU each is computed once and lies in memory in the order of its axes.
+    """Compute the arrays of a tree once, into memory in the order of their axes, on CPU.
 
-    XLA's CPU backend would compute an array again in every loop that reads it, and leave turning
-    its axes to those loops, which then read memory in leaps. It does neither to an array whose
-    layout is given (with JAX 0.10 a barrier alone doesn't stop it). The same holds for gradients.
+    XLA's CPU backend may compute an array again in every loop that reads it, and leave a
+    transposition to these loops, which then read memory with large strides. It does neither to an
+    array whose layout is given (with JAX 0.10 a barrier alone does not prevent it). Gradients are
+    materialized in the same way. On other backends the arrays are returned unchanged.
     """
     return jax.tree.map(_in_order, tree) if backend() == "cpu" else tree
 
@@ -31,7 +32,7 @@ def materialize(tree: Any) -> Any:
 @jax.custom_vjp
 def _in_order(x):
     x = with_layout_constraint(jnp.asarray(x), Layout(tuple(range(jnp.ndim(x)))))
-    # With JAX 0.10, a result whose layout is given would give others any layout.
+    # Without the barrier JAX 0.10 gives other results any layout if the layout of one is given.
     return jax.lax.optimization_barrier(x)
 
 

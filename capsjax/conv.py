@@ -1,15 +1,15 @@
-"""Valid 2-D convolution, in the form that is fast on the backend at hand.
+"""Valid 2-D convolution, in the implementation that is fastest on the backend.
 
-XLA's convolution is right on GPU and TPU, and slow on CPU: the gradient of CapsNet's
-9x9, 256 -> 256, stride 2 layer takes 27 times as long as the same arithmetic as a matrix
-product. On CPU two forms built from matrix products stand in for it:
+XLA's convolution is fast on GPU and TPU, and slow on CPU: the gradient of CapsNet's 9x9,
+256 -> 256, stride 2 layer takes 27 times as long as the same arithmetic in a matrix product. On CPU
+it is replaced by one of two implementations that consist of matrix products:
 
-* ``im2col``: gather the k x k patches, multiply once. Any size.
-* ``winograd``: by interpolation, see :mod:`capsjax.winograd`. A 9x9 stride-2 layer on 20x20
-  needs a fifth of the multiplications of the direct form.
+* ``im2col`` gathers the k x k patches and multiplies once.
+* ``winograd`` interpolates, see :mod:`capsjax.winograd`. For a 9x9 layer with stride 2 on 20x20
+  pixels it needs a fifth of the multiplications of the direct form.
 
-All give the same values to rounding, and have gradients; those for CPU have a backward pass of
-their own and therefore no forward-mode derivative (``jax.jvp``).
+All implementations give the same values up to rounding and are differentiable. Those for CPU define
+their own backward pass and therefore have no forward-mode derivative (``jax.jvp``).
 """
 
 import chex
@@ -22,34 +22,35 @@ from capsjax.backend import backend
 from capsjax.precision import product
 
 IMPLEMENTATIONS = ("xla", "im2col", "winograd")
-# Patches of so few channels are gathered with the pixels of the kernel first and those of the image
-# last, whole rows of it in one piece: twice as fast for one channel, slower for 256.
+# Up to this number of channels, patches are gathered with the pixels of the kernel as first axes
+# and those of the image as last ones, so that whole rows are copied: twice as fast for one channel,
+# slower for 256.
 FEW_CHANNELS = 4
-# Multiplications that take as long as gathering one sample of a patch, and adding up its gradient:
-# what makes the forms equal where patches fit into the cache. Of many patches it is up to 200.
+# The number of multiplications that take as long as gathering one sample of a patch and adding up
+# its gradient. It was measured where patches fit into the cache; for many patches it is up to 200.
 GATHER = 125
 
 
 def conv2d(
     x: chex.Array, w: chex.Array, stride: int = 1, *, implementation: str | None = None
 ) -> jax.Array:
-    r"""Valid (unpadded) cross-correlation, what neural networks call a convolution.
+    r"""Compute a valid (unpadded) cross-correlation, called convolution in neural networks.
 
     .. math:: y_{bhwo} = \sum_{ijc} x_{b,\,sh+i,\,sw+j,\,c} \, w_{ijco}
 
     Args:
       x: images ``[B, H, W, C]``.
       w: kernels ``[k, k, C, O]``, square.
-      stride: the same step in both directions.
-      implementation: ``xla``, ``im2col`` or ``winograd``; None chooses for the default
-        backend and the sizes.
+      stride: step in both directions.
+      implementation: ``xla``, ``im2col`` or ``winograd``; None chooses by the backend and the
+        sizes.
 
     Returns:
       ``[B, (H - k) // stride + 1, (W - k) // stride + 1, O]``, of the dtype of x.
 
     Raises:
-      ValueError: unknown implementation, or an image smaller than the kernel.
-      AssertionError: ranks or channels do not agree, or the kernel is not square.
+      ValueError: the implementation is unknown, or the image is smaller than the kernel.
+      AssertionError: the ranks are not 4, the channels differ, or the kernel is not square.
     """
     chex.assert_rank([x, w], 4)
     B, H, W, C = x.shape
@@ -73,15 +74,18 @@ def conv2d(
 
 
 def depthwise_conv2d(x: chex.Array, w: chex.Array, stride: int = 1) -> jax.Array:
-    r"""Valid cross-correlation of every channel with a filter of its own.
+    r"""Compute the valid cross-correlation of each channel with its own filter.
 
     .. math:: y_{bhwc} = \sum_{ij} x_{b,\,sh+i,\,sw+j,\,c} \, w_{ij1c}
 
     Args:
-      x: images ``[B, H, W, C]``. w: kernels ``[k, k, 1, C]``. stride: in both directions.
+      x: images ``[B, H, W, C]``.
+      w: kernels ``[k, k, 1, C]``, square.
+      stride: step in both directions.
 
     Raises:
-      AssertionError: ranks or channels do not agree.
+      ValueError: the image is smaller than the kernel.
+      AssertionError: the ranks are not 4, the channels differ, or the kernel is not square.
     """
     chex.assert_rank([x, w], 4)
     k, C = w.shape[0], x.shape[3]
@@ -90,12 +94,13 @@ def depthwise_conv2d(x: chex.Array, w: chex.Array, stride: int = 1) -> jax.Array
         raise ValueError(
             f"an image of {x.shape[1]}x{x.shape[2]} pixels is smaller than the {k}x{k} kernel"
         )
-    # On CPU the gradient of a grouped convolution takes several times as long as that of this.
+    # On CPU the gradient of XLA's grouped convolution takes several times as long.
     patches = _patches(x, k, stride, 1, 3)
     return product(patches, w[:, :, 0], "bhwijc,ijc->bhwc")
 
 
 def _fastest(x_shape, w_shape, stride) -> str:
+    """Choose the implementation by the backend and by counts of operations."""
     if backend() != "cpu":
         return "xla"
     B, H, W, C = x_shape
@@ -106,22 +111,24 @@ def _fastest(x_shape, w_shape, stride) -> str:
 
 
 def _patches(x, k, stride, rows, at):
-    """What each pixel of the kernel sees, as axes ``k, k`` from axis ``at`` on.
+    """Gather the samples below each pixel of the kernel, as new axes ``k, k`` from ``at`` on.
 
-    Rows of x are its axis ``rows``, columns the next one; ``at`` comes before or after both.
+    Axis ``rows`` of x holds the rows of the image and the next one the columns; ``at`` is a place
+    before or after both.
     """
-    # Rows first: k + k slices, which compile much sooner than k k of them.
+    # Rows, then columns: k + k slices compile much faster than k * k.
     x = _shifted(x, k, stride, rows, at)
     return _shifted(x, k, stride, rows + 1 + (at <= rows), at + 1)
 
 
 def _shifted(x, k, stride, axis, at):
-    """Every stride-th slice along an axis, from 0, 1, ... k - 1 on, stacked at axis ``at``."""
+    """Stack k strided slices of an axis, which start at 0, 1, ... k - 1, at axis ``at``."""
     last = x.shape[axis] - k + 1
     return jnp.stack([lax.slice_in_dim(x, i, last + i, stride, axis) for i in range(k)], at)
 
 
 def _im2col(x, w, stride):
+    """Compute the convolution as one product of patches and kernels."""
     k, _, C, O = w.shape
     if C > FEW_CHANNELS:
         patches = _patches(x, k, stride, 1, 3)

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
-from capsjax.modules import NORMAL, Capsules, Initializer, RoutedCapsules
+from capsjax.layers import Initializer
+from capsjax.modules import NORMAL, Capsules, RoutedCapsules
 from capsjax.routing import (
     InputCapsules,
     RoutingOutput,
@@ -17,7 +19,7 @@ from capsjax.routing import (
 
 
 class ConvCapsules(RoutedCapsules):
-    """A convolutional capsule layer: it stands where a convolution stood.
+    """A convolutional capsule layer.
 
     Every position of the output grid routes the input capsules that it sees, a square of
     positions with all their types, to its own; all positions share parameters. Algorithms that
@@ -26,13 +28,18 @@ class ConvCapsules(RoutedCapsules):
     whatever the implementation.
 
     Args:
-      grid_in: (H, W). types_in: T. pose_in: K.
-      types_out: J. pose_out: D.
-      kernel, stride: side and step of the square, in positions; no padding.
-      others: see :class:`RoutedCapsules`; ``kernel_init`` None scales with the sizes.
+      grid_in: height and width (H, W) of the grid of input capsules.
+      types_in: number T of types of input capsules.
+      pose_in: pose size K of an input capsule.
+      types_out: number J of types of output capsules.
+      pose_out: pose size D of an output capsule.
+      kernel: side of the square, in positions. There is no padding.
+      stride: step of the square, in positions.
+      kernel_init: see :class:`RoutedCapsules`; None scales it with the sizes.
+      others: further arguments of :class:`RoutedCapsules`.
 
     Raises:
-      ValueError: the grid is smaller than the kernel, or the votes do not fit the sizes.
+      ValueError: the grid is smaller than the kernel, or the sizes do not fit the votes.
     """
 
     def __init__(
@@ -54,7 +61,7 @@ class ConvCapsules(RoutedCapsules):
         if kernel_init is None and not others.get("routing", dynamic()).squashes:
             kernel_init = NORMAL
         elif kernel_init is None:
-            # Even couplings 1/J of votes for unit poses then give a vector of length one.
+            # With couplings 1/J, the votes of unit poses then sum to vectors of length one.
             kernel_init = jax.nn.initializers.normal(types_out / (children * pose_out) ** 0.5)
         others |= {"types": types_in, "kernel_init": kernel_init}
         super().__init__(children, pose_in, types_out, pose_out, **others)
@@ -64,7 +71,12 @@ class ConvCapsules(RoutedCapsules):
     def __call__(self, x: Capsules, *, trace: bool = False) -> RoutingOutput:
         """Map capsules ``[B, H W T, K]`` to ``[B, H' W' J, D]``, positions row by row.
 
-        ``coupling`` is ``[B, H' W', k k T, J]`` where there is one.
+        Args:
+          x: poses ``[B, H W T, K]`` and activations ``[B, H W T]``.
+          trace: see :func:`capsjax.routing.route`.
+
+        Returns:
+          The output of the routing, with couplings ``[B, H' W', k k T, J]`` or without any.
         """
         seen = self._patches(x)
         if not self.routing.field:
@@ -87,13 +99,15 @@ class ConvCapsules(RoutedCapsules):
         return super().children(_fold(self._patches(x)))
 
     def output(self, state: Any) -> RoutingOutput:
-        """Poses ``[B, H' W' J, D]`` and activations of a state."""
+        """Compute the poses ``[B, H' W' J, D]`` and activations of a state."""
         out = super().output(state)
         return self._unfold(out, out.pose.shape[0] // (self.grid[0] * self.grid[1]))
 
     def _patches(self, x: Capsules) -> Capsules:
-        """Capsules seen from each position, poses ``[B, P, k k T, K]``."""
+        """Gather the capsules that each position sees, with poses ``[B, P, k k T, K]``."""
         (H, W), k, s, (h, w) = self.grid_in, self.size, self.stride, self.grid
+        seen = (None, H * W * self.types_in)
+        chex.assert_shape([x.pose, x.activation], [(*seen, None), seen])
 
         def gather(x):
             x = x.reshape(x.shape[0], H, W, self.types_in, *x.shape[2:])
@@ -108,6 +122,7 @@ class ConvCapsules(RoutedCapsules):
         return Capsules(*map(gather, x))
 
     def _unfold(self, out: RoutingOutput, batch: int) -> RoutingOutput:
+        """Undo :func:`_fold`: make the capsules of all positions those of one layer."""
         positions = self.grid[0] * self.grid[1]
         coupling = out.coupling
         if coupling is not None:
@@ -123,5 +138,5 @@ class ConvCapsules(RoutedCapsules):
 
 
 def _fold(seen: Capsules) -> Capsules:
-    """Positions as further examples."""
+    """Make positions further examples of the batch."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)

@@ -1,7 +1,7 @@
 """NNX modules as pure functions of a plain dictionary of parameters.
 
-The only file that knows how NNX splits and merges. Everything else sees pytrees, so
-``jax.jit``, ``jax.grad``, ``jax.vmap`` over seeds, Optax and Orbax need no special care.
+This is the only module that splits and merges NNX modules. All others see pytrees, to which
+``jax.jit``, ``jax.grad``, ``jax.vmap`` over seeds, Optax and Orbax apply directly.
 """
 
 import functools
@@ -26,12 +26,12 @@ def from_module(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     """Turn the constructor of an NNX module into a :class:`Model`.
 
     Args:
-      make_module: builds the module from ``nnx.Rngs``. Its only variables must be
-        ``nnx.Param``: no running statistics and no random state.
+      make_module: makes the module from ``nnx.Rngs``. All its variables must be ``nnx.Param``; it
+        has no running statistics and no random state.
 
     Returns:
-      ``init(key)``, which gives a nested dictionary of arrays, and ``apply(params, ...)``,
-      which calls the module, or with ``method="name"`` one of its methods.
+      The functions ``init(key)``, which returns a nested dictionary of arrays, and
+      ``apply(params, ...)``, which calls the module, or with ``method="name"`` one of its methods.
 
     Raises:
       TypeError: the module has variables that are not parameters.
@@ -59,7 +59,7 @@ def from_module(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
 
 
 def create_model(config: models.Config) -> Model:
-    """:func:`from_module` of the network that a configuration describes.
+    """Make a :class:`Model` of the network that a configuration describes.
 
     Example:
       >>> model = create_model(models.preset("capsnet_tiny"))
@@ -75,5 +75,5 @@ def _build(config, rngs):
 
 
 def count_parameters(params: Any) -> int:
-    """Number of scalars in a pytree of arrays, or of their shapes."""
+    """Count the scalars in a pytree of arrays, or of their shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,10 +1,9 @@
-"""Flax NNX modules around the equations. They own parameters and nothing else.
+"""Flax NNX modules of capsules: the primary capsules, and capsules coupled by routing.
 
-Modules take a batch. They hold no random state and no running statistics, so that
-:mod:`capsjax.functional` can treat them as pure functions of their parameters.
+Modules own parameters and call the equations on a batch. They hold no random state and no running
+statistics, so that :mod:`capsjax.functional` can treat them as pure functions of their parameters.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -12,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from capsjax.conv import conv2d, depthwise_conv2d
-from capsjax.precision import accumulator
+from capsjax.layers import Conv, Initializer
 from capsjax.routing import (
     InputCapsules,
     PassKernels,
@@ -30,67 +28,8 @@ from capsjax.routing.base import hold_constants
 from capsjax.squash import no_squash, safe_norm, squash, squash_by_name
 from capsjax.votes import VOTES
 
-Initializer = jax.nn.initializers.Initializer
-LECUN_NORMAL = jax.nn.initializers.lecun_normal()
 ACTIVATIONS = ("length", "sigmoid")
-PADDINGS = ("VALID", "SAME")
 NORMAL = jax.nn.initializers.normal(0.1)
-
-
-class Conv(nnx.Module):
-    """2-D convolution with a square kernel, computed by :func:`capsjax.conv.conv2d`.
-
-    Args:
-      channels_in: C. channels_out: O.
-      kernel: side k of the kernel in pixels. stride: step in pixels.
-      padding: ``VALID`` (none) or ``SAME`` (zeros, so that the output has the size of the input
-        divided by the stride, rounded up; an odd row or column of zeros comes last).
-      scale: factor on the weighted sum before the bias.
-      depthwise: every output channel sees the input channel of its number alone, O = C; the
-        kernel is ``[k, k, 1, C]``.
-      kernel_init, bias_init: initialisers of kernel ``[k, k, C, O]`` and bias ``[O]``.
-      dtype: computation type; parameters stay float32.
-    """
-
-    def __init__(
-        self,
-        channels_in: int,
-        channels_out: int,
-        kernel: int,
-        *,
-        stride: int = 1,
-        padding: str = "VALID",
-        scale: float = 1.0,
-        depthwise: bool = False,
-        kernel_init: Initializer = LECUN_NORMAL,
-        bias_init: Initializer = jax.nn.initializers.zeros,
-        dtype=jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        check_choice("padding", padding, PADDINGS)
-        if depthwise and channels_in != channels_out:
-            raise ValueError(f"depthwise: {channels_in} channels can't become {channels_out}")
-        shape = (kernel, kernel, 1 if depthwise else channels_in, channels_out)
-        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
-        self.bias = nnx.Param(bias_init(rngs.params(), (channels_out,), jnp.float32))
-        self.stride, self.padding, self.scale, self.dtype = stride, padding, scale, dtype
-        self.depthwise = depthwise
-
-    def __call__(self, x: chex.Array) -> jax.Array:
-        """Map ``[B, H, W, C]`` to ``[B, H', W', O]``."""
-        kernel = self.kernel[...]
-        if self.padding == "SAME":
-            widths = []
-            for size in x.shape[1:3]:
-                zeros = (-(-size // self.stride) - 1) * self.stride + kernel.shape[0] - size
-                low = max(zeros, 0) // 2
-                widths.append((low, max(zeros, 0) - low))
-            x = jnp.pad(x, ((0, 0), *widths, (0, 0)))
-        convolve = depthwise_conv2d if self.depthwise else conv2d
-        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
-        # In float32, because the gradient of the bias is a sum over all pixels.
-        y = self.scale * y.astype(accumulator(y.dtype)) + self.bias[...][None, None, None]
-        return y.astype(self.dtype)
 
 
 class Capsules(NamedTuple):
@@ -101,19 +40,25 @@ class Capsules(NamedTuple):
 
 
 class PrimaryCapsules(nnx.Module):
-    """The lowest capsule layer: a convolution whose channels are cut into pose vectors.
+    """The lowest capsule layer: a convolution whose channels are divided into pose vectors.
 
     Neighbouring channels form a capsule: channel ``type * pose + k`` is component k of
     the capsule of that type, at every position of the grid.
 
     Args:
-      channels_in: channels of the feature map. types: capsule types.
-      pose: pose size K. kernel, stride: of the convolution, in pixels.
-      squash: of the poses, a name of :data:`capsjax.squash.SQUASHES`.
-      activation: ``length`` of the squashed pose, whether or not the pose itself is, or
-        ``sigmoid`` of a second convolution (Hinton, Sabour & Frosst 2018).
-      depthwise: see :class:`Conv` (Efficient-CapsNet, Mazzia et al. 2021).
-      conv: further arguments of :class:`Conv`.
+      channels_in: number of channels of the feature map.
+      types: number of capsule types.
+      pose: pose size K.
+      kernel: side of the kernel of the convolution, in pixels.
+      stride: step of the convolution, in pixels.
+      squash: name of the squash of the poses, a key of :data:`capsjax.squash.SQUASHES`.
+      activation: ``length``, of the squashed pose even where the pose itself is not squashed, or
+        ``sigmoid``, of a second convolution (Hinton, Sabour & Frosst 2018).
+      depthwise: see :class:`capsjax.layers.Conv` (Efficient-CapsNet, Mazzia et al. 2021).
+      conv: further arguments of :class:`capsjax.layers.Conv`.
+
+    Raises:
+      ValueError: a name is unknown.
     """
 
     def __init__(
@@ -152,16 +97,22 @@ class RoutedCapsules(nnx.Module):
     """A capsule layer whose inputs are coupled to its outputs by routing.
 
     Args:
-      capsules_in: I. pose_in: K. capsules_out: J. pose_out: D.
+      capsules_in: number I of input capsules.
+      pose_in: pose size K of an input capsule.
+      capsules_out: number J of output capsules.
+      pose_out: pose size D of an output capsule.
       routing: the algorithm, by default dynamic routing with three iterations.
-      votes: a name of :data:`capsjax.votes.VOTES`. types: T of votes that share by type.
-      gradient, implementation: see :func:`capsjax.routing.route`.
-      kernel_init: initialiser of the parameters of the votes, ``[I, J, D, K]`` for full ones;
-        those of matrices are added to the identity.
-      dtype: type in which votes are multiplied (they are summed in float32).
+      votes: name of the map from poses to votes, a key of :data:`capsjax.votes.VOTES`.
+      types: number T of capsule types, for votes whose parameters are shared by type.
+      gradient: see :func:`capsjax.routing.route`.
+      implementation: see :func:`capsjax.routing.route`.
+      kernel_init: initializer of the parameters of the votes, ``[I, J, D, K]`` for full votes. The
+        identity is added to those of matrix votes.
+      dtype: type in which votes are multiplied; sums are accumulated in float32.
+      rngs: source of the initial parameters.
 
     Raises:
-      ValueError: the votes do not fit the sizes.
+      ValueError: the sizes do not fit the votes.
     """
 
     def __init__(
@@ -187,7 +138,7 @@ class RoutedCapsules(nnx.Module):
         if routing.fit is not None:
             routing = routing.fit(sizes)
         kernel = kernel_init(key, shape, jnp.float32)
-        if "matrix" in votes:
+        if VOTES[votes].near_identity:
             kernel += jnp.eye(shape[-1], dtype=kernel.dtype)[None, None]
         else:
             kernel *= routing.gain(sizes)
@@ -199,20 +150,24 @@ class RoutedCapsules(nnx.Module):
         self.options = {"gradient": gradient, "implementation": implementation}
 
     def __call__(self, x: Capsules, *, trace: bool = False) -> RoutingOutput:
-        """Map capsules to a batch of :class:`RoutingOutput`.
+        """Route a batch of capsules.
 
         Args:
-          x: capsules ``[B, I, K]``. trace: see :func:`capsjax.routing.route`.
+          x: poses ``[B, I, K]`` and activations ``[B, I]``.
+          trace: see :func:`capsjax.routing.route`.
+
+        Returns:
+          The output of the routing with a first axis B.
         """
         u, W = x.pose.astype(self.dtype), self.kernel[...].astype(self.dtype)
         options = self.options | {"votes": self.votes, "trace": trace}
         return route(self.routing, self.params(), u, W, x.activation, **options)
 
     def params(self) -> dict[str, jax.Array]:
-        """Parameters of the routing."""
+        """Collect the parameters of the routing by name."""
         return {name: getattr(self, name)[...] for name in self.names}
 
-    # Pass by pass, for networks whose layers are routed together.
+    # The methods below make single passes, for networks whose layers are routed together.
 
     def children(self, x: Capsules) -> InputCapsules:
         """Input capsules with their votes, a batch."""
@@ -221,45 +176,19 @@ class RoutedCapsules(nnx.Module):
         return InputCapsules(votes, x.pose.astype(votes.dtype), x.activation.astype(votes.dtype))
 
     def start(self, x: Capsules) -> Any:
-        """The state before the first pass."""
+        """Make the state before the first pass."""
         params = hold_constants(self.routing, self.params())
         return jax.vmap(lambda one: initial_routing_state(self.routing, params, one))(
             self.children(x)
         )
 
     def step(self, x: Capsules, state: Any, t: int) -> Any:
-        """The state after pass t."""
+        """Make pass t, counted from 0, and return the state after it."""
         params = hold_constants(self.routing, self.params())
         return jax.vmap(lambda one, state: routing_pass(self.routing, params, one, state, t)[0])(
             self.children(x), state
         )
 
     def output(self, state: Any) -> RoutingOutput:
-        """Poses and activations of a state."""
+        """Compute the poses and activations of a state."""
         return RoutingOutput(*jax.vmap(self.routing.finalize, (None, 0))(self.params(), state))
-
-
-class Decoder(nnx.Module):
-    """Fully connected layers that draw an image from masked capsules.
-
-    Args:
-      inputs: J * D numbers. hidden: widths of the ReLU layers.
-      image_shape: (H, W, C) of the image, whose pixels come out of a sigmoid.
-      linear: further arguments of ``nnx.Linear``.
-    """
-
-    def __init__(
-        self, inputs: int, hidden: Sequence[int], image_shape: tuple[int, int, int], **linear
-    ):
-        height, width, channels = image_shape
-        sizes = (inputs, *hidden, height * width * channels)
-        self.layers = nnx.List(nnx.Linear(m, n, **linear) for m, n in zip(sizes, sizes[1:]))
-        self.image_shape = image_shape
-
-    def __call__(self, capsules: chex.Array) -> jax.Array:
-        """Map masked capsules ``[B, J, D]`` to images ``[B, H, W, C]`` in [0, 1]."""
-        x = capsules.reshape(capsules.shape[0], -1)
-        for layer in self.layers[:-1]:
-            x = jax.nn.relu(layer(x))
-        pixels = jax.nn.sigmoid(self.layers[-1](x).astype(jnp.float32))
-        return pixels.reshape(-1, *self.image_shape)

@@ -1,4 +1,4 @@
-"""Sums of products: the type in which they are accumulated, and the layout of their gradients."""
+"""The type in which sums of products are accumulated, and the layout of their gradients."""
 
 import functools
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 
 def accumulator(*dtypes) -> jnp.dtype:
-    """float64 if any of the types is, otherwise float32.
+    """Return float64 if any of the types is float64, otherwise float32.
 
     Example:
       >>> accumulator(jnp.bfloat16).name
@@ -19,11 +19,11 @@ def accumulator(*dtypes) -> jnp.dtype:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def product(a: chex.Array, b: chex.Array, spec: str) -> jax.Array:
-    """``einsum(spec, a, b)`` in the dtype of ``a``, accumulated in :func:`accumulator` of it.
+    """Compute ``einsum(spec, a, b)`` in the dtype of ``a``, accumulated in its :func:`accumulator`.
 
-    Its gradients are sums in the layouts of ``a`` and ``b``. Those that JAX would derive come
-    the other way round, ``[o, p]`` for ``[p, o]``, and on a CPU turning large operands for that
-    takes longer than the sums. It has no forward-mode derivative.
+    The gradients are sums in the layouts of ``a`` and ``b``. Those that JAX derives are transposed,
+    ``[o, p]`` for ``[p, o]``, and on a CPU the transposition of large operands takes longer than
+    the sums. There is no forward-mode derivative.
     """
     wide = jnp.einsum(spec, a, b, preferred_element_type=accumulator(a.dtype))
     return wide.astype(a.dtype)

@@ -1,8 +1,8 @@
 r"""Votes: what each input capsule predicts for each output capsule.
 
-How votes depend on the pose of an input capsule is a choice of its own, apart from routing.
-Every map is a function of one example, ``(u [I, K], W) -> votes [I, J, D]``, float32 or wider;
-half-precision inputs are multiplied as they are and accumulated in float32.
+How votes depend on the pose of an input capsule is a choice independent of the routing. Every map
+is a function of one example, ``(u [I, K], W) -> votes [I, J, D]``, float32 or wider; inputs of half
+precision are multiplied in that precision and accumulated in float32.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from capsjax.precision import accumulator
 
 
 def prediction_vectors(u: chex.Array, W: chex.Array) -> jax.Array:
-    r"""A matrix for every pair of capsules: :math:`\hat u_{j|i} = W_{ij} u_i`.
+    r"""Multiply each pose by a matrix of the pair of capsules: :math:`\hat u_{j|i} = W_{ij} u_i`.
 
     Equation 2 (right) of Sabour, Frosst & Hinton (2017).
 
@@ -29,7 +29,7 @@ def prediction_vectors(u: chex.Array, W: chex.Array) -> jax.Array:
       Votes ``[I, J, D]``.
 
     Raises:
-      AssertionError: the ranks or the sizes I and K do not agree.
+      AssertionError: the ranks are not 2 and 4, or the sizes I and K do not agree.
     """
     chex.assert_rank([u, W], [2, 4])
     I, J, D, K = W.shape
@@ -38,13 +38,15 @@ def prediction_vectors(u: chex.Array, W: chex.Array) -> jax.Array:
 
 
 def shared_votes(u: chex.Array, W: chex.Array) -> jax.Array:
-    r"""One matrix for each output capsule: :math:`\hat u_{j|i} = W_j u_i`.
+    r"""Multiply each pose by a matrix of the output capsule: :math:`\hat u_{j|i} = W_j u_i`.
 
     Gu & Tresp, "Improving the Robustness of Capsule Networks to Image Affine Transformations"
-    (2020): I times fewer parameters. Input capsules then differ by their poses alone.
+    (2020). There are I times fewer parameters than with a matrix for every pair, and input capsules
+    differ only by their poses.
 
     Args:
-      u: ``[I, K]``. W: ``[J, D, K]``.
+      u: outputs of the input capsules, ``[I, K]``.
+      W: transformation matrices, ``[J, D, K]``.
     """
     chex.assert_rank([u, W], [2, 3])
     chex.assert_shape(u, (None, W.shape[2]), custom_message=f"u must be [I, K] of W {W.shape}")
@@ -52,13 +54,14 @@ def shared_votes(u: chex.Array, W: chex.Array) -> jax.Array:
 
 
 def conv_votes(u: chex.Array, W: chex.Array) -> jax.Array:
-    r"""One matrix for each type of input capsule, the same at every position of the grid.
+    r"""Multiply each pose by a matrix of its capsule type, shared by all positions of the grid.
 
-    :math:`\hat u_{j|i} = W_{\tau(i) j} u_i` with the type :math:`\tau(i) = i \bmod T`: types
-    follow each other at a position, as they do in :class:`~capsjax.modules.PrimaryCapsules`.
+    :math:`\hat u_{j|i} = W_{\tau(i) j} u_i` with the type :math:`\tau(i) = i \bmod T`: the types at
+    one position are consecutive, as in :class:`~capsjax.modules.PrimaryCapsules`.
 
     Args:
-      u: ``[I, K]``, I a multiple of T. W: ``[T, J, D, K]``.
+      u: outputs of the input capsules, ``[I, K]``, I a multiple of T.
+      W: transformation matrices, ``[T, J, D, K]``.
     """
     chex.assert_rank([u, W], [2, 4])
     T, J, D, K = W.shape
@@ -68,13 +71,14 @@ def conv_votes(u: chex.Array, W: chex.Array) -> jax.Array:
 
 
 def matrix_votes(u: chex.Array, W: chex.Array) -> jax.Array:
-    r"""Poses are square matrices: :math:`\hat U_{j|i} = U_i W_{ij}`.
+    r"""Multiply poses that are square matrices: :math:`\hat U_{j|i} = U_i W_{ij}`.
 
-    Hinton, Sabour & Frosst, "Matrix Capsules with EM Routing" (2018): P^2 parameters a pair
-    where a full matrix has P^4.
+    Hinton, Sabour & Frosst, "Matrix Capsules with EM Routing" (2018). A pair of capsules has P^2
+    parameters, where a full matrix has P^4.
 
     Args:
-      u: ``[I, K]``, row by row, K = P^2. W: ``[I, J, P, P]``.
+      u: outputs of the input capsules, ``[I, K]``, row by row, K = P^2.
+      W: transformation matrices, ``[I, J, P, P]``.
     """
     chex.assert_rank([u, W], [2, 4])
     I, J, P, _ = W.shape
@@ -84,12 +88,14 @@ def matrix_votes(u: chex.Array, W: chex.Array) -> jax.Array:
 
 
 def conv_matrix_votes(u: chex.Array, W: chex.Array) -> jax.Array:
-    r"""Square matrices, one for each type: :math:`\hat U_{j|i} = U_i W_{\tau(i) j}`.
+    r"""Multiply square matrices by one of the capsule type.
 
-    The class capsules of Hinton, Sabour & Frosst (2018); see :func:`conv_votes`.
+    :math:`\hat U_{j|i} = U_i W_{\tau(i) j}`, as in the class capsules of Hinton, Sabour & Frosst
+    (2018). See :func:`conv_votes` for the types.
 
     Args:
-      u: ``[I, K]``, row by row, K = P^2, I a multiple of T. W: ``[T, J, P, P]``.
+      u: outputs of the input capsules, ``[I, K]``, row by row, K = P^2, I a multiple of T.
+      W: transformation matrices, ``[T, J, P, P]``.
     """
     chex.assert_rank([u, W], [2, 4])
     T, J, P, _ = W.shape
@@ -100,13 +106,14 @@ def conv_matrix_votes(u: chex.Array, W: chex.Array) -> jax.Array:
 
 
 def elementwise_votes(u: chex.Array, W: chex.Array) -> jax.Array:
-    r"""Component by component: :math:`\hat u_{j|i} = w_{ij} \odot u_i`.
+    r"""Multiply poses by weights, component by component: :math:`\hat u_{j|i} = w_{ij} \odot u_i`.
 
     Byerly, Kalganova & Dear, "No Routing Needed Between Capsules" (2021), whose homogeneous
     vector capsules use it with uniform routing.
 
     Args:
-      u: ``[I, K]``. W: ``[I, J, K]``.
+      u: outputs of the input capsules, ``[I, K]``.
+      W: weights, ``[I, J, K]``.
     """
     chex.assert_rank([u, W], [2, 3])
     shape = W.shape[0], W.shape[2]
@@ -117,19 +124,19 @@ def elementwise_votes(u: chex.Array, W: chex.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Votes:
-    """A way to vote, by name: the function, and the shape of its parameters."""
+    """A map from poses to votes: its name, its function and the shape of its parameters."""
 
     name: str
     function: Callable[[jax.Array, jax.Array], jax.Array]
-    # (I, J, D, K, T) -> shape of W; T is the number of capsule types at a position.
-    # ValueError where the sizes do not fit.
+    # (I, J, D, K, T) -> shape of W, where T is the number of capsule types at a position. Raises
+    # ValueError if the sizes do not fit.
     shape: Callable[[int, int, int, int, int], tuple[int, ...]]
     per_child: bool  # W has a first axis I
-    # Input capsules are taken in multiples of this: axis 0 of W, or one.
-    by_types: bool = False
+    by_types: bool = False  # W has a first axis T
+    near_identity: bool = False  # layers add the identity to the initial W
 
     def unit(self, W: jax.Array) -> int:
-        """Input capsules are divided in multiples of this."""
+        """Return the number of input capsules of which a block must hold a multiple."""
         return W.shape[0] if self.by_types else 1
 
 
@@ -161,8 +168,15 @@ VOTES = {
         Votes("full", prediction_vectors, lambda I, J, D, K, T: (I, J, D, K), True),
         Votes("shared", shared_votes, lambda I, J, D, K, T: (J, D, K), False),
         Votes("conv", conv_votes, lambda I, J, D, K, T: (T, J, D, K), False, by_types=True),
-        Votes("matrix", matrix_votes, _matrix_shape, True),
-        Votes("conv_matrix", conv_matrix_votes, _conv_matrix_shape, False, by_types=True),
+        Votes("matrix", matrix_votes, _matrix_shape, True, near_identity=True),
+        Votes(
+            "conv_matrix",
+            conv_matrix_votes,
+            _conv_matrix_shape,
+            False,
+            by_types=True,
+            near_identity=True,
+        ),
         Votes("elementwise", elementwise_votes, _elementwise_shape, True),
     )
 }

@@ -1,8 +1,8 @@
-r"""Convolution by interpolation, Winograd's and Toom and Cook's, in products a CPU is fast at.
+r"""Convolution by interpolation, after Winograd and after Toom and Cook, in matrix products.
 
-Image and kernel are split by stride phase, which leaves stride-1 correlations of short kernels, and
-the results cut into tiles, each of which needs ``length = out + kernel - 1`` samples of a phase
-along an axis:
+Image and kernel are split by stride phase, which leaves correlations of short kernels with stride
+1. The outputs are divided into tiles, each of which needs ``length = out + kernel - 1`` samples of
+a phase along an axis:
 
 ===== ================================= ======================================================
 array layout                            what it is
@@ -16,20 +16,22 @@ y     ``[out out, B tiles, O]``         what is transformed back
 ===== ================================= ======================================================
 
 Along an axis, two polynomials of ``out`` and ``kernel`` coefficients have a product of ``length``
-of them, which its values at as many points determine. With matrices of powers of the points, V_n
-of n columns, the coefficients are :math:`V_{length}^{-1} (V_{out} a \circ V_{kernel} w)`, and
-the transpose of this map of a is the correlation:
+coefficients, which is determined by its values at ``length`` points. If the columns of V_n are the
+first n powers of the points, the coefficients are
+:math:`V_{length}^{-1} (V_{out} a \circ V_{kernel} w)`. As a function of a, this is a linear map,
+and its transpose is the correlation:
 
 .. math:: y = V_{out}^T (V_{length}^{-T} x \circ V_{kernel} w)
 
-Along two axes the points are pairs. The values at real ones take a product each, those at a pair of
-conjugates three (of real parts, of imaginary parts, of their sums): many real points need few
-products. But only 0, 1, -1 and infinity lie as well as points of the unit circle do; with 1/2 and
--2 float32 keeps all but a bit of its accuracy, with two more it would lose three. Roots of unity
-alone would be Fourier's transform, up to a fifth more products.
+Along two axes the points are pairs. The value at a real point takes one product, and the values at
+two conjugate points together take three (of real parts, of imaginary parts, of their sums), so
+that real points need fewer products. Only 0, 1, -1 and infinity are as well conditioned as points
+on the unit circle, however: with 1/2 and -2 float32 loses one bit of accuracy, with two more real
+points it would lose three. Roots of unity alone would be Fourier's transform, with up to a fifth
+more products.
 
-The transforms are matrices, made from the sizes. Large tiles need fewer products ``X W``, small
-ones cheaper transforms and more copies: the cheapest number of tiles is found by counting.
+The transforms are matrices that depend only on the sizes. Large tiles need fewer products ``X W``,
+small tiles cheaper transforms but more copies; the cheapest number of tiles is found by counting.
 Sources: Lavin and Gray (2016), "Fast Algorithms for Convolutional Neural Networks"; Blahut (2010),
 "Fast Algorithms for Signal Processing", chapter 5, also for points outside the rationals.
 """
@@ -48,36 +50,38 @@ from jax import lax
 from capsjax.backend import materialize
 from capsjax.precision import product
 
-# Multiplications of a product that take as long as copying a sample into place, and its gradient
-# back. This and the weights in :func:`cost` are fitted to gradients of two dozen layers, on 2 cores
-# with AVX-512 and JAX 0.12: they take an eighth more or less time than predicted.
+# The number of multiplications in a matrix product that take as long as copying a sample and, in
+# the backward pass, its gradient. This number and the weights in :func:`cost` are fitted to the
+# gradients of two dozen layers on 2 cores with AVX-512 and JAX 0.12, with errors of an eighth.
 COPY = 75
-# Numerator and denominator of 0, infinity, 1, -1, 1/2 and -2.
+# Numerators and denominators of the points 0, infinity, 1, -1, 1/2 and -2.
 REAL = ((0, 1), (1, 0), (1, 1), (-1, 1), (0.5, 1), (1, -0.5))
 
 
 class _Axis(NamedTuple):
-    """Sizes along one image axis, of one stride phase."""
+    """Sizes of one stride phase along one axis of the image."""
 
-    tiles: int
-    out: int  # outputs of a tile
-    kernel: int  # kernel taps
-    length: int  # samples that a tile needs, and the length of the transform
+    tiles: int  # number of tiles
+    out: int  # number of outputs of a tile
+    kernel: int  # number of kernel taps
+    length: int  # number of samples that a tile needs, and of points
 
     @property
     def samples(self) -> int:
-        """Of all tiles, which overlap."""
+        """The number of samples of all tiles, which overlap."""
         return self.out * (self.tiles - 1) + self.length
 
 
 def convolve(
     x: chex.Array, w: chex.Array, stride: int, tiles: tuple[int, int] | None = None
 ) -> jax.Array:
-    """Valid cross-correlation, as :func:`capsjax.conv2d`.
+    """Compute a valid cross-correlation, see :func:`capsjax.conv2d`.
 
     Args:
-      x: images ``[B, H, W, C]``. w: kernels ``[k, k, C, O]``. stride: in both directions.
-      tiles: most along height and width; None chooses.
+      x: images ``[B, H, W, C]``.
+      w: kernels ``[k, k, C, O]``, square.
+      stride: step in both directions.
+      tiles: largest numbers of tiles along height and width; None chooses the cheapest.
     """
     B, H, W, C = x.shape
     k, _, _, O = w.shape
@@ -100,11 +104,13 @@ def cost(
     stride: int,
     tiles: tuple[int, int] | None = None,
 ) -> int:
-    """Time, with gradients, in multiplications of a matrix product that would take as long.
+    """Estimate the time with gradients, in multiplications of a matrix product.
 
     Args:
-      x_shape: ``[B, H, W, C]``. w_shape: ``[k, k, C, O]``. stride: in both directions.
-      tiles: most along height and width; None for the cheapest numbers.
+      x_shape: ``[B, H, W, C]`` of the images.
+      w_shape: ``[k, k, C, O]`` of the kernels.
+      stride: step in both directions.
+      tiles: largest numbers of tiles along height and width; None takes the cheapest.
     """
     if tiles is None:
         return cost(x_shape, w_shape, stride, _cheapest(x_shape, w_shape, stride))
@@ -112,13 +118,14 @@ def cost(
     images, channels, outputs = x_shape[0] * h.tiles * v.tiles, x_shape[3] * stride**2, w_shape[3]
     image = h.length * v.length * channels * images
     kernel = h.kernel * v.kernel * channels * outputs
-    # Kernels are transformed at less than half the speed. The last term is moving Y.
+    # Kernels are transformed at less than half the speed. The last term is for copying Y.
     products = channels * outputs * images + image + 5 * kernel // 2 + COPY * outputs * images
     return _products(h, v) * products + COPY * (image + kernel)
 
 
 def _cheapest(x_shape, w_shape, stride) -> tuple[int, int]:
-    def numbers(size):  # that differ in the size of a tile
+    def numbers(size):
+        """List the numbers of tiles that differ in the size of a tile."""
         outputs = (size - w_shape[0]) // stride + 1
         return sorted({-(-outputs // out) for out in range(1, outputs + 1)})
 
@@ -137,9 +144,8 @@ def _axes(x_shape, w_shape, stride, tiles) -> tuple[_Axis, _Axis]:
 
 
 def _by_phase(x, axis, sizes, stride):
-    """Two axes of x, each as ``[size, stride]``."""
-    # Negative ones cut off: samples beyond the last output never matter, nor do outputs beyond
-    # the last sample.
+    """Split two axes of x into ``[size, stride]`` each, padded or cut to the sizes."""
+    # A negative width cuts off samples, which no output needs. Outputs from padding are cut off.
     missing = [stride * size - n for size, n in zip(sizes, x.shape[axis:])]
     widths = [0] * axis + missing + [0] * (x.ndim - axis - 2)
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, width, 0) for width in widths])
@@ -148,7 +154,7 @@ def _by_phase(x, axis, sizes, stride):
 
 
 def _cut(x, h, v):
-    """x ``[samples, samples, B, C]`` into overlapping tiles, ``[length length, tiles B, C]``."""
+    """Cut ``[samples, samples, B, C]`` into overlapping tiles ``[length length, tiles B, C]``."""
     tiles = [
         x[h.out * m : h.out * m + h.length, v.out * n : v.out * n + v.length]
         for m, n in np.ndindex(h.tiles, v.tiles)
@@ -157,22 +163,26 @@ def _cut(x, h, v):
 
 
 def _real_and_pairs(length: int) -> tuple[int, int]:
-    """How many points are real, and how many pairs of conjugates there are besides."""
+    """Return the number of real points and the number of pairs of conjugate points."""
     pairs = max(0, -(-(length - len(REAL)) // 2))
     return length - 2 * pairs, pairs
 
 
 def _products(h: _Axis, v: _Axis) -> int:
+    """Return the number P of matrix products."""
     real = _real_and_pairs(h.length)[0] * _real_and_pairs(v.length)[0]
     return real + 3 * (h.length * v.length - real) // 2
 
 
 @functools.cache
 def _transforms(h: _Axis, v: _Axis) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Matrices for image ``[P, L L]``, kernel ``[P, k k]``, result ``[out out, P]``, in float64.
+    """Make the transforms of image, kernel and result, in float64.
 
-    With a + ib and c + id the values of image and kernel at a point, those of the result are
+    If the values of image and kernel at a point are a + ib and c + id, that of the result is
     (ac - bd) + i(ad + bc), where ad + bc = (a + b)(c + d) - ac - bd.
+
+    Returns:
+      Matrices ``[P, length length]``, ``[P, kernel kernel]`` and ``[out out, P]``.
     """
     (rows, row_mirror), (columns, column_mirror) = _matrices(h), _matrices(v)
     image, kernel, result = map(np.kron, rows, columns)
@@ -184,14 +194,14 @@ def _transforms(h: _Axis, v: _Axis) -> tuple[np.ndarray, np.ndarray, np.ndarray]
         a, b = m[other].real, m[other].imag
         return np.concatenate([m[own].real, a, b, a + b])
 
-    # Of each pair only one is computed: the sum over both is twice the real part.
+    # One point of each pair is computed: the sum over both is twice the real part.
     c, s = 2 * result[other].real, 2 * result[other].imag
     result = np.concatenate([result[own].real, c + s, s - c, -s])
     return factors(image), factors(kernel), result.T
 
 
 def _matrices(axis: _Axis) -> tuple[list[np.ndarray], np.ndarray]:
-    """Complex ``V_length^-T, V_kernel, V_out``, and the place of each point's conjugate."""
+    """Make complex ``V_length^-T, V_kernel, V_out``, and the index of each point's conjugate."""
     real, pairs = _real_and_pairs(axis.length)
     angles = np.pi * np.arange(1, pairs + 1) / (pairs + 1)
     upper = np.exp(0.5j * np.outer(angles, [1, -1]))

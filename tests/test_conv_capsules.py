@@ -1,7 +1,7 @@
 """Convolutional capsule layers, against loops over the positions of a small grid.
 
-Children of two types at each position; every parent sees a square of 2x2 positions, with stride 1
-or 2, in which case a last column of children is seen by nobody.
+There are input capsules of two types at each position. Every output capsule sees a square of 2x2
+positions, with stride 1 or 2; with stride 2 no output capsule sees the last column.
 """
 
 from typing import NamedTuple
@@ -24,8 +24,8 @@ from capsjax.routing import (
 )
 
 T, K, J, D, KERNEL = 2, 4, 3, 4, 2
-GRID = {1: (4, 3), 2: (4, 5)}  # stride: grid of the children
-OUT = {1: (3, 2), 2: (2, 2)}  # and of the parents
+GRID = {1: (4, 3), 2: (4, 5)}  # stride: grid of the input capsules
+OUT = {1: (3, 2), 2: (2, 2)}  # and of the output capsules
 VOTES = {
     "full": reference.prediction_vectors,
     "conv": loops.conv_votes,
@@ -70,18 +70,18 @@ def example(model, stride=1, batch=2):
 
 
 def expected(case, params, pose, activation):
-    """Of one example, position by position: poses ``[P, J, D]``, activations, couplings."""
+    """Routes one example, position by position: poses ``[P, J, D]``, activations, couplings."""
     grid = (*GRID[case.stride], T)
-    children, index = loops.patches(pose.reshape(*grid, K), KERNEL, case.stride)
+    capsules, index = loops.patches(pose.reshape(*grid, K), KERNEL, case.stride)
     present, _ = loops.patches(activation.reshape(grid), KERNEL, case.stride)
     own = dict(params)
     W = own.pop("kernel")
-    votes = np.array([VOTES[case.votes](u, W) for u in children])
+    votes = np.array([VOTES[case.votes](u, W) for u in capsules])
     if case.routing == "em":
         own["inverse_temperature"] = 1.152 * J / votes.shape[1]  # fits the layer's sizes
         return loops.em_field(votes, present, index, case.options["iterations"], **own)
     if case.routing == "self":
-        routed = [loops.self_routing(*seen, **own) for seen in zip(votes, children, present)]
+        routed = [loops.self_routing(*seen, **own) for seen in zip(votes, capsules, present)]
     else:
         options = {k: v for k, v in case.options.items() if k in ("iterations", "squash")}
         routed = [loops.dynamic(seen, **options, **own) for seen in votes]
@@ -165,17 +165,17 @@ def test_couplings_of_a_field_as_constants(x64):
     model = layer(case)
     params, x = example(model, batch=1)
     out, (gradients, _) = differentiated(model, case, params, x)
-    children, _ = loops.patches(x.pose[0].reshape(*GRID[1], T, K), KERNEL, 1)
+    capsules, _ = loops.patches(x.pose[0].reshape(*GRID[1], T, K), KERNEL, 1)
     present, _ = loops.patches(x.activation[0].reshape(*GRID[1], T), KERNEL, 1)
     a, b = loss_weights(1)
 
     def total(W):
         sum_ = 0.0
-        for p in range(len(children)):
-            votes = reference.prediction_vectors(children[p], W)
+        for p in range(len(capsules)):
+            votes = reference.prediction_vectors(capsules[p], W)
             r, betas = out.coupling[0, p], (params["beta_u"], params["beta_a"])
-            warmth = 1.152 * J / len(votes)
-            mu, _, logits = loops.em_parents(votes, present[p], r, 2, *betas, warmth)
+            inverse_temperature = 1.152 * J / len(votes)
+            mu, _, logits = loops.em_parents(votes, present[p], r, 2, *betas, inverse_temperature)
             sum_ += np.sum(a[p] * mu) + sum(b[p, j] * loops.sigmoid(logits[j]) for j in range(J))
         return sum_
 
@@ -204,7 +204,7 @@ def test_one_position_is_a_routed_layer(x64, routing):
 @pytest.mark.parametrize(
     "case",
     [Case("dynamic", 1, FULLEST), Case("self", 2, {}, "conv")],
-    ids=["sweeps", "tiles"],
+    ids=["passes", "tiles"],
 )
 def test_stream_is_naive(x64, case):
     naive, stream = (layer(case, implementation=how) for how in ("naive", "stream"))
@@ -217,7 +217,7 @@ def test_stream_is_naive(x64, case):
 
 
 @pytest.mark.parametrize("routing", ["dynamic", "em"])
-def test_batch_mates_do_not_matter(x64, routing):
+def test_other_examples_in_the_batch_do_not_matter(x64, routing):
     model = layer(Case(routing))
     params, x = example(model, batch=3)
     apply = compiled(model.apply, params, x)
@@ -228,7 +228,7 @@ def test_batch_mates_do_not_matter(x64, routing):
         assert abs(b[1] - a[1]).max() > 1e-3
 
 
-def test_parents_see_their_square_and_nothing_else(x64):
+def test_output_capsules_see_their_square_and_nothing_else(x64):
     """By dynamic routing; a field makes everything depend on everything nearby."""
     case = Case("dynamic", 2, {"iterations": 2})
     model = layer(case)
@@ -256,9 +256,9 @@ def test_parents_see_their_square_and_nothing_else(x64):
 def test_field_index(grid, types, kernel, stride):
     index = field_index(grid, types, kernel, stride)
     numbers = np.arange(grid[0] * grid[1] * types).reshape(*grid, types)
-    children, exact = loops.patches(numbers, kernel, stride)
+    capsules, exact = loops.patches(numbers, kernel, stride)
     np.testing.assert_array_equal(index, exact)
-    np.testing.assert_array_equal(index, children)  # the order of the children is that of a patch
+    np.testing.assert_array_equal(index, capsules)  # input capsules have the order of a patch
 
 
 @pytest.mark.parametrize("stride", OUT)
@@ -311,17 +311,18 @@ def test_over_field_is_for_softmax():
 
 
 def test_positions_far_apart_do_not_compete(x64):
-    """With as large a stride as the kernel, a field is every position for itself."""
+    """Where the stride is the size of the kernel, the positions of a field are independent."""
     index = field_index(GRID[2], T, KERNEL, 2)
     rng = np.random.default_rng(0)
-    routing, params = make_routing("em"), {"beta_u": rng.normal(size=J), "beta_a": rng.normal(size=J)}
+    routing = make_routing("em")
+    params = {"beta_u": rng.normal(size=J), "beta_a": rng.normal(size=J)}
     P, n = index.shape
     votes, pose = rng.normal(size=(P, n, J, D)), rng.normal(size=(P, n, K))
     x = InputCapsules(votes, pose, rng.uniform(size=(P, n)))
 
     def both(x):
-        apart = jax.vmap(lambda x: run_routing(routing, params, x)[:3])(x)
-        return run_routing(over_field(routing, index), params, x)[:3], apart
+        separate = jax.vmap(lambda x: run_routing(routing, params, x)[:3])(x)
+        return run_routing(over_field(routing, index), params, x)[:3], separate
 
     for a, b in zip(*compiled(both, x)(x), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10)

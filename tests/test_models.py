@@ -19,6 +19,8 @@ from capsjax import (
     CapsNetConfig,
     Capsules,
     CNNConfig,
+    Conv,
+    ConvCapsules,
     Decoder,
     Model,
     PrimaryCapsules,
@@ -373,7 +375,8 @@ def test_capsnet_is_the_papers(changes, labels):
 
 def test_capsnet_in_float64(x64):
     """Scores, and the derivative of the margin loss along a random direction."""
-    model = create_model(dataclasses.replace(TINY, dtype="float64", decoder=None, routing_bias=True))
+    config = dataclasses.replace(TINY, dtype="float64", decoder=None, routing_bias=True)
+    model = create_model(config)
     params, direction = as_float64(filled(model)), as_float64(filled(model, seed=1))
     image, targets = images()[0].astype(np.float64), np.array([0.0, 1.0, 0.0])
 
@@ -468,12 +471,12 @@ def inverted_attention(params, u, iterations):
     """
     layers = [params["layers"][0], params["layers"][1], params["classes"]]
 
-    def parents(number, children, own):
+    def layer_poses(number, inputs, own):
         p, out = layers[number], []
         if number < 2:
-            patches = seen(children, *LAYERS[number][1:])
+            patches = seen(inputs, *LAYERS[number][1:])
         else:
-            patches = children[None]
+            patches = inputs[None]
         for position, patch in enumerate(patches):
             votes = reference.prediction_vectors(patch, p["kernel"])
             n, J, D = votes.shape
@@ -487,9 +490,9 @@ def inverted_attention(params, u, iterations):
 
     poses = [u]
     for number in range(3):
-        poses.append(parents(number, poses[-1], None))
+        poses.append(layer_poses(number, poses[-1], None))
     for _ in range(iterations - 1):
-        poses = [u] + [parents(n, poses[n], poses[n + 1]) for n in range(3)]
+        poses = [u] + [layer_poses(n, poses[n], poses[n + 1]) for n in range(3)]
     p = layers[-1]
     return poses[-1] @ p["readout"] + p["readout_offset"], poses[-1]
 
@@ -521,8 +524,8 @@ def test_concurrent_schedule(x64):
     np.testing.assert_allclose(got, reference.derivative(along, 0.0, 1.0), rtol=1e-8)
     # What it is not: layer after layer.
     other = create_model(dataclasses.replace(config, routing_schedule="sequential"))
-    apart = compiled(other.apply, params, x)(params, x).scores - out.scores
-    assert abs(np.asarray(apart)).max() > 1e-3
+    difference = compiled(other.apply, params, x)(params, x).scores - out.scores
+    assert abs(np.asarray(difference)).max() > 1e-3
 
 
 @pytest.mark.parametrize("routing", ["dynamic", "em"])
@@ -674,7 +677,7 @@ def test_coordinates():
     rng = np.random.default_rng(0)
     x = Capsules(rng.normal(size=(2, 12, 9)), rng.uniform(size=(2, 12)))
     x = jax.tree.map(np.float32, x)
-    got = model.apply(params, x, method="_located")
+    got = model.apply(params, x, method="_add_coordinates")
     exact = x.pose.copy().reshape(2, 3, 2, 2, 9)
     for row, column in np.ndindex(3, 2):
         exact[:, row, column, :, 2] += (row + 0.5) / 3
@@ -682,7 +685,7 @@ def test_coordinates():
     np.testing.assert_allclose(got.pose, exact.reshape(2, 12, 9), rtol=1e-6)
     np.testing.assert_array_equal(got.activation, x.activation)
     plain = create_model(dataclasses.replace(config, coordinates=False))
-    np.testing.assert_array_equal(plain.apply(params, x, method="_located").pose, x.pose)
+    np.testing.assert_array_equal(plain.apply(params, x, method="_add_coordinates").pose, x.pose)
 
 
 @pytest.mark.parametrize("schedule", ["sequential", "concurrent"])
@@ -855,9 +858,7 @@ def test_activations_are_lengths_below_one(squash):
 def test_activations_of_their_own(squash):
     """Matrix capsules: the probability of a type is a sigmoid of a second convolution."""
     model = from_module(
-        lambda rngs: PrimaryCapsules(
-            2, 3, 4, 2, 2, activation="sigmoid", squash=squash, rngs=rngs
-        )
+        lambda rngs: PrimaryCapsules(2, 3, 4, 2, 2, activation="sigmoid", squash=squash, rngs=rngs)
     )
     params, x = filled(model), images(2, (5, 7, 2))
     assert params["present"]["kernel"].shape == (2, 2, 2, 3)
@@ -878,7 +879,12 @@ def test_routed_capsules(gradient):
     """The layer is votes, then routing with its bias, iterations and gradient."""
     model = from_module(
         lambda rngs: RoutedCapsules(
-            5, 3, 2, 4, routing=make_routing("dynamic", iterations=2, bias=True), gradient=gradient,
+            5,
+            3,
+            2,
+            4,
+            routing=make_routing("dynamic", iterations=2, bias=True),
+            gradient=gradient,
             rngs=rngs,
         )
     )
@@ -908,9 +914,7 @@ def test_routed_capsules(gradient):
 
 def test_iterations_and_gradient_of_the_configuration_reach_the_layer():
     for iterations, gradient in [(1, "full"), (4, "stop"), (2, "last")]:
-        config = dataclasses.replace(
-            TINY, routing_iterations=iterations, routing_gradient=gradient
-        )
+        config = dataclasses.replace(TINY, routing_iterations=iterations, routing_gradient=gradient)
         layer = nnx.eval_shape(lambda config=config: CapsNet(config, rngs=nnx.Rngs(0))).classes
         assert (layer.routing.passes, layer.options["gradient"]) == (iterations, gradient)
 
@@ -972,6 +976,33 @@ def test_em_takes_poses_as_they_are(x64):
 def test_default_routing_of_a_layer_is_the_papers():
     layer = nnx.eval_shape(lambda: RoutedCapsules(5, 3, 2, 4, rngs=nnx.Rngs(0)))
     assert (layer.routing.name, layer.routing.passes, layer.names) == ("dynamic", 3, ())
+
+
+@pytest.mark.parametrize(
+    "make, x",
+    [
+        (lambda rngs: Conv(2, 3, 3, padding="SAME", rngs=rngs), np.zeros((4, 4, 2))),
+        (lambda rngs: Decoder(6, (5,), (2, 3, 1), rngs=rngs), np.zeros((4, 6))),
+        (
+            lambda rngs: RoutedCapsules(5, 3, 2, 4, rngs=rngs),
+            Capsules(np.zeros((1, 5, 3)), np.zeros(5)),
+        ),
+        (
+            lambda rngs: ConvCapsules((2, 2), 5, 3, 2, 4, 1, rngs=rngs),
+            Capsules(np.zeros((1, 20, 3)), np.zeros(20)),
+        ),
+        (
+            lambda rngs: ConvCapsules((2, 2), 5, 3, 2, 4, 1, rngs=rngs),
+            Capsules(np.zeros((2, 10, 3)), np.zeros((2, 10))),
+        ),
+    ],
+    ids=["Conv", "Decoder", "RoutedCapsules", "ConvCapsules", "ConvCapsules positions"],
+)
+def test_arrays_of_another_shape_are_refused(make, x):
+    model = from_module(make)
+    params = jax.eval_shape(model.init, KEY)
+    with pytest.raises(AssertionError):
+        jax.eval_shape(model.apply, params, jax.tree.map(np.float32, x))
 
 
 def test_first_matrices():
@@ -1125,7 +1156,7 @@ def test_seeds_are_a_vmap():
 )
 def test_from_module_rejects_other_variables(make, name):
     with pytest.raises(TypeError, match=f"only nnx.Param .*{name}"):
-        from_module(make_routing)
+        from_module(make)
 
 
 def test_count_parameters():

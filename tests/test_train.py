@@ -222,6 +222,14 @@ def test_cross_entropy_of_logits():
     np.testing.assert_array_equal(metrics["cross_entropy_loss"], losses)
 
 
+def test_labels_of_another_rank_are_refused():
+    scores = np.zeros(3, np.float32)
+    images, labels = np.zeros((3, 1, 1, 1), np.float32), np.arange(3)[:, None]
+    for loss in (capsnet_loss(Scores), cross_entropy_loss(Scores)):
+        with pytest.raises((AssertionError, ValueError)):
+            loss(scores, images, labels)
+
+
 def test_losses_that_do_not_fit():
     for name in ("margin", "spread"):
         with pytest.raises(ValueError, match=f"{name!r} needs scores in .0, 1., not logits"):
@@ -240,9 +248,9 @@ def test_the_margin_grows_with_the_steps():
     def losses(steps, **options):
         step = make_train_step(loss, optimizer, **options)
         state = init_state(Model(lambda key: jnp.asarray(params), None), optimizer, KEY)
-        scan = jax.jit(lambda s: jax.lax.scan(
-            lambda s, _: step(s, images, labels, KEY), s, length=steps
-        ))
+        scan = jax.jit(
+            lambda s: jax.lax.scan(lambda s, _: step(s, images, labels, KEY), s, length=steps)
+        )
         state, metrics = scan(state)
         assert state.step == steps
         return np.asarray(metrics["spread_loss"])

@@ -1,4 +1,4 @@
-"""Whole networks. A frozen configuration says what is built; presets name the literature's."""
+"""Whole networks, their configurations, and presets for the networks of the literature."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ PRESETS: dict[str, Config] = {
     "capsnet_mnist": CapsNetConfig(),
     "capsnet_multimnist": CapsNetConfig(image_shape=(36, 36, 1)),
     "capsnet_affnist": CapsNetConfig(image_shape=(40, 40, 1)),
-    # Section 7 of the paper; the padding of CIFAR-10 is the authors' code's.
+    # The next three are from section 7 of the paper, the padding for CIFAR-10 from its code.
     "capsnet_cifar10": CapsNetConfig(
         image_shape=(24, 24, 3), primary_types=64, padding="SAME", routing="leaky"
     ),
@@ -34,10 +34,10 @@ PRESETS: dict[str, Config] = {
     "capsnet_svhn": CapsNetConfig(
         image_shape=(32, 32, 3), conv_channels=64, primary_types=16, primary_pose=6, class_pose=8
     ),
-    # A sixteenth of the arithmetic, for comparisons on a small machine.
+    # A sixteenth of the arithmetic of capsnet_mnist, for comparisons on a small machine.
     "capsnet_small": CapsNetConfig(conv_channels=64, primary_types=8, decoder=(128, 256)),
     # Efficient-CapsNet (Mazzia, Salvetti & Chiaberge 2021): 161,824 parameters without decoder.
-    # Layer normalisation stands for its batch normalisation, with as many parameters.
+    # Layer normalization replaces its batch normalization, with the same number of parameters.
     "capsnet_efficient": CapsNetConfig(
         conv_channels=32,
         conv_kernel=5,
@@ -50,8 +50,8 @@ PRESETS: dict[str, Config] = {
         routing="self_attention",
     ),
     # Matrix capsules with EM routing (Hinton, Sabour & Frosst 2018), with the small sizes and the
-    # two iterations of Gritzman (2019). Layer normalisation stands for batch normalisation: without
-    # it the digits are at 84% error after 210 steps, with it at 2.5%.
+    # two iterations of Gritzman (2019). Layer normalization replaces batch normalization: on the
+    # digits the error after 210 steps is 84% without it and 2.5% with it.
     "capsnet_matrix": CapsNetConfig(
         conv_channels=64,
         conv_kernel=5,
@@ -85,12 +85,13 @@ PRESETS: dict[str, Config] = {
     "cnn_multimnist": CNNConfig(
         image_shape=(36, 36, 1), channels=(512, 256), kernels=(9, 5), pool=True, dense=(1024,)
     ),
-    # The MultiMNIST baseline with as many hidden units as make it as large as capsnet_affnist
-    # (0.08% larger). The paper tells only that it was of similar size.
+    # The MultiMNIST baseline with hidden units for the number of parameters of capsnet_affnist
+    # (0.08% more). The paper says only that the networks were of similar size.
     "cnn_affnist": CNNConfig(
         image_shape=(40, 40, 1), channels=(512, 256), kernels=(9, 5), pool=True, dense=(397,)
     ),
-    # The MultiMNIST baseline with a quarter of its channels and hidden units: beside capsnet_small.
+    # The MultiMNIST baseline with a quarter of its channels and hidden units, for comparison with
+    # capsnet_small.
     "cnn_small": CNNConfig(channels=(128, 64), kernels=(9, 5), pool=True, dense=(256,)),
     # The MNIST baseline with an eighth of its channels and hidden units.
     "cnn_mnist_small": CNNConfig(channels=(32, 32, 16), dense=(41, 24)),
@@ -99,14 +100,15 @@ PRESETS: dict[str, Config] = {
 
 
 def preset(name: str, **changes) -> Config:
-    """A named configuration, with fields replaced.
+    """Return a configuration by name, with fields replaced.
 
     Args:
       name: a key of :data:`PRESETS`.
       **changes: fields of the configuration and their values.
 
     Raises:
-      ValueError: unknown name. TypeError: unknown field.
+      ValueError: the name is unknown.
+      TypeError: a field is unknown.
 
     Example:
       >>> preset("capsnet_mnist", num_classes=5).input_capsules
@@ -118,5 +120,5 @@ def preset(name: str, **changes) -> Config:
 
 
 def build(config: Config, *, rngs: nnx.Rngs) -> CapsNet | CNN:
-    """The network that a configuration describes."""
+    """Make the network that a configuration describes."""
     return {CapsNetConfig: CapsNet, CNNConfig: CNN}[type(config)](config, rngs=rngs)

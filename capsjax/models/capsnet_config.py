@@ -1,9 +1,10 @@
-"""The configuration of a CapsNet: sizes and names, checked to fit each other."""
+"""The configuration of a CapsNet: its sizes and choices, checked for consistency."""
 
 import dataclasses
 import math
 
-from capsjax.modules import ACTIVATIONS, PADDINGS
+from capsjax.layers import PADDINGS
+from capsjax.modules import ACTIVATIONS
 from capsjax.routing import GRADIENTS, PassKernels, Routing, check_choice, make_routing, options_of
 from capsjax.squash import SQUASHES
 from capsjax.votes import VOTES
@@ -15,14 +16,14 @@ INITS = ("lecun", "official")
 
 @dataclasses.dataclass(frozen=True)
 class CapsNetConfig:
-    """CapsNet of Sabour, Frosst & Hinton (2017), section 4, and what others made of it.
+    """The CapsNet of Sabour, Frosst & Hinton (2017), section 4, and its later variants.
 
     The defaults are the paper's network for MNIST. ``init``, ``routing_bias`` and
     ``primary_scale`` are differences between the text and the authors' code. An option that the
-    routing does not have (see :func:`capsjax.routing.options_of`) is not used.
+    routing does not have (see :func:`capsjax.routing.options_of`) is ignored.
 
     Raises:
-      ValueError: an unknown name, or sizes that do not fit.
+      ValueError: a name is unknown, or sizes do not fit each other.
     """
 
     image_shape: tuple[int, int, int] = (28, 28, 1)  # height, width, channels
@@ -31,40 +32,55 @@ class CapsNetConfig:
     conv_kernel: int = 9
     conv_stride: int = 1
     more_convs: tuple[tuple[int, int, int], ...] = ()  # channels, kernel, stride
-    padding: str = "VALID"  # of convolutions and primary capsules; SAME: as large, by stride
-    conv_norm: bool = False  # layer normalisation before the ReLU of each convolution
+    padding: str = "VALID"  # of convolutions and primary capsules, or SAME
+    conv_norm: bool = False  # layer normalization before the ReLU of each convolution
     primary_types: int = 32
     primary_pose: int = 8  # K
     primary_kernel: int = 9
     primary_stride: int = 2
-    primary_depthwise: bool = False  # each channel has a filter of its own
+    primary_depthwise: bool = False  # each output channel has one input channel
     primary_activation: str = "length"  # of the pose, or sigmoid of a convolution
-    coordinates: bool = False  # positions are added to the poses that class capsules see
+    coordinates: bool = False  # add positions to the poses of the inputs of class capsules
     # Convolutional capsule layers between primary and class capsules: types, kernel, stride.
-    # Their poses are as large as those of the class capsules.
+    # Their pose size is that of the class capsules.
     capsule_layers: tuple[tuple[int, int, int], ...] = ()
     layer_votes: str = "full"  # of those layers
-    # Of poses between routed layers. auto: divided by their root mean square over the layer and
-    # example where they are means of votes (em, vb, self, kde). none: never.
+    # Normalization of poses between routed layers. auto: division by their root mean square over
+    # the layer, for each example, if they are means of votes (em, vb, self, kde); none: never.
     pose_norm: str = "auto"
     class_pose: int = 16  # D
     votes: str = "full"  # of the class capsules
-    squash: str = "auto"  # paper, unless the routing takes poses as they are
-    routing: str = "dynamic"  # a name of capsjax.routing.ROUTINGS
+    squash: str = "auto"  # a key of SQUASHES; auto: paper, or none if the routing takes any pose
+    routing: str = "dynamic"  # a key of capsjax.routing.ROUTINGS
     routing_iterations: int = 3  # R
     routing_prior: str = "zeros"  # or learned
-    routing_schedule: str = "sequential"  # or concurrent: all layers in every iteration
+    routing_schedule: str = "sequential"  # or concurrent: all layers in every pass
     routing_gradient: str = "full"  # full, stop or last
     # auto, naive, stream or sweeps of one's own: how, not what, is computed
     routing_implementation: str | PassKernels = "auto"
     decoder: tuple[int, ...] | None = (512, 1024)  # hidden widths; None: no reconstruction
-    init: str = "lecun"  # lecun, or official: truncated normals, biases 0.1
-    routing_bias: bool = False  # learned bias of s_j, 0.1 at first
-    primary_scale: float = 1.0  # factor on the primary capsules' weighted sums
+    init: str = "lecun"  # or official: truncated normals, biases 0.1
+    routing_bias: bool = False  # learned bias of s_j, initially 0.1
+    primary_scale: float = 1.0  # factor on the weighted sums of the primary capsules
     dtype: str = "float32"  # of convolutions, votes and decoder products
 
     def __post_init__(self):
         check_choice("padding", self.padding, PADDINGS)
+        self._check_image_size()
+        check_choice("init", self.init, INITS)
+        check_choice("routing_schedule", self.routing_schedule, SCHEDULES)
+        check_choice("squash", self.squash, ("auto", *SQUASHES))
+        check_choice("votes", self.votes, VOTES)
+        check_choice("layer_votes", self.layer_votes, VOTES)
+        check_choice("pose_norm", self.pose_norm, POSE_NORMS)
+        routing = self.make_routing()
+        check_choice("routing_gradient", self.routing_gradient, GRADIENTS)
+        check_choice("primary_activation", self.primary_activation, ACTIVATIONS)
+        self._check_depthwise()
+        self._check_schedule(routing)
+        self._check_poses()
+
+    def _check_image_size(self) -> None:
         smallest, steps = 1, self._steps()
         if self.padding == "SAME":
             steps = steps[len(self.convs) + 1 :]
@@ -77,29 +93,27 @@ class CapsNetConfig:
                 f"{', '.join(f'{k}x{k}' for k, _ in steps)}; "
                 f"the smallest image is {smallest}x{smallest}"
             )
-        check_choice("init", self.init, INITS)
-        check_choice("routing_schedule", self.routing_schedule, SCHEDULES)
-        check_choice("squash", self.squash, ("auto", *SQUASHES))
-        check_choice("votes", self.votes, VOTES)
-        check_choice("layer_votes", self.layer_votes, VOTES)
-        check_choice("pose_norm", self.pose_norm, POSE_NORMS)
-        routing = self.make_routing()
-        check_choice("routing_gradient", self.routing_gradient, GRADIENTS)
-        check_choice("primary_activation", self.primary_activation, ACTIVATIONS)
-        channels = self.convs[-1][0], self.primary_types * self.primary_pose
-        if self.primary_depthwise and channels[0] != channels[1]:
+
+    def _check_depthwise(self) -> None:
+        channels, needed = self.convs[-1][0], self.primary_types * self.primary_pose
+        if self.primary_depthwise and channels != needed:
             raise ValueError(
-                f"depthwise primary capsules need types times pose = {channels[0]} channels, not "
+                f"depthwise primary capsules need types times pose = {channels} channels, not "
                 f"{self.primary_types} * {self.primary_pose}"
             )
-        if self.routing_schedule == "concurrent":
-            if routing.field and self.capsule_layers:
-                raise ValueError(f"routing {self.routing!r} has no concurrent schedule")
-            if self.routing_gradient != "full":
-                raise ValueError(
-                    "the concurrent schedule has no other gradient than full, not "
-                    f"{self.routing_gradient!r}"
-                )
+
+    def _check_schedule(self, routing: Routing) -> None:
+        if self.routing_schedule != "concurrent":
+            return
+        if routing.field and self.capsule_layers:
+            raise ValueError(f"routing {self.routing!r} has no concurrent schedule")
+        if self.routing_gradient != "full":
+            raise ValueError(
+                "the concurrent schedule has no other gradient than full, not "
+                f"{self.routing_gradient!r}"
+            )
+
+    def _check_poses(self) -> None:
         pose = self.primary_pose
         for _ in self.capsule_layers:
             VOTES[self.layer_votes].shape(1, 1, self.class_pose, pose, 1)
@@ -109,7 +123,7 @@ class CapsNetConfig:
             raise ValueError(f"coordinates need poses that are square matrices, not {pose} numbers")
 
     def make_routing(self) -> Routing:
-        """The routing algorithm, with the options that it has."""
+        """Make the routing algorithm, with those of the options that it has."""
         options = {
             "iterations": self.routing_iterations,
             "prior": self.routing_prior,
@@ -121,19 +135,19 @@ class CapsNetConfig:
 
     @property
     def primary_squash(self) -> str:
-        """Squash of the primary capsules."""
+        """The name of the squash of the primary capsules."""
         if self.squash != "auto":
             return self.squash
         return "paper" if self.make_routing().squashes else "none"
 
     @property
     def convs(self) -> tuple[tuple[int, int, int], ...]:
-        """Channels, kernel and stride of all convolutions before the primary capsules."""
+        """The channels, kernel and stride of each convolution before the primary capsules."""
         return ((self.conv_channels, self.conv_kernel, self.conv_stride), *self.more_convs)
 
     @property
     def primary_grid(self) -> tuple[int, int]:
-        """Height and width of the grid of primary capsules."""
+        """The height and width of the grid of primary capsules."""
         height, width = self.image_shape[:2]
         for kernel, stride in self._steps()[: len(self.convs) + 1]:
             lost = kernel - 1 if self.padding == "VALID" else 0
@@ -142,12 +156,12 @@ class CapsNetConfig:
 
     @property
     def input_capsules(self) -> int:
-        """Number I of primary capsules."""
+        """The number I of primary capsules."""
         height, width = self.primary_grid
         return height * width * self.primary_types
 
     def _steps(self) -> list[tuple[int, int]]:
-        """Kernel and stride of everything that moves over the image."""
+        """Return kernel and stride of every layer that slides a window over its input."""
         return [
             *(step[1:] for step in self.convs),
             (self.primary_kernel, self.primary_stride),

@@ -1,4 +1,4 @@
-"""The convolutional baselines of the paper."""
+"""The convolutional networks to which the paper compares CapsNet."""
 
 import dataclasses
 
@@ -7,29 +7,34 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from capsjax.layers import Conv
 from capsjax.models.capsnet import Prediction
-from capsjax.modules import Conv
 
 
 @dataclasses.dataclass(frozen=True)
 class CNNConfig:
-    """A convolutional baseline of the paper: SAME convolutions, then dense layers.
+    """The sizes of a convolutional baseline: SAME convolutions, then dense layers.
 
-    The defaults are the MNIST baseline (section 5: 256, 256 and 128 channels, 5x5).
+    The defaults are the baseline for MNIST (section 5: 256, 256 and 128 channels, 5x5 kernels).
     """
 
     image_shape: tuple[int, int, int] = (28, 28, 1)
     num_classes: int = 10
     channels: tuple[int, ...] = (256, 256, 128)
     kernels: tuple[int, ...] = (5, 5, 5)
-    pool: bool = False  # 2x2 maximum after every convolution
+    pool: bool = False  # 2x2 maximum pooling after every convolution
     dense: tuple[int, ...] = (328, 192)
-    dropout: float = 0.5  # before the last layer, in training
+    dropout: float = 0.5  # rate before the last layer, in training
     dtype: str = "float32"
 
 
 class CNN(nnx.Module):
-    """Convolutions with ReLU, optional pooling, dense layers, logits."""
+    """Convolutions with ReLUs, optional pooling, and dense layers that end in logits.
+
+    Args:
+      config: the sizes.
+      rngs: source of the initial parameters.
+    """
 
     def __init__(self, config: CNNConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -46,7 +51,7 @@ class CNN(nnx.Module):
         self.dense = nnx.List(nnx.Linear(m, n, **common) for m, n in zip(sizes, sizes[1:]))
 
     def features(self, images: chex.Array) -> jax.Array:
-        """What the last layer sees of images ``[B, H, W, C]``: ``[B, last of config.dense]``."""
+        """Map images ``[B, H, W, C]`` to the inputs ``[B, config.dense[-1]]`` of the last layer."""
         chex.assert_shape(images, (None, *self.config.image_shape))
         x = images
         for conv in self.convs:
@@ -61,7 +66,16 @@ class CNN(nnx.Module):
     def __call__(
         self, images: chex.Array, labels: chex.Array | None = None, key: chex.PRNGKey | None = None
     ) -> Prediction:
-        """Logits of images ``[B, H, W, C]``; with a key, dropout is on. Labels are ignored."""
+        """Classify images.
+
+        Args:
+          images: ``[B, H, W, C]``, pixels in [0, 1].
+          labels: ignored; they are an argument because CapsNet takes them.
+          key: key of the dropout. If None, there is no dropout.
+
+        Returns:
+          A prediction whose scores are logits, without poses and reconstruction.
+        """
         x = self.features(images)
         if key is not None and self.config.dropout:
             kept = jax.random.bernoulli(key, 1 - self.config.dropout, x.shape)

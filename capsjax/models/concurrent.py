@@ -1,4 +1,4 @@
-"""The concurrent schedule: all routed layers of a network take their iterations together."""
+"""The concurrent schedule: all routed layers of a network take their passes together."""
 
 from collections.abc import Callable
 
@@ -6,36 +6,38 @@ from capsjax.modules import Capsules
 from capsjax.routing import RoutingOutput
 
 
-def concurrent(
+def route_concurrently(
     layers: list,
     x: Capsules,
-    passed_on: Callable[[RoutingOutput], Capsules],
+    to_inputs: Callable[[RoutingOutput], Capsules],
     before_last: Callable[[Capsules], Capsules],
 ) -> RoutingOutput:
     """Route all layers together (Tsai et al. 2020): the poses of a pass are inputs of the next.
 
-    In the first pass layer after layer is computed from the one below. In every later one all
-    layers step at once, each from the output that the layer below had after the pass before.
+    In the first pass each layer is computed from the one below it, lowest first. In every later
+    pass all layers are computed at once, each from the output of the layer below in the pass
+    before.
 
     Args:
-      layers: routed capsule layers, lowest first. x: capsules below the first.
-      passed_on: what the output of a layer is for the next.
-      before_last: what happens to the capsules that the last layer sees.
+      layers: routed capsule layers, lowest first.
+      x: the capsules below the first layer.
+      to_inputs: maps the output of a layer to the input capsules of the next.
+      before_last: applied to the input capsules of the last layer.
 
     Returns:
       The output of the last layer, without couplings.
     """
 
-    def seen(n, outputs):
-        below = passed_on(outputs[n - 1]) if n else x
+    def inputs(n, outputs):
+        below = to_inputs(outputs[n - 1]) if n else x
         return below if layers[n + 1 :] else before_last(below)
 
     states, outputs = [], []
     for n, layer in enumerate(layers):
-        u = seen(n, outputs)
+        u = inputs(n, outputs)
         states.append(layer.step(u, layer.start(u), 0))
         outputs.append(layer.output(states[n]))
     for t in range(1, layers[0].routing.passes):
-        states = [layer.step(seen(n, outputs), states[n], t) for n, layer in enumerate(layers)]
+        states = [layer.step(inputs(n, outputs), states[n], t) for n, layer in enumerate(layers)]
         outputs = [layer.output(state) for layer, state in zip(layers, states)]
     return outputs[-1]
