@@ -23,7 +23,7 @@ from experiments.training import evaluate as evaluate_module
 from experiments.training.devices import cache_folder
 
 RNG = np.random.default_rng(0)
-draw = jax.jit(jax.vmap(affnist_images.draw))
+draw = jax.jit(jax.vmap(affnist_images.random_transformation))
 
 
 def digits(n=40, side=28):
@@ -35,15 +35,15 @@ def digits(n=40, side=28):
 
 def test_canvas():
     images = digits()
-    canvases = affnist_images.on_canvas(images)
+    canvases = affnist_images.pad_to_canvas(images)
     assert canvases.shape == (40, 40, 40, 1) and canvases.dtype == np.uint8
     np.testing.assert_array_equal(canvases[:, 6:-6, 6:-6], images)
     assert canvases.sum(dtype=int) == images.sum(dtype=int)
 
 
 def test_translated_images_are_moved_by_whole_pixels_and_lose_nothing():
-    images = RNG.integers(1, 256, size=(affnist_images.CHUNK, 28, 28, 1)).astype(np.uint8)
-    moved = affnist_images.translated(affnist_images.on_canvas(images))
+    images = RNG.integers(1, 256, size=(affnist_images.BATCH_SIZE, 28, 28, 1)).astype(np.uint8)
+    moved = affnist_images.translate_images(affnist_images.pad_to_canvas(images))
     places = set()
     for image, canvas in zip(images, moved, strict=True):
         top, left = (int(np.flatnonzero(canvas[..., 0].any(axis=a))[0]) for a in (1, 0))
@@ -54,7 +54,7 @@ def test_translated_images_are_moved_by_whole_pixels_and_lose_nothing():
 
 def test_transformations_are_within_their_ranges_and_fill_them():
     keys = jax.random.split(jax.random.key(0), 500)
-    images = jnp.asarray(affnist_images.on_canvas(digits(500)), jnp.float32)
+    images = jnp.asarray(affnist_images.pad_to_canvas(digits(500)), jnp.float32)
     drawn = draw(keys, images)
     ranges = {"rotation": 20, "shear": 0.2, "scale_x": 0.2, "scale_y": 0.2}
     values = []
@@ -72,7 +72,7 @@ def test_transformations_are_within_their_ranges_and_fill_them():
 
 def test_no_ink_leaves_the_canvas():
     """On a canvas with a wide margin the same transformation draws the same ink."""
-    canvases = affnist_images.on_canvas(digits(500)).astype(np.float32)
+    canvases = affnist_images.pad_to_canvas(digits(500)).astype(np.float32)
     drawn = draw(jax.random.split(jax.random.key(1), 500), jnp.asarray(canvases))
     wide = np.pad(canvases, ((0, 0), (20, 20), (20, 20), (0, 0)))
     inside, all_of_it = (np.asarray(jax.jit(jax.vmap(warp))(jnp.asarray(a), drawn))
@@ -94,12 +94,12 @@ def test_what_is_too_large_or_empty_stays_in_the_middle(value):
 
 
 def test_synthetic_affnist_depends_on_the_image_and_its_number_alone():
-    canvases = affnist_images.on_canvas(digits(3))
-    once, again = (affnist_images.transformed(canvases) for _ in range(2))
+    canvases = affnist_images.pad_to_canvas(digits(3))
+    once, again = (affnist_images.transform_images(canvases) for _ in range(2))
     assert once.shape == canvases.shape and once.dtype == np.uint8
     np.testing.assert_array_equal(once, again)
-    np.testing.assert_array_equal(affnist_images.transformed(canvases[[0, 1, 1]])[:2], once[:2])
-    same = affnist_images.transformed(np.repeat(canvases[:1], 3, axis=0))
+    np.testing.assert_array_equal(affnist_images.transform_images(canvases[[0, 1, 1]])[:2], once[:2])
+    same = affnist_images.transform_images(np.repeat(canvases[:1], 3, axis=0))
     assert (same[0] != same[1]).any() and (same[1] != same[2]).any()
 
 
@@ -121,7 +121,7 @@ def write(path, images=None, labels=None, **fields):
 def test_official_files_are_found(place, tmp_path):
     images, labels = write(tmp_path / place)
     for where in (tmp_path, tmp_path / place):
-        got = affnist_images.read(str(where))
+        got = affnist_images.read_official_files(str(where))
         np.testing.assert_array_equal(got[0], images[..., None])
         np.testing.assert_array_equal(got[1], labels)
         assert got[0].dtype == np.uint8 and got[1].dtype == np.int32
@@ -131,7 +131,7 @@ def test_batches_are_joined_and_doubles_accepted(tmp_path):
     first, labels = write(tmp_path / "test_batches" / "1.mat")
     write(tmp_path / "test_batches" / "2.mat", images=first[::-1].astype(np.float64),
           labels=labels[None].astype(np.float64))
-    images, both = affnist_images.read(str(tmp_path))
+    images, both = affnist_images.read_official_files(str(tmp_path))
     np.testing.assert_array_equal(images[..., 0], np.concatenate([first, first[::-1]]))
     np.testing.assert_array_equal(both, np.tile(labels, 2))
 
@@ -155,15 +155,15 @@ WRONG = {
 def test_other_contents_are_refused(name, tmp_path):
     write(tmp_path / "test.mat", **WRONG[name])
     with pytest.raises(UserError, match="test.mat is not a file of affNIST: .") as refused:
-        affnist_images.read(str(tmp_path))
+        affnist_images.read_official_files(str(tmp_path))
     assert "\n" not in str(refused.value)
 
 
 def test_missing_and_damaged_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="no such file or folder"):
-        affnist_images.read(str(tmp_path / "nowhere"))
+        affnist_images.read_official_files(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="neither test.mat nor"):
-        affnist_images.read(str(tmp_path))
+        affnist_images.read_official_files(str(tmp_path))
     path = tmp_path / "test.mat"
     write(path)
     whole = path.read_bytes()
@@ -171,12 +171,12 @@ def test_missing_and_damaged_files_are_refused(tmp_path):
     for damaged in (b"", b"not MATLAB", whole[:300], whole[:-2000], hdf5, bytes(500)):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="test.mat is not a file of affNIST: .") as refused:
-            affnist_images.read(str(path))
+            affnist_images.read_official_files(str(path))
         assert "\n" not in str(refused.value)
     for other in ({"x": 1}, {"affNISTdata": np.eye(3)}, {"affNISTdata": {"image": 1}}):
         scipy.io.savemat(path, other)
-        with pytest.raises(UserError, match="holds no affNISTdata|no image and label_int"):
-            affnist_images.read(str(path))
+        with pytest.raises(UserError, match="contains no affNISTdata|no image and label_int"):
+            affnist_images.read_official_files(str(path))
 
 
 # What the program adds to the loop
@@ -198,11 +198,11 @@ def test_stream():
     np.testing.assert_array_equal(labels, some.train_labels)
     totals = some.train_images.sum(axis=(1, 2, 3)) / 255
     np.testing.assert_allclose(images.sum(axis=(1, 2, 3)), totals, rtol=1e-5)
-    canvases = affnist_images.on_canvas(some.test_images)
+    canvases = affnist_images.pad_to_canvas(some.test_images)
     assert sum(np.array_equal(255 * a, b) for a, b in zip(images, canvases, strict=True)) < 5
     for split in ("validation", "test"):
         moved, _ = stream.held_out(split)
-        np.testing.assert_array_equal(moved, affnist_images.translated(canvases))
+        np.testing.assert_array_equal(moved, affnist_images.translate_images(canvases))
         assert (moved != canvases).any()
     for pixels in (canvases[0], some.test_images[0]):
         np.testing.assert_allclose(255 * stream.input(pixels), canvases[0], rtol=1e-6)
@@ -231,7 +231,7 @@ def test_enough():
 def test_response_curves_transform_as_they_say(monkeypatch):
     """A classifier that is right about images that are as they were drawn here."""
     monkeypatch.setattr(response_curves, "CURVES", {"scale": (0.5, 1, 1.5), "shift_x": (-2, 0, 2)})
-    images, labels = affnist_images.on_canvas(digits(4)), np.arange(4)
+    images, labels = affnist_images.pad_to_canvas(digits(4)), np.arange(4)
     wanted = [*(Affine(scale_x=s, scale_y=s) for s in (0.5, 1.0, 1.5)),
               *(Affine(shift_x=x) for x in (-2.0, 0.0, 2.0))]
     seen, exactly = [], jax.jit(warp)

@@ -26,7 +26,7 @@ from tensorflow_datasets.core import community, constants
 from experiments.config import UserError
 from experiments.data import datasets
 
-network_problem = datasets._network_problem
+network_problem = datasets.network_problem
 
 
 def png(image):
@@ -477,7 +477,7 @@ def test_validation_examples_never_change():
         "test_images": np.zeros((1, 1, 1, 1), np.uint8), "test_labels": np.zeros(1, np.int32),
         "class_names": np.array(["a"]), "source": np.array("s"),
     }
-    chosen = datasets._split("n", arrays, 0.05).validation_labels
+    chosen = datasets.hold_out_validation("n", arrays, 0.05).validation_labels
     assert len(chosen) == 3000
     assert chosen[:8].tolist() == [24, 41, 58, 99, 101, 127, 153, 155]
     assert int(chosen.sum()) == 91023990
