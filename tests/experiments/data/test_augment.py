@@ -7,6 +7,7 @@ import pytest
 
 from experiments.config import UserError
 from experiments.data import augment
+from experiments.data.augment import Preprocessing
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
 KEYS = jax.random.split(jax.random.key(3), 3000)
