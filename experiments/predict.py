@@ -82,7 +82,7 @@ def main(flags: Flags, *paths: str) -> None:
 def background(facts: dict) -> str:
     """What is known of the training images that decides whether others are negated."""
     low, high = facts["border"]
-    if high - low > image_files.UNIFORM:
+    if high - low > image_files.UNIFORM_BORDER:
         return "training images have no common background, nothing is inverted by itself"
     return f"borders of training images are {low:.2f} to {high:.2f} (0 is black, 1 white)"
 

@@ -12,6 +12,8 @@ import jax
 import optax
 import pytest
 
+pytest.register_assert_rewrite("figure_helpers", "tfds_builders")
+
 # Most of the time of a test is compiling what then runs once; XLA reads this with its first
 # program. `XLA_FLAGS= python -m pytest` tests what it makes by default, in five times the time.
 QUICK = (

@@ -21,7 +21,7 @@ def test_column(tiny_run, tmp_path, monkeypatch):
         shown.append(images)
         return np.zeros_like(images)
 
-    monkeypatch.setattr(affnist_images, "transformed", black)
+    monkeypatch.setattr(affnist_images, "transform_images", black)
     run = types.SimpleNamespace(
         key="a", workdir=tiny_run, config=types.SimpleNamespace(accelerator="cpu"))
     failed = types.SimpleNamespace(key="b", workdir=tmp_path)

@@ -34,12 +34,12 @@ def digits():
 
 def source(split="test"):
     arrays = (getattr(digits(), f"{split}_{part}") for part in ("images", "labels"))
-    return digit_pairs.make_source(*arrays, 10)
+    return digit_pairs.make_pair_source(*arrays, 10)
 
 
 @functools.cache
 def fixed_pairs(count=500, pixels=4):
-    return digit_pairs.fixed(source(), count, pixels)
+    return digit_pairs.fixed_pairs(source(), count, pixels)
 
 
 # How pairs are made
@@ -55,8 +55,8 @@ def test_overlap_of_boxes(pixels):
     squares = digit_pairs.PairSource(
         np.stack([SQUARE, SQUARE]), np.array([0, 1], np.int32), np.array([0, 1], np.int32),
         np.array([0, 1, 2], np.int32))
-    images, _ = digit_pairs.fixed(squares, 4000, pixels)
-    got = np.asarray(jax.vmap(digit_pairs.overlap)(images))
+    images, _ = digit_pairs.fixed_pairs(squares, 4000, pixels)
+    got = np.asarray(jax.vmap(digit_pairs.box_overlap)(images))
     # Standard deviation 0.12 to 0.15 of one, over 4000.
     assert got.mean() == pytest.approx(exact, abs=5 * float(got.std()) / 4000**0.5)
 
@@ -64,7 +64,7 @@ def test_overlap_of_boxes(pixels):
 def test_overlap_of_relative_displacement_up_to_4_is_79_percent():
     moved = [np.pad(SQUARE, ((4 + dy, 4 - dy), (4 + dx, 4 - dx), (0, 0)))
              for dy in range(-4, 5) for dx in range(-4, 5)]
-    got = jax.vmap(lambda other: digit_pairs.overlap(jnp.stack([jnp.pad(SQUARE, ((4, 4), (4, 4), (0, 0))),
+    got = jax.vmap(lambda other: digit_pairs.box_overlap(jnp.stack([jnp.pad(SQUARE, ((4, 4), (4, 4), (0, 0))),
                                                           other])))(np.stack(moved))
     assert np.mean(got) == pytest.approx(0.790, abs=5e-4)
 
@@ -82,18 +82,18 @@ def test_overlap(boxes, want):
     image = np.zeros((2, 10, 12, 1), np.uint8)
     for digit, (top, left, bottom, right) in zip(image, boxes, strict=True):
         digit[top:bottom, left:right] = 1
-    assert float(digit_pairs.overlap(jnp.asarray(image))) == pytest.approx(want)
-    assert float(digit_pairs.overlap(jnp.asarray(image[::-1]))) == pytest.approx(want)
+    assert float(digit_pairs.box_overlap(jnp.asarray(image))) == pytest.approx(want)
+    assert float(digit_pairs.box_overlap(jnp.asarray(image[::-1]))) == pytest.approx(want)
 
 
 def test_partners_are_of_another_class_and_otherwise_equally_probable():
     labels = np.array([2, 0, 2, 1, 0, 2, 2, 0], np.int32)
     images = np.zeros((8, 3, 3, 1), np.uint8)
-    made = jax.tree.map(jnp.asarray, digit_pairs.make_source(images, labels, 4))
+    made = jax.tree.map(jnp.asarray, digit_pairs.make_pair_source(images, labels, 4))
     keys = jax.random.split(jax.random.key(0), 3000)
     for label in range(4):
         others = np.flatnonzero(labels != label)
-        got = np.asarray(jax.vmap(lambda k, label=label: digit_pairs.partner(k, made, label))(keys))
+        got = np.asarray(jax.vmap(lambda k, label=label: digit_pairs.random_partner(k, made, label))(keys))
         counts = np.bincount(got, minlength=8)
         assert set(np.flatnonzero(counts)) == set(others)
         p = 1 / len(others)
@@ -157,7 +157,7 @@ def training_batch(seed, step, part=(0, 1)):
     made = pair_pipeline(config, digits())
     key = jax.random.fold_in(jax.random.key(seed), 1)
     order = batching.epoch_orders(key, 0, len(digits().train_labels))
-    batch = functools.partial(batching.batch, made.example, batch_size=16, part=part)
+    batch = functools.partial(batching.make_batch, made.example, batch_size=16, part=part)
     return jax.jit(batch)(made.source, order, key, step)
 
 

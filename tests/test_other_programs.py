@@ -11,7 +11,7 @@ import optax
 import pytest
 import tensorflow_datasets as tfds
 from helpers import ROOT, prepare_run, train
-from test_data import Tiny, offline, png, prepare  # noqa: F401  (offline: no network here)
+from tfds_builders import Tiny, offline, png, prepare  # noqa: F401  (offline: no network here)
 
 from capsjax import functional
 from experiments import cifar10, smallnorb, svhn
@@ -21,7 +21,7 @@ from experiments.data import batching, datasets
 from experiments.tasks import figures, registry
 from experiments.training import loop
 from experiments.training.evaluate import make_evaluate
-from experiments.training.setup import initial_state, prepare, training_inputs
+from experiments.training.setup import initial_state, training_inputs
 
 # Parameters: section 7 of the paper, or what its authors' code makes, with the bias of s_j.
 NETWORKS = {

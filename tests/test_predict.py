@@ -18,7 +18,7 @@ from experiments.analysis import classify_images, saved_run
 from experiments.analysis.classify_images import Found
 from experiments.config import Config, UserError
 from experiments.data import image_files
-from experiments.data.datasets import _digits
+from experiments.data.datasets import enlarged_digits
 from experiments.predict import Flags
 
 RNG = np.random.default_rng(0)
@@ -30,7 +30,7 @@ ALPHA = RNG.integers(1, 255, (12, 9), dtype=np.uint8)
 @pytest.fixture(scope="module")
 def digits():
     """Test images of the bundled digits, one of each class, floats [10, 28, 28, 1]."""
-    found = _digits()
+    found = enlarged_digits()
     first = [np.flatnonzero(found["test_labels"] == k)[0] for k in range(10)]
     return np.float32(found["test_images"][first]) / 255
 
@@ -131,7 +131,7 @@ BAD = {
 def test_bad_files_are_named_in_one_line(name, tmp_path):
     make, message = BAD[name]
     path = write(tmp_path, name, make(tmp_path)) if make else tmp_path / name
-    with pytest.raises(image_files.Unreadable) as error:
+    with pytest.raises(image_files.UnreadableImage) as error:
         image_files.read(path)
     assert message in str(error.value) and "\n" not in str(error.value)
 
@@ -142,7 +142,7 @@ def test_folders_give_their_images_in_order(tmp_path):
     found = image_files.find([str(tmp_path / "notes.txt"), str(tmp_path)])
     assert [path.name for path in found] == ["notes.txt", "a.JPG", "b.png", "c.tif"]
     (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match="none holds no images .*.png"):
+    with pytest.raises(UserError, match="none contains no images .*.png"):
         image_files.find([str(tmp_path), str(tmp_path / "none")])
 
 
@@ -187,7 +187,7 @@ def test_digits_are_placed_as_those_of_mnist(label, digits):
     for top, left, ink, paper in ((0, 0, 1.0, 0.0), (70, 31, 0.6, 0.2)):
         field = np.full((200, 250, 1), paper, np.float32)
         field[top + 5 : top + 117, left + 5 : left + 117, 0] += large * (ink - paper)
-        got.append(image_files.centre(field, (28, 28)))
+        got.append(image_files.centre_digit(field, (28, 28)))
     np.testing.assert_allclose(*got, atol=1e-5)
     one = np.float64(got[0][..., 0])
     assert one.max() == pytest.approx(1) and one.min() == 0
@@ -199,14 +199,14 @@ def test_digits_are_placed_as_those_of_mnist(label, digits):
 
 
 def test_a_blank_page_holds_no_digit():
-    assert not image_files.centre(np.full((40, 30, 1), 0.7, np.float32), (28, 28)).any()
+    assert not image_files.centre_digit(np.full((40, 30, 1), 0.7, np.float32), (28, 28)).any()
 
 
 def test_what_is_longer_than_its_field_allows_stays_inside():
     comet = np.zeros((100, 100, 1), np.float32)
     comet[48:52, 5:95] = 0.3  # a faint tail
     comet[40:60, 75:95] = 1
-    got = image_files.centre(comet, (28, 28))
+    got = image_files.centre_digit(comet, (28, 28))
     assert got.shape == (28, 28, 1) and (got[:, 0] > 0.05).any()
 
 
@@ -268,7 +268,7 @@ def test_flags_decide_how_an_image_is_taken(tiny_run, folder, tmp_path, capsys, 
 
     run = saved_run.open_run(tiny_run)
     for invert, fit, want in (("yes", "pad", 1 - digits[3]), ("no", "pad", digits[3]),
-                              ("no", "digit", image_files.centre(digits[3], (28, 28)))):
+                              ("no", "digit", image_files.centre_digit(digits[3], (28, 28)))):
         (seen,) = classify_images.look(run, [folder / "a.png"], invert, fit)
         assert seen.pixels.dtype == np.uint8  # the nearest level; ties are float32's to break
         assert np.abs(seen.pixels - 255 * np.float64(want)).max() <= 0.5 + 1e-4
@@ -314,7 +314,7 @@ def test_a_network_without_capsules_has_probabilities(folder, digits, tmp_path, 
     (("{folder}/a.png",), "give a run and images"),
     (("{folder}/a.png", "--run={run}x"), "no such folder, did you mean {run}?"),
     (("{folder}/a.png", "--run={run}", "--output=p.jpg"), "must end in .png or .pdf"),
-    (("--run={run}", "{run}"), "holds no images"),
+    (("--run={run}", "{run}"), "contains no images"),
 ])
 def test_user_errors(arguments, message, tiny_run, folder):
     places = {"run": str(tiny_run), "folder": str(folder)}

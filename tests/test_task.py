@@ -118,7 +118,7 @@ def test_the_order_is_a_shuffled_one():
 
 
 def digits(count):
-    return subset.limit(datasets.load("digits", cache_dir=cache_folder("none")), count)
+    return subset.limit_training_examples(datasets.load("digits", cache_dir=cache_folder("none")), count)
 
 
 def test_few_training_examples():

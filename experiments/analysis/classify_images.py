@@ -72,7 +72,7 @@ def look(run: SavedRun, files: Iterable[Path], invert: str, fit: str) -> list[Se
     for file in files:
         try:
             image = image_files.read(file)
-        except image_files.Unreadable as error:
+        except image_files.UnreadableImage as error:
             print(f"{file}: {error}", file=sys.stderr)
             continue
         pixels = image_files.with_channels(image, channels)
@@ -84,7 +84,7 @@ def look(run: SavedRun, files: Iterable[Path], invert: str, fit: str) -> list[Se
         if fit == "auto":
             name = run.setup.config.dataset.split(":")[0]
             digit = name in CENTRED and list(pixels.shape[:2]) != shape
-        pixels = (image_files.centre if digit else image_files.pad)(pixels, shape)
+        pixels = (image_files.centre_digit if digit else image_files.pad)(pixels, shape)
         pixels = np.uint8(np.rint(255 * pixels))
         image = image_files.with_channels(image, 1 if image.ndim == 2 else 3)
         small = image_files.resize(image, min(1, SHOWN / max(image.shape)))

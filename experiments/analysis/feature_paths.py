@@ -14,7 +14,7 @@ from capsjax import map_batches
 from capsjax.models import CapsNetConfig
 from experiments.analysis import equivariance_metrics
 from experiments.analysis.equivariance_metrics import Examples
-from experiments.data.affine import Affine, alone, warp
+from experiments.data.affine import Affine, single_transformation, warp
 from experiments.training.evaluate import BATCH, BATCHES
 
 STEPS = 13  # of a path
@@ -65,7 +65,7 @@ def transformations(name: str, amounts: np.ndarray) -> Affine:
     """One for each amount ``[N]``; that of the scale is a logarithm."""
     values = np.exp(amounts) if name == "scale" else amounts
     return jax.tree.map(
-        lambda v: np.broadcast_to(np.float32(v), amounts.shape), alone(name, values)
+        lambda v: np.broadcast_to(np.float32(v), amounts.shape), single_transformation(name, values)
     )
 
 

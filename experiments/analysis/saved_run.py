@@ -26,7 +26,7 @@ class SavedRun(NamedTuple):
 
     folder: Path
     setup: Setup  # on one device; without examples where only the network was asked for
-    facts: dict  # see experiments.data.image_files.facts
+    facts: dict  # see experiments.data.image_files.dataset_facts
     step: int  # of the parameters
     params: Any
 
@@ -60,7 +60,7 @@ def open_run(
         raise UserError(f"{folder} has no checkpoint yet; one is written after each validation")
     if examples:
         setup = prepare(program, config)
-        facts = image_files.facts(setup.dataset)
+        facts = image_files.dataset_facts(setup.dataset)
     else:
         facts = _facts(folder / "network.json")
         setup = prepare(program, config, _without_examples(config, facts))

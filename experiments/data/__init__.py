@@ -1,1 +1,1 @@
-"""Data sets as arrays, and the examples that training makes of them."""
+"""Data sets as arrays, image files, augmentation, and batches."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 
 class Affine(NamedTuple):
-    r"""What is done to an image, in this order: scaled, sheared, rotated, shifted.
+    r"""An affine transformation of an image: scaling, shear, rotation and shift, in this order.
 
     A point at x pixels to the right of the centre and y below it goes to
 
@@ -20,10 +20,11 @@ class Affine(NamedTuple):
        \begin{pmatrix} 1 & -k \\ 0 & 1 \end{pmatrix}
        \begin{pmatrix} s_x x \\ s_y y \end{pmatrix} + \begin{pmatrix} t_x \\ t_y \end{pmatrix}.
 
-    Numbers, or arrays of one shape over which ``jax.vmap`` goes. The defaults change nothing.
+    The fields are numbers, or arrays of one shape that are mapped over by ``jax.vmap``. The
+    defaults are the identity.
     """
 
-    rotation: chex.Numeric = 0.0  # phi, degrees, counter-clockwise as it is looked at
+    rotation: chex.Numeric = 0.0  # phi, in degrees, counter-clockwise as seen by the viewer
     shear: chex.Numeric = 0.0  # k, pixels to the right for each pixel upwards
     scale_x: chex.Numeric = 1.0  # above 0
     scale_y: chex.Numeric = 1.0  # above 0
@@ -31,14 +32,14 @@ class Affine(NamedTuple):
     shift_y: chex.Numeric = 0.0  # pixels downwards
 
 
-def alone(name: str, value: chex.Numeric) -> Affine:
-    """The transformation in which one thing differs; ``scale`` is that of both directions."""
+def single_transformation(name: str, value: chex.Numeric) -> Affine:
+    """Returns the identity with one field changed; ``scale`` stands for both scales."""
     names = ("scale_x", "scale_y") if name == "scale" else (name,)
     return Affine()._replace(**dict.fromkeys(names, value))
 
 
-def linear(transformation: Affine) -> jax.Array:
-    """The matrix ``[2, 2]`` that acts on (x, y) before the shift."""
+def linear_part(transformation: Affine) -> jax.Array:
+    """Returns the matrix ``[2, 2]`` that acts on (x, y) before the shift."""
     t = jax.tree.map(jnp.asarray, transformation)
     phi = jnp.deg2rad(t.rotation)
     c, s = jnp.cos(phi), jnp.sin(phi)
@@ -51,12 +52,13 @@ def linear(transformation: Affine) -> jax.Array:
 
 
 def warp(image: chex.Array, transformation: Affine) -> jax.Array:
-    """Transform one image; every pixel is interpolated between four, zero outside.
+    """Returns the transformed image, interpolated bilinearly, with zeros outside the image.
 
-    With the transformation that changes nothing the result is the image to the last bit.
+    The identity returns the image exactly, to the last bit.
 
     Args:
-      image: ``[H, W, C]``, floats. transformation: of scalars.
+      image: ``[H, W, C]``, floats.
+      transformation: with scalar fields.
 
     Returns:
       ``[H, W, C]``.
@@ -64,10 +66,10 @@ def warp(image: chex.Array, transformation: Affine) -> jax.Array:
     chex.assert_rank(image, 3)
     height, width, _ = image.shape
     t = jax.tree.map(lambda n: jnp.asarray(n, image.dtype), transformation)
-    ((a, b), (c, d)) = linear(t)
+    ((a, b), (c, d)) = linear_part(t)
     x = _from_centre(width, image.dtype)[None, :] - t.shift_x
     y = _from_centre(height, image.dtype)[:, None] - t.shift_y
-    # Where each pixel comes from: the determinant is the product of the scales.
+    # The source of each pixel by the inverse matrix: the determinant is the product of the scales.
     area = t.scale_x * t.scale_y
     columns = (d * x - b * y) / area + (width - 1) / 2
     rows = (a * y - c * x) / area + (height - 1) / 2
@@ -87,21 +89,22 @@ def warp(image: chex.Array, transformation: Affine) -> jax.Array:
 
 
 def ink_bounds(image: chex.Array, transformation: Affine) -> tuple[jax.Array, jax.Array]:
-    """Where the transformed image is not zero, before it is shifted.
+    """Returns bounds on the nonzero pixels of the transformed image, before it is shifted.
 
     Args:
-      image: ``[H, W, C]``; pixels above zero are ink. transformation: its shift is not used.
+      image: ``[H, W, C]``; pixels above zero are ink.
+      transformation: its shift is ignored.
 
     Returns:
-      Least and greatest (x, y) from the centre, in pixels: no pixel at or beyond them has ink.
-      Inf and -inf where the image is empty.
+      The least and greatest (x, y) from the centre, in pixels: no pixel at or beyond them has
+      ink. They are inf and -inf if the image is empty.
     """
     height, width, _ = image.shape
-    matrix = linear(transformation)
+    matrix = linear_part(transformation)
     x, y = jnp.meshgrid(_from_centre(width, matrix.dtype), _from_centre(height, matrix.dtype))
     places = jnp.stack([x, y], axis=2) @ matrix.T
     ink = jnp.any(image > 0, axis=2)[..., None]
-    # A pixel spreads to those whose origin is less than one pixel away in x and in y.
+    # A pixel contributes to all pixels whose source is less than one pixel away in x and in y.
     reach = jnp.abs(matrix).sum(axis=1)
     low = jnp.where(ink, places, jnp.inf).min(axis=(0, 1)) - reach
     return low, jnp.where(ink, places, -jnp.inf).max(axis=(0, 1)) + reach

@@ -1,8 +1,8 @@
 """Batches as functions of (seed, step), computed on the device inside jit.
 
-Nothing is stored between steps, so a resumed run sees the batches that the uninterrupted
-one sees. Every example has its own key, derived from its place in the global batch, so
-the pixels do not depend on how many devices share the batch.
+Nothing is stored between steps, so a resumed run gets the same batches as an uninterrupted run.
+Every example has its own key, derived from its position in the global batch, so the pixels do not
+depend on the number of devices that share the batch.
 """
 
 from collections.abc import Callable
@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 
 
-class Source(NamedTuple):
-    """A data set that lives on the device."""
+class ImageSource(NamedTuple):
+    """The training images and labels, on the device."""
 
     images: jax.Array  # [N, H, W, C] uint8
     labels: jax.Array  # [N] int32
 
 
 class Batch(NamedTuple):
-    """One step's examples."""
+    """The examples of one step."""
 
     images: jax.Array  # [B, h, w, c] float32
     labels: Any  # [B] int32, or a pytree of arrays [B, ...]
@@ -28,21 +28,24 @@ class Batch(NamedTuple):
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
-    """Whole batches in the data; a different rest is left out in every epoch."""
+    """Returns the number of whole batches; every epoch leaves out a different remainder."""
     return max(1, examples // batch_size)
 
 
 def epoch_orders(key: jax.Array, block: jax.Array, examples: int, epochs: int = 1) -> jax.Array:
-    """Orders ``[E, N]`` in which the epochs of a block visit the examples.
+    """Returns the permutations ``[E, N]`` in which the epochs of a block visit the examples.
 
     Args:
-      key: of the run. block: which, from 0. examples: N. epochs: E, in every block.
+      key: of the run.
+      block: index of the block.
+      examples: N, the number of training examples.
+      epochs: E, the number of epochs in a block.
     """
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, block * epochs + jnp.arange(epochs))
     return jax.vmap(lambda key: jax.random.permutation(key, examples))(keys)
 
 
-def batch(
+def make_batch(
     example: Callable,
     source: Any,
     orders: jax.Array,
@@ -52,22 +55,24 @@ def batch(
     batch_size: int,
     part: tuple[jax.Array | int, int] = (0, 1),
 ) -> Batch:
-    """The examples of one step, or one device's equal part of them.
+    """Returns the examples of one step, or one device's equal part of them.
 
     Args:
-      example: ``(key, source, row) -> (image, label)``, one of a key of its own.
-      source: training data. orders: :func:`epoch_orders` of the block that the step is in.
-      key: of the run. step: counted over the whole run.
-      batch_size: of all parts together; more than the examples repeats them.
-      part: (which, of how many).
+      example: ``(key, source, row) -> (image, label)`` for one example with its own key.
+      source: training data.
+      orders: :func:`epoch_orders` of the block that contains the step.
+      key: of the run.
+      step: counted over the whole run.
+      batch_size: of all parts together; examples repeat in a batch larger than the data.
+      part: (index of the part, number of parts).
     """
-    which, parts = part
+    index, parts = part
     size = batch_size // parts
     epochs, examples = orders.shape
     epoch, within = jnp.divmod(step, steps_per_epoch(examples, batch_size))
-    places = which * size + jnp.arange(size)
+    places = index * size + jnp.arange(size)
     rows = orders[epoch % epochs, (within * batch_size + places) % examples]
     key = jax.random.fold_in(key, step)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
     images, labels = jax.vmap(example, (0, None, 0))(keys, source, rows)
-    return Batch(images, labels, jax.random.fold_in(key, batch_size + which))
+    return Batch(images, labels, jax.random.fold_in(key, batch_size + index))

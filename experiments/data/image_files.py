@@ -1,4 +1,4 @@
-"""Images from files, made into what a network was trained on. Read by Pillow alone."""
+"""Reading image files with Pillow, and converting them to the inputs of a trained network."""
 
 import warnings
 from collections.abc import Iterable
@@ -10,24 +10,24 @@ from PIL import Image, ImageOps
 from experiments.config import UserError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-SMALLEST, LARGEST = 4, 1024  # pixels of a side; larger images are made smaller as they are read
-GREY = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601
-BOX = 20 / 28  # side of the box of a digit, as a share of the image
-INK = 0.2  # of the strongest stroke; what is fainter does not count for the box
-UNIFORM = 0.25  # borders of training images that differ by more say nothing about a background
+SMALLEST, LARGEST = 4, 1024  # pixels of a side; larger images are reduced when they are read
+GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601
+DIGIT_BOX = 20 / 28  # side of the box of a digit, as a fraction of the image
+INK_THRESHOLD = 0.2  # as a fraction of the strongest stroke; fainter pixels are ignored for the box
+UNIFORM_BORDER = 0.25  # training images whose borders differ by more have no common background
 
 
-class Unreadable(Exception):
-    """A file that holds no usable image; the message is one line without the file's name."""
+class UnreadableImage(Exception):
+    """A file without a usable image; the message is one line that does not name the file."""
 
 
-def facts(dataset) -> dict:
-    """What must be known of a data set to show its networks other images.
+def dataset_facts(dataset) -> dict:
+    """Returns what is needed about a data set to classify other images with its networks.
 
-    ``border`` is where the brightness of a training image's border lies, in 0..1: the 5th and the
-    95th percentile, over the images, of the median of its outermost pixels.
+    ``border`` is the range of the brightness of a training image's border, in 0..1: the 5th and
+    the 95th percentile, over the images, of the median of the outermost pixels.
     """
-    medians = [border(image) for image in dataset.train_images[:1000]]
+    medians = [border_brightness(image) for image in dataset.train_images[:1000]]
     return {
         "image_shape": list(dataset.image_shape),
         "class_names": list(dataset.class_names),
@@ -36,10 +36,10 @@ def facts(dataset) -> dict:
 
 
 def find(paths: Iterable[str]) -> list[Path]:
-    """Files as they are named; of folders the images in them, by suffix and in order.
+    """Returns the given files, and the images in the given folders, by suffix and sorted.
 
     Raises:
-      UserError: a folder that can't be read, or holds no images.
+      UserError: a folder cannot be read or contains no images.
     """
     suffixes = {s for s, name in Image.registered_extensions().items() if name in FORMATS}
     found = []
@@ -53,40 +53,40 @@ def find(paths: Iterable[str]) -> list[Path]:
             continue
         inside = [p for p in names if p.suffix.lower() in suffixes and p.name[0] != "."]
         if not inside:
-            raise UserError(f"{path} holds no images ({' '.join(sorted(suffixes))})")
+            raise UserError(f"{path} contains no images ({' '.join(sorted(suffixes))})")
         found += inside
     return found
 
 
 def read(path: Path) -> np.ndarray:
-    """An image file: float32 ``[H, W]`` or ``[H, W, 3]`` in 0..1, upright, sides up to LARGEST.
+    """Returns an image, float32 ``[H, W]`` or ``[H, W, 3]`` in 0..1, upright, at most LARGEST.
 
-    Of several frames the first. Transparent pixels are black behind what is bright and white
-    behind what is dark.
+    Of several frames it is the first. Transparent pixels become black if the image is bright, and
+    white if it is dark.
 
     Raises:
-      Unreadable: it isn't there, is damaged, has too few pixels or so many that Pillow warns, or
-        its numbers have no known range.
+      UnreadableImage: the file is missing or damaged, has too few pixels, has so many that Pillow
+        warns, or its pixels have no known range.
     """
     try:
         if not path.stat().st_size:
-            raise Unreadable("an empty file")
+            raise UnreadableImage("an empty file")
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             with Image.open(path, formats=FORMATS) as file:
                 if min(file.size) < SMALLEST:
-                    raise Unreadable(f"{file.width}x{file.height} pixels are too few")
+                    raise UnreadableImage(f"{file.width}x{file.height} pixels are too few")
                 return _pixels(ImageOps.exif_transpose(file))
-    except Unreadable:
+    except UnreadableImage:
         raise
     except Image.UnidentifiedImageError as error:
-        raise Unreadable(f"not an image of a known kind ({', '.join(FORMATS)})") from error
+        raise UnreadableImage(f"not an image of a known kind ({', '.join(FORMATS)})") from error
     except OSError as error:
-        raise Unreadable(error.strerror or f"damaged: {error}") from error
+        raise UnreadableImage(error.strerror or f"damaged: {error}") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise Unreadable(f"too many pixels, more than {Image.MAX_IMAGE_PIXELS:,}") from error
-    except Exception as error:  # Pillow's decoders raise what they like
-        raise Unreadable(f"damaged: {error or type(error).__name__}") from error
+        raise UnreadableImage(f"too many pixels, more than {Image.MAX_IMAGE_PIXELS:,}") from error
+    except Exception as error:  # Pillow's decoders raise many types
+        raise UnreadableImage(f"damaged: {error or type(error).__name__}") from error
 
 
 def _pixels(image):
@@ -100,30 +100,30 @@ def _pixels(image):
         image = image.convert(kind)
         image.thumbnail((LARGEST, LARGEST))
         values = np.asarray(image, np.float32) / 255
-        return _on_ground(values[..., :3], values[..., 3]) if transparent else values
-    if not (values.min() >= 0 and values.max() <= 1):  # also where there are NaNs
-        raise Unreadable("pixels that are neither 8 nor 16 bits nor floats in 0..1")
+        return _composite(values[..., :3], values[..., 3]) if transparent else values
+    if not (values.min() >= 0 and values.max() <= 1):  # false if there are NaNs
+        raise UnreadableImage("pixels that are neither 8 nor 16 bits nor floats in 0..1")
     image = Image.fromarray(values)
     image.thumbnail((LARGEST, LARGEST))
     return np.asarray(image)
 
 
-def _on_ground(color, alpha):
+def _composite(color, alpha):
     if not alpha.any():
-        raise Unreadable("wholly transparent")
-    bright = np.average(color @ np.float32(GREY), weights=alpha) > 0.5
+        raise UnreadableImage("wholly transparent")
+    bright = np.average(color @ np.float32(GREY_WEIGHTS), weights=alpha) > 0.5
     return color * alpha[..., None] + (1 - alpha[..., None]) * np.float32(not bright)
 
 
 def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """Grey or colour ``[H, W, C]`` of ``[H, W]`` or ``[H, W, 3]``; C is 1 or 3."""
+    """Converts ``[H, W]`` or ``[H, W, 3]`` to ``[H, W, C]``, grey or colour; C is 1 or 3."""
     if image.ndim == 2:
         return np.repeat(image[..., None], channels, axis=2)
-    return image if channels == 3 else (image @ np.float32(GREY))[..., None]
+    return image if channels == 3 else (image @ np.float32(GREY_WEIGHTS))[..., None]
 
 
-def border(image: np.ndarray) -> float:
-    """Median of the outermost pixels of ``[H, W, C]``, in the image's own units."""
+def border_brightness(image: np.ndarray) -> float:
+    """Returns the median of the outermost pixels of ``[H, W, C]``, in the image's units."""
     return float(np.median(_outermost(image).mean(axis=1)))
 
 
@@ -132,23 +132,22 @@ def _outermost(image):
 
 
 def is_negative(image: np.ndarray, borders: tuple[float, float]) -> bool:
-    """Whether an image has the background that the training images have, but negated.
+    """Returns whether an image has the negated background of the training images.
 
     Args:
-      image: ``[H, W, C]`` in 0..1. borders: of the training images, see :func:`facts`.
-
-    Returns:
-      False where their borders have no common brightness, as those of photographs.
+      image: ``[H, W, C]`` in 0..1.
+      borders: of the training images, see :func:`dataset_facts`. If they have no common
+        brightness, like those of photographs, the result is False.
     """
     low, high = borders
-    usual, own = (low + high) / 2, border(image)
-    return high - low <= UNIFORM and abs(1 - own - usual) < abs(own - usual)
+    usual, own = (low + high) / 2, border_brightness(image)
+    return high - low <= UNIFORM_BORDER and abs(1 - own - usual) < abs(own - usual)
 
 
 def pad(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The whole image ``[H, W, C]`` in this height and width, in the middle, ratio kept.
+    """Fits an image ``[H, W, C]`` into this height and width, centred, aspect ratio kept.
 
-    Around it is the colour of its own border.
+    It is surrounded by the median colour of its own border.
     """
     scale = min(np.divide(shape, image.shape[:2]))
     small = resize(image, scale)
@@ -157,21 +156,21 @@ def pad(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return _paste(out, small, (np.subtract(shape, small.shape[:2])) // 2)
 
 
-def centre(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """What is brighter than the border, as MNIST's digits were placed (LeCun, Cortes, Burges).
+def centre_digit(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Normalizes a digit, brighter than its border, like MNIST's (LeCun, Cortes, Burges).
 
-    It is cut out and brought to a box of 20/28 of the shape, ratio kept; its centre of mass is
-    brought to pixel (H/2, W/2), counted from 0, as far as the box stays inside. The border becomes
-    0 and the strongest stroke 1.
+    The digit is cut out and scaled to a box of 20/28 of the shape, aspect ratio kept. Its centre
+    of mass is moved to pixel (H/2, W/2), counted from 0, as far as the box stays inside. The
+    border becomes 0 and the strongest stroke 1.
     """
     ink = np.clip(image - np.median(_outermost(image), axis=0), 0, None)
     out = np.zeros((*shape, image.shape[2]), np.float32)
     if not ink.max():
         return out
     ink /= ink.max()
-    rows, columns = (np.flatnonzero((ink > INK).any(axis=(k, 2))) for k in (1, 0))
+    rows, columns = (np.flatnonzero((ink > INK_THRESHOLD).any(axis=(k, 2))) for k in (1, 0))
     cut = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    small = resize(cut, BOX * min(shape) / max(cut.shape[:2]))
+    small = resize(cut, DIGIT_BOX * min(shape) / max(cut.shape[:2]))
     small /= small.max()
     mass = small.sum(axis=2)
     middle = [np.average(range(n), weights=mass.sum(axis=1 - k)) for k, n in enumerate(mass.shape)]
@@ -180,7 +179,7 @@ def centre(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def resize(image: np.ndarray, scale: float) -> np.ndarray:
-    """An image ``[H, W, C]`` at another scale, with what a pixel then covers averaged."""
+    """Scales an image ``[H, W, C]``, averaging over the area of a pixel when it shrinks."""
     height, width = (max(1, round(n * scale)) for n in image.shape[:2])
     channels = [
         np.asarray(

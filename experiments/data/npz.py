@@ -1,4 +1,4 @@
-"""What the arrays of a data set are, and those of one's own: ``--dataset=path/to/arrays.npz``."""
+"""The arrays of a data set, and reading them from a file: ``--dataset=path/to/arrays.npz``."""
 
 import os
 import zlib
@@ -6,10 +6,11 @@ import zlib
 import numpy as np
 
 from experiments.config import UserError
+from experiments.data.errors import first_line
 
-FORM = {
+ARRAY_SPECS = {  # dtype and rank
     "train_images": (np.uint8, 4),
-    "train_labels": (np.int32, 1),  # dtype and rank
+    "train_labels": (np.int32, 1),
     "test_images": (np.uint8, 4),
     "test_labels": (np.int32, 1),
     "class_names": (np.str_, 1),
@@ -19,31 +20,33 @@ _IMAGES, _LABELS = ("train_images", "test_images"), ("train_labels", "test_label
 
 
 def read(path: str) -> dict[str, np.ndarray]:
-    """Images, labels, class names and source of a file of ``numpy.savez``.
+    """Returns the images, labels, class names and source of a file of ``numpy.savez``.
 
-    It holds train_images and test_images, uint8 [N, H, W] or [N, H, W, C], train_labels and
-    test_labels, integers [N] from 0, and may hold class_names, text [J].
+    The file contains train_images and test_images, uint8 [N, H, W] or [N, H, W, C], train_labels
+    and test_labels, integers [N] from 0, and optionally class_names, text [J].
 
     Raises:
-      UserError: it can't be read, or holds something else.
+      UserError: the file cannot be read or contains something else.
     """
     try:
-        with open(os.path.expanduser(path), "rb") as file, np.load(file, allow_pickle=False) as has:
-            return check(_arrays(path, has))
-    except Exception as error:  # whatever zipfile, zlib and NumPy say to a damaged file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if isinstance(error, OSError) and error.strerror:
-            reason = error.strerror
+        with (
+            open(os.path.expanduser(path), "rb") as file,
+            np.load(file, allow_pickle=False) as stored,
+        ):
+            return check(_complete(path, stored))
+    except Exception as error:  # zipfile, zlib and NumPy raise many types for a damaged file
+        reason = (isinstance(error, OSError) and error.strerror) or first_line(error)
         raise UserError(f"--dataset={path}: {reason}") from error
 
 
 def check(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays, if they have the types and ranks of FORM and fit together.
+    """Returns the arrays unchanged after checking types, ranks, lengths, shapes and labels.
 
     Raises:
-      ValueError: they do not.
+      ValueError: they do not have the types and ranks of :data:`ARRAY_SPECS` or do not fit
+        together.
     """
-    for key, (kind, rank) in FORM.items():
+    for key, (kind, rank) in ARRAY_SPECS.items():
         if arrays[key].dtype.type is not kind or arrays[key].ndim != rank:
             raise ValueError(f"{key} is not {kind.__name__} of rank {rank}")
     for split in ("train", "test"):
@@ -57,27 +60,28 @@ def check(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _arrays(path, has):
-    missing = [name for name in (*_IMAGES, *_LABELS) if name not in has]
+def _complete(path, stored):
+    """Returns all arrays: channels, class names and source are added where they are missing."""
+    missing = [name for name in (*_IMAGES, *_LABELS) if name not in stored]
     if missing:
-        raise ValueError(f"no array {missing[0]}; there are {', '.join(has) or 'none'}")
-    found = {name: has[name] for name in (*_IMAGES, *_LABELS)}
+        raise ValueError(f"no array {missing[0]}; there are {', '.join(stored) or 'none'}")
+    arrays = {name: stored[name] for name in (*_IMAGES, *_LABELS)}
     for name in _IMAGES:
-        if found[name].dtype != np.uint8:
-            raise ValueError(f"{name} are {found[name].dtype}, not uint8")
-        if found[name].ndim == 3:
-            found[name] = found[name][..., None]
+        if arrays[name].dtype != np.uint8:
+            raise ValueError(f"{name} are {arrays[name].dtype}, not uint8")
+        if arrays[name].ndim == 3:
+            arrays[name] = arrays[name][..., None]
     for name in _LABELS:
-        if not np.issubdtype(found[name].dtype, np.integer):
-            raise ValueError(f"{name} are {found[name].dtype}, not integers")
-        found[name] = found[name].astype(np.int32)
-    if "class_names" in has:
-        found["class_names"] = has["class_names"].astype(str)
+        if not np.issubdtype(arrays[name].dtype, np.integer):
+            raise ValueError(f"{name} are {arrays[name].dtype}, not integers")
+        arrays[name] = arrays[name].astype(np.int32)
+    if "class_names" in stored:
+        arrays["class_names"] = stored["class_names"].astype(str)
     else:
-        classes = 1 + max(int(found[name].max(initial=0)) for name in _LABELS)
-        found["class_names"] = np.arange(classes).astype(str)
-    code = 0
+        classes = 1 + max(int(arrays[name].max(initial=0)) for name in _LABELS)
+        arrays["class_names"] = np.arange(classes).astype(str)
+    checksum = 0
     for name in (*_IMAGES, *_LABELS):
-        code = zlib.crc32(np.ascontiguousarray(found[name]), code)
-    found["source"] = np.array(f"arrays {code:08x} from {path}")
-    return found
+        checksum = zlib.crc32(np.ascontiguousarray(arrays[name]), checksum)
+    arrays["source"] = np.array(f"arrays {checksum:08x} from {path}")
+    return arrays

@@ -1,4 +1,4 @@
-"""A part of the training data, for learning from few examples."""
+"""Subsets of the training data, for learning from few examples."""
 
 import numpy as np
 
@@ -6,11 +6,11 @@ from experiments.config import UserError
 from experiments.data.datasets import Dataset
 
 
-def limit(dataset: Dataset, count: int) -> Dataset:
-    """With the first ``count`` training examples of :func:`balanced_order`; 0: all, as they are.
+def limit_training_examples(dataset: Dataset, count: int) -> Dataset:
+    """Keeps the first ``count`` training examples of :func:`balanced_order`; 0 keeps all.
 
     Raises:
-      UserError: there are not so many.
+      UserError: there are fewer examples.
     """
     if not count:
         return dataset
@@ -22,15 +22,15 @@ def limit(dataset: Dataset, count: int) -> Dataset:
 
 
 def balanced_order(labels: np.ndarray) -> np.ndarray:
-    """A permutation ``[N]`` in which any first part has as many of each class as can be.
+    """Returns a permutation ``[N]`` every prefix of which is as balanced as possible.
 
-    The same for all seeds. Numbers of two classes in a first part differ by more than one only
-    where the smaller has no more examples.
+    It is the same for all seeds. In a prefix, the numbers of examples of two classes differ by
+    more than one only if the smaller class has no more examples.
 
     Args:
       labels: int ``[N]``.
     """
-    # RandomState's stream is frozen, see experiments.data.datasets.
+    # RandomState's numbers are frozen, see experiments.data.datasets.
     shuffled = np.random.RandomState(20171026).permutation(len(labels))
     rank = np.empty(len(labels), int)  # in its class
     for which in np.unique(labels):

@@ -39,7 +39,8 @@ def measure(
     if absent:
         return {}, [f"No column '{HEADING}': {absent} runs have no checkpoint on this machine."]
     ranges = ", ".join(
-        f"{n} {low:g} to {high:g}" for n, (low, high) in affnist_images.RANGES.items()
+        f"{n} {low:g} to {high:g}"
+        for n, (low, high) in affnist_images.TRANSFORMATION_RANGES.items()
     )
     return column, [f"Affine: every test image once, {ranges}, shifted so that all ink is seen."]
 
@@ -49,6 +50,6 @@ def error_of(run: PlannedRun) -> float:
     here = {name: getattr(run.config, name) for name in ("accelerator", "data_dir", "cache_dir")}
     opened = saved_run.open_run(str(run.workdir), **here, examples=True)
     images, labels = opened.setup.pipeline.held_out("test")
-    moved = affnist_images.transformed(images)
+    moved = affnist_images.transform_images(images)
     values = make_evaluate(opened.setup)(opened.params, moved, labels)
     return round(100 * float(1 - values["accuracy"].mean()), 4)

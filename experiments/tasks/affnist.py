@@ -6,9 +6,14 @@ import functools
 from experiments import plots
 from experiments.config import Config, UserError, setting
 from experiments.data import affnist_images
-from experiments.data.affnist_images import BORDER, on_canvas, transformed, translated
-from experiments.data.augment import pad, shift, to_unit
-from experiments.data.batching import Source
+from experiments.data.affnist_images import (
+    BORDER,
+    pad_to_canvas,
+    transform_images,
+    translate_images,
+)
+from experiments.data.augment import pad, random_shift, to_unit
+from experiments.data.batching import ImageSource
 from experiments.data.datasets import Dataset
 from experiments.tasks import response_curves
 from experiments.tasks.base import Figure, InputPipeline, Setup, Task
@@ -54,27 +59,27 @@ def canvas_pipeline(config: AffnistConfig, dataset: Dataset) -> InputPipeline:
         raise UserError(f"--affnist_dir goes with MNIST, not with --dataset={dataset.name}")
     # What is only needed after training fails before it.
     if config.affnist_dir:
-        affnist_images.official(config.affnist_dir)
+        affnist_images.official_test_set(config.affnist_dir)
     if config.compare:
         response_curves.finished_summary(config.compare)
     height, width, channels = dataset.image_shape
 
     def example(key, source, row):
         canvas = pad(source.images[row], BORDER)
-        return to_unit(shift(key, canvas, config.max_shift)), source.labels[row]
+        return to_unit(random_shift(key, canvas, config.max_shift)), source.labels[row]
 
     @functools.cache
     def held_out(split):
-        images = on_canvas(getattr(dataset, f"{split}_images"))
+        images = pad_to_canvas(getattr(dataset, f"{split}_images"))
         labels = getattr(dataset, f"{split}_labels")
-        return images if split == "train" else translated(images), labels
+        return images if split == "train" else translate_images(images), labels
 
     def to_input(pixels):
         """Pixels of a canvas, or of a digit that is placed in its middle."""
         return to_unit(pad(pixels, (height + 2 * BORDER - pixels.shape[0]) // 2))
 
     shape = (height + 2 * BORDER, width + 2 * BORDER, channels)
-    source = Source(dataset.train_images, dataset.train_labels)
+    source = ImageSource(dataset.train_images, dataset.train_labels)
     return InputPipeline(shape, source, example, held_out, to_input)
 
 
@@ -88,11 +93,11 @@ def should_stop(config: AffnistConfig, rows: list[dict]) -> bool:
 def evaluate_affnist(setup: Setup, evaluate, rows: list[dict]) -> dict:
     """Returns fields of summary.json: where training stopped, affNIST, response curves."""
     config, data = setup.config, setup.dataset
-    digits, labels = on_canvas(data.test_images), data.test_labels
+    digits, labels = pad_to_canvas(data.test_images), data.test_labels
     if config.affnist_dir:
-        name, examples = "official affNIST", affnist_images.official(config.affnist_dir)
+        name, examples = "official affNIST", affnist_images.official_test_set(config.affnist_dir)
     else:
-        name, examples = "synthetic affNIST", (transformed(digits), labels)
+        name, examples = "synthetic affNIST", (transform_images(digits), labels)
     wrong = evaluate(*examples)["accuracy"] < 1
     few = config.curve_images or len(labels)
     return {

@@ -9,15 +9,15 @@ from capsjax import functional, objectives
 from capsjax.models import CapsNetConfig
 from capsjax.models import Config as ModelConfig
 from experiments.config import Config, UserError
-from experiments.data.augment import Preprocess, shifted
-from experiments.data.batching import Source
+from experiments.data.augment import Preprocessing, random_shifts
+from experiments.data.batching import ImageSource
 from experiments.data.datasets import Dataset
 from experiments.tasks.base import InputPipeline, Objective, Task
 from experiments.tasks.figures import of_decoder
 
 
 def image_pipeline(
-    preprocess: Callable[[Config], Preprocess],
+    preprocess: Callable[[Config], Preprocessing],
 ) -> Callable[[Config, Dataset], InputPipeline]:
     """Returns what makes the pipeline of single images with a label.
 
@@ -36,7 +36,7 @@ def image_pipeline(
 
         raw = jax.ShapeDtypeStruct(dataset.image_shape, np.uint8)
         shape = jax.eval_shape(evaluate, raw).shape
-        source = Source(dataset.train_images, dataset.train_labels)
+        source = ImageSource(dataset.train_images, dataset.train_labels)
         return InputPipeline(shape, source, example, held_out, evaluate)
 
     return pipeline
@@ -66,5 +66,5 @@ def classify(config: Config, model_config: ModelConfig) -> Objective:
 
 
 CLASSIFICATION = Task(
-    image_pipeline(lambda config: shifted(config.max_shift)), classify, figures=of_decoder
+    image_pipeline(lambda config: random_shifts(config.max_shift)), classify, figures=of_decoder
 )

@@ -16,7 +16,15 @@ from capsjax.models import Config as ModelConfig
 from capsjax.objectives import score_loss
 from experiments.config import Config, UserError, setting
 from experiments.data.datasets import Dataset
-from experiments.data.digit_pairs import MARGIN, draw, fixed, make_source, overlap, overlay, target
+from experiments.data.digit_pairs import (
+    MARGIN,
+    box_overlap,
+    fixed_pairs,
+    make_pair_source,
+    overlay_digits,
+    pair_target,
+    random_pair,
+)
 from experiments.tasks.base import InputPipeline, Objective, Task
 from experiments.tasks.multimnist_report import of_pairs, summary_fields
 
@@ -42,11 +50,11 @@ def pair_pipeline(config: MultiMNISTConfig, dataset: Dataset) -> InputPipeline:
 
     def source(split):
         arrays = (getattr(dataset, f"{split}_{part}") for part in ("images", "labels"))
-        return make_source(*arrays, dataset.num_classes)
+        return make_pair_source(*arrays, dataset.num_classes)
 
     def example(key, source, row):
-        digits, labels = draw(key, source, row, config.shift)
-        return overlay(digits), target(digits, labels)
+        digits, labels = random_pair(key, source, row, config.shift)
+        return overlay_digits(digits), pair_target(digits, labels)
 
     @functools.cache
     def held_out(split):
@@ -55,9 +63,9 @@ def pair_pipeline(config: MultiMNISTConfig, dataset: Dataset) -> InputPipeline:
             return np.empty((0, 2, *shape), np.uint8), np.empty((0, 2), np.int32)
         if split == "test" and config.test_pairs:
             count = config.test_pairs
-        return fixed(source(split), count, config.shift)
+        return fixed_pairs(source(split), count, config.shift)
 
-    return InputPipeline(shape, source("train"), example, held_out, overlay, target)
+    return InputPipeline(shape, source("train"), example, held_out, overlay_digits, pair_target)
 
 
 def pair_objective(config: MultiMNISTConfig, model_config: ModelConfig) -> Objective:
@@ -126,7 +134,7 @@ def pair_objective(config: MultiMNISTConfig, model_config: ModelConfig) -> Objec
             if measured:
                 metrics |= jax.vmap(segmentation)(drawn, pair.digits)
         if measured:
-            metrics["overlap"] = jax.vmap(overlap)(pair.digits)
+            metrics["overlap"] = jax.vmap(box_overlap)(pair.digits)
         return total, metrics | {"loss": total}
 
     return Objective(model, loss, functools.partial(loss, measured=True))

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from experiments.config import Config, setting
-from experiments.data.augment import cropped
+from experiments.data.augment import square_crops
 from experiments.tasks.base import Task
 from experiments.tasks.classification import image_pipeline
 from experiments.tasks.ensemble import objective, summary_fields
@@ -24,13 +24,13 @@ class CropsConfig(Config):
 
 
 def random_crops(size: int, *, flip: bool = False, halve: bool = False) -> Task:
-    """Returns the task of square crops, see :func:`experiments.data.augment.cropped`.
+    """Returns the task of square crops, see :func:`experiments.data.augment.square_crops`.
 
     Pixels are standardised, except with ``--reconstruction``: the decoder ends in a sigmoid, so
     that they have to stay in [0, 1].
     """
 
     def preprocess(config: CropsConfig) -> Callable:
-        return cropped(size, flip=flip, halve=halve, standardised=not config.reconstruction)
+        return square_crops(size, flip=flip, halve=halve, standardized=not config.reconstruction)
 
     return Task(image_pipeline(preprocess), objective, summary_fields, figures=of_decoder)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.config import UserError
-from experiments.data.affine import alone, warp
-from experiments.data.affnist_images import BORDER, RANGES
+from experiments.data.affine import single_transformation, warp
+from experiments.data.affnist_images import BORDER, TRANSFORMATION_RANGES
 
 # Units of experiments.data.affine; what changes nothing is in the middle of each.
 CURVES: dict[str, tuple[float, ...]] = {
@@ -46,7 +46,7 @@ def curves(evaluate: Callable, images: np.ndarray, labels: np.ndarray) -> dict[s
 
 def moved(images: np.ndarray, name: str, value: float) -> np.ndarray:
     """Returns images uint8 ``[N, H, W, C]``, all transformed in the same way."""
-    transformation = jax.tree.map(jnp.float32, alone(name, value))
+    transformation = jax.tree.map(jnp.float32, single_transformation(name, value))
     return np.asarray(_moved(jnp.asarray(images), transformation))
 
 
@@ -87,7 +87,7 @@ def plot_arguments(summaries: dict[str, dict]) -> tuple[dict, dict, str]:
     first = next(iter(summaries.values()))
     counts = sorted({summary["response_images"] for summary in summaries.values()})
     images = " or ".join(f"{n:,}" for n in counts)
-    ranges = RANGES | {"scale": RANGES["scale_x"]}
+    ranges = TRANSFORMATION_RANGES | {"scale": TRANSFORMATION_RANGES["scale_x"]}
     ranges |= dict.fromkeys(("shift_x", "shift_y"), (-BORDER, BORDER))
     return (
         curves,

@@ -114,7 +114,7 @@ def start(
 ) -> TrainingRun:
     """Writes config.json and network.json, and opens what a run writes from a step on."""
     write_config(setup.config, workdir)
-    write_json(workdir / "network.json", image_files.facts(setup.dataset))
+    write_json(workdir / "network.json", image_files.dataset_facts(setup.dataset))
     metrics = files.enter_context(Metrics(workdir, step))
     total, per_epoch = total_steps(setup), steps_per_epoch(setup)
     display = files.enter_context(Display(setup.config, metrics, step, total, per_epoch))
@@ -154,7 +154,7 @@ def chunk_body(setup: Setup, axis_name: str | None, parts: int, constrain: Calla
     def body(state, source, orders, key, count, which):
         @jax.jit  # traced once, although the shapes of its results are asked for first
         def one(state):
-            images, labels, dropout_key = batching.batch(
+            images, labels, dropout_key = batching.make_batch(
                 setup.pipeline.example,
                 source,
                 orders,

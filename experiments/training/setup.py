@@ -13,7 +13,7 @@ from capsjax.models import Config as ModelConfig
 from capsjax.routing import PassKernels, has_pass_kernels
 from experiments.config import Config, UserError, network_config, resolve
 from experiments.data import batching, datasets
-from experiments.data.subset import limit
+from experiments.data.subset import limit_training_examples
 from experiments.tasks.base import Program, Setup
 from experiments.training import frozen_couplings
 from experiments.training.devices import (
@@ -39,7 +39,7 @@ def prepare(program: Program, config: Config, dataset: datasets.Dataset | None =
     """
     keep_compiled_programs(config.cache_dir)
     devices = find_devices(config.accelerator, config.num_devices)
-    dataset = dataset or limit(
+    dataset = dataset or limit_training_examples(
         datasets.load(
             config.dataset,
             data_dir=config.data_dir or None,

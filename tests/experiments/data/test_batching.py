@@ -29,7 +29,7 @@ def test_shift_is_one_of_all_displacements_uniformly():
              for dy in range(-2, 3) for dx in range(-2, 3)}
     assert len(legal) == 25
     keys = jax.random.split(KEY, 5000)
-    images = np.asarray(jax.vmap(lambda k: augment.shift(k, jnp.asarray(image), 2))(keys))
+    images = np.asarray(jax.vmap(lambda k: augment.random_shift(k, jnp.asarray(image), 2))(keys))
     counts = collections.Counter(legal[i.tobytes()] for i in images)
     assert len(counts) == 25
     # 200 expected each; six standard deviations of the binomial are 83.
@@ -38,7 +38,7 @@ def test_shift_is_one_of_all_displacements_uniformly():
 
 def test_no_shift_returns_the_image():
     image = jnp.ones((3, 3, 1), jnp.uint8)
-    assert augment.shift(KEY, image, 0) is image
+    assert augment.random_shift(KEY, image, 0) is image
 
 
 def test_to_unit_reaches_both_ends():
@@ -53,17 +53,17 @@ def test_steps_per_epoch(examples, batch, want):
 
 
 def batch(*arguments, max_shift=0, **options):
-    train, _ = augment.shifted(max_shift)
+    train, _ = augment.random_shifts(max_shift)
 
     def example(key, source, row):
         return train(key, source.images[row]), source.labels[row]
 
-    return batching.batch(example, *arguments, **options)
+    return batching.make_batch(example, *arguments, **options)
 
 
 def source(n):
     images = jnp.arange(n, dtype=jnp.uint8).reshape(n, 1, 1, 1) * jnp.ones((1, 4, 4, 1), jnp.uint8)
-    return batching.Source(images, jnp.arange(n, dtype=jnp.int32))
+    return batching.ImageSource(images, jnp.arange(n, dtype=jnp.int32))
 
 
 def test_an_epoch_visits_every_example_once_and_epochs_differ():
@@ -115,7 +115,7 @@ def test_a_batch_larger_than_the_data_repeats_them_evenly():
 
 def test_augmentation_changes_with_the_step():
     order = jnp.zeros((1, 4), jnp.int32)
-    bright = batching.Source(jnp.full((4, 4, 4, 1), 255, jnp.uint8), jnp.zeros(4, jnp.int32))
+    bright = batching.ImageSource(jnp.full((4, 4, 4, 1), 255, jnp.uint8), jnp.zeros(4, jnp.int32))
     first, second = (
         batch(bright, order, KEY, jnp.int32(s), batch_size=4, max_shift=2).images
         for s in (0, 1))

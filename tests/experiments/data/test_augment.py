@@ -7,7 +7,7 @@ import pytest
 
 from experiments.config import UserError
 from experiments.data import augment
-from experiments.data.augment import Preprocess
+from experiments.data.augment import Preprocessing
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
 KEYS = jax.random.split(jax.random.key(3), 3000)
@@ -40,7 +40,7 @@ def test_pad():
 
 
 def test_halved_is_the_mean_of_squares():
-    got = augment.halved(jnp.asarray(IMAGE, jnp.float32))
+    got = augment.halve_resolution(jnp.asarray(IMAGE, jnp.float32))
     want = np.array([[[np.mean(IMAGE[y : y + 2, x : x + 2, c], dtype=float) for c in range(3)]
                       for x in range(0, 8, 2)] for y in range(0, 6, 2)])
     assert got.shape == (3, 4, 3)
@@ -70,26 +70,26 @@ def test_contrast():
 
 def test_standardise():
     x = np.float64(IMAGE) / 255
-    got = augment.standardise(jnp.asarray(x, jnp.float32))
+    got = augment.standardize(jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(got, (x - x.mean()) / x.std(), rtol=1e-5, atol=1e-5)
-    even = augment.standardise(jnp.full((4, 4, 3), 0.3))
+    even = augment.standardize(jnp.full((4, 4, 3), 0.3))
     np.testing.assert_allclose(even, np.zeros((4, 4, 3)), atol=1e-6)
-    faint = augment.standardise(jnp.asarray(x / 100, jnp.float32))
+    faint = augment.standardize(jnp.asarray(x / 100, jnp.float32))
     np.testing.assert_allclose(faint, (x - x.mean()) / 100 * 189**0.5, atol=1e-6)
 
 
 MADE = {
-    "shifted": (augment.shifted(2), (7, 9, 3)),
-    "on canvas": (augment.on_canvas(3, 2), (13, 15, 3)),
-    "cropped": (augment.cropped(5, flip=True), (5, 5, 3)),
-    "in [0, 1]": (augment.cropped(7, standardised=False), (7, 7, 3)),
-    "halved": (augment.cropped(3, halve=True), (3, 3, 3)),
+    "shifted": (augment.random_shifts(2), (7, 9, 3)),
+    "on canvas": (augment.random_shifts_on_canvas(3, 2), (13, 15, 3)),
+    "cropped": (augment.square_crops(5, flip=True), (5, 5, 3)),
+    "in [0, 1]": (augment.square_crops(7, standardized=False), (7, 7, 3)),
+    "halved": (augment.square_crops(3, halve=True), (3, 3, 3)),
 }
 
 
 @pytest.mark.parametrize("made, shape", MADE.values(), ids=MADE)
 def test_both_give_floats_of_one_shape(made, shape):
-    assert isinstance(made, Preprocess)
+    assert isinstance(made, Preprocessing)
     train = jax.jit(made.train)
     got = train(KEYS[0], IMAGE), jax.jit(made.evaluate)(IMAGE)
     assert all(x.shape == shape and x.dtype == jnp.float32 for x in got)
@@ -98,7 +98,7 @@ def test_both_give_floats_of_one_shape(made, shape):
 
 
 def test_on_canvas():
-    made = augment.on_canvas(3, 2)
+    made = augment.random_shifts_on_canvas(3, 2)
     want = np.pad(np.float64(IMAGE) / 255, ((3, 3), (3, 3), (0, 0)))
     np.testing.assert_allclose(made.evaluate(IMAGE), want, rtol=1e-6)
     moved = many(made.train, IMAGE)
@@ -109,9 +109,9 @@ def test_on_canvas():
 
 def test_cropped_for_evaluation():
     x = np.float64(IMAGE[1:6, 2:7]) / 255
-    got = augment.cropped(5, flip=True).evaluate(IMAGE)
+    got = augment.square_crops(5, flip=True).evaluate(IMAGE)
     np.testing.assert_allclose(got, (x - x.mean()) / x.std(), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(augment.cropped(5, standardised=False).evaluate(IMAGE), x,
+    np.testing.assert_allclose(augment.square_crops(5, standardized=False).evaluate(IMAGE), x,
                                rtol=1e-6)
 
 
@@ -120,7 +120,7 @@ def test_cropped_in_training_is_a_crop_perhaps_mirrored(flip):
     """Standardised, contrast of a grey image does not show, nor brightness."""
     grey = np.random.default_rng(0).integers(0, 256, (27, 28, 1), np.uint8)
     # 25x25, because the divisor is at least 1/25, and the contrast may be 0.2 of 0.29.
-    got = many(augment.cropped(25, flip=flip).train, grey)[:600]
+    got = many(augment.square_crops(25, flip=flip).train, grey)[:600]
     legal = []
     for y in range(3):
         for x in range(4):
@@ -137,13 +137,13 @@ def test_cropped_in_training_is_a_crop_perhaps_mirrored(flip):
 
 
 def test_without_standardising_pixels_stay_in_range():
-    got = many(augment.cropped(5, standardised=False).train, IMAGE)
+    got = many(augment.square_crops(5, standardized=False).train, IMAGE)
     assert got.min() == 0 and got.max() == 1 and 0.3 < got.mean() < 0.7
 
 
 @pytest.mark.parametrize("made, message", [
-    (augment.cropped(8), "7x9 pixels are too few for crops of 8x8"),
-    (augment.cropped(4, halve=True), "3x4 pixels are too few for crops of 4x4"),
+    (augment.square_crops(8), "7x9 pixels are too few for crops of 8x8"),
+    (augment.square_crops(4, halve=True), "3x4 pixels are too few for crops of 4x4"),
 ])
 def test_images_smaller_than_the_crop(made, message):
     for function in (made.evaluate, lambda image: made.train(KEYS[0], image)):

@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 
 from experiments.data import affine
-from experiments.data.affine import Affine, ink_bounds, linear
+from experiments.data.affine import Affine, ink_bounds, linear_part
 
 warp = jax.jit(affine.warp)
 RNG = np.random.default_rng(0)
@@ -97,11 +97,11 @@ def test_whole_pixels_and_directions():
 
 def test_compositions():
     """Matrices multiply; turning forth and back, of a smooth image, is nearly nothing."""
-    both = linear(Affine(rotation=30.0)) @ linear(Affine(shear=0.3, scale_x=2.0, scale_y=0.5))
-    np.testing.assert_allclose(linear(Affine(30.0, 0.3, 2.0, 0.5)), both, atol=1e-6)
+    both = linear_part(Affine(rotation=30.0)) @ linear_part(Affine(shear=0.3, scale_x=2.0, scale_y=0.5))
+    np.testing.assert_allclose(linear_part(Affine(30.0, 0.3, 2.0, 0.5)), both, atol=1e-6)
     np.testing.assert_allclose(
-        linear(Affine(rotation=20.0)) @ linear(Affine(rotation=25.0)),
-        linear(Affine(rotation=45.0)), atol=1e-6)
+        linear_part(Affine(rotation=20.0)) @ linear_part(Affine(rotation=25.0)),
+        linear_part(Affine(rotation=45.0)), atol=1e-6)
     y, x = np.mgrid[-30:31, -30:31]
     smooth = jnp.asarray(np.exp(-(x**2 + 2 * y**2) / 120)[..., None], jnp.float32)
     forth = warp(smooth, Affine(25.0, shift_x=2.0))

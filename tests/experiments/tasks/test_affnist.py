@@ -1,0 +1,155 @@
+"""The task affnist: its examples, its early end, its response curves, and whole runs."""
+
+import dataclasses
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from affnist_files import digits, write
+from helpers import train
+
+from experiments import affnist
+from experiments.config import UserError
+from experiments.data import affnist_images, datasets
+from experiments.data.affine import Affine, warp
+from experiments.tasks import affnist as affnist_task
+from experiments.tasks import figures, response_curves
+from experiments.training import evaluate as evaluate_module
+from experiments.training.devices import cache_folder
+
+# What the program adds to the loop
+
+
+def dataset(n=30):
+    images, labels = digits(n), np.arange(n, dtype=np.int32) % 10
+    return datasets.Dataset("some", "nowhere", *(images, labels) * 3, tuple("0123456789"))
+
+
+def test_stream():
+    """Trained on anywhere on the canvas; held out at places that stay; digits in the middle."""
+    some = dataset()
+    stream = affnist_task.canvas_pipeline(affnist.PROGRAM.defaults, some)
+    assert stream.shape == (40, 40, 1)
+    keys = jax.random.split(jax.random.key(0), 30)
+    source = jax.tree.map(jnp.asarray, stream.source)
+    images, labels = jax.vmap(stream.example, (0, None, 0))(keys, source, jnp.arange(30))
+    np.testing.assert_array_equal(labels, some.train_labels)
+    totals = some.train_images.sum(axis=(1, 2, 3)) / 255
+    np.testing.assert_allclose(images.sum(axis=(1, 2, 3)), totals, rtol=1e-5)
+    canvases = affnist_images.pad_to_canvas(some.test_images)
+    assert sum(np.array_equal(255 * a, b) for a, b in zip(images, canvases, strict=True)) < 5
+    for split in ("validation", "test"):
+        moved, _ = stream.held_out(split)
+        np.testing.assert_array_equal(moved, affnist_images.translate_images(canvases))
+        assert (moved != canvases).any()
+    for pixels in (canvases[0], some.test_images[0]):
+        np.testing.assert_allclose(255 * stream.input(pixels), canvases[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("changes, problem", [
+    ({"validation_fraction": 0.0}, "--stop_at=99.23 needs a --validation_fraction"),
+    ({"affnist_dir": "x"}, "--affnist_dir goes with MNIST, not with --dataset=some"),
+])
+def test_flags_that_contradict(changes, problem):
+    small = dataset()._replace(class_names=("0", "1"))
+    with pytest.raises(UserError, match=problem):
+        affnist_task.canvas_pipeline(dataclasses.replace(affnist.PROGRAM.defaults, **changes), small)
+
+
+def test_enough():
+    def ends(*errors, stop_at=99.23):
+        rows = [{"loss": 1.0}, *({"validation_error": e} for e in errors), {"loss": 0.5}]
+        return affnist_task.should_stop(dataclasses.replace(affnist.PROGRAM.defaults, stop_at=stop_at), rows)
+
+    assert not ends() and not ends(0.78) and ends(0.77) and ends(2.0, 0.5) and not ends(0.5, 2.0)
+    assert ends(100 * (1 - float(np.float32(0.9923))))
+    assert not ends(0.0, stop_at=0.0) and ends(0.0, stop_at=100.0)
+
+
+def test_response_curves_transform_as_they_say(monkeypatch):
+    """A classifier that is right about images that are as they were drawn here."""
+    monkeypatch.setattr(response_curves, "CURVES", {"scale": (0.5, 1, 1.5), "shift_x": (-2, 0, 2)})
+    images, labels = affnist_images.pad_to_canvas(digits(4)), np.arange(4)
+    wanted = [*(Affine(scale_x=s, scale_y=s) for s in (0.5, 1.0, 1.5)),
+              *(Affine(shift_x=x) for x in (-2.0, 0.0, 2.0))]
+    seen, exactly = [], jax.jit(warp)
+
+    def evaluate(pixels, given):
+        assert given is labels and pixels.dtype == np.uint8
+        for image, pixel in zip(images, pixels, strict=True):
+            exact = exactly(jnp.asarray(image, jnp.float32), wanted[len(seen)])
+            np.testing.assert_allclose(pixel, exact, atol=0.502)
+        seen.append(len(seen) / 8)
+        return {"accuracy": np.array([1, 0, 0, 0]) if seen[-1] else np.ones(4)}
+
+    found = response_curves.curves(evaluate, images, labels)
+    assert found == {
+        "scale": {"values": [0.5, 1, 1.5], "accuracy": [100.0, 25.0, 25.0]},
+        "shift_x": {"values": [-2, 0, 2], "accuracy": [25.0, 25.0, 25.0]},
+    }
+    assert len(seen) == 6
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """96 digits to train on, 40 each for validation and test, in batches of 40; few curves."""
+    whole = datasets.load("digits", cache_dir=cache_folder("none"))
+    ends = (96, 96, 40, 40, 40, 40)
+    parts = (part[:n] for part, n in zip(whole[2:8], ends, strict=True))
+    some = datasets.Dataset(*whole[:2], *parts, *whole[8:])
+    monkeypatch.setattr(datasets, "load", lambda *_, **__: some)
+    monkeypatch.setattr(evaluate_module, "BATCH", 40)
+    monkeypatch.setattr(figures, "of_finished_run", lambda *_: [])  # which others test
+    few = {name: values[:2] for name, values in response_curves.CURVES.items()}
+    monkeypatch.setattr(response_curves, "CURVES", few)
+
+
+def test_program(quick, tmp_path, capsys):
+    """It stops early and stays so; goes on where nothing is to be reached; takes real files."""
+    config = dataclasses.replace(
+        affnist.PROGRAM.defaults, dataset="digits", preset="tiny", cache_dir="none", accelerator="cpu",
+        epochs=6, batch_size=96, log_every=3, stop_at=0.1, curve_images=20, num_devices=1,
+        workdir=str(tmp_path / "run"))
+
+    def summary_of(**changes):
+        train(dataclasses.replace(config, **changes))
+        return json.loads((tmp_path / "run" / "summary.json").read_text())
+
+    first = summary_of()
+    assert (first["steps"], first["stopped_at"], first["stop_at"]) == (3, 3, 0.1)
+    assert first["validation_examples"] == 40 and first["test_examples"] == 40
+    assert first["affnist"] == "synthetic affNIST" and first["affnist_examples"] == 40
+    assert first["affnist_error"] == 100 * first["affnist_errors"] / 40
+    assert first["response_images"] == 20 and set(first["response"]) == {
+        "rotation", "shear", "scale", "shift_x", "shift_y"}
+    assert "--curve_images" in first["command"] and "--preset=tiny" in first["command"]
+    out = capsys.readouterr().out
+    assert f"synthetic affNIST: {first['affnist_error']:.2f}% error" in out
+    assert str(tmp_path / "run" / "figures" / "response.png") in out
+    again = summary_of()
+    assert again["steps"] == 3 and again["affnist_errors"] == first["affnist_errors"]
+    write(tmp_path / "official" / "test_batches" / "1.mat")
+    last = summary_of(stop_at=0.0, affnist_dir=str(tmp_path / "official"))
+    assert (last["steps"], last["stopped_at"]) == (6, None)
+    rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    # Every step is an epoch here, and not worth an evaluation.
+    assert [row["step"] for row in rows if "validation_error" in row] == [3, 6]
+    assert last["affnist"] == "official affNIST" and last["affnist_examples"] == 5
+    assert "official" not in last["command"]
+
+
+@pytest.mark.parametrize("there, problem", [
+    (None, "no summary.json there"),
+    ("{", "is not understood"),
+    ('{"program": "mnist"}', "a run of mnist"),
+    ('{"program": "affnist"}', "'response'"),
+])
+def test_another_run_that_is_none(there, problem, tmp_path):
+    if there:
+        (tmp_path / "summary.json").write_text(there)
+    config = dataclasses.replace(affnist.PROGRAM.defaults, dataset="digits", cache_dir="none", compare=str(tmp_path))
+    with pytest.raises(UserError, match=re.escape(problem)):
+        train(config)
