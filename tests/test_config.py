@@ -104,7 +104,7 @@ def test_help_says_what_every_routing_is():
     assert "--routing:<" in shown and done.stderr == ""
     for name, (_, line) in ROUTINGS.items():
         assert re.sub(r"\s", "", f"{name}: {line}") in shown, name
-    assert shown.count("(default:thepreset's)") == 4
+    assert shown.count("(default:thatofthepreset)") == 4
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -16,9 +16,10 @@ from tfds_builders import Tiny, offline, png, prepare  # noqa: F401  (offline: n
 from capsjax import functional
 from experiments import cifar10, smallnorb, svhn
 from experiments.analysis.saved_run import stored_config
-from experiments.config import UserError, network_config, resolve
+from experiments.config import UserError, names_of, network_config, resolve
 from experiments.data import batching, datasets
 from experiments.tasks import figures, registry
+from experiments.tasks.registry import find_program
 from experiments.training import loop
 from experiments.training.evaluate import make_evaluate
 from experiments.training.setup import initial_state, training_inputs
@@ -108,7 +109,9 @@ def test_two_steps_on_arrays(program, raw, classes, shape, changes, stored, tmp_
     if count == 1 and program != "svhn":
         assert summary["member_test_error"] == summary["test_error"]
     opened = stored_config(tmp_path / "run")
-    assert opened == setup.config
+    defaults = find_program(program).defaults
+    here = {name: getattr(defaults, name) for name in names_of(defaults, "local")}
+    assert opened == dataclasses.replace(setup.config, **here)
     assert opened.default_workdir().startswith(f"runs/{program}-a-")
 
 
@@ -180,7 +183,7 @@ def test_an_ensemble_averages_scores(stored, tmp_path):
 ])
 def test_flags_of_a_single_network(changes, flag, stored, tmp_path):
     config = short("cifar10", stored(arrays((28, 28), 10)), tmp_path, ensemble=2, **changes)
-    with pytest.raises(UserError, match=f"{flag} is of one network, not of --ensemble=2"):
+    with pytest.raises(UserError, match=f"{flag} needs a single network, not --ensemble=2"):
         train(config)
     assert not (tmp_path / "run").exists()
 
