@@ -3,12 +3,12 @@
     python -m experiments.acceptance --accelerator=gpu               designed to take 10 minutes
     python -m experiments.acceptance --accelerator=cpu --tiny        2 minutes, to try the command
 
-The parts are: kernels against float64 and their speed; the speed of training steps in each precision
-and with each implementation of routing, and of a CapsNet in PyTorch where it is installed; and one
-training run on MNIST with the paper's recipe. No network connection is needed where MNIST has been
-used before (``--cache_dir``). Every part is a process of its own, and the failure of one does not
-stop the others. Writes OUTPUT.json and OUTPUT.md, where every target is compared with the
-measurement. The exit status is 1 if a part fails or a target is missed.
+The parts are: the errors of kernels against float64 and their speed; the speed of training steps in
+each precision and with each implementation of routing, and of a CapsNet in PyTorch where it is
+installed; and one training run on MNIST with the paper's recipe. No network connection is needed
+where MNIST has been used before (``--cache_dir``). Every part is a process of its own, and the
+failure of one does not stop the others. Writes OUTPUT.json and OUTPUT.md, where every target is
+compared with the measurement. The exit status is 1 if a part fails or a target is missed.
 """
 
 import dataclasses

@@ -3,7 +3,7 @@
     python -m experiments.scaling
     python -m experiments.scaling --output=results/scaling --implementation=naive
 
-One size at a time is changed: of routing with gradients, starting from the sizes of MNIST (I = 1152,
+One size at a time is changed: those of routing with gradients, starting from MNIST's (I = 1152,
 J = 10, batch 32, three iterations), and the side of the image in the training step of
 ``--preset=small``. The exponent p is the least-squares slope of the logarithm, so that time grows
 like size^p. The exponent of the number of multiplications and additions is given as well: that of a

@@ -80,7 +80,8 @@ def test_lines_of_json_and_the_environment_reach_the_result(tmp_path, monkeypatc
     (tmp_path / "fine.py").write_text(
         "import os; print('text'); print('{\"a\": \"' + os.environ['NAME'] + '\"}')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    got = acceptance_parts.run_part(Part("a", "fine", ("--x=1",), (("NAME", "b"),)), "cpu", tmp_path, 60)
+    part = Part("a", "fine", ("--x=1",), (("NAME", "b"),))
+    got = acceptance_parts.run_part(part, "cpu", tmp_path, 60)
     assert got["results"] == [{"a": "b"}] and got["status"] == 0
     assert got["command"] == "NAME=b python -m fine --x=1"
 
