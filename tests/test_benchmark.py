@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from capsjax import functional, preset
-from experiments import benchmark
+from experiments import benchmark, benchmark_vmap
 from experiments.benchmarks import measurement, startup, throughput, variants
 from experiments.config import UserError
 from experiments.config.flags import parse_flags
@@ -216,6 +216,25 @@ def test_table():
     assert measurement.table([ROW, none]).splitlines()[2:] == [
         "| capsjax | training | 28 | 4 | 10 | 9 to 12 | 0.50 | 30 |",
         "| capsjax | training | 28 | 4 | 10 | 9 to 12 |  |  |"]
+
+
+def test_program_for_runs_together(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(benchmark_vmap, "seconds", lambda run, *arguments: [0.02])
+    benchmark_vmap.main(parse_flags(benchmark_vmap.DEFAULTS, [
+        "--sizes=tiny,4", "--runs=2", f"--output={tmp_path / 'v'}"]))
+    result = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "v.json").read_text()) == result
+    assert result["command"] == "python -m experiments.benchmark_vmap --sizes='tiny,4' --runs=2"
+    # A call is 10 steps, of one run and of two.
+    assert result["rows"] == [{"preset": "tiny", "batch_size": 4, "runs": 2, "alone_ms": 2.0,
+                               "together_ms": 1.0, "gain": 2.0}]
+    assert "\n| tiny | 4 | 2 | 2.0 | 1.0 | 2.0 |\n" in (tmp_path / "v.md").read_text()
+
+
+@pytest.mark.parametrize("text", ["tiny", "tiny,x", "", "tiny,8;"])
+def test_wrong_sizes_of_runs_together(text):
+    with pytest.raises(UserError, match=f"--sizes={text}: write it as"):
+        benchmark_vmap.parse_sizes(text)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch"), reason="PyTorch is installed")
