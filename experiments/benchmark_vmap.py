@@ -1,37 +1,34 @@
-"""What training runs together gains on this machine: time of a step a run, alone and together.
+"""Measure the time of a training step per run, for one run alone and for several runs together.
 
     python -m experiments.benchmark_vmap
     python -m experiments.benchmark_vmap --output=results/together --sizes="tiny,8;tiny,64;small,64"
 
-Of steps of the shared loop on the bundled digits, whose pixels do not matter; without evaluation
-and checkpoints. A gain below one is a loss; :mod:`experiments.sweeps.grouping` and
-:data:`experiments.training.vmapped_loop.ONE_BY_ONE` hold what followed from it.
+The steps are those of the training loop on the bundled digits, whose pixels do not affect the time;
+evaluation and checkpoints are excluded. A gain below one is a loss. The decisions that follow from
+these measurements are in :mod:`experiments.sweeps.grouping` and
+:data:`experiments.training.vmapped_loop.ONE_BY_ONE`.
 """
 
 import dataclasses
-import json
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
-from absl import flags
 
 from experiments import mnist
-from experiments.config import UserError
+from experiments.config import UserError, setting
+from experiments.config.flags import run
 from experiments.plots.text_tables import markdown
 from experiments.training import loop, vmapped_loop
-from experiments.training.results import versions
+from experiments.training.results import output_path, print_results, provenance, write_results
 from experiments.training.setup import prepare
-from experiments.training.workdir import write_json
-from kernels import cli
 from kernels.bench import seconds
 
-COUNT = mnist.PROGRAM.defaults.log_every  # steps in a call
+STEPS = mnist.PROGRAM.defaults.log_every  # in a call
 
 
 def measure(preset: str, batch_size: int, runs: int, accelerator: str) -> dict:
-    """Milliseconds of a step of a run, alone and with others, medians over calls."""
+    """Measures the milliseconds of a step per run, alone and together; medians over calls."""
     base = dataclasses.replace(
         mnist.PROGRAM.defaults,
         dataset="digits",
@@ -48,12 +45,12 @@ def measure(preset: str, batch_size: int, runs: int, accelerator: str) -> dict:
         if S == 1:
             chunk = loop.chunk_body(setup, None, 1, lambda batch: batch)
             state, order, keys = jax.tree.map(lambda leaf: leaf[0], (state, order, keys))
-            arguments = (state, jax.device_put(source), order, keys, COUNT, 0)
+            arguments = (state, jax.device_put(source), order, keys, STEPS, 0)
         else:
             chunk = vmapped_loop.make_body(setup)
-            arguments = (numbers, state, jax.device_put(source), order, keys, COUNT)
-        run = jax.jit(chunk).lower(*arguments).compile()
-        took[S] = 1e3 * float(np.median(seconds(run, *arguments))) / COUNT / S
+            arguments = (numbers, state, jax.device_put(source), order, keys, STEPS)
+        compiled = jax.jit(chunk).lower(*arguments).compile()
+        took[S] = 1e3 * float(np.median(seconds(compiled, *arguments))) / STEPS / S
     return {
         "preset": preset,
         "batch_size": batch_size,
@@ -65,10 +62,10 @@ def measure(preset: str, batch_size: int, runs: int, accelerator: str) -> dict:
 
 
 def parse_sizes(text: str) -> list[tuple[str, int]]:
-    """Presets and batch sizes.
+    """Returns the presets and batch sizes of ``--sizes``.
 
     Raises:
-      UserError: anything else.
+      UserError: the text holds anything else.
     """
     try:
         pairs = [part.split(",") for part in text.split(";")]
@@ -77,33 +74,38 @@ def parse_sizes(text: str) -> list[tuple[str, int]]:
         raise UserError(f"--sizes={text}: write it as 'tiny,8;small,64'") from error
 
 
-def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    common = {"flag_values": flag_values}
-    flags.DEFINE_string("sizes", "tiny,8;tiny,64;small,64", "presets and batch sizes", **common)
-    flags.DEFINE_integer("runs", 4, "runs together", 2, **common)
-    flags.DEFINE_string("accelerator", "cpu", "auto, cpu, gpu or tpu", **common)
-    flags.DEFINE_string("output", None, "write OUTPUT.json and OUTPUT.md", **common)
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Flags of this command."""
+
+    sizes: str = setting("tiny,8;tiny,64;small,64", "presets and batch sizes")
+    runs: int = setting(4, "number of runs trained together", low=2)
+    accelerator: str = setting("cpu", "auto, cpu, gpu or tpu")
+    output: str = setting("", "write OUTPUT.json and OUTPUT.md")
 
 
-def main() -> None:
-    """Measure and print."""
-    F = flags.FLAGS
+DEFAULTS = Flags()
+
+
+def main(flags: Flags) -> None:
+    """Measures, writes and prints.
+
+    Raises:
+      UserError: a flag is wrong, or the output can't be written.
+    """
+    if flags.output:
+        output_path(flags.output)
     rows = []
-    for preset, batch_size in parse_sizes(F.sizes):
-        rows.append(measure(preset, batch_size, F.runs, F.accelerator))
+    for preset, batch_size in parse_sizes(flags.sizes):
+        rows.append(measure(preset, batch_size, flags.runs, flags.accelerator))
         print(rows[-1], file=sys.stderr)
-    command = f"python -m experiments.benchmark_vmap --sizes='{F.sizes}' --runs={F.runs}"
+    command = f"python -m experiments.benchmark_vmap --sizes='{flags.sizes}' --runs={flags.runs}"
+    result = provenance(command, jax.devices()[0]) | {"rows": rows}
     text = markdown(list(rows[0]), [[str(v) for v in row.values()] for row in rows])
-    if F.output:
-        about = {"command": command, "device_kind": jax.devices()[0].device_kind}
-        about |= {"versions": versions(), "commit": cli.commit(), "rows": rows}
-        write_json(Path(f"{F.output}.json"), about)
-        foot = f"\n\n`{command}`, commit {about['commit']}\n"
-        Path(f"{F.output}.md").write_text(text + foot)
-    print(text, file=sys.stderr)
-    print(json.dumps(rows))
+    if flags.output:
+        write_results(flags.output, result, text)
+    print_results(result, text)
 
 
 if __name__ == "__main__":
-    define_flags()
-    cli.run(main, UserError)
+    run(main, DEFAULTS)

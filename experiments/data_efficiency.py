@@ -1,10 +1,10 @@
-"""The picture of a sweep over the number of training examples.
+"""Draw the results of a sweep over the number of training examples.
 
     python -m experiments.sweep --study=data_efficiency_digits --dataset=digits --output=few/digits
     python -m experiments.data_efficiency --sweep=few/digits.json
 
-Draws test errors over the number of examples, a line for each network with the range of its seeds,
-beside the file: few/digits_examples.png.
+The figure shows test errors over the number of examples, with a line for each network and the range
+over seeds. It is written next to the file: few/digits_examples.png.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from experiments.config.flags import run
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Flags of this program."""
+    """Flags of this command."""
 
     sweep: str = setting("", "OUTPUT.json of a sweep over --train_examples, --model, --preset")
 
@@ -27,7 +27,11 @@ DEFAULTS = Flags()
 
 
 def main(flags: Flags) -> None:
-    """Draw, and print where."""
+    """Draws the figure, and prints its path.
+
+    Raises:
+      UserError: the file is missing, or is not that of such a sweep.
+    """
     path = Path(flags.sweep)
     try:
         rows = [
@@ -44,10 +48,10 @@ def main(flags: Flags) -> None:
             f"--sweep={path} is not the JSON file of a sweep over --train_examples: {error!r}"
         ) from error
     seeds = len({row["seed"] for row in rows})
-    picture = path.with_name(f"{path.stem}_examples.png")  # the sweep has a picture of its name
+    figure = path.with_name(f"{path.stem}_examples.png")  # the sweep's own figure is STEM.png
     title = f"Learning from few examples, {seeds} seed{'s' * (seeds > 1)}"
-    plots.plot_data_efficiency(picture, rows, title)
-    print(picture)
+    plots.plot_data_efficiency(figure, rows, title)
+    print(figure)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""All pictures of a run again, or the losses of several runs in one.
+"""Draw all figures of a run again, or the losses of several runs in one figure.
 
     python -m experiments.figures --run=DIR                     into DIR/figures
     python -m experiments.figures --run=DIR --class=7 --image=12 --format=png,pdf
     python -m experiments.figures --run=DIR,DIR,DIR --output=FOLDER
 
-Of one run: training_curves; reconstructions, the paper's Figure 3; perturbations, its Figure 4,
-for any class and test image, dimensions in the order of their effect; logit_changes, its Figure
-A.1, measured in training by --diagnostics or else on the trained network; routing and couplings,
-a map over the grid of primary capsules for each class. The test set is read again. Of several
-runs: losses, the paper's Figure A.2, without any data.
+The figures of one run are: training_curves; reconstructions, the paper's Figure 3; perturbations,
+its Figure 4, for any class and test image, with the dimensions in the order of their effect;
+logit_changes, its Figure A.1, measured during training with --diagnostics or otherwise on the
+trained network; routing; and couplings, a map over the grid of primary capsules for each class. The
+test set is loaded for them. The figure of several runs is losses, the paper's Figure A.2, which
+needs no data.
 """
 
 import dataclasses
@@ -29,25 +30,29 @@ KINDS = ("png", "pdf")
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Flags of this program."""
+    """Flags of this command."""
 
-    run: str = setting("", "folder of the run, or several with commas between")
-    format: str = setting("png", "png, pdf, or both with a comma between")
+    run: str = setting("", "folder of the run, or several, separated by commas")
+    format: str = setting("png", "png, pdf, or both, separated by a comma")
     output: str = setting("", "folder of the figures; by default figures in the (first) run")
     class_: str = setting("", "name or number of the class in Figure 4; by default the image's")
     image: int = setting(
-        -1, "of the test set in Figure 4; -1: the first (of the class) classified rightly", low=-1
+        -1, "test image in Figure 4; -1: the first (of the class) classified correctly", low=-1
     )
     accelerator: str = setting("auto", "where to compute", choices=("auto", "cpu", "gpu", "tpu"))
-    data_dir: str = setting("", "prepared TensorFlow Datasets; by default where the run had them")
-    cache_dir: str = setting("", "data sets and compiled programs; by default as in the run")
+    data_dir: str = setting("", "prepared TensorFlow Datasets; by default that of the run")
+    cache_dir: str = setting("", "data sets and compiled programs; by default that of the run")
 
 
 DEFAULTS = Flags()
 
 
 def main(flags: Flags) -> None:
-    """Draw, and print where."""
+    """Draws the figures, and prints their paths.
+
+    Raises:
+      UserError: a flag is wrong, a run can't be used, or the output can't be written.
+    """
     folders, kinds = flags.run.split(","), flags.format.split(",")
     if not all(folders) or len(set(folders)) < len(folders):
         raise UserError("give a run, or several different ones: --run=DIR,DIR")
@@ -63,7 +68,7 @@ def main(flags: Flags) -> None:
 
 
 def of_runs(folders: list[str]) -> list[Figure]:
-    """The losses of several runs, each called by what it alone has."""
+    """Returns the figure of the losses of several runs, named by the flags in which they differ."""
     configs = [stored_config(folder) for folder in folders]
     fields = [config.identity() for config in configs]
     differ = [n for n in fields[0] if any(f.get(n) != fields[0][n] for f in fields)]
@@ -76,7 +81,7 @@ def of_runs(folders: list[str]) -> list[Figure]:
 
 
 def of_run(flags: Flags) -> list[Figure]:
-    """All pictures of one run; prints the effects of the dimensions in Figure 4."""
+    """Returns all figures of one run, and prints the effects of the dimensions in Figure 4."""
     opened = saved_run.open_run(
         flags.run,
         accelerator=flags.accelerator,
@@ -91,18 +96,18 @@ def of_run(flags: Flags) -> list[Figure]:
         changed, values = perturbed(opened, flags)
         for dim, effect in zip(changed.dims, changed.effects, strict=True):
             print(f"dim {dim:3}  mean squared change of a pixel {effect:.2e}")
-        theirs = setup.task.figures(setup, params, values)
-        found += [picture for picture in theirs if picture[0] != "perturbations"]
+        of_task = setup.task.figures(setup, params, values)
+        found += [figure for figure in of_task if figure[0] != "perturbations"]
         found.append(figures.of_class(setup, changed))
     elif flags.class_ or flags.image >= 0:
-        raise UserError(f"--class and --image are of a decoder, and {flags.run} has none")
+        raise UserError(f"--class and --image need a decoder, and {flags.run} has none")
     if routing_diagnostics.can_trace(setup):
         found += routing_diagnostics.figures(setup, params, rows, figures.title_of(setup))
     return found
 
 
 def perturbed(opened: saved_run.SavedRun, flags: Flags) -> tuple[figures.Perturbed, dict]:
-    """What Figure 4 shows, and what the evaluation says of the test set.
+    """Returns what Figure 4 shows, and the metrics of the test set.
 
     Raises:
       UserError: there is no such class or image.
@@ -121,7 +126,7 @@ def perturbed(opened: saved_run.SavedRun, flags: Flags) -> tuple[figures.Perturb
 
 
 def number(name: str, names: tuple[str, ...]) -> int | None:
-    """The number of a class that is given by name or number; None where none is given.
+    """Returns the number of a class given by name or number, or None if none is given.
 
     Raises:
       UserError: there is no such class.

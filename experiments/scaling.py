@@ -1,30 +1,31 @@
-"""How time and memory grow with the sizes of a network, and with what exponent.
+"""Measure how time and memory grow with the sizes of a network, and with which exponents.
 
     python -m experiments.scaling
     python -m experiments.scaling --output=results/scaling --implementation=naive
 
-Routing with gradients, one size at a time changed from MNIST's (I = 1152, J = 10, batch 32,
-three iterations), and the training step of ``--preset=small`` over the side of the image. The
-exponent p is the least-squares slope of the logarithm: time grows like size^p. Beside it is that
-of the multiplications and additions, which a good implementation does not exceed; below it are
-fixed costs. Writes OUTPUT.json and OUTPUT.md.
+One size at a time is changed: those of routing with gradients, starting from MNIST's (I = 1152,
+J = 10, batch 32, three iterations), and the side of the image in the training step of
+``--preset=small``. The exponent p is the least-squares slope of the logarithm, so that time grows
+like size^p. The exponent of the number of multiplications and additions is given as well: that of a
+good implementation is not larger. It is smaller where constant costs dominate. Writes OUTPUT.json
+and OUTPUT.md.
 """
 
-import json
+import dataclasses
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
 from capsjax import adam, capsnet_loss, create_model, init_state, make_train_step, preset
 from experiments.benchmarks import throughput
-from experiments.training.results import versions
-from experiments.training.workdir import write_json
-from kernels import api, cli
+from experiments.config import UserError, setting
+from experiments.config.flags import run
+from experiments.plots.text_tables import markdown
+from experiments.training.results import output_path, print_results, provenance, write_results
+from kernels import api
 from kernels.bench import seconds
 from kernels.problems import Problem
 
@@ -46,7 +47,7 @@ NAMES = {
 
 
 def routing(implementation, **sizes: int) -> tuple[Callable, tuple, float]:
-    """Gradients of routing: the function, its arguments, multiplications and additions."""
+    """Returns the gradients of routing: function, arguments, multiplications and additions."""
     B, I, J, R = (sizes[name] for name in "BIJR")
     problem = Problem(B=B, I=I, J=J)
 
@@ -55,13 +56,13 @@ def routing(implementation, **sizes: int) -> tuple[Callable, tuple, float]:
         return jnp.sum(jnp.sin(5 * pose))
 
     # As kernels.bench counts them for three iterations.
-    sweeps = (2 * R - 1) + 3 * (R - 1) + (4 * R - 2)
-    work = sweeps * 2 * B * I * J * problem.D * problem.K
+    products = (2 * R - 1) + 3 * (R - 1) + (4 * R - 2)
+    work = products * 2 * B * I * J * problem.D * problem.K
     return jax.grad(loss), (problem.arrays(),), work
 
 
 def training(implementation, pixels: int) -> tuple[Callable, tuple, float]:
-    """A training step of 16 images: the function, its arguments, multiplications and additions."""
+    """Returns a training step of 16 images: function, arguments, multiplications and additions."""
     config = preset(
         "capsnet_small", image_shape=(pixels, pixels, 1), routing_implementation=implementation
     )
@@ -74,16 +75,16 @@ def training(implementation, pixels: int) -> tuple[Callable, tuple, float]:
 
 
 def measure(axis: str, implementation) -> dict:
-    """Time, memory and arithmetic over one size."""
+    """Measures time and memory, and counts arithmetic, over the values of one size."""
     times, memory, work = [], [], []
     for size in AXES[axis]:
         print(f"{NAMES[axis]}: {size} ...", file=sys.stderr)
         make = training if axis == "pixels" else routing
         sizes = {axis: size} if axis == "pixels" else BASE | {axis: size}
         function, arguments, operations = make(implementation, **sizes)
-        run = jax.jit(function).lower(*arguments).compile()
-        times.append(float(np.median(seconds(run, *arguments))))
-        memory.append(run.memory_analysis().temp_size_in_bytes)
+        compiled = jax.jit(function).lower(*arguments).compile()
+        times.append(float(np.median(seconds(compiled, *arguments))))
+        memory.append(compiled.memory_analysis().temp_size_in_bytes)
         work.append(float(operations))
     exponents = {"time": times, "memory": memory, "arithmetic": work}
     return {
@@ -96,53 +97,56 @@ def measure(axis: str, implementation) -> dict:
 
 
 def exponent(x, y) -> float:
-    """p of y ~ x^p."""
+    """Returns p of y ~ x^p."""
     return round(float(np.polyfit(np.log(x), np.log(np.maximum(y, 1e-12)), 1)[0]), 2)
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown."""
-    lines = [
-        "| over | sizes | ms | temporaries, MB | exponent of time, memory, arithmetic |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    """Returns the measurements as a table in Markdown."""
+    headings = ["over", "sizes", "ms", "temporaries, MB", "exponent of time, memory, arithmetic"]
+    lines = []
     for row in rows:
-        cells = [NAMES[row["axis"]]]
+        lines.append([NAMES[row["axis"]]])
         for values in (row["sizes"], row["milliseconds"], row["temporaries_mb"]):
-            cells.append(", ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in values))
-        cells.append(", ".join(f"{p:.2f}" for p in row["exponents"].values()))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            texts = (f"{v:.3g}" if isinstance(v, float) else str(v) for v in values)
+            lines[-1].append(", ".join(texts))
+        lines[-1].append(", ".join(f"{p:.2f}" for p in row["exponents"].values()))
+    return markdown(headings, lines)
 
 
-def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    common = {"flag_values": flag_values}
-    names = ("auto", "naive", "stream", "pallas")
-    flags.DEFINE_enum("implementation", "auto", names, "of routing", **common)
-    flags.DEFINE_string("output", None, "write OUTPUT.json and OUTPUT.md", **common)
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Flags of this command."""
+
+    implementation: str = setting(
+        "auto", "implementation of routing", choices=("auto", "naive", "stream", "pallas")
+    )
+    output: str = setting("", "write OUTPUT.json and OUTPUT.md")
 
 
-def main() -> None:
-    """Measure and print."""
-    F = flags.FLAGS
-    implementation = api.select(F.implementation, jax.devices())
+DEFAULTS = Flags()
+
+
+def main(flags: Flags) -> None:
+    """Measures, writes and prints.
+
+    Raises:
+      UserError: the implementation does not run here, or the output can't be written.
+    """
+    try:
+        implementation = api.select(flags.implementation, jax.devices())
+    except ValueError as error:
+        raise UserError(f"--implementation={flags.implementation}: {error}") from error
+    if flags.output:
+        output_path(flags.output)
     rows = [measure(axis, implementation) for axis in AXES]
-    command = f"python -m experiments.scaling --implementation={F.implementation}"
-    result = {
-        "command": command,
-        "rows": rows,
-        "device_kind": jax.devices()[0].device_kind,
-        "versions": versions(),
-        "commit": cli.commit(),
-    }
-    if F.output:
-        write_json(Path(f"{F.output}.json"), result)
-        foot = f"\n\n`{command}`, commit {result['commit']}\n"
-        Path(f"{F.output}.md").write_text(table(rows) + foot)
-    print(table(rows), file=sys.stderr)
-    print(json.dumps(result))
+    command = f"python -m experiments.scaling --implementation={flags.implementation}"
+    result = {"rows": rows} | provenance(command, jax.devices()[0])
+    text = table(rows)
+    if flags.output:
+        write_results(flags.output, result, text)
+    print_results(result, text)
 
 
 if __name__ == "__main__":
-    define_flags()
-    cli.run(main)
+    run(main, DEFAULTS)

@@ -8,8 +8,8 @@ import jax
 import pytest
 from helpers import ROOT
 
-from experiments import acceptance
-from experiments.acceptance import Part
+from experiments.benchmarks import acceptance_parts, acceptance_targets
+from experiments.benchmarks.acceptance_parts import Part
 from experiments.config import UserError
 
 
@@ -32,7 +32,7 @@ DONE = [
 
 
 def test_targets():
-    judged = [(row["value"], row["met"]) for row in acceptance.judge(DONE)]
+    judged = [(row["value"], row["met"]) for row in acceptance_targets.judge(DONE)]
     assert judged == [(0.75, True), (2.5, False), (None, False), (3.0, False), (0.31, True),
                       (75.5, False)]
 
@@ -42,7 +42,7 @@ def test_table():
         {"name": "a", "seconds": 3.4, "status": 0, "error": None},
         {"name": "b", "seconds": 240.0, "status": "too slow", "error": "more than 240 s"},
     ]
-    lines = acceptance.table(parts, acceptance.judge(DONE)).splitlines()
+    lines = acceptance_targets.table(parts, acceptance_targets.judge(DONE)).splitlines()
     assert lines[2] == "| a | 3 | done |"
     assert lines[3] == "| b | 240 | failed (too slow): more than 240 s |"
     assert lines[7] == "| MNIST epoch in bfloat16, s | ≤ 1 | 0.75 | met |"
@@ -52,13 +52,13 @@ def test_table():
 
 
 def test_parts_of_an_accelerator(monkeypatch):
-    parts = acceptance.parts("gpu", False, "kept", 40)
+    parts = acceptance_parts.list_parts("gpu", False, "kept", 40)
     assert [part.name.split(",")[0] for part in parts] == ["kernels", *["step"] * 9, "training"]
     assert {p.environment[0][1] for p in parts[1:-1]} == {"highest", "tensorfloat32", "default"}
     # Bug: PyTorch's float32 loss was compared with ours in bfloat16, which ended the part.
-    monkeypatch.setattr(acceptance.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(acceptance_parts.importlib.util, "find_spec", lambda name: name)
     for accelerator, peers in (("gpu", ["step, float32, pallas"]), ("tpu", [])):
-        found = acceptance.parts(accelerator, False, "", 40)
+        found = acceptance_parts.list_parts(accelerator, False, "", 40)
         assert [p.name for p in found if "--compare=torch" in p.arguments] == peers
     for part in parts[1:]:
         assert {"--accelerator=gpu", "--cache_dir=kept"} <= set(part.arguments)
@@ -72,7 +72,7 @@ def test_parts_of_an_accelerator(monkeypatch):
 def test_a_part_that_fails_is_recorded(code, seconds, status, error, tmp_path, monkeypatch):
     (tmp_path / "failing.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    got = acceptance.run(Part("a", "failing", ()), "cpu", tmp_path, seconds)
+    got = acceptance_parts.run_part(Part("a", "failing", ()), "cpu", tmp_path, seconds)
     assert (got["status"], got["error"], got["results"]) == (status, error, [])
 
 
@@ -80,7 +80,8 @@ def test_lines_of_json_and_the_environment_reach_the_result(tmp_path, monkeypatc
     (tmp_path / "fine.py").write_text(
         "import os; print('text'); print('{\"a\": \"' + os.environ['NAME'] + '\"}')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    got = acceptance.run(Part("a", "fine", ("--x=1",), (("NAME", "b"),)), "cpu", tmp_path, 60)
+    part = Part("a", "fine", ("--x=1",), (("NAME", "b"),))
+    got = acceptance_parts.run_part(part, "cpu", tmp_path, 60)
     assert got["results"] == [{"a": "b"}] and got["status"] == 0
     assert got["command"] == "NAME=b python -m fine --x=1"
 
@@ -88,7 +89,7 @@ def test_lines_of_json_and_the_environment_reach_the_result(tmp_path, monkeypatc
 def test_an_absent_accelerator_is_one_line():
     absent = "gpu" if jax.default_backend() == "tpu" else "tpu"
     with pytest.raises(UserError, match=f"--accelerator={absent}: JAX .* sees no such device"):
-        acceptance.check_device(absent)
+        acceptance_parts.check_device(absent)
 
 
 def test_tiny(tmp_path):

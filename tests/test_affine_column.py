@@ -22,8 +22,8 @@ def test_column(tiny_run, tmp_path, monkeypatch):
         return np.zeros_like(images)
 
     monkeypatch.setattr(affnist_images, "transform_images", black)
-    run = types.SimpleNamespace(
-        key="a", workdir=tiny_run, config=types.SimpleNamespace(accelerator="cpu"))
+    config = types.SimpleNamespace(accelerator="cpu", data_dir="", cache_dir="")
+    run = types.SimpleNamespace(key="a", workdir=tiny_run, config=config)
     failed = types.SimpleNamespace(key="b", workdir=tmp_path)
     entries, book = {"a": {"key": "a", "summary": {}}, "b": {"key": "b", "error": ""}}, (
         tmp_path / "ledger.jsonl")

@@ -8,12 +8,12 @@ import time
 import jax
 import numpy as np
 import pytest
-from absl import flags
 
 from capsjax import functional, preset
-from experiments import benchmark
-from experiments.benchmarks import startup, throughput
+from experiments import benchmark, benchmark_vmap
+from experiments.benchmarks import measurement, startup, throughput, variants
 from experiments.config import UserError
+from experiments.config.flags import parse_flags
 from experiments.plots.throughput import _throughput_figure as throughput_figure
 from experiments.training.setup import prepare
 from kernels import bench
@@ -27,19 +27,15 @@ ROW = {"network": "capsjax", "function": "training", "pixels": 28, "batch_size":
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(throughput, "LEAST", 0.01)
+    monkeypatch.setattr(throughput, "MIN_SECONDS", 0.01)
     monkeypatch.setattr(bench, "SIDE", 64)
     seconds = {"cold": [2.0, 4.0], "warm": [1.0, 1.5]}
     monkeypatch.setattr(startup, "first_step_seconds", lambda config, repetitions: seconds)
 
 
-def run(monkeypatch, *arguments):
-    values = flags.FlagValues()
-    benchmark.define_flags(values)
-    values(["benchmark", "--preset=tiny", "--repetitions=2", "--cache_dir=none",
-            "--num_devices=1", *arguments])
-    monkeypatch.setattr(flags, "FLAGS", values)
-    benchmark.main()
+def run(*arguments):
+    benchmark.main(parse_flags(benchmark.DEFAULTS, [
+        "--preset=tiny", "--repetitions=2", "--cache_dir=none", "--num_devices=1", *arguments]))
 
 
 def small(batch_size, pixels=28, **changes):
@@ -50,13 +46,13 @@ def small(batch_size, pixels=28, **changes):
 @pytest.fixture
 def stubs(quick, monkeypatch):
     """Functions that do nothing, for tests of what is said about them."""
-    nothing = throughput.Contestant(lambda: 2, 3_000_000)
+    nothing = throughput.Implementation(lambda: 2, 3_000_000)
     found = {("capsjax", name): nothing for name in throughput.FUNCTIONS}
-    monkeypatch.setattr(throughput, "ours", lambda setup: found)
+    monkeypatch.setattr(throughput, "capsjax_implementations", lambda setup: found)
 
 
-def test_program(quick, monkeypatch, tmp_path, capsys):
-    run(monkeypatch, "--batch_size=2", f"--output={tmp_path / 'b'}")
+def test_program(quick, tmp_path, capsys):
+    run("--batch_size=2", f"--output={tmp_path / 'b'}")
     out, err = capsys.readouterr()
     result = json.loads(out)
     assert json.loads((tmp_path / "b.json").read_text()) == result
@@ -95,16 +91,16 @@ def test_a_program_that_ends_before_its_first_step():
         startup.first_step_seconds(dataclasses.replace(TINY, preset="nothing"), 1)
 
 
-def test_sizes(stubs, monkeypatch, capsys):
-    run(monkeypatch, "--batch_sizes=2,4", "--pixels=24,28")
+def test_sizes(stubs, capsys):
+    run("--batch_sizes=2,4", "--pixels=24,28")
     result = json.loads(capsys.readouterr().out)
     assert [(row["pixels"], row["batch_size"]) for row in result["rows"][::3]] == [
         (24, 2), (24, 4), (28, 2), (28, 4)]
     assert result["command"].endswith("--batch_sizes=2,4 --pixels=24,28 --repetitions=2")
 
 
-def test_variants(stubs, monkeypatch, tmp_path, capsys):
-    run(monkeypatch, "--batch_size=2", "--routings=em,uniform", "--implementations=all",
+def test_variants(stubs, tmp_path, capsys):
+    run("--batch_size=2", "--routings=em,uniform", "--implementations=all",
         "--dtypes=bfloat16", f"--output={tmp_path / 'b'}")
     out, err = capsys.readouterr()
     result = json.loads(out)
@@ -112,22 +108,22 @@ def test_variants(stubs, monkeypatch, tmp_path, capsys):
         f"{routing}, {how}, bfloat16"
         for routing in ("em", "uniform") for how in ("naive", "stream")]
     assert len(result["left_out"]) == 2 and "em, pallas, bfloat16" in result["left_out"][0]
-    assert err.count("left out: --routing_implementation=pallas") == 2
+    assert err.count("skipped: --routing_implementation=pallas") == 2
     assert (tmp_path / "b.png").exists()
 
 
-def test_variants_are_what_they_are_called(monkeypatch):
+def test_variants_are_what_they_are_called():
     """Bug to be feared: all rows measure the same network."""
     axes = {"routings": ["em", "self"], "dtypes": ["bfloat16", "float32"]}
-    found = dict(benchmark.variants(TINY, axes))
+    found = dict(variants.make_variants(TINY, axes))
     assert {(name, c.routing, c.dtype) for name, c in found.items()} == {
         (f"{r}, {d}", r, d) for r in axes["routings"] for d in axes["dtypes"]}
-    assert list(benchmark.variants(TINY, {})) == [("capsjax", TINY)]
+    assert list(variants.make_variants(TINY, {})) == [("capsjax", TINY)]
 
 
-def test_nothing_left(stubs, monkeypatch, capsys):
+def test_nothing_left(stubs, capsys):
     with pytest.raises(UserError, match="--routing_implementation=pallas"):
-        run(monkeypatch, "--batch_size=2", "--implementations=pallas")
+        run("--batch_size=2", "--implementations=pallas")
 
 
 def test_image_sizes(quick):
@@ -139,8 +135,9 @@ def test_share_of_limit(quick, monkeypatch):
     """Of images that take as long as their operations do at the rate of the matrix product."""
     flop = throughput.flops_per_image(preset("capsnet_tiny"))
     rates = {("capsjax", "training"): [1e12 / flop], ("capsjax", "inference"): [1e12 / flop]}
-    monkeypatch.setattr(throughput, "in_turn", lambda found, repetitions: (rates, [1000.0]))
-    training, inference = benchmark.measure(TINY, {}, [28], [2], 1, torch=False)["rows"]
+    monkeypatch.setattr(throughput, "measure_in_turn", lambda found, repetitions: (rates, [1000.0]))
+    training, inference = measurement.measure(
+        benchmark.PROGRAM, TINY, {}, [28], [2], 1, torch=False)["rows"]
     assert training["share_of_limit"] == 1 and inference["share_of_limit"] == 0.333
 
 
@@ -157,38 +154,39 @@ def test_operations_are_counted():
 
 def test_uncountable_operations():
     """A share of a limit that is not known is not stated."""
-    assert benchmark.countable(preset("capsnet_small")) > 0
+    assert measurement.countable_flops(preset("capsnet_small")) > 0
     for name in ("capsnet_deep", "capsnet_efficient", "capsnet_matrix"):
-        assert benchmark.countable(preset(name)) is None
+        assert measurement.countable_flops(preset(name)) is None
 
 
 def test_in_turn_counts_images(quick):
-    found = {name: throughput.Contestant(lambda n=n: n) for name, n in (("a", 3), ("b", 5))}
-    rates, products = throughput.in_turn(found, 2)
+    found = {name: throughput.Implementation(lambda n=n: n) for name, n in (("a", 3), ("b", 5))}
+    rates, products = throughput.measure_in_turn(found, 2)
     assert rates.keys() == {"a", "b"} and len(products) == len(rates["a"]) == 2
     assert all(rate > 0 for rate in [*products, *rates["a"], *rates["b"]])
 
 
 def test_what_is_measured_is_training_and_the_scores(quick):
-    functions = throughput.ours(small(3))
+    functions = throughput.capsjax_implementations(small(3))
     for name, images in (("training", 30), ("inference", 30), ("one call", 3), ("training", 30)):
         assert functions["capsjax", name].run() == images  # the state of training is carried on
 
 
 def test_pmap_can_be_measured_too(quick):
-    assert throughput.ours(small(2, parallel="pmap"))["capsjax", "training"].run() == 20
+    functions = throughput.capsjax_implementations(small(2, parallel="pmap"))
+    assert functions["capsjax", "training"].run() == 20
 
 
-@pytest.mark.parametrize("sizes", [["0"], ["1", "x"], [""], ["-3"], ["2.5"], []])
+@pytest.mark.parametrize("sizes", ["0", "1,x", "", "-3", "2.5", ","])
 def test_wrong_sizes(sizes):
     with pytest.raises(UserError, match="--batch_sizes=.*numbers such as"):
-        benchmark.numbers("batch_sizes", sizes)
+        variants.parse_numbers("batch_sizes", sizes)
 
 
 def test_wrong_variants():
     with pytest.raises(UserError, match="--routings: .*did you mean dynamic"):
-        benchmark.values("routings", ["em", "dynamik"])
-    assert benchmark.values("dtypes", ["all"]) == ["float32", "bfloat16"]
+        variants.parse_values("routings", "em,dynamik")
+    assert variants.parse_values("dtypes", "all") == ["float32", "bfloat16"]
 
 
 def test_picture_shows_medians_and_ranges():
@@ -215,9 +213,28 @@ def test_picture_of_one_batch_size():
 
 def test_table():
     none = ROW | {"share_of_limit": None, "megabytes": None}
-    assert benchmark.table([ROW, none]).splitlines()[2:] == [
+    assert measurement.table([ROW, none]).splitlines()[2:] == [
         "| capsjax | training | 28 | 4 | 10 | 9 to 12 | 0.50 | 30 |",
         "| capsjax | training | 28 | 4 | 10 | 9 to 12 |  |  |"]
+
+
+def test_program_for_runs_together(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(benchmark_vmap, "seconds", lambda run, *arguments: [0.02])
+    benchmark_vmap.main(parse_flags(benchmark_vmap.DEFAULTS, [
+        "--sizes=tiny,4", "--runs=2", f"--output={tmp_path / 'v'}"]))
+    result = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "v.json").read_text()) == result
+    assert result["command"] == "python -m experiments.benchmark_vmap --sizes='tiny,4' --runs=2"
+    # A call is 10 steps, of one run and of two.
+    assert result["rows"] == [{"preset": "tiny", "batch_size": 4, "runs": 2, "alone_ms": 2.0,
+                               "together_ms": 1.0, "gain": 2.0}]
+    assert "\n| tiny | 4 | 2 | 2.0 | 1.0 | 2.0 |\n" in (tmp_path / "v.md").read_text()
+
+
+@pytest.mark.parametrize("text", ["tiny", "tiny,x", "", "tiny,8;"])
+def test_wrong_sizes_of_runs_together(text):
+    with pytest.raises(UserError, match=f"--sizes={text}: write it as"):
+        benchmark_vmap.parse_sizes(text)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch"), reason="PyTorch is installed")
@@ -229,18 +246,18 @@ def test_without_torch():
 def test_torch_computes_the_same():
     """Loss, scores and gradients from the same parameters."""
     torch = pytest.importorskip("torch")
-    peer = throughput.torch_capsnet()
+    baseline = throughput.torch_capsnet()
     setup = small(4)
     params = setup.model.init(jax.random.key(0))
-    images, labels = throughput.unit(setup), setup.dataset.train_labels[:4]
-    model = peer.CapsNet(setup.model_config, jax.device_get(params))
+    images, labels = throughput.unit_images(setup), setup.dataset.train_labels[:4]
+    model = baseline.CapsNet(setup.model_config, jax.device_get(params))
     exact, gradient = jax.value_and_grad(
         lambda p: setup.loss(p, images, labels)[0].mean())(params)
-    loss = model(*peer.batch(images, labels, "cpu"))
+    loss = model(*baseline.batch(images, labels, "cpu"))
     loss.backward()
     np.testing.assert_allclose(loss.item(), exact, rtol=1e-5)
     with torch.no_grad():
-        pose = model.encode(peer.batch(images, labels, "cpu")[0])
+        pose = model.encode(baseline.batch(images, labels, "cpu")[0])
     ours = setup.model.apply(params, images, method="encode").pose
     np.testing.assert_allclose(pose, ours, rtol=1e-3, atol=1e-6)
     for got, exact in ((model.W.grad, gradient["classes"]["kernel"]),

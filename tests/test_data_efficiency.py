@@ -59,7 +59,7 @@ def test_networks_are_told_apart_by_model_and_preset(tmp_path, monkeypatch):
     def draw(path, rows, title):
         drawn.extend(rows)
 
-    monkeypatch.setattr(data_efficiency.drawing, "data_efficiency", draw)
+    monkeypatch.setattr(data_efficiency.plots, "plot_data_efficiency", draw)
     path = tmp_path / "few.json"
     own = [row | {"preset": "small"} for row in rows()]
     del own[0]["model"]

@@ -13,7 +13,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
 from experiments import equivariance, plots
-from experiments.analysis import equivariance_metrics, feature_paths, saved_run
+from experiments.analysis import equivariance_metrics, equivariance_report, feature_paths, saved_run
 from experiments.analysis.equivariance_metrics import Examples
 from experiments.config import Config, UserError
 from experiments.data.affine import Affine, warp
@@ -32,26 +32,28 @@ def linear_paths(images=40, dims=5):
 
 
 def test_a_linear_path_is_explained_and_noise_is_not():
-    np.testing.assert_allclose(equivariance_metrics.explained(linear_paths(), X, 1), 1, atol=1e-12)
-    noise = equivariance_metrics.explained(RNG.normal(size=(20000, 13, 4)), X, 1)
+    linear = equivariance_metrics.adjusted_r2(linear_paths(), X, 1)
+    np.testing.assert_allclose(linear, 1, atol=1e-12)
+    noise = equivariance_metrics.adjusted_r2(RNG.normal(size=(20000, 13, 4)), X, 1)
     assert abs(noise.mean()) < 4 * noise.std() / np.sqrt(20000) < 0.003
-    noise = equivariance_metrics.explained(RNG.normal(size=(20000, 13, 4)), X, 2)
+    noise = equivariance_metrics.adjusted_r2(RNG.normal(size=(20000, 13, 4)), X, 2)
     assert abs(noise.mean()) < 4 * noise.std() / np.sqrt(20000) < 0.003
 
 
 def test_curves_need_the_second_degree():
     paths = linear_paths() + RNG.normal(size=(40, 1, 5)) * X[:, None] ** 2 / 900
-    np.testing.assert_allclose(equivariance_metrics.explained(paths, X, 2), 1, atol=1e-12)
-    assert equivariance_metrics.explained(paths, X, 1).max() < 0.999
+    np.testing.assert_allclose(equivariance_metrics.adjusted_r2(paths, X, 2), 1, atol=1e-12)
+    assert equivariance_metrics.adjusted_r2(paths, X, 1).max() < 0.999
     # A parabola about the middle has no linear part: 1 - (T - 1) / (T - 2).
     parabola = np.square(X)[None, :, None]
-    np.testing.assert_allclose(equivariance_metrics.explained(parabola, X, 1), 1 - 12 / 11)
+    np.testing.assert_allclose(equivariance_metrics.adjusted_r2(parabola, X, 1), 1 - 12 / 11)
 
 
 def test_explained_is_what_least_squares_says():
     paths, x = RNG.normal(size=(3, 7, 2)), np.sort(RNG.uniform(size=7))
     for degree in (1, 2):
-        for path, got in zip(paths, equivariance_metrics.explained(paths, x, degree), strict=True):
+        found = equivariance_metrics.adjusted_r2(paths, x, degree)
+        for path, got in zip(paths, found, strict=True):
             fits = [np.polyval(np.polyfit(x, y, degree), x) for y in path.T]
             left = sum(np.square(y - fit).sum() for y, fit in zip(path.T, fits, strict=True))
             total = sum(np.square(y - y.mean()).sum() for y in path.T)
@@ -60,15 +62,16 @@ def test_explained_is_what_least_squares_says():
 
 def test_a_path_that_stands_still_is_not_a_number():
     paths = np.concatenate([np.ones((1, 13, 3)), linear_paths(1, 3)])
-    assert np.isnan(equivariance_metrics.explained(paths, X, 1)).tolist() == [True, False]
+    assert np.isnan(equivariance_metrics.adjusted_r2(paths, X, 1)).tolist() == [True, False]
 
 
 def test_shares_are_those_of_the_slopes():
     paths = RNG.normal(size=(50, 1, 3)) + np.array([0.0, 3.0, 4.0]) * X[:, None]
-    np.testing.assert_allclose(equivariance_metrics.shares(paths), [0, 9 / 25, 16 / 25], atol=1e-12)
-    assert equivariance_metrics.participating(np.full(16, 1 / 16)) == pytest.approx(16)
-    assert equivariance_metrics.participating(np.eye(16)[3]) == 1
-    assert not equivariance_metrics.shares(np.ones((2, 3, 4))).any()
+    shares = equivariance_metrics.variance_shares(paths)
+    np.testing.assert_allclose(shares, [0, 9 / 25, 16 / 25], atol=1e-12)
+    assert equivariance_metrics.participation_ratio(np.full(16, 1 / 16)) == pytest.approx(16)
+    assert equivariance_metrics.participation_ratio(np.eye(16)[3]) == 1
+    assert not equivariance_metrics.variance_shares(np.ones((2, 3, 4))).any()
 
 
 def test_length_changes_alone_and_direction_changes_alone():
@@ -195,7 +198,8 @@ def test_thickness_of_a_bar_and_of_a_disc():
         assert equivariance_metrics.thickness(disc)[0] == pytest.approx(want, rel=0.02)
     assert equivariance_metrics.thickness(np.zeros((1, 5, 5, 1), np.uint8)).tolist() == [0]
     np.testing.assert_allclose(
-        equivariance_metrics.thickness((255 * bar).astype(np.uint8)), equivariance_metrics.thickness(bar), rtol=0.01)
+        equivariance_metrics.thickness((255 * bar).astype(np.uint8)),
+        equivariance_metrics.thickness(bar), rtol=0.01)
 
 
 # Networks
@@ -219,9 +223,9 @@ def some(n):
 def test_a_network_that_knows_and_one_that_does_not():
     train, test = some(600), some(300)
     amounts = np.linspace(-3, 3, feature_paths.STEPS)
-    paths = feature_paths.follow(knowing, *test, "shift_x", amounts)
+    paths = feature_paths.compute_paths(knowing, *test, "shift_x", amounts)
     assert paths.shape == (300, 13, 6)
-    found = feature_paths.of_paths(paths, amounts, test[1])
+    found = feature_paths.path_metrics(paths, amounts, test[1])
     assert found["linear"] == found["quadratic"] == 1 and found["still"] == 0
     assert found["dimensions"] == 1 and found["shares"][2][0] == [3, 1.0]
     assert found["direction_changes"][6] == 0 and found["amounts"][0] == -3
@@ -229,18 +233,20 @@ def test_a_network_that_knows_and_one_that_does_not():
     assert list(found) == ["probes"]
     scores = {name: probe["pooled"] for name, probe in found["probes"].items()}
     assert min(v for k, v in scores.items() if k != "thickness") > 0.999
-    assert abs(scores["thickness"]) < 0.1 and set(scores) == {*feature_paths.AMOUNTS, "thickness"}
+    assert abs(scores["thickness"]) < 0.1
+    assert set(scores) == {*feature_paths.MAX_AMOUNTS, "thickness"}
     found = feature_paths.probe_all(noise, train, test)
     assert list(found) == ["probes", "probes_of_components"]
     for probes in found.values():
         assert max(abs(probe["pooled"]) for probe in probes.values()) < 0.15
-    found = feature_paths.of_paths(feature_paths.follow(noise, *test, "shear", X), X, test[1])
+    paths = feature_paths.compute_paths(noise, *test, "shear", X)
+    found = feature_paths.path_metrics(paths, X, test[1])
     assert abs(found["linear"]) < 0.03 and found["direction"] == pytest.approx(0.96, abs=0.05)
     assert found["dimensions"] == pytest.approx(20, abs=0.2)  # 12 of 13 are a step away
 
 
 def test_what_stands_still_has_no_linearity():
-    found = feature_paths.of_paths(np.ones((4, 13, 2)), X, np.zeros(4, int))
+    found = feature_paths.path_metrics(np.ones((4, 13, 2)), X, np.zeros(4, int))
     assert found["linear"] is found["quadratic"] is None and found["still"] == 1
 
 
@@ -248,8 +254,8 @@ def test_typical_path_is_in_standard_deviations():
     start = np.array([[0.0, 5, 1, 1], [2, 5, 1, 1]])  # deviations 1, 0, 0 and 0: 1/2 of all
     steps = np.array([3.0, 1, 0, 0])
     paths = start[:, None] + steps * X[:, None]
-    np.testing.assert_allclose(feature_paths.typical(paths), 2 * steps * X[:, None], atol=1e-12)
-    assert not feature_paths.typical(np.ones((2, 13, 4)) + X[:, None]).any(), "all images alike"
+    np.testing.assert_allclose(feature_paths.mean_path(paths), 2 * steps * X[:, None], atol=1e-12)
+    assert not feature_paths.mean_path(np.ones((2, 13, 4)) + X[:, None]).any(), "all images alike"
 
 
 def test_transformations_of_amounts():
@@ -298,7 +304,7 @@ def test_features_are_the_poses_of_the_labels(tiny_run, cnn_run, monkeypatch):
 
 def test_program(tiny_run, cnn_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(feature_paths, "STEPS", 5)
-    monkeypatch.setattr(equivariance, "STEPS", 5)
+    monkeypatch.setattr(equivariance_report, "STEPS", 5)
     flags = Flags(run=str(tiny_run), compare=str(cnn_run), images=60, train_images=150,
                   output=str(tmp_path / "new" / "e"), accelerator="cpu", cache_dir="none")
     equivariance.main(flags)
@@ -308,11 +314,15 @@ def test_program(tiny_run, cnn_run, tmp_path, capsys, monkeypatch):
     assert (capsnet["features"], cnn["features"]) == (16, 32)
     assert "probes_of_components" in cnn and "probes_of_components" not in capsnet
     for network in found["networks"]:
-        assert set(network["paths"]) == set(feature_paths.AMOUNTS)
+        assert set(network["paths"]) == set(feature_paths.MAX_AMOUNTS)
         assert (network["images"], network["train_images"]) == (60, 150)
         assert all(-1 < path["linear"] <= 1 for path in network["paths"].values())
     text = (tmp_path / "new" / "e.md").read_text()
-    assert text.strip() in out and text.count("\n| ") == 13 and "| thickness |  |" in text
+    body, _, foot = text.rpartition("\n\n")
+    command = "python -m experiments.equivariance --run=DIR --compare=DIR --images=60"
+    assert found["command"] == f"{command} --train_images=150"
+    assert foot == f"`{found['command']}`, commit {found['commit']}\n"
+    assert body in out and text.count("\n| ") == 13 and "| thickness |  |" in text
     for name in ("e_paths.png", "e_probes.png"):
         assert matplotlib.image.imread(tmp_path / "new" / name).shape[1] == 1050
     assert not (tiny_run / "equivariance.json").exists()
@@ -349,7 +359,7 @@ def test_what_the_user_can_mend(tiny_run, tmp_path):
 def test_pictures(tmp_path):
     x = np.linspace(-3, 3, 13)
     changes = x[:, None] * np.array([0.1, -2, 0, 1, 0.5])
-    paths = {name: (x, changes) for name in feature_paths.AMOUNTS}
+    paths = {name: (x, changes) for name in feature_paths.MAX_AMOUNTS}
     figure = _pose_paths_figure({"one": paths, "another": paths}, "title")
     assert len(figure.axes) == 11
     coloured = [line for line in figure.axes[1].lines if line.get_linewidth() > 1]

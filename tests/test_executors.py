@@ -122,8 +122,8 @@ def test_a_worker_ends_with_its_parent(tmp_path):
                  "--cache_dir=none", "--epochs=100", f"--workdir={tmp_path / 'run'}"]
     job = json.dumps({"program": "mnist", "runs": [arguments]})
     worker = subprocess.Popen(
-        [sys.executable, "-m", "experiments.sweeps.worker"], cwd=ROOT, stdin=subprocess.PIPE, text=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        [sys.executable, "-m", "experiments.sweeps.worker"], cwd=ROOT, stdin=subprocess.PIPE,
+        text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     worker.stdin.write(job + "\n")
     worker.stdin.flush()
     while not (tmp_path / "run" / "config.json").exists():

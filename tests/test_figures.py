@@ -62,7 +62,8 @@ def test_dimensions_come_in_the_order_of_their_effect(opened):
 def test_columns_are_right_ones_and_then_wrong_ones_twice(opened):
     labels = opened.setup.dataset.test_labels
     _, _, activation, pose = (np.concatenate(parts) for parts in zip(*(
-        run_figures.encode(opened.setup, opened.params, np.arange(n, n + 16)) for n in (0, 16, 32))))
+        run_figures.encode(opened.setup, opened.params, np.arange(n, n + 16))
+        for n in (0, 16, 32))))
     correct = np.argmax(activation, axis=1) == labels[:48]
     right, wrong = np.flatnonzero(correct)[:8], np.flatnonzero(~correct)[:4]
     columns = run_figures.reconstruction_columns(opened.setup, opened.params, correct)
@@ -103,7 +104,8 @@ def test_pictures_compile_once(opened, monkeypatch):
         accuracy = np.float32(np.arange(360) % (example + 2) > 0)
         found = list(run_figures.of_decoder(setup, opened.params, {"accuracy": accuracy}))
         assert len(found) == 2 and run_figures.of_class(setup, changed)
-        assert len(list(routing_diagnostics.figures(setup, opened.params, [{"epoch": 1.0}], ""))) == 3
+        drawn = routing_diagnostics.figures(setup, opened.params, [{"epoch": 1.0}], "")
+        assert len(list(drawn)) == 3
     decodings = 2  # of 16 examples and of all changes
     assert sorted(traced) == [*["decode"] * decodings, "encode", "encode", "votes"]
 
@@ -129,10 +131,11 @@ def shown(monkeypatch, name):
 
 def test_changes_of_logits_are_measured_where_training_did_not(opened, monkeypatch):
     rows = [{"step": 1, "epoch": 0.5, "loss": 1.0}, {"step": 2, "epoch": 1.0, "loss": 1.0}]
-    d = routing_diagnostics.diagnostics(opened.setup, opened.params, opened.setup.dataset.test_images[:128])
+    setup = opened.setup
+    d = routing_diagnostics.diagnostics(setup, opened.params, setup.dataset.test_images[:128])
 
     def changes(rows):
-        for name, _, arguments in routing_diagnostics.figures(opened.setup, opened.params, rows, "T"):
+        for name, _, arguments in routing_diagnostics.figures(setup, opened.params, rows, "T"):
             if name == "logit_changes":
                 return arguments
 

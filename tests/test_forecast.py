@@ -28,7 +28,7 @@ def test_work_is_that_of_the_layers(monkeypatch):
     # Two operations a weight: forward, and the gradients of weights and inputs. No gradient of
     # the image is needed, and augmentation and Adam add some.
     images = 100 * 16 + (360 + 72) / 3
-    assert 0.7 < time_estimate.work(setup) / (6 * weights * images) < 1.4
+    assert 0.7 < time_estimate.run_flops(setup) / (6 * weights * images) < 1.4
 
 
 def test_time_grows_with_steps_and_runs(monkeypatch):
@@ -39,21 +39,22 @@ def test_time_grows_with_steps_and_runs(monkeypatch):
         study = plan.find_study(None, grid)
         runs = plan.make(study, given, plan.Path("runs"), DEFAULTS,
                          {row: [{}] for row in study.rows}, study.seeds)
-        return time_estimate.seconds(runs, DEFAULTS)
+        return time_estimate.estimate_seconds(runs, DEFAULTS)
 
     one = seconds("seed=0")
-    assert one > time_estimate.START
+    assert one > time_estimate.FIXED_SECONDS
     assert seconds("seed=0..2") == pytest.approx(3 * one)
     assert seconds("learning_rate=0.1,0.01") == pytest.approx(2 * one)
     longer = seconds("seed=0", "--steps=10000")
-    assert longer - time_estimate.START == pytest.approx(100 * (one - time_estimate.START), rel=0.3)
+    fixed = time_estimate.FIXED_SECONDS
+    assert longer - fixed == pytest.approx(100 * (one - fixed), rel=0.3)
     assert seconds("seed=0", "--accelerator=gpu") is None
     assert seconds("seed=0", "--dataset=cifar10") is None
 
 
-def test_data_at_hand(tmp_path):
+def test_data_has_data(tmp_path):
     def at_hand(**changes):
-        return time_estimate._at_hand(dataclasses.replace(DEFAULTS, **changes))
+        return time_estimate._has_data(dataclasses.replace(DEFAULTS, **changes))
 
     assert at_hand(dataset="digits")
     folder = tmp_path / "datasets"

@@ -83,7 +83,7 @@ def test_many_processes_append_whole_lines(tmp_path):
     path = tmp_path / "ledger.jsonl"
     code = textwrap.dedent(f"""
         import pathlib, sys
-        from experiments import ledger
+        from experiments.sweeps import ledger
         for n in range(50):
             entry = {{"key": f"{{sys.argv[1]}} {{n}}", "long": "x" * 20000}}
             ledger.append(pathlib.Path({str(path)!r}), entry)

@@ -67,8 +67,8 @@ def test_find_study():
 @pytest.mark.parametrize("name, text, message", [
     (None, None, r"one of --study=table1\|routing.* and --grid is needed"),
     ("routing", "seed=0", "one of --study.* and --grid is needed"),
-    ("routin", None, "--study=routin: there is table1, .*; did you mean routing?"),
-    (None, "seed=0..9999", "10,000 runs; if they are meant, add --yes"),
+    ("routin", None, "--study=routin: the studies are table1, .*; did you mean routing?"),
+    (None, "seed=0..9999", "10,000 runs; to run all of them, add --yes"),
     (None, "seed=0..20;depth=1..10", "210 runs"),
 ])
 def test_no_study(name, text, message):
@@ -80,7 +80,7 @@ def test_many_runs_that_are_meant():
     assert len(plan.find_study(None, "seed=0..9999", yes=True).seeds) == 10_000
     with pytest.raises(UserError, match="210 runs"):
         plan.find_study(None, "depth=1..10", seeds=21)
-    with pytest.raises(UserError, match="runs; if they are meant"):
+    with pytest.raises(UserError, match="runs; to run all of them"):
         plan.find_study("routing", None, seeds=20)
 
 
@@ -138,8 +138,8 @@ def test_every_run_of_every_study_has_legal_flags(name):
     runs = make(study, tuned=plan.candidates(study) if study.tuning else None)
     assert {run.row for run in runs} == set(study.rows)
     assert {run.config.program for run in runs} == {study.program}
-    if study.apart:
-        assert all(study.apart in point for point in study.rows.values())
+    if study.group_by:
+        assert all(study.group_by in point for point in study.rows.values())
 
 
 @pytest.mark.parametrize("text, given, message", [

@@ -15,7 +15,7 @@ from PIL import Image
 
 from experiments import predict
 from experiments.analysis import classify_images, saved_run
-from experiments.analysis.classify_images import Found
+from experiments.analysis.classify_images import Classification
 from experiments.config import Config, UserError
 from experiments.data import image_files
 from experiments.data.datasets import enlarged_digits
@@ -234,7 +234,7 @@ def test_a_folder_with_bad_images_yields_the_others(tiny_run, folder, digits, tm
     assert [Path(line.split(":")[0]).name for line in told] == ["cut.jpg", "empty.png", "words.png"]
     assert "0.00 to 0.00 (0 is black" in done.stderr
     head, a, b = done.stdout.splitlines()
-    assert "length" in head and a.endswith("it is, pad") and b.endswith("inverted, pad")
+    assert "length" in head and a.endswith("as it is, pad") and b.endswith("inverted, pad")
 
     run = saved_run.open_run(tiny_run)
     lengths = jax.jit(run.setup.model.apply)(run.params, digits[[3, 8]]).scores
@@ -263,13 +263,13 @@ def test_flags_decide_how_an_image_is_taken(tiny_run, folder, tmp_path, capsys, 
         taken[invert] = capsys.readouterr().out.splitlines()[1]
         assert output.read_bytes().startswith(b"%PDF")
         assert not output.with_suffix(".csv").exists(), "no folder was given"
-    assert taken["yes"].endswith("inverted, pad") and taken["no"].endswith("it is, digit")
-    assert taken["auto"].endswith("it is, pad")
+    assert taken["yes"].endswith("inverted, pad") and taken["no"].endswith("as it is, digit")
+    assert taken["auto"].endswith("as it is, pad")
 
     run = saved_run.open_run(tiny_run)
     for invert, fit, want in (("yes", "pad", 1 - digits[3]), ("no", "pad", digits[3]),
                               ("no", "digit", image_files.centre_digit(digits[3], (28, 28)))):
-        (seen,) = classify_images.look(run, [folder / "a.png"], invert, fit)
+        (seen,) = classify_images.prepare_images(run, [folder / "a.png"], invert, fit)
         assert seen.pixels.dtype == np.uint8  # the nearest level; ties are float32's to break
         assert np.abs(seen.pixels - 255 * np.float64(want)).max() <= 0.5 + 1e-4
 
@@ -279,16 +279,17 @@ def test_mnist_digits_are_centred_unless_they_have_the_size(tiny_run, folder, tm
     config = dataclasses.replace(opened.setup.config, dataset="mnist")
     run = opened._replace(setup=opened.setup._replace(config=config))
     large = written(tmp_path, of(np.uint8(255 * np.kron(digits[3, ..., 0], np.ones((3, 3))))))
-    found = classify_images.look(run, [large, folder / "a.png"], "auto", "auto")
+    found = classify_images.prepare_images(run, [large, folder / "a.png"], "auto", "auto")
     assert [seen.fit for seen in found] == ["digit", "pad"]
-    (seen,) = classify_images.look(opened, [large], "auto", "auto")
+    (seen,) = classify_images.prepare_images(opened, [large], "auto", "auto")
     assert seen.fit == "pad"
 
 
 def test_none_is_said_below_a_half(digits):
-    sure, unsure = (Found(("cat", "dog"), (score, 0.25), digits[0], None) for score in (0.5, 0.499))
-    assert predict.says(sure) == ("cat 0.500", "dog 0.250")
-    assert predict.says(unsure) == ("none with confidence (cat 0.499)", "dog 0.250")
+    sure, unsure = (Classification(("cat", "dog"), (score, 0.25), digits[0], None)
+                    for score in (0.5, 0.499))
+    assert predict.describe(sure) == ("cat 0.500", "dog 0.250")
+    assert predict.describe(unsure) == ("none with confidence (cat 0.499)", "dog 0.250")
 
 
 def test_a_network_without_capsules_has_probabilities(folder, digits, tmp_path, capsys):
@@ -301,7 +302,8 @@ def test_a_network_without_capsules_has_probabilities(folder, digits, tmp_path, 
     run = saved_run.open_run(tmp_path / "run")
     logits = np.float64(run.setup.model.apply(run.params, digits[[3]]).scores[0])
     likely = np.exp(logits) / np.exp(logits).sum()
-    (found,) = classify_images.recognise(run, classify_images.look(run, [folder / "a.png"], "no", "pad"))
+    images = classify_images.prepare_images(run, [folder / "a.png"], "no", "pad")
+    (found,) = classify_images.classify(run, images)
     np.testing.assert_allclose(found.scores, np.sort(likely)[:-3:-1], rtol=1e-5)
     assert found.names == tuple(str(k) for k in np.argsort(-likely)[:2])
     assert found.reconstruction is None

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from absl import flags
 
 from capsjax import preset
 from experiments import scaling
 from experiments.benchmarks import throughput
+from experiments.config.flags import parse_flags
 from kernels import bench
 from kernels.problems import Problem
 
@@ -35,11 +35,8 @@ def test_program(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(scaling, "AXES", {"I": (8, 16), "R": (2, 3)})
     monkeypatch.setattr(scaling, "BASE", {"B": 2, "I": 8, "J": 3, "R": 3})
     monkeypatch.setattr(scaling, "seconds", lambda run, *arguments: [len(run(*arguments)) * 1e-3])
-    values = flags.FlagValues()
-    scaling.define_flags(values)
-    values(["scaling", "--implementation=naive", f"--output={tmp_path / 's'}"])
-    monkeypatch.setattr(flags, "FLAGS", values)
-    scaling.main()
+    scaling.main(parse_flags(
+        scaling.DEFAULTS, ["--implementation=naive", f"--output={tmp_path / 's'}"]))
     result = json.loads(capsys.readouterr().out)
     assert json.loads((tmp_path / "s.json").read_text()) == result
     input_capsules, iterations = result["rows"]

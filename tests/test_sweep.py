@@ -35,7 +35,7 @@ def run_sweep(monkeypatch):
     def run(*arguments):
         before = set(values)
         try:
-            sweep.define_flags(words=arguments)
+            sweep.define_flags(arguments)
             values(["sweep", *arguments])
             monkeypatch.setattr(sys, "argv", ["sweep", *arguments])
             sweep.main()
@@ -90,8 +90,8 @@ def workers(monkeypatch):
     (["--grid=routing=dynamc"], "did you mean dynamic"),
     (["--grid=seed="], "--grid=seed="),
     (["--grid=seed=0..9999"], "10,000 runs"),
-    (["--grid=routing=em,vb", "--model=cnn"], "--routing is of capsules"),
-    (["--grid=seed=0", "--workdir=x"], "--workdir is of one run"),
+    (["--grid=routing=em,vb", "--model=cnn"], "--routing applies only to capsule"),
+    (["--grid=seed=0", "--workdir=x"], "--workdir is for one run"),
     (["--grid=seed=0", "--shard=2/2"], "--shard=2/2"),
     (["--grid=seed=0", "--shard=1"], "--shard=1"),
     (["--grid=seed=0", "--vmap=0"], "--vmap=0"),
@@ -117,12 +117,12 @@ def test_a_folder_that_cannot_be_written(run_sweep, workers, tmp_path):
 def test_dry_run_prints_commands_and_their_time(
         run_sweep, workers, tmp_path, capsys, monkeypatch):
     guesses = iter([480.0, None])
-    monkeypatch.setattr(time_estimate, "seconds", lambda runs, defaults: next(guesses))
+    monkeypatch.setattr(time_estimate, "estimate_seconds", lambda runs, defaults: next(guesses))
     arguments = [GRID, "--dataset=digits", "--noreconstruction", "--cache_dir=x",
                  f"--runs={tmp_path}/runs"]
     run_sweep(*arguments, "--dry_run")
     out, err = capsys.readouterr()
-    assert err == "4 runs, 4 missing: 8 min, guessed from their arithmetic\n"
+    assert err == "4 runs, 4 missing: 8 min, estimated from their arithmetic\n"
     assert not (tmp_path / "runs").exists()
     points = [(r, s) for r in ("em", "vb") for s in "01"]
     for line, (routing, seed) in zip(out.splitlines(), points):
@@ -305,7 +305,7 @@ def test_tuning_comes_first_and_is_kept(run_sweep, workers, tmp_path, monkeypatc
 def test_tuning_waits_for_other_parts(run_sweep, workers, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(studies.STUDIES, "tuned", TUNED)
     run_sweep("--study=tuned", f"--runs={tmp_path}", "--shard=0/2")
-    assert "2 runs of tuning are of other parts" in capsys.readouterr().out
+    assert "2 tuning runs belong to other parts" in capsys.readouterr().out
     run_sweep("--study=tuned", f"--runs={tmp_path}", "--shard=1/2")
     assert "| b | 1.50 ± 0.71 |" in capsys.readouterr().out
     assert len(workers.runs()) == 6

@@ -58,7 +58,7 @@ def made():
         entries[run.key] = entry(
             run.key, correct(wrong, run.config.seed), seed=run.config.seed,
             routing=run.config.routing)
-    return report.Findings(
+    return report.StudyReport(
         "grid", STUDY, [], runs, entries, "python -m experiments.sweep --grid=a|b_c", {}, [])
 
 
@@ -104,7 +104,7 @@ def test_one_run_has_the_interval_of_its_rate():
 
 def test_values_of_a_flag_are_compared_apart():
     rows = {f"{r} {v}": {"routing": r, "votes": v} for v in ("full", "conv") for r in ("em", "vb")}
-    study = Study(rows, seeds=("0", "1"), apart="votes")
+    study = Study(rows, seeds=("0", "1"), group_by="votes")
     runs = runs_of(study)
     entries = {r.key: entry(r.key, correct(3 + n, n)) for n, r in enumerate(runs)}
     full, conv = tables.rows(study, runs, entries)
@@ -154,19 +154,19 @@ def test_files(made, tmp_path):
 
 def test_further_columns_and_notes(made):
     study = STUDY._replace(columns={"validation loss": "validation_loss"})
-    assert "| validation loss |" in report.report(made._replace(study=study))
+    assert "| validation loss |" in report.to_markdown(made._replace(study=study))
     more = {run.key: {"affine, %": 10.0 + run.config.seed} for run in made.runs}
-    text = report.report(made._replace(more=more, notes=["A note."]))
+    text = report.to_markdown(made._replace(extra_columns=more, notes=["A note."]))
     assert "| affine, % | difference (95% interval) |" in text and "| 11.00 ± 1.00 |" in text
     assert "\n\nA note.\n\n" in text
-    assert f"{tables.NOTE} {tables.MORE_NOTE}\n\n" in text
+    assert f"{tables.NOTE} {tables.EXTRA_NOTE}\n\n" in text
 
 
 def test_further_columns_are_compared_seed_by_seed(made):
     values = {"em": (10.0, 12.0, 17.0), "vb": (11.0, 14.0, 20.0), "uniform": (9.0, 12.0, 18.0)}
     more = {r.key: {"x": values[r.config.routing][int(r.seed)]} for r in made.runs}
-    ((em, vb, uniform),) = made._replace(more=more).tables
-    assert em.more == {"x": {"0": 10.0, "1": 12.0, "2": 17.0}}
+    ((em, vb, uniform),) = made._replace(extra_columns=more).tables
+    assert em.extra_columns == {"x": {"0": 10.0, "1": 12.0, "2": 17.0}}
     headings, lines = tables.cells(STUDY, [em, vb, uniform])
     column = headings.index("x")
     # Mean 13, deviations -3, -1, 4: sqrt(26 / 2) = 3.61. Differences of vb 1, 2, 3: mean 2,
@@ -183,7 +183,7 @@ def test_further_columns_over_the_seeds_that_both_rows_have(made):
     for run in made.runs:
         if (run.row, run.seed) in (("routing=em", "0"), ("routing=vb", "1")):
             del made.entries[run.key]
-    ((em, vb, _),) = made._replace(more=more).tables
+    ((em, vb, _),) = made._replace(extra_columns=more).tables
     headings, lines = tables.cells(STUDY, [em, vb])
     assert lines[1][headings.index("x") + 1] == "+0.00", "of seed 2 alone, no interval"
 
@@ -198,7 +198,7 @@ def test_tuning_is_told():
     runs = runs_of(study, plan.choose(tried, entries))
     assert [run.config.learning_rate for run in runs] == [0.01, 0.001]
     entries |= {r.key: entry(r.key, correct(6)) for r in runs}
-    text = report.report(report.Findings("s", study, tried, runs, entries, "c", {}, []))
+    text = report.to_markdown(report.StudyReport("s", study, tried, runs, entries, "c", {}, []))
     assert text.startswith("What is asked.\n\nValidation error, %, of one run each")
     assert "| a | 2.00 | **1.00** |" in text and "| b | **3.00** | failed |" in text
 

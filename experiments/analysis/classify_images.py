@@ -1,4 +1,4 @@
-"""Image files brought to a network, and what it says about them."""
+"""Classification of image files by the network of a saved run."""
 
 import sys
 from collections.abc import Iterable
@@ -15,13 +15,13 @@ from experiments.config import UserError
 from experiments.data import image_files
 
 BATCH = 64
-CONFIDENT = 0.5  # a class is present whose capsule is at least so long
-CENTRED = ("mnist",)  # data sets whose images were made as images.centre makes them
-SHOWN = 200  # pixels of a side of an image in the picture
+CONFIDENT = 0.5  # a class with at least this score is present
+CENTRED = ("mnist",)  # data sets whose images were made as image_files.centre makes them
+FIGURE_SIDE = 200  # pixels of a side of an image in the figure
 
 
-class Seen(NamedTuple):
-    """An image file, and the example that is made of it."""
+class PreparedImage(NamedTuple):
+    """An image file, and the example that is made from it."""
 
     file: Path
     image: np.ndarray  # [h, w, 1 or 3] in 0..1, small
@@ -30,45 +30,48 @@ class Seen(NamedTuple):
     fit: str  # pad or digit
 
 
-class Found(NamedTuple):
-    """Two classes of an image, the likelier one first, and their scores."""
+class Classification(NamedTuple):
+    """The two classes of an image with the highest scores, in this order."""
 
     names: tuple[str, str]
     scores: tuple[float, float]
     input: np.ndarray  # [H, W, C] of the network, in 0..1
-    reconstruction: np.ndarray | None  # [H, W, C], of the first
+    reconstruction: np.ndarray | None  # [H, W, C], of the first class
 
     @property
     def confident(self) -> bool:
-        """Whether any class is present."""
+        """Whether the first class is present."""
         return self.scores[0] >= CONFIDENT
 
 
 def score_name(model_config: capsjax.CapsNetConfig | capsjax.CNNConfig) -> str:
-    """What the scores of a network are: lengths of poses, activations, or once logits."""
+    """Returns what the scores of a network are: length, activation, or probability."""
     if not isinstance(model_config, capsjax.CapsNetConfig):
         return "probability"
     routing = model_config.make_routing()
     return "probability" if routing.logit else "length" if routing.squashes else "activation"
 
 
-def look(run: SavedRun, files: Iterable[Path], invert: str, fit: str) -> list[Seen]:
-    """Read files and make of each an example like those of the data set.
+def prepare_images(
+    run: SavedRun, files: Iterable[Path], invert: str, fit: str
+) -> list[PreparedImage]:
+    """Reads files and makes an example like those of the data set from each.
 
-    Files that can't be read are named on standard error and left out.
+    Files that can't be read are named on standard error and skipped.
 
     Args:
-      run: whose network will see them. files: of images.
+      run: whose network will classify them.
+      files: of images.
       invert: yes, no, or auto, see :func:`experiments.data.image_files.is_negative`.
       fit: pad, digit (:func:`experiments.data.image_files.pad` and ``centre``), or auto.
 
     Raises:
-      UserError: its examples are neither grey nor RGB images.
+      UserError: the run was trained on neither grey nor RGB images.
     """
     *shape, channels = run.facts["image_shape"]
     if len(shape) != 2 or channels not in (1, 3):
         raise UserError(f"{run.folder} was trained on {channels} channels, image files have 1 or 3")
-    seen = []
+    prepared = []
     for file in files:
         try:
             image = image_files.read(file)
@@ -87,31 +90,33 @@ def look(run: SavedRun, files: Iterable[Path], invert: str, fit: str) -> list[Se
         pixels = (image_files.centre_digit if digit else image_files.pad)(pixels, shape)
         pixels = np.uint8(np.rint(255 * pixels))
         image = image_files.with_channels(image, 1 if image.ndim == 2 else 3)
-        small = image_files.resize(image, min(1, SHOWN / max(image.shape)))
-        seen.append(Seen(file, small, pixels, inverted, "digit" if digit else "pad"))
-    return seen
+        small = image_files.resize(image, min(1, FIGURE_SIDE / max(image.shape)))
+        prepared.append(PreparedImage(file, small, pixels, inverted, "digit" if digit else "pad"))
+    return prepared
 
 
-def recognise(run: SavedRun, seen: list[Seen]) -> list[Found]:
-    """What the network of a run says about images."""
-    if not seen:
+def classify(run: SavedRun, images: list[PreparedImage]) -> list[Classification]:
+    """Classifies images by the network of a run."""
+    if not images:
         return []
-    pixels = np.stack([one.pixels for one in seen])
+    pixels = np.stack([image.pixels for image in images])
     inputs = jax.jit(jax.vmap(run.setup.pipeline.input))(pixels)
-    said = capsjax.classify(run.setup.model, run.params, inputs, batch_size=BATCH)
-    scores = said.scores
+    output = capsjax.classify(run.setup.model, run.params, inputs, batch_size=BATCH)
+    scores = output.scores
     if score_name(run.setup.model_config) == "probability":
         scores = jax.nn.softmax(scores)
-    best = jnp.stack([said.classes, said.runner_up], axis=1)
+    best = jnp.stack([output.classes, output.runner_up], axis=1)
     scores = jnp.take_along_axis(scores, best, axis=1)
-    inputs, best, scores, drawn = jax.device_get((inputs, best, scores, said.reconstruction))
+    inputs, best, scores, reconstruction = jax.device_get(
+        (inputs, best, scores, output.reconstruction)
+    )
     names = run.facts["class_names"]
     return [
-        Found(
+        Classification(
             (names[best[k, 0]], names[best[k, 1]]),
             (float(scores[k, 0]), float(scores[k, 1])),
             inputs[k],
-            None if drawn is None else drawn[k],
+            None if reconstruction is None else reconstruction[k],
         )
-        for k in range(len(seen))
+        for k in range(len(images))
     ]

@@ -1,20 +1,20 @@
-"""How features of an image follow what is done to it. NumPy, float64, no networks.
+"""Measures of how features change with a transformation of the image; NumPy, float64.
 
-A path is the features of one image under T values of a parameter, ``[T, D]``; N of them are
-``[N, T, D]``. Features are the pose of a class capsule, or any others.
+A path is the features of one image for T values of the parameter of the transformation,
+``[T, D]``; N paths are ``[N, T, D]``. Features are the pose of a class capsule, or any others.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-# Of ridge regression, relative to the number of examples; features of mean variance one.
+# Of ridge regression, relative to the number of examples, for features of mean variance 1.
 PENALTIES = tuple(10.0**n for n in range(-5, 2))
 TINY = 1e-12
 
 
-def explained(paths: np.ndarray, parameter: np.ndarray, degree: int) -> np.ndarray:
-    r"""How well a polynomial of the parameter predicts each path: adjusted R^2.
+def adjusted_r2(paths: np.ndarray, parameter: np.ndarray, degree: int) -> np.ndarray:
+    r"""Computes how well a polynomial of the parameter predicts each path, by adjusted R^2.
 
     .. math::
        R^2 = 1 - \frac{\sum_{td} (y_{td} - \hat y_{td})^2 / (T - 1 - p)}
@@ -23,7 +23,9 @@ def explained(paths: np.ndarray, parameter: np.ndarray, degree: int) -> np.ndarr
     1 for an exact polynomial of degree p, 0 in expectation for independent noise.
 
     Args:
-      paths: ``[N, T, D]``. parameter: ``[T]``. degree: p, below T - 1.
+      paths: ``[N, T, D]``.
+      parameter: ``[T]``.
+      degree: p, below T - 1.
 
     Returns:
       ``[N]``; NaN for a path that does not move.
@@ -39,32 +41,33 @@ def explained(paths: np.ndarray, parameter: np.ndarray, degree: int) -> np.ndarr
     return np.where(still, np.nan, adjusted)
 
 
-def shares(paths: np.ndarray) -> np.ndarray:
-    """Share ``[D]`` that each dimension has in the variance along the paths; zeros without any."""
+def variance_shares(paths: np.ndarray) -> np.ndarray:
+    """Computes the share ``[D]`` of each dimension in the variance along the paths, or zeros."""
     variance = paths.var(axis=1).mean(axis=0)
     return variance / max(variance.sum(), TINY)
 
 
-def participating(share: np.ndarray) -> float:
-    """Effective number of dimensions, 1 / sum of squared shares: D for equal ones, 1 for one."""
+def participation_ratio(share: np.ndarray) -> float:
+    """Computes the effective number of dimensions, 1 / sum of squared shares, from 1 to D."""
     return float(1 / max(np.square(share).sum(), TINY))
 
 
 class Change(NamedTuple):
-    """Root mean square over images; 1: as between two images of one class."""
+    """Root mean square over images, relative to that between two images of one class."""
 
     length: np.ndarray  # [T], of the norms
     direction: np.ndarray  # [T], of the unit vectors
 
 
 def change(paths: np.ndarray, start: int, labels: np.ndarray) -> Change:
-    """How far the features get from where they start, in the unit of :class:`Change`.
+    """Computes how much the features differ from those of the untransformed image.
 
-    A network is invariant where the change is small, and equivariant in what it changes.
-    Classes with a single image tell nothing of the unit.
+    A network is invariant where the change is small, and can be equivariant only in what changes.
+    Classes with a single image do not contribute to the unit.
 
     Args:
-      paths: ``[N, T, D]``. start: index of the parameter that changes nothing.
+      paths: ``[N, T, D]``.
+      start: index of the parameter of the identity.
       labels: ``[N]``.
     """
     norms = np.linalg.norm(paths, axis=2, keepdims=True)
@@ -74,21 +77,23 @@ def change(paths: np.ndarray, start: int, labels: np.ndarray) -> Change:
 
 
 def _relative(values, start, labels):
-    moved = np.square(values - values[:, [start]]).sum(axis=2).mean(axis=0)
+    changed = np.square(values - values[:, [start]]).sum(axis=2).mean(axis=0)
     squares, freedom = 0.0, 0
     for label in np.unique(labels):
         group = values[labels == label, start]
         squares += np.square(group - group.mean(axis=0)).sum()
         freedom += len(group) - 1
     # Two independent draws differ by twice the variance.
-    return np.sqrt(moved / max(2 * squares / max(freedom, 1), TINY))
+    return np.sqrt(changed / max(2 * squares / max(freedom, 1), TINY))
 
 
 def ridge(x: np.ndarray, y: np.ndarray, penalty: float) -> tuple[np.ndarray, float]:
-    r"""Minimise :math:`\frac 1 N \sum (y - w \cdot x - b)^2 + \lambda |w|^2`.
+    r"""Minimises :math:`\frac 1 N \sum (y - w \cdot x - b)^2 + \lambda |w|^2`.
 
     Args:
-      x: ``[N, D]``. y: ``[N]``. penalty: lambda.
+      x: ``[N, D]``.
+      y: ``[N]``.
+      penalty: lambda.
 
     Returns:
       w ``[D]`` and b.
@@ -100,7 +105,7 @@ def ridge(x: np.ndarray, y: np.ndarray, penalty: float) -> tuple[np.ndarray, flo
 
 
 class Examples(NamedTuple):
-    """Of a probe."""
+    """The examples of a probe."""
 
     features: np.ndarray  # [N, D]
     target: np.ndarray  # [N]
@@ -108,22 +113,22 @@ class Examples(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """R^2 on test examples: 1 for a perfect prediction, 0 for that of the class's mean."""
+    """R^2 on test examples: 1 for a perfect prediction, 0 for the mean of the class."""
 
     per_class: dict[int, float]
     pooled: float  # squares of all classes summed, each about its own mean
 
 
 def probe(train: Examples, test: Examples, components: int | None = None) -> Probe:
-    """Linear probes: a ridge regression for each class, so that no probe profits from the label.
+    """Fits and tests a ridge regression for each class, so that no probe can use the label.
 
-    The penalty is that of :data:`PENALTIES` which is best for the last fifth of the training
+    The penalty is the one of :data:`PENALTIES` that is best for the last fifth of the training
     examples of the class when the others are fitted; the fit is then repeated with all.
 
     Args:
-      train, test: examples; a class counts where it has 10 for training and 2 for the test.
-      components: replace the features by so many principal ones, of the training examples of
-        the class; None: don't.
+      train, test: examples; a class counts if it has at least 10 for training and 2 for the test.
+      components: number of principal components of the training examples of the class that
+        replace the features; None: keep the features.
     """
     scores, left, total = {}, 0.0, 0.0
     for label in np.unique(test.labels):
@@ -149,9 +154,10 @@ def _of_class(examples, label):
 
 
 def _scaled(x, z, components):
-    """Both less the mean of x and divided by one number, its mean deviation, or projected.
+    """Subtracts the mean of x, divides by its root mean variance, and projects on components.
 
-    Not each feature by its own: one that is hardly ever above zero would become the largest.
+    All features are divided by the same number: divided by its own, a feature that is nearly always
+    zero would become the largest.
     """
     mean = x.mean(axis=0)
     deviation = max(np.sqrt(x.var(axis=0).mean()), TINY)
@@ -163,7 +169,7 @@ def _scaled(x, z, components):
 
 
 def thickness(images: np.ndarray) -> np.ndarray:
-    r"""Width of strokes in pixels: twice the area over the perimeter.
+    r"""Computes the width of strokes in pixels: twice the area over the perimeter.
 
     A stroke of width w and length l >> w has area wl and perimeter 2l. Both are averaged over
     all thresholds of the pixels p, with which they are
@@ -174,7 +180,7 @@ def thickness(images: np.ndarray) -> np.ndarray:
     (coarea formula; forward differences, zero outside).
 
     Args:
-      images: ``[N, H, W, C]``, of any positive scale; channels are summed.
+      images: ``[N, H, W, C]``, at any positive scale; channels are summed.
 
     Returns:
       ``[N]``; 0 for an empty image.

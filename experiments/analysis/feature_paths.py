@@ -1,7 +1,7 @@
-"""What the features of a network do as its input images are transformed by known amounts.
+"""The paths of a network's features as its input images are transformed by known amounts.
 
-Features of an image are the pose of the class capsule of its label; in a network without capsules
-what the last layer sees.
+The features of an image are the pose of the class capsule of its label; in a network without
+capsules they are the inputs of the last layer.
 """
 
 from collections.abc import Callable
@@ -18,21 +18,21 @@ from experiments.data.affine import Affine, single_transformation, warp
 from experiments.training.evaluate import BATCH, BATCHES
 
 STEPS = 13  # of a path
-# Largest amount on both sides of nothing: degrees, pixels right per pixel up, log, pixels.
-AMOUNTS = {
+# Largest amount in both directions: degrees, pixels right per pixel up, log, pixels.
+MAX_AMOUNTS = {
     "rotation": 30.0,
     "shear": 0.3,
     "scale": float(np.log(1.25)),
     "shift_x": 3.0,
     "shift_y": 3.0,
 }
-COMPONENTS = 16  # as many as a pose of the paper has; of longer features these are probed too
+COMPONENTS = 16  # the size of the paper's poses; longer features are also probed after a PCA
 # (images uint8 [N, H, W, C], labels [N], transformations of [N]) -> [N, D]
 Features = Callable[[np.ndarray, np.ndarray, Affine], np.ndarray]
 
 
 def make_features(setup, params) -> Features:
-    """The network up to its poses, after a transformation of the images."""
+    """Returns the function that transforms images and computes their features."""
     capsules = isinstance(setup.model_config, CapsNetConfig)
 
     def some(params, images, labels, transformations):
@@ -62,34 +62,41 @@ def make_features(setup, params) -> Features:
 
 
 def transformations(name: str, amounts: np.ndarray) -> Affine:
-    """One for each amount ``[N]``; that of the scale is a logarithm."""
+    """Returns a transformation for each amount ``[N]``; that of the scale is a logarithm."""
     values = np.exp(amounts) if name == "scale" else amounts
     return jax.tree.map(
         lambda v: np.broadcast_to(np.float32(v), amounts.shape), single_transformation(name, values)
     )
 
 
-def follow(features: Features, images, labels, name: str, amounts: np.ndarray) -> np.ndarray:
-    """Paths ``[N, T, D]`` of all images under each amount ``[T]``."""
+def compute_paths(features: Features, images, labels, name: str, amounts: np.ndarray) -> np.ndarray:
+    """Computes the paths ``[N, T, D]`` of all images over the amounts ``[T]``."""
     same = np.ones(len(labels))
     return np.stack(
         [features(images, labels, transformations(name, a * same)) for a in amounts], axis=1
     )
 
 
-def of_paths(paths: np.ndarray, amounts: np.ndarray, labels: np.ndarray) -> dict:
-    """Numbers of :mod:`experiments.analysis.equivariance_metrics`; those of dimensions are of each class, then averaged."""
+def path_metrics(paths: np.ndarray, amounts: np.ndarray, labels: np.ndarray) -> dict:
+    """Computes :mod:`experiments.analysis.equivariance_metrics` of paths.
+
+    The number of dimensions is computed for each class and averaged.
+    """
     linear, quadratic = (
-        equivariance_metrics.explained(paths, amounts, degree) for degree in (1, 2)
+        equivariance_metrics.adjusted_r2(paths, amounts, degree) for degree in (1, 2)
     )
-    shares = {int(n): equivariance_metrics.shares(paths[labels == n]) for n in np.unique(labels)}
+    shares = {
+        int(n): equivariance_metrics.variance_shares(paths[labels == n]) for n in np.unique(labels)
+    }
     change = equivariance_metrics.change(paths, STEPS // 2, labels)
     moving = ~np.isnan(linear)
     rounded = {
         "linear": linear[moving].mean() if moving.any() else None,
         "quadratic": quadratic[moving].mean() if moving.any() else None,
         "still": 1 - moving.mean(),
-        "dimensions": np.mean([equivariance_metrics.participating(s) for s in shares.values()]),
+        "dimensions": np.mean(
+            [equivariance_metrics.participation_ratio(s) for s in shares.values()]
+        ),
         "length": np.sqrt(np.square(change.length).mean()),
         "direction": np.sqrt(np.square(change.direction).mean()),
     }
@@ -105,11 +112,11 @@ def of_paths(paths: np.ndarray, amounts: np.ndarray, labels: np.ndarray) -> dict
     }
 
 
-def typical(paths: np.ndarray) -> np.ndarray:
-    """Mean change ``[T, D]`` of the features of one class, in standard deviations of a feature.
+def mean_path(paths: np.ndarray) -> np.ndarray:
+    """Computes the mean change ``[T, D]`` of the features of one class, in standard deviations.
 
-    One for all features, the root mean square of theirs: the deviation of a unit that hardly ever
-    speaks is next to nothing, and in units of its own it would move most of all.
+    The unit is the same for all features, the root mean square of their standard deviations:
+    relative to its own, a feature that is nearly always zero would seem to change most.
     """
     start = paths[:, STEPS // 2]
     spread = np.sqrt(start.var(axis=0).mean())
@@ -117,23 +124,24 @@ def typical(paths: np.ndarray) -> np.ndarray:
 
 
 def probe_all(features: Features, train, test) -> dict[str, dict]:
-    """R^2 of linear probes of all amounts and of thickness, by class and pooled.
+    """Computes R^2 of linear probes of all amounts and of thickness, by class and pooled.
 
     Args:
-      features: of a network. train, test: images uint8 ``[N, H, W, C]`` and labels ``[N]``.
+      features: of a network.
+      train, test: images uint8 ``[N, H, W, C]`` and labels ``[N]``.
 
     Returns:
-      ``probes``, and of features longer than :data:`COMPONENTS` also ``probes_of_components``.
+      ``probes``, and for features longer than :data:`COMPONENTS` also ``probes_of_components``.
     """
     found = {}
-    # RandomState's stream is frozen, see experiments.data.datasets.
+    # The stream of RandomState never changes, see experiments.data.datasets.
     random = np.random.RandomState(20171026)
-    for name, most in (AMOUNTS | {"thickness": 0.0}).items():
+    for name, largest in (MAX_AMOUNTS | {"thickness": 0.0}).items():
         parts = []
         for images, labels in (train, test):
-            amounts = random.uniform(-most, most, len(labels))
-            t = transformations(name if most else "rotation", amounts)
-            target = amounts if most else equivariance_metrics.thickness(images)
+            amounts = random.uniform(-largest, largest, len(labels))
+            t = transformations(name if largest else "rotation", amounts)
+            target = amounts if largest else equivariance_metrics.thickness(images)
             parts.append(Examples(features(images, labels, t), target, labels))
         kinds = {"probes": None}
         if parts[0].features.shape[1] > COMPONENTS:

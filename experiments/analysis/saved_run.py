@@ -1,4 +1,4 @@
-"""A run opened from its folder: its configuration, its network, its newest parameters."""
+"""A saved run, opened from its folder: configuration, network and newest parameters."""
 
 import dataclasses
 import difflib
@@ -22,10 +22,10 @@ from experiments.training.setup import prepare
 
 
 class SavedRun(NamedTuple):
-    """What a folder holds."""
+    """The contents of the folder of a run."""
 
     folder: Path
-    setup: Setup  # on one device; without examples where only the network was asked for
+    setup: Setup  # on one device; without examples unless they were requested
     facts: dict  # see experiments.data.image_files.dataset_facts
     step: int  # of the parameters
     params: Any
@@ -39,19 +39,20 @@ def open_run(
     cache_dir: str = "",
     examples: bool = False,
 ) -> SavedRun:
-    """Open a run, finished or not, and change nothing in it.
+    """Opens a run, finished or not, without changing it.
 
     Args:
-      folder: of the run. accelerator: where to compute.
-      data_dir, cache_dir: places on this machine; the run's own are not used.
-      examples: load the data set; otherwise only what network.json says of it.
+      folder: of the run.
+      accelerator: where to compute.
+      data_dir, cache_dir: places on this machine; those of the run are not used.
+      examples: load the data set; otherwise only the facts in network.json are read.
 
     Raises:
       UserError: there is no such run, this version can't read it, or it has no checkpoint yet.
     """
     folder = Path(folder)
     here = {"accelerator": accelerator, "num_devices": 1, "parallel": "jit"}
-    # How routing is computed is a matter of the machine, what is computed is not.
+    # The implementation of routing depends on the machine, its result does not.
     here |= {"routing_implementation": "auto", "workdir": str(folder)}
     here |= {n: v for n, v in (("data_dir", data_dir), ("cache_dir", cache_dir)) if v}
     config = stored_config(folder, **here)

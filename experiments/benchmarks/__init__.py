@@ -1,1 +1,1 @@
-"""What the measuring commands time."""
+"""Measurements of speed and memory that the measuring commands make."""

@@ -1,4 +1,4 @@
-"""How long a program takes to its first finished step."""
+"""Time from the start of a training command to its first finished step."""
 
 import subprocess
 import sys
@@ -10,10 +10,18 @@ from experiments.config import Config, UserError
 
 
 def first_step_seconds(config: Config, repetitions: int) -> dict[str, list[float]]:
-    """Seconds from starting the MNIST program to its first finished step, every time.
+    """Measures the seconds from starting the MNIST command to its first finished step.
 
-    Cold, with an empty cache for compiled programs and data, and warm, with that which the cold
-    start before it left.
+    Args:
+      config: the network and the device.
+      repetitions: number of measurements of each kind.
+
+    Returns:
+      All measurements by kind: ``cold``, with an empty cache for compiled programs and data, and
+      ``warm``, with the cache that the cold start before it filled.
+
+    Raises:
+      UserError: the command ended before its first step.
     """
     seconds = {"cold": [], "warm": []}
     for _ in range(repetitions):

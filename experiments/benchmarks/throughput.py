@@ -1,4 +1,7 @@
-"""What a benchmark measures: functions that do some images and say how many, and a fair clock."""
+"""Images per second: the implementations that are measured, and a clock that treats them alike.
+
+An implementation is a function that processes some images and returns their number.
+"""
 
 import functools
 import time
@@ -19,22 +22,22 @@ from experiments.training.setup import initial_state, training_inputs
 from kernels import bench
 
 CHUNK = Config().log_every  # batches in a call, as in training
-LEAST = 0.2  # seconds of a measurement
+MIN_SECONDS = 0.2  # of a measurement
 TRAINING, INFERENCE, ONE_CALL = FUNCTIONS = ("training", "inference", "one call")
 
 
-class Contestant(NamedTuple):
+class Implementation(NamedTuple):
     """One function of one network."""
 
-    run: Callable[[], int]  # gives the number of images that it has done
+    run: Callable[[], int]  # returns the number of images that it has processed
     bytes: int | None = None  # of arguments, results and temporaries, as compiled
 
 
-Contestants = dict[tuple[str, str], Contestant]  # by network and function
+Implementations = dict[tuple[str, str], Implementation]  # by network and function
 
 
 def random_images(config: Config, pixels: int) -> datasets.Dataset:
-    """Two batches of random square images; speed does not depend on what is on them."""
+    """Returns two batches of random square images; speed does not depend on their content."""
     rng = np.random.default_rng(config.seed)
     count = 2 * config.batch_size
     images = rng.integers(0, 256, (count, pixels, pixels, 1), np.uint8)
@@ -45,13 +48,13 @@ def random_images(config: Config, pixels: int) -> datasets.Dataset:
     )
 
 
-def unit(setup: Setup) -> np.ndarray:
-    """A batch of images in [0, 1]."""
+def unit_images(setup: Setup) -> np.ndarray:
+    """Returns a batch of training images in [0, 1]."""
     return np.asarray(to_unit(setup.dataset.train_images[: setup.config.batch_size]))
 
 
-def ours(setup: Setup) -> Contestants:
-    """Training, inference in chunks of batches, and inference of one batch in one call."""
+def capsjax_implementations(setup: Setup) -> Implementations:
+    """Returns training, inference in chunks of batches, and inference of one batch per call."""
     state = initial_state(setup, couplings=False)
     source, key = training_inputs(setup)
     order = batching.epoch_orders(key, 0, len(setup.dataset.train_labels))
@@ -83,20 +86,20 @@ def ours(setup: Setup) -> Contestants:
         return images
 
     found = {
-        TRAINING: Contestant(train, memory),
-        INFERENCE: Contestant(
+        TRAINING: Implementation(train, memory),
+        INFERENCE: Implementation(
             functools.partial(done, CHUNK * size, infer, params, images), infer_memory
         ),
-        ONE_CALL: Contestant(
+        ONE_CALL: Implementation(
             functools.partial(done, size, once, params, images[:size]), once_memory
         ),
     }
-    return {("capsjax", name): contestant for name, contestant in found.items()}
+    return {("capsjax", name): implementation for name, implementation in found.items()}
 
 
 def compiled(function: Callable, *arguments) -> tuple[Callable, int | None]:
-    """A jitted function ready to be called, and the bytes that it needs if it can say so."""
-    if not hasattr(function, "lower"):  # pmap by way of a function of ours
+    """Returns a jitted function compiled, and the bytes that it needs if they are known."""
+    if not hasattr(function, "lower"):  # a Python function around pmap
         return function, None
     ready = function.lower(*arguments).compile()
     m = ready.memory_analysis()
@@ -104,34 +107,34 @@ def compiled(function: Callable, *arguments) -> tuple[Callable, int | None]:
     return ready, together - m.alias_size_in_bytes
 
 
-def theirs(setup: Setup) -> Contestants:
-    """Training and inference of the PyTorch CapsNet, eager and compiled.
+def torch_implementations(setup: Setup) -> Implementations:
+    """Returns training and inference of the PyTorch CapsNet, eager and compiled.
 
     Raises:
-      UserError: PyTorch is absent, the network is another than the paper's, or the two networks
-        do not compute the same loss.
+      UserError: PyTorch is absent, the network is not the paper's, or the two networks do not
+        compute the same loss.
     """
-    peer, m = torch_capsnet(), setup.model_config
+    baseline, m = torch_capsnet(), setup.model_config
     if m.routing != "dynamic" or m.capsule_layers or m.decoder is None or m.squash != "auto":
-        raise UserError("--compare=torch knows the paper's network only, with its decoder")
+        raise UserError("--compare=torch supports only the paper's network with its decoder")
     device = {"cpu": "cpu", "gpu": "cuda"}.get(setup.devices[0].platform)
-    if device is None or (device == "cuda" and not peer.torch.cuda.is_available()):
+    if device is None or (device == "cuda" and not baseline.torch.cuda.is_available()):
         raise UserError(f"--compare=torch: this PyTorch has no {setup.devices[0].platform}")
     params = jax.device_get(initial_state(setup).params)
-    images, labels = unit(setup), setup.dataset.train_labels[: setup.config.batch_size]
+    images, labels = unit_images(setup), setup.dataset.train_labels[: setup.config.batch_size]
     exact = float(jnp.mean(jax.jit(setup.loss)(params, images, labels)[0]))
     found = {}
     for name, fused in (("torch", False), ("torch, compiled", True)):
-        model = peer.CapsNet(m, params).to(device)
-        if abs(peer.loss(model, images, labels) / exact - 1) > 1e-4:
-            raise UserError("the PyTorch network computes another loss than ours")
-        train, infer = peer.functions(model, images, labels, fused)
-        found |= {(name, TRAINING): Contestant(train), (name, INFERENCE): Contestant(infer)}
+        model = baseline.CapsNet(m, params).to(device)
+        if abs(baseline.loss(model, images, labels) / exact - 1) > 1e-4:
+            raise UserError("the PyTorch network computes a different loss from capsjax")
+        train, infer = baseline.functions(model, images, labels, fused)
+        found |= {(name, TRAINING): Implementation(train), (name, INFERENCE): Implementation(infer)}
     return found
 
 
 def torch_capsnet():
-    """The module of the PyTorch network.
+    """Returns the module of the PyTorch network.
 
     Raises:
       UserError: PyTorch is not installed.
@@ -144,11 +147,14 @@ def torch_capsnet():
 
 
 def flops_per_image(config: CapsNetConfig) -> int:
-    """Multiplications and additions of one training image with direct convolutions.
+    """Counts multiplications and additions of one training image with direct convolutions.
 
-    Forward, gradient of the weights and gradient of the inputs each take two a weight use.
-    Routing is left out, as is the unneeded gradient of the image: both are below 3%. Of a network
-    without further convolutions and capsule layers.
+    Forward pass, gradient of the weights and gradient of the inputs each take two operations for
+    every use of a weight. Routing and the gradient of the image, which is not computed, are
+    ignored; both are below 3%.
+
+    Args:
+      config: a network without further convolutions and capsule layers.
     """
     height, width, channels = config.image_shape
     h, w = height - config.conv_kernel + 1, width - config.conv_kernel + 1
@@ -163,18 +169,23 @@ def flops_per_image(config: CapsNetConfig) -> int:
     return 3 * 2 * (conv + primary + votes + decoder)
 
 
-def in_turn(
-    contestants: Contestants, repetitions: int
+def measure_in_turn(
+    implementations: Implementations, repetitions: int
 ) -> tuple[dict[tuple[str, str], list[float]], list[float]]:
-    """Images per second of each, and GFLOP/s of a matrix product, measured alternately."""
-    for contestant in contestants.values():
-        contestant.run()
-    rates, products = {name: [] for name in contestants}, []
+    """Measures images per second of each, and GFLOP/s of a matrix product, alternately.
+
+    Args:
+      implementations: each is called once before the measurements.
+      repetitions: number of measurements of each.
+    """
+    for implementation in implementations.values():
+        implementation.run()
+    rates, products = {name: [] for name in implementations}, []
     for _ in range(repetitions):
-        for name, contestant in contestants.items():
+        for name, implementation in implementations.items():
             done, start = 0, time.perf_counter()
-            while (passed := time.perf_counter() - start) < LEAST or not done:
-                done += contestant.run()
+            while (passed := time.perf_counter() - start) < MIN_SECONDS or not done:
+                done += implementation.run()
             rates[name].append(done / passed)
         products.append(bench.matrix_rate() / 1e9)
     return rates, products

@@ -1,8 +1,8 @@
-"""The paper's CapsNet in PyTorch, to compare speeds with; imported only where torch is installed.
+"""The paper's CapsNet in PyTorch, a baseline of speed; imported only where torch is installed.
 
-Written as PyTorch users would write it today: one convolution for all primary capsules, votes by
-einsum, routing by agreement over [B, I, J], channels-last images, one Adam. It takes the
-parameters of ours, so that :func:`check` can say that it computes the same.
+It is written as PyTorch users would write it today: one convolution for all primary capsules, votes
+by einsum, routing by agreement over [B, I, J], channels-last images, one Adam. It takes the
+parameters of the network in capsjax, so that the benchmark can check that both compute the same.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,8 @@ class CapsNet(nn.Module):
     """Dynamic routing with full votes, the paper's squash, margin loss and reconstruction.
 
     Args:
-      config: of ours. params: of ours, as ``capsjax.create_model(config).init`` gives them.
+      config: of the network in capsjax.
+      params: its parameters, as ``capsjax.create_model(config).init`` returns them.
     """
 
     def __init__(self, config: CapsNetConfig, params: dict):
@@ -46,7 +47,7 @@ class CapsNet(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Class capsules ``[B, J, D]`` of images ``[B, C, H, W]``."""
+        """Returns the class capsules ``[B, J, D]`` of images ``[B, C, H, W]``."""
         x = self.primary(F.relu(self.conv(images)))
         u = squash(x.permute(0, 2, 3, 1).reshape(len(x), -1, self.config.primary_pose))
         votes = torch.einsum("ijdk,bik->bijd", self.W, u)
@@ -59,7 +60,7 @@ class CapsNet(nn.Module):
         return v
 
     def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The loss that ours has: mean over the batch of margin and reconstruction."""
+        """Returns the mean over the batch of margin and reconstruction loss."""
         v = self.encode(images)
         lengths = v.square().sum(-1).clamp_min(1e-12).sqrt()
         target = F.one_hot(labels, self.config.num_classes).to(v.dtype)
@@ -74,13 +75,13 @@ class CapsNet(nn.Module):
 
 
 def squash(s: torch.Tensor) -> torch.Tensor:
-    """Equation 1 of the paper, along the last axis."""
+    """Applies Equation 1 of the paper along the last axis."""
     q = s.square().sum(-1, keepdim=True)
     return s * (q.clamp_min(1e-12).sqrt() / (1 + q))
 
 
 def loss(model: CapsNet, images: np.ndarray, labels: np.ndarray) -> float:
-    """Of a batch of images ``[B, H, W, C]`` in [0, 1]."""
+    """Returns the loss of a batch of images ``[B, H, W, C]`` in [0, 1]."""
     with torch.no_grad():
         return model(*batch(images, labels, model.W.device)).item()
 
@@ -88,11 +89,13 @@ def loss(model: CapsNet, images: np.ndarray, labels: np.ndarray) -> float:
 def functions(
     model: CapsNet, images: np.ndarray, labels: np.ndarray, compiled: bool
 ) -> tuple[Callable[[], int], Callable[[], int]]:
-    """Functions that train on a batch, and that classify it; they return its size.
+    """Returns two functions, which train on a batch and classify it, and return its size.
 
     Args:
-      model: trained in place. images: ``[B, H, W, C]`` in [0, 1]. labels: ``[B]``.
-      compiled: by ``torch.compile``.
+      model: trained in place.
+      images: ``[B, H, W, C]`` in [0, 1].
+      labels: ``[B]``.
+      compiled: use ``torch.compile``.
     """
     x, y = batch(images, labels, model.W.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -123,7 +126,7 @@ def functions(
 def batch(
     images: np.ndarray, labels: np.ndarray, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As PyTorch has them: ``[B, C, H, W]``, channels last in memory."""
+    """Returns a batch as PyTorch has it: ``[B, C, H, W]``, channels last in memory."""
     x = _tensor(images).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
     return x.to(device), torch.from_numpy(np.asarray(labels)).long().to(device)
 

@@ -1,6 +1,6 @@
-"""Test images turned, sheared and scaled: a further column of studies that ask for it.
+"""The error on rotated, sheared and scaled test images, an extra column of some studies.
 
-The error is measured once a run, from its last checkpoint, and is a line of the ledger.
+It is measured once for each run, from its last checkpoint, and is a line of the ledger.
 """
 
 from pathlib import Path
@@ -16,28 +16,31 @@ HEADING = "affine test error, %"
 
 
 def measure(
-    study: Study, done: list[PlannedRun], entries: dict[str, dict], book: Path
+    study: Study, runs: list[PlannedRun], entries: dict[str, dict], ledger_path: Path
 ) -> tuple[dict[str, dict], list[str]]:
-    """The column by key of the run, and what a reader should know of it.
+    """Returns the column by key of the run, and notes for readers.
 
     Args:
-      study: nothing is measured unless it has ``affine``. done: runs of it.
-      entries: of the ledger. book: the ledger that gets what is measured.
+      study: nothing is measured unless it has ``affine``.
+      runs: of the study.
+      entries: of the ledger.
+      ledger_path: the ledger to which measurements are added.
     """
     if not study.affine:
         return {}, []
-    column, absent = {}, 0
-    for run in (run for run in done if "summary" in entries.get(run.key, {})):
+    column, without_checkpoint = {}, 0
+    for run in (run for run in runs if "summary" in entries.get(run.key, {})):
         key = f"{run.key} # affine"
         if key not in entries and not (run.workdir / "checkpoints").exists():
-            absent += 1  # on another machine
+            without_checkpoint += 1  # it is on another machine
             continue
         if key not in entries:
             entries[key] = {"key": key, "summary": {"affine_error": error_of(run)}}
-            ledger.append(book, entries[key])
+            ledger.append(ledger_path, entries[key])
         column[run.key] = {HEADING: entries[key]["summary"]["affine_error"]}
-    if absent:
-        return {}, [f"No column '{HEADING}': {absent} runs have no checkpoint on this machine."]
+    if without_checkpoint:
+        reason = f"{without_checkpoint} runs have no checkpoint on this machine."
+        return {}, [f"No column '{HEADING}': {reason}"]
     ranges = ", ".join(
         f"{n} {low:g} to {high:g}"
         for n, (low, high) in affnist_images.TRANSFORMATION_RANGES.items()
@@ -46,10 +49,10 @@ def measure(
 
 
 def error_of(run: PlannedRun) -> float:
-    """Error in percent over transformed test images, of the last checkpoint of a run."""
+    """Returns the error in percent of the last checkpoint on transformed test images."""
     here = {name: getattr(run.config, name) for name in ("accelerator", "data_dir", "cache_dir")}
     opened = saved_run.open_run(str(run.workdir), **here, examples=True)
     images, labels = opened.setup.pipeline.held_out("test")
-    moved = affnist_images.transform_images(images)
-    values = make_evaluate(opened.setup)(opened.params, moved, labels)
+    transformed = affnist_images.transform_images(images)
+    values = make_evaluate(opened.setup)(opened.params, transformed, labels)
     return round(100 * float(1 - values["accuracy"].mean()), 4)

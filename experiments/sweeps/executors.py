@@ -1,4 +1,4 @@
-"""Where runs are computed: processes of this machine, or of a Ray cluster."""
+"""Executors, which train the runs of a sweep in processes of this machine or of a Ray cluster."""
 
 import json
 import os
@@ -19,23 +19,24 @@ STOPPED = (-signal.SIGINT, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 def task(program: str, runs: list[PlannedRun]) -> dict:
-    """What :func:`perform` needs of a group of runs, as plain data."""
+    """Returns what :func:`perform` needs to know of a group of runs, as plain data."""
     rows = [{"key": r.key, "arguments": r.arguments, "workdir": str(r.workdir)} for r in runs]
     return {"program": program, "runs": rows}
 
 
 def perform(task: dict, started: Callable = lambda child: None) -> list[dict]:
-    """Train a group of runs in a process of its own; return entries for the ledger.
+    """Trains a group of runs in a process of its own, and returns entries for the ledger.
 
-    A run that has a summary already is done. The process writes what it says to log.txt in the
-    folder of the first run, and ends when this one does.
+    A run that has a summary is not trained again. The process writes its messages to log.txt in the
+    folder of the first run, and ends when this process ends.
 
     Args:
-      task: see :func:`task`. started: is told of the process.
+      task: see :func:`task`.
+      started: is called with the process.
 
     Returns:
-      Entries; none of runs that the process had no memory for, nor of those of a group whose
-      process failed, which should be tried alone.
+      The entries. Runs that did not fit into the memory of the process have none, nor have the runs
+      of a group whose process failed, which should be tried alone.
 
     Raises:
       KeyboardInterrupt: the process was interrupted, and has saved its work.
@@ -54,19 +55,19 @@ def perform(task: dict, started: Callable = lambda child: None) -> list[dict]:
     if status in STOPPED:
         raise KeyboardInterrupt
     if status and len(todo) == 1:
-        lines = log.read_text(errors="replace").splitlines() or ["nothing was said"]
+        lines = log.read_text(errors="replace").splitlines() or ["no message"]
         (log.parent / "error.txt").write_text(f"{lines[-1]} (exit status {status})\n")
     return [entry for run in task["runs"] if (entry := _entry(run))]
 
 
 def _child(job: dict, log: Path, started: Callable) -> int:
-    with open(log, "w") as told:
+    with open(log, "w") as messages:
         child = subprocess.Popen(
             [sys.executable, "-m", "experiments.sweeps.worker"],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            stderr=told,
+            stderr=messages,
             text=True,
             start_new_session=True,  # Ctrl-C reaches it once, through :func:`local`
         )
@@ -75,7 +76,7 @@ def _child(job: dict, log: Path, started: Callable) -> int:
             try:
                 child.stdin.write(json.dumps(job) + "\n")
                 child.stdin.flush()
-            except BrokenPipeError:  # it has said why
+            except BrokenPipeError:  # its messages tell the reason
                 pass
             return child.wait()
 
@@ -91,9 +92,13 @@ def _entry(run: dict) -> dict | None:
 
 
 def local(tasks: list[dict], jobs: int) -> Iterator[list[dict]]:
-    """What :func:`perform` gives for each task, in the order of their ends.
+    """Yields what :func:`perform` returns for each task, in the order in which they end.
 
-    When interrupted, running processes are told once, and waited for.
+    When this process is interrupted, running processes are interrupted once and waited for.
+
+    Args:
+      tasks: see :func:`task`.
+      jobs: number of processes at once.
     """
     live: list[subprocess.Popen] = []
     with ThreadPoolExecutor(jobs) as pool:
@@ -112,10 +117,10 @@ def local(tasks: list[dict], jobs: int) -> Iterator[list[dict]]:
 
 
 def on_ray(tasks: list[dict], jobs: int) -> Iterator[list[dict]]:
-    """As :func:`local`, on the cluster that RAY_ADDRESS names, or one of ``jobs`` workers here.
+    """Does what :func:`local` does on the Ray cluster at RAY_ADDRESS, or on ``jobs`` workers here.
 
-    Every machine needs this repository in the same place, and the folder of the runs. A task
-    takes one GPU where the cluster has any.
+    Every machine needs this repository and the folder of the runs at the same paths. A task uses
+    one GPU if the cluster has any.
 
     Raises:
       UserError: Ray is not installed.

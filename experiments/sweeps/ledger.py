@@ -1,9 +1,9 @@
 """The ledger of a sweep: one JSON line for every run that ended, never changed afterwards.
 
-A folder may hold several, of the parts of a sweep on several machines, or brought there from
-elsewhere; what is known is the union. A line is written with one call to the operating system
-under a lock and is on the disk when :func:`append` returns, so that a machine that fails costs
-the runs in flight and no others.
+A folder may hold several ledgers, of parts of a sweep on several machines or copied from elsewhere;
+their union counts. A line is written with one call to the operating system under a lock and is on
+the disk when :func:`append` returns, so that the failure of a machine loses only the runs in
+progress.
 """
 
 import fcntl
@@ -19,10 +19,10 @@ NAME = "ledger.jsonl"
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder that can be written.
+    """Makes a folder that can be written.
 
     Raises:
-      UserError: it can't.
+      UserError: the folder can't be made or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def make_folder(folder: Path) -> None:
 
 
 def append(path: Path, entry: dict[str, Any]) -> None:
-    """Add a line, with the time of now."""
+    """Adds an entry with the current time."""
     line = json.dumps(entry | {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
@@ -48,14 +48,13 @@ def append(path: Path, entry: dict[str, Any]) -> None:
 
 
 def read(*places: Path) -> dict[str, dict]:
-    """The entry of every run, by its key.
+    """Returns the entry of every run by its key.
+
+    A run that succeeded in any ledger has that entry, otherwise the entry of its last failure.
 
     Args:
       places: ledgers, and folders whose ``ledger*.jsonl`` are all read; those that do not exist
         are empty.
-
-    Returns:
-      A run that succeeded anywhere succeeded; otherwise its last failure counts.
 
     Raises:
       UserError: a file can't be read.
@@ -87,11 +86,13 @@ def _lines(path: Path) -> list[dict]:
 
 
 def success(key: str, summary: dict, together: int) -> dict:
-    """An entry of a run that has a summary.
+    """Returns the entry of a run that succeeded.
 
     Args:
-      key: of the run. summary: its summary.json. together: runs that were trained at once with
-        it, itself included; each is charged an equal part of the time.
+      key: of the run.
+      summary: its summary.json.
+      together: number of runs that were trained together, itself included; the time is divided
+        equally among them.
     """
     kept = {name: value for name, value in summary.items() if name != "test_correct"}
     return {
@@ -104,5 +105,5 @@ def success(key: str, summary: dict, together: int) -> dict:
 
 
 def failure(key: str, reason: str) -> dict:
-    """An entry of a run that failed."""
+    """Returns the entry of a run that failed."""
     return {"key": key, "error": reason}

@@ -1,4 +1,4 @@
-"""From a grid or a study to runs, all of whose mistakes are found before the first one starts."""
+"""The runs of a grid or a study; every mistake in them is reported before the first one starts."""
 
 import dataclasses
 import difflib
@@ -16,9 +16,10 @@ from experiments.config import Config, UserError, command, names_of, network_con
 from experiments.config.flags import parse_flags
 from experiments.sweeps.studies import STUDIES, Study, product
 
-LIMIT = 200  # runs that are not started by mistake
+LIMIT = 200  # more runs than this need a confirmation
 TUNING_SEED = "1000"  # of runs that only choose hyper-parameters
-Tuned = Mapping[str, Sequence[dict[str, str]]]  # row -> flags beside its own, a run a seed each
+# Further flags of the runs of a row; each element makes one run for every seed.
+Tuned = Mapping[str, Sequence[dict[str, str]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,39 +30,42 @@ class PlannedRun:
     seed: str
     tuned: dict[str, str]  # flags that tuning tries or has chosen
     arguments: tuple[str, ...]  # of the program
-    config: Config  # that they give
-    key: str  # its command on any machine, by which the ledger knows it
+    config: Config  # that the arguments describe
+    key: str  # its command on any machine, which identifies it in the ledger
 
     @property
     def workdir(self) -> Path:
+        """The folder of the run."""
         return Path(self.config.workdir)
 
 
 def find_study(name: str | None, grid: str | None, seeds: int = 0, yes: bool = False) -> Study:
-    """The study of a name, or one made of a grid.
+    """Returns the study of a name, or one made of a grid.
 
     Args:
-      name: of :data:`experiments.sweeps.studies.STUDIES`. grid: see :func:`parse_grid`.
-      seeds: 0, 1, ... so many in place of the study's. yes: any number of runs is meant.
+      name: in :data:`experiments.sweeps.studies.STUDIES`; empty or None for a grid.
+      grid: see :func:`parse_grid`; empty or None for a named study.
+      seeds: number of seeds 0, 1, ... that replace the study's; 0: keep those.
+      yes: allow any number of runs.
 
     Raises:
-      UserError: neither or both of name and grid, a name that is no study, a text that is no
-        grid, or more than :data:`LIMIT` runs.
+      UserError: neither or both of name and grid, an unknown name, a text that is no grid, or
+        more than :data:`LIMIT` runs.
     """
-    if (name is None) == (grid is None):
+    if bool(name) == bool(grid):
         raise UserError(f"one of --study={'|'.join(STUDIES)} and --grid is needed")
-    if grid is not None:
+    if grid:
         axes = parse_grid(grid)
         runs = math.prod(map(len, axes.values())) * max(1, seeds if "seed" not in axes else 1)
         if runs > LIMIT and not yes:
-            raise UserError(f"--grid={grid} is {runs:,} runs; if they are meant, add --yes")
+            raise UserError(f"--grid={grid} is {runs:,} runs; to run all of them, add --yes")
         study = product(axes, axes.pop("seed", ()))
     elif name in STUDIES:
         study = STUDIES[name]
     else:
         near = difflib.get_close_matches(name, STUDIES, 1)
         raise UserError(
-            f"--study={name}: there is {', '.join(STUDIES)}"
+            f"--study={name}: the studies are {', '.join(STUDIES)}"
             + (f"; did you mean {near[0]}?" if near else "")
         )
     if seeds:
@@ -69,15 +73,17 @@ def find_study(name: str | None, grid: str | None, seeds: int = 0, yes: bool = F
     runs = len(study.rows) * max(1, len(study.seeds))
     runs += len(study.rows) * math.prod(map(len, study.tuning.values())) if study.tuning else 0
     if runs > LIMIT and not yes:
-        raise UserError(f"{runs:,} runs; if they are meant, add --yes")
+        raise UserError(f"{runs:,} runs; to run all of them, add --yes")
     return study
 
 
 def parse_grid(text: str) -> dict[str, tuple[str, ...]]:
-    """Names of flags and their values, as in ``routing=em,vb;seed=0..4``; a..b includes b.
+    """Returns flags and their values from a text such as ``routing=em,vb;seed=0..4``.
+
+    A range a..b includes b.
 
     Raises:
-      UserError: a text that is no grid.
+      UserError: the text is no grid.
     """
     axes = [axis.partition("=") for axis in text.split(";")]
     grid = {}
@@ -89,50 +95,53 @@ def parse_grid(text: str) -> dict[str, tuple[str, ...]]:
     whole = all(n and all(v) and len(set(v)) == len(v) for n, v in grid.items())
     if len(grid) < len(axes) or not whole or "workdir" in grid:
         raise UserError(
-            f"--grid={text}: write it as 'routing=em,vb;seed=0..4', nothing empty or twice, no "
-            "workdir"
+            f"--grid={text}: write it as 'routing=em,vb;seed=0..4', without empty or repeated "
+            "names and values, and without workdir"
         )
     return grid
 
 
 def _values(text: str) -> Sequence:
     ends = re.fullmatch(r"(-?\d+)\.\.(-?\d+)", text)
-    # A range that runs backwards has no values, which is as bad as an empty one.
+    # A range that runs backwards is empty, which is reported like a missing value.
     return (range(int(ends[1]), int(ends[2]) + 1) or ("",)) if ends else (text,)
 
 
 def given_flags(base: Config, defaults: Config) -> dict:
-    """Flags of the program that were given, also those that say what a preset says anyway.
+    """Returns the flags of the program that differ from its defaults.
+
+    Unlike :func:`experiments.config.given_flags` it keeps values that equal those of the preset.
 
     Raises:
-      UserError: ``--workdir``, which every run has of its own.
+      UserError: ``--workdir`` is given, which differs for every run.
     """
     if base.workdir:
-        raise UserError("--workdir is of one run; a sweep keeps its runs under --runs")
+        raise UserError("--workdir is for one run; a sweep keeps its runs under --runs")
     names = (f.name for f in dataclasses.fields(base))
     return {n: getattr(base, n) for n in names if getattr(base, n) != getattr(defaults, n)}
 
 
 def candidates(study: Study) -> Tuned:
-    """What tuning tries for each row."""
+    """Returns the flags that tuning tries for each row."""
     axes = study.tuning
     tries = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
     return dict.fromkeys(study.rows, tries)
 
 
 def choose(
-    tried: Iterable[PlannedRun], entries: dict[str, dict]
+    tuning_runs: Iterable[PlannedRun], entries: dict[str, dict]
 ) -> dict[str, list[dict[str, str]]]:
-    """For each row what gave the smallest validation error, among equals validation loss.
+    """Returns for each row the tuned flags with the smallest validation error.
+
+    Among equal errors the smallest validation loss decides. Rows without a successful run are
+    omitted.
 
     Args:
-      tried: the runs of :func:`candidates`. entries: of the ledger.
-
-    Returns:
-      Rows of which no run succeeded are missing.
+      tuning_runs: the runs of :func:`candidates`.
+      entries: of the ledger.
     """
     best: dict[str, tuple] = {}
-    for run in tried:
+    for run in tuning_runs:
         summary = entries.get(run.key, {}).get("summary")
         if summary:
             score = summary["validation_error"], summary["validation_loss"]
@@ -144,16 +153,19 @@ def choose(
 def make(
     study: Study, given: dict, folder: Path, defaults: Config, tuned: Tuned, seeds: Sequence[str]
 ) -> list[PlannedRun]:
-    """The runs of a study, those with frozen couplings behind those that they take them from.
+    """Returns the runs of a study; runs with frozen couplings follow the runs that provide them.
 
     Args:
-      study: rows. given: flags of all runs, which those of rows and seeds replace.
-      folder: where runs are kept, a folder each. defaults: of the program.
-      tuned: rows to run, and their further flags. seeds: of each; none: as the flags say.
+      study: whose rows are run.
+      given: flags of all runs; the flags of rows and the seeds take precedence.
+      folder: which holds the folders of all runs.
+      defaults: of the program.
+      tuned: the rows to run, and their further flags.
+      seeds: of each row; empty: the seed of the flags.
 
     Raises:
-      UserError: a flag, a value or a combination that the program does not have, two rows that
-        are the same runs, or frozen couplings of nothing.
+      UserError: the program does not have a flag, a value or a combination of them, two rows
+        are the same runs, or no run provides the frozen couplings.
     """
     runs: list[PlannedRun] = []
     for row, point in study.rows.items():
@@ -194,7 +206,7 @@ def _arguments(own: dict) -> tuple[str, ...]:
 
 
 def identity(config: Config, defaults: Config) -> str:
-    """The command of a run without what has no part in its result."""
+    """Returns the command of a run without the flags that do not affect its result."""
     neutral = {name: getattr(defaults, name) for name in names_of(config, "neutral")}
     return command(dataclasses.replace(config, **neutral), defaults)
 
@@ -206,7 +218,7 @@ def _is_orphan(run: PlannedRun) -> bool:
 def _with_couplings(
     run: PlannedRun, runs: list[PlannedRun], study: Study, defaults: Config
 ) -> PlannedRun:
-    """A frozen run that takes its couplings from the dynamic one that is the same otherwise."""
+    """Returns a frozen run with the couplings of the dynamic run that is otherwise the same."""
     wanted = dict(study.rows[run.row]) | {"routing": "dynamic"}
     found = [r for r in runs if study.rows[r.row] == wanted and r.seed == run.seed]
     if not found:
@@ -221,10 +233,10 @@ def _with_couplings(
 
 
 def part(runs: list[PlannedRun], which: int, parts: int) -> list[PlannedRun]:
-    """The runs of one of several machines, about as many each.
+    """Returns the runs of one of several machines, about the same number for each.
 
-    Neighbours stay together, because they can be trained together, and frozen runs go where
-    their couplings are made.
+    Neighbours stay together, because they can be trained together, and frozen runs stay with the
+    runs that provide their couplings.
     """
     units: dict[str, list[PlannedRun]] = {}
     for run in runs:

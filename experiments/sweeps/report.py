@@ -1,4 +1,4 @@
-"""What a study found, written for people and programs: OUTPUT.md, .csv, .tex, .png and .json."""
+"""The report of a study, for readers and programs: OUTPUT.md, .csv, .tex, .png and .json."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -9,110 +9,108 @@ from experiments.plots.text_tables import comma_separated, latex, markdown
 from experiments.sweeps import tables
 from experiments.sweeps.plan import PlannedRun
 from experiments.sweeps.studies import Study
-from experiments.training.workdir import write_json
+from experiments.training.workdir import write_json, write_text
 
-# Of a summary, for OUTPUT.json.
+# Fields of summary.json that OUTPUT.json has.
 KEPT = ("routing", "votes", "squash", "loss", "depth", "seed", "parameters", "steps")
 KEPT += ("test_error", "test_errors", "test_examples", "validation_error")
 KEPT += ("images_per_second", "training_seconds", "peak_memory_mb", "commit")
 
 
-class Findings(NamedTuple):
-    """Everything a report is made from."""
+class StudyReport(NamedTuple):
+    """Everything that a report is made of."""
 
     name: str  # of the study
     study: Study
-    tried: list[PlannedRun]  # of tuning
+    tuning_runs: list[PlannedRun]
     runs: list[PlannedRun]
     entries: dict[str, dict]  # of the ledger
-    command: str  # that made it
-    more: dict[str, dict]  # numbers of further columns, by key of the run
-    notes: list[str]  # what else should be known
+    command: str  # of the sweep
+    extra_columns: dict[str, dict]  # numbers by key of the run and heading
+    notes: list[str]  # further paragraphs
 
     @property
     def done(self) -> list[tuple[PlannedRun, dict]]:
-        """Runs that succeeded, and their summaries."""
+        """The runs that succeeded, and their summaries."""
         found = ((run, self.entries.get(run.key, {}).get("summary")) for run in self.runs)
         return [(run, summary) for run, summary in found if summary]
 
     @property
     def commits(self) -> str:
+        """The commits at which the runs were trained."""
         return ", ".join(sorted({str(summary["commit"]) for _, summary in self.done}))
 
     @property
     def tables(self) -> list[list[tables.Row]]:
-        return tables.rows(self.study, self.runs, self.entries, self.more)
+        """The rows of each table."""
+        return tables.rows(self.study, self.runs, self.entries, self.extra_columns)
 
     @property
     def note(self) -> str:
-        """What the columns mean."""
-        further = self.more or self.study.columns
-        return f"{tables.NOTE} {tables.MORE_NOTE}" if further else tables.NOTE
+        """The explanation of the columns."""
+        extra = self.extra_columns or self.study.columns
+        return f"{tables.NOTE} {tables.EXTRA_NOTE}" if extra else tables.NOTE
 
 
-def report(findings: Findings) -> str:
-    """Markdown: what is asked, how it was tuned, tables, and what they mean."""
-    f = findings
+def to_markdown(report: StudyReport) -> str:
+    """Returns the report in Markdown: question, tuning, tables and their explanation."""
+    f = report
     parts = [f.study.about] if f.study.about else []
-    if f.tried:
-        parts += [tuning(f)]
+    if f.tuning_runs:
+        parts += [tuning_table(f)]
     parts += [markdown(*tables.cells(f.study, table)) for table in f.tables]
     parts += [f.note, *f.notes, f"`{f.command}`, commit {f.commits}"]
     return "\n\n".join(parts)
 
 
-def tuning(findings: Findings) -> str:
-    """A table of validation errors, the chosen ones bold."""
-    f = findings
-    values = list(dict.fromkeys(", ".join(run.tuned.values()) for run in f.tried))
+def tuning_table(report: StudyReport) -> str:
+    """Returns a table of validation errors in Markdown, the chosen ones bold."""
+    f = report
+    values = list(dict.fromkeys(", ".join(run.tuned.values()) for run in f.tuning_runs))
     chosen = {(run.row, ", ".join(run.tuned.values())) for run in f.runs}
     found = {}
-    for run in f.tried:
+    for run in f.tuning_runs:
         summary = f.entries.get(run.key, {}).get("summary")
         text = f"{summary['validation_error']:.2f}" if summary else "failed"
         place = run.row, ", ".join(run.tuned.values())
         found[place] = f"**{text}**" if place in chosen else text
     lines = [[row, *(found.get((row, v), "") for v in values)] for row in f.study.rows]
-    said = f"Validation error, %, of one run each over {', '.join(f.study.tuning)}; the runs below "
-    said += "have the values in bold:"
-    return f"{said}\n\n{markdown([tables.heads(f.study)[0], *values], lines)}"
+    about = f"Validation error, %, of one run each over {', '.join(f.study.tuning)}; the runs "
+    about += "below have the values in bold:"
+    return f"{about}\n\n{markdown([tables.name_headings(f.study)[0], *values], lines)}"
 
 
-def write(findings: Findings, output: Path) -> list[Path]:
-    """All files; returns their paths."""
-    f, paths = findings, [output.with_name(output.name + s) for s in (".md", ".csv", ".tex")]
+def write(report: StudyReport, output: Path) -> list[Path]:
+    """Writes all files and returns their paths."""
+    f, paths = report, [output.with_name(output.name + s) for s in (".md", ".csv", ".tex")]
     paths += [output.with_name(output.name + s) for s in (".png", ".json")]
     parts = [tables.cells(f.study, table) for table in f.tables]
     caption = f"{f.name}. {f.note} {f.command}, commit {f.commits}"
-    _replace(paths[0], report(f) + "\n")
-    _replace(paths[1], "\n".join(comma_separated(*part) for part in parts))
-    _replace(paths[2], "\n\n".join(latex(*part, caption) for part in parts) + "\n")
+    write_text(paths[0], to_markdown(f) + "\n")
+    write_text(paths[1], "\n".join(comma_separated(*part) for part in parts))
+    write_text(paths[2], "\n\n".join(latex(*part, caption) for part in parts) + "\n")
     dots = [
         [plots.Dots(", ".join(row.names), [*row.errors.values()], *row.interval) for row in table]
         for table in f.tables
     ]
-    plots.plot_intervals(paths[3], dots, title=f"{f.name}: test error of {_data(f)}")
-    write_json(paths[4], as_json(f))
+    plots.plot_intervals(paths[3], dots, title=f"{f.name}: test error of {_dataset_names(f)}")
+    write_json(paths[4], to_json(f))
     return paths
 
 
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text)
-    temporary.replace(path)
+def _dataset_names(report: StudyReport) -> str:
+    return " and ".join(sorted({summary["dataset"] for _, summary in report.done}))
 
 
-def _data(findings: Findings) -> str:
-    return " and ".join(sorted({summary["dataset"] for _, summary in findings.done}))
-
-
-def as_json(findings: Findings) -> dict:
-    """Runs, tables, and how they were made."""
-    f = findings
+def to_json(report: StudyReport) -> dict:
+    """Returns rows and runs, and the command, commits, device and versions of their training."""
+    f = report
     rows = []
     for row in (row for table in f.tables for row in table):
         compared = row.comparison
-        rows.append(row._asdict() | {"mean": row.mean, "deviation": row.deviation})
+        fields = row._asdict()
+        fields["more"] = fields.pop("extra_columns")  # the name in published files
+        rows.append(fields | {"mean": row.mean, "deviation": row.deviation})
         rows[-1]["comparison"] = compared and compared._asdict() | {"verdict": compared.verdict}
     return {
         "command": f.command,
@@ -134,7 +132,7 @@ def as_json(findings: Findings) -> dict:
 def log_hparams(
     runs: list[PlannedRun], entries: dict[str, dict], defaults: Config, folder: Path
 ) -> None:
-    """Runs for TensorBoard's HParams view, where tensorboardX is installed; each once."""
+    """Logs each run once for TensorBoard's HParams view, where tensorboardX is installed."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError:

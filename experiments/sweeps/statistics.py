@@ -1,6 +1,6 @@
-"""What test errors of a few seeds, on one test set, allow to be said.
+"""Confidence intervals and tests for test errors of a few seeds on one test set.
 
-Intervals are of 95%. Every function takes plain numbers.
+Intervals are at the 95% level. Every function takes plain numbers.
 """
 
 from typing import NamedTuple
@@ -19,9 +19,9 @@ class Interval(NamedTuple):
 
 
 def of_mean(values) -> Interval:
-    r"""Student's interval of a mean, :math:`\bar x \pm t_{n-1} s / \sqrt n`.
+    r"""Computes Student's interval of a mean, :math:`\bar x \pm t_{n-1} s / \sqrt n`.
 
-    It holds for normally distributed values, such as errors over seeds nearly are.
+    It is exact for normally distributed values; errors over seeds are nearly normal.
 
     Args:
       values: ``[n]``, n at least 2.
@@ -32,12 +32,13 @@ def of_mean(values) -> Interval:
 
 
 def of_rate(count: int, total: int) -> Interval:
-    """Wilson's interval of a rate (1927), in [0, 1]; also good for few or no errors.
+    """Computes Wilson's interval of a rate (1927), in [0, 1]; also accurate for few or no errors.
 
-    Of one trained network over test sets of this size: it says nothing of other seeds.
+    It covers one trained network over test sets of this size, and no other seeds.
 
     Args:
-      count: errors. total: examples, at least 1.
+      count: number of errors.
+      total: number of examples, at least 1.
     """
     z2 = stats.norm.ppf((1 + LEVEL) / 2) ** 2
     p, n = count / total, total
@@ -47,28 +48,28 @@ def of_rate(count: int, total: int) -> Interval:
     return Interval(float(low) if count else 0.0, float(high) if count < total else 1.0)
 
 
-def discordant(ours: np.ndarray, theirs: np.ndarray) -> tuple[int, int]:
-    """Images on which we are right more often than they, and less often.
+def discordant(correct: np.ndarray, baseline: np.ndarray) -> tuple[int, int]:
+    """Counts images that are classified correctly by more seeds than in the baseline, and by fewer.
+
+    An image counts once, whatever the number of seeds: seeds see the same images, and adding up
+    their counts would treat each image as several. With one seed these are the two counts of
+    McNemar's test.
 
     Args:
-      ours, theirs: what was classified rightly, bool ``[seeds, images]``, the same images.
-
-    An image counts once, however many seeds there are: seeds see the same images, and adding up
-    their counts would take each image for several. With one seed these are the two counts of
-    McNemar's test.
+      correct, baseline: what was classified correctly, bool ``[seeds, images]``, the same images.
     """
-    lead = ours.sum(0, dtype=int) - theirs.sum(0, dtype=int)
+    lead = correct.sum(0, dtype=int) - baseline.sum(0, dtype=int)
     return int((lead > 0).sum()), int((lead < 0).sum())
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Exact two-sided p of wins and losses being equally likely: McNemar's exact test."""
+    """Computes the exact two-sided p of equally likely wins and losses: McNemar's exact test."""
     n = wins + losses
     return min(1.0, 2 * float(stats.binom.cdf(min(wins, losses), n, 0.5))) if n else 1.0
 
 
 def holm(p: list[float]) -> list[float]:
-    """Values p after Holm's correction (1979) for their number, in the order given."""
+    """Applies Holm's correction (1979) to values p; the order is kept."""
     order = np.argsort(p, kind="stable")
     scaled = np.asarray(p, float)[order] * np.arange(len(p), 0, -1)
     corrected = np.minimum(np.maximum.accumulate(scaled), 1.0)
@@ -78,10 +79,10 @@ def holm(p: list[float]) -> list[float]:
 
 
 class Comparison(NamedTuple):
-    """Two rows of a table, run by run of the same seed and image by image."""
+    """A row of a table and its baseline, compared for the same seeds and the same images."""
 
-    difference: float  # mean over seeds of our error less theirs, percentage points
-    interval: Interval | None  # of it; None with one seed
+    difference: float  # mean over seeds of the error minus the baseline's, percentage points
+    interval: Interval | None  # of the difference; None with one seed
     wins: int  # see :func:`discordant`
     losses: int
     p: float  # of :func:`sign_test`, or after :func:`holm`
@@ -89,10 +90,10 @@ class Comparison(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Better or worse, where that is beyond the noise of images and that of seeds.
+        """Better or worse, if the difference exceeds the noise of images and that of seeds.
 
-        Both are asked: p below 5%, of the images, and an interval over seeds without zero. With
-        one seed the noise of training is unknown, so that nothing is said.
+        Both are required: p over images below 5%, and an interval over seeds without zero. With
+        one seed the noise of training is unknown, so there is no verdict.
         """
         if self.interval is None:
             return "one seed"
@@ -101,19 +102,20 @@ class Comparison(NamedTuple):
         return ("worse" if self.difference > 0 else "better") if sure and agree else "undecided"
 
 
-def compare(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> Comparison | None:
-    """Compare two rows.
+def compare(correct: dict[str, np.ndarray], baseline: dict[str, np.ndarray]) -> Comparison | None:
+    """Compares a row with its baseline.
 
     Args:
-      ours, theirs: by seed, which test images were classified rightly, bool ``[images]``.
+      correct, baseline: by seed, which test images were classified correctly, bool ``[images]``.
 
     Returns:
-      Of the seeds that both have; None if there is none, or the images are not as many.
+      The comparison over the seeds that both have; None if there is none, or the numbers of images
+      differ.
     """
-    seeds = [seed for seed in ours if seed in theirs]
-    if not seeds or len({len(v[seed]) for v in (ours, theirs) for seed in seeds}) > 1:
+    seeds = [seed for seed in correct if seed in baseline]
+    if not seeds or len({len(v[seed]) for v in (correct, baseline) for seed in seeds}) > 1:
         return None
-    a, b = (np.stack([v[seed] for seed in seeds]) for v in (ours, theirs))
+    a, b = (np.stack([v[seed] for seed in seeds]) for v in (correct, baseline))
     differences = 100 * (b.mean(1) - a.mean(1))
     interval = of_mean(differences) if len(seeds) > 1 else None
     wins, losses = discordant(a, b)
@@ -122,5 +124,5 @@ def compare(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> Compa
 
 
 def corrected(comparisons: list[Comparison]) -> list[Comparison]:
-    """With the values p after :func:`holm`."""
+    """Returns comparisons with the values p corrected by :func:`holm`."""
     return [c._replace(p=p) for c, p in zip(comparisons, holm([c.p for c in comparisons]))]

@@ -1,4 +1,4 @@
-"""Studies as data: rows to compare, and the flags of each."""
+"""The named studies: the rows that each compares, and the flags of every row."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -13,23 +13,23 @@ SEEDS = ("0", "1", "2")
 
 
 class Study(NamedTuple):
-    """Rows of a table, the first of which is what the others are compared with."""
+    """Rows of a table; the first is the one with which the others are compared."""
 
     rows: Mapping[str, Flags]  # by name; all of them have the same seeds
-    axes: tuple[str, ...] = ()  # flags that name the rows, a column each; none: names do
-    seeds: tuple[str, ...] = ()  # none: one run a row, with the seed that is given or the default
+    axes: tuple[str, ...] = ()  # flags that name the rows, one column each; empty: one name each
+    seeds: tuple[str, ...] = ()  # empty: one run for each row, with the seed of the flags
     program: str = "mnist"
-    # A flag whose values are compared apart, each with the first row that has it.
-    apart: str = ""
+    # A flag whose values have separate tables, each compared with its own first row.
+    group_by: str = ""
     # Flags and values that are tuned for every row, on validation data, before its seeds run.
     tuning: Mapping[str, Sequence[str]] = {}
-    affine: bool = False  # also tested on transformed images
+    affine: bool = False  # also measure the error on transformed test images
     columns: Mapping[str, str] = {}  # further fields of summary.json, by heading: means over seeds
-    about: str = ""  # what is asked, and what differs, for the report
+    about: str = ""  # the question and what differs between rows, for the report
 
 
 def product(axes: Mapping[str, Sequence[str]], seeds: Sequence[str] = (), **fields) -> Study:
-    """All combinations of the values of some flags."""
+    """Returns the study of all combinations of the values of some flags."""
     points = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
     named = tuple(name for name, values in axes.items() if len(values) > 1)
     rows = {", ".join(f"{n}={point[n]}" for n in named): point for point in points}
@@ -39,7 +39,7 @@ def product(axes: Mapping[str, Sequence[str]], seeds: Sequence[str] = (), **fiel
 def few_examples(
     counts: Sequence[str], steps: int, batch_size: int, networks: Sequence[tuple[str, str]]
 ) -> Study:
-    """So many training examples, for networks that are a model and a preset each."""
+    """Returns the study of networks (model, preset) over the number of training examples."""
     rows = {
         f"{model} {preset}, {count} examples": {
             "train_examples": count,
@@ -52,7 +52,7 @@ def few_examples(
         for count in counts
         for model, preset in networks
     }
-    return Study(rows, ("train_examples", "model", "preset"), SEEDS, apart="train_examples")
+    return Study(rows, ("train_examples", "model", "preset"), SEEDS, group_by="train_examples")
 
 
 PAPERS = (("capsnet", "mnist"), ("cnn", "mnist"), ("cnn", "multimnist"))
@@ -84,7 +84,7 @@ COUPLINGS = {
 
 
 def couplings(*names: str) -> Mapping[str, Flags]:
-    """Rows of :data:`COUPLINGS`, with both kinds of votes."""
+    """Returns rows of :data:`COUPLINGS`, with both kinds of votes."""
     return {
         f"{name}, {votes} votes": {**COUPLINGS[name], "votes": votes}
         for votes in ("full", "shared")
@@ -95,7 +95,7 @@ def couplings(*names: str) -> Mapping[str, Flags]:
 STUDIES: dict[str, Study] = {
     # Table 1 of Sabour, Frosst & Hinton (2017).
     "table1": Study(TABLE_1, seeds=SEEDS),
-    # The zoo; the frozen network takes the couplings of the dynamic one.
+    # All routing algorithms; the frozen network takes the couplings of the dynamic one.
     "routing": product({"routing": tuple(ROUTINGS)}, SEEDS),
     "iterations": product({"routing_iterations": tuple("1234567")}, SEEDS),
     "gradient": product({"routing_gradient": GRADIENTS}, SEEDS),
@@ -111,7 +111,7 @@ STUDIES: dict[str, Study] = {
     "learned_coupling": Study(
         couplings(*COUPLINGS),
         seeds=("0", "1", "2", "3", "4"),
-        apart="votes",
+        group_by="votes",
         affine=True,
         tuning={"learning_rate": ("0.0003", "0.001", "0.003")},
         about="Coupling coefficients are usually obtained by dynamic routing. Here everything but "
@@ -125,7 +125,7 @@ STUDIES: dict[str, Study] = {
     "learned_coupling_pairs": Study(
         couplings("dynamic", "uniform", "static", "self"),
         seeds=SEEDS,
-        apart="votes",
+        group_by="votes",
         program="multimnist",
         about="Where the coupling coefficients come from, as in the study learned_coupling, for "
         "overlapping digits, which routing is said to tell apart; one learning rate for all.",

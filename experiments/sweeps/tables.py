@@ -1,4 +1,4 @@
-"""Tables of a study, from the ledger: what they say, and Markdown, CSV and LaTeX."""
+"""Tables of a study, computed from the ledger: their rows, and the text of their cells."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,16 +19,16 @@ NOTE = (
     "difference over seeds is not zero with 95% confidence. Time is that of one run; runs trained "
     "together share theirs equally."
 )
-MORE_NOTE = (
+EXTRA_NOTE = (
     "Of further columns: the difference is the mean over the same seeds, with Student's 95% "
     "interval in brackets, not corrected for the number of rows."
 )
 
 
 class Row(NamedTuple):
-    """What is known of a row; medians where nothing else is said."""
+    """Results of the runs of a row; medians unless another statistic is named."""
 
-    names: tuple[str, ...]  # what it is, a cell for each column
+    names: tuple[str, ...]  # of the row, a cell for each of its columns
     errors: dict[str, float]  # test error of every seed, %
     interval: Interval  # of their mean, %
     validation: float | None  # mean error, %
@@ -37,41 +37,48 @@ class Row(NamedTuple):
     images_per_second: float
     peak_memory_mb: float
     steps: int
-    more: dict[str, dict[str, float]]  # further columns, of every seed
+    extra_columns: dict[str, dict[str, float]]  # by heading and seed
     comparison: Comparison | None = None  # with the first row
 
     @property
     def mean(self) -> float:
+        """Mean test error over seeds."""
         return float(np.mean(list(self.errors.values())))
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation over seeds; None of a single one."""
+        """Standard deviation of the test error over seeds; None for a single seed."""
         return _deviation(self.errors)
 
 
-def heads(study: Study) -> tuple[str, ...]:
-    """Names of the columns that say what a row is."""
+def name_headings(study: Study) -> tuple[str, ...]:
+    """Returns the headings of the columns that name a row."""
     return study.axes or ("row",)
 
 
 def rows(
-    study: Study, runs: list[PlannedRun], entries: dict[str, dict], more=None
+    study: Study,
+    runs: list[PlannedRun],
+    entries: dict[str, dict],
+    extra_columns: dict[str, dict] | None = None,
 ) -> list[list[Row]]:
-    """Tables of a study: one, or one for every value of the flag ``study.apart``.
+    """Returns the tables of a study: one, or one for every value of ``study.group_by``.
+
+    Runs that are missing or failed are omitted. If the first row has no runs, nothing is compared.
 
     Args:
-      study: whose rows they are. runs: of it. entries: of the ledger; runs that it does not have,
-        or that failed, are left out, and with the first row all comparisons.
-      more: numbers of further columns by key of the run.
+      study: whose rows these are.
+      runs: of the study.
+      entries: of the ledger.
+      extra_columns: numbers by key of the run and heading.
     """
     groups: dict[str, list[str]] = {}
     for name, point in study.rows.items():
-        groups.setdefault(point.get(study.apart, ""), []).append(name)
+        groups.setdefault(point.get(study.group_by, ""), []).append(name)
     found = []
     for names in groups.values():
         done = {name: _finished(name, runs, entries) for name in names}
-        table = [_row(study, name, done[name], more or {}) for name in names if done[name]]
+        table = [_row(study, name, done[name], extra_columns or {}) for name in names if done[name]]
         reference = _correct(done[names[0]])
         pairs = [compare(_correct(done[name]), reference) for name in names[1:] if done[name]]
         first = [None] * bool(done[names[0]])
@@ -82,9 +89,9 @@ def rows(
 
 
 def _finished(name: str, runs: list[PlannedRun], entries: dict[str, dict]) -> dict[str, dict]:
-    """Entries of a row by seed."""
-    mine = (run for run in runs if run.row == name)
-    return {r.seed: entries[r.key] for r in mine if "summary" in entries.get(r.key, {})}
+    """Returns the entries of the runs of a row that succeeded, by seed."""
+    planned = (run for run in runs if run.row == name)
+    return {r.seed: entries[r.key] for r in planned if "summary" in entries.get(r.key, {})}
 
 
 def _correct(done: dict[str, dict]) -> dict[str, np.ndarray]:
@@ -94,7 +101,7 @@ def _correct(done: dict[str, dict]) -> dict[str, np.ndarray]:
     }
 
 
-def _row(study: Study, name: str, done: dict[str, dict], more: dict[str, dict]) -> Row:
+def _row(study: Study, name: str, done: dict[str, dict], extra: dict[str, dict]) -> Row:
     summaries = [entry["summary"] for entry in done.values()]
     errors = {seed: entry["summary"]["test_error"] for seed, entry in done.items()}
     if len(errors) > 1:
@@ -106,7 +113,7 @@ def _row(study: Study, name: str, done: dict[str, dict], more: dict[str, dict]) 
         interval = Interval(100 * low, 100 * high)
     validation = [s["validation_error"] for s in summaries if s["validation_error"] is not None]
     columns = {
-        seed: more.get(e["key"], {}) | {h: e["summary"][f] for h, f in study.columns.items()}
+        seed: extra.get(e["key"], {}) | {h: e["summary"][f] for h, f in study.columns.items()}
         for seed, e in done.items()
     }
 
@@ -128,11 +135,11 @@ def _row(study: Study, name: str, done: dict[str, dict], more: dict[str, dict]) 
 
 
 def cells(study: Study, table: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells of a table, as text."""
+    """Returns the headings and the cells of a table as text."""
     compared = any(row.comparison for row in table)
-    headings = [*heads(study), "test error, %", "95% interval", "seeds"]
+    headings = [*name_headings(study), "test error, %", "95% interval", "seeds"]
     headings += ["difference", "p", "against the first"] * compared
-    for heading in table[0].more:
+    for heading in table[0].extra_columns:
         headings += [heading] + ["difference (95% interval)"] * compared
     headings += ["validation error, %", "parameters", "images/s"]
     headings += ["peak memory, MB", "training, s"]
@@ -143,10 +150,11 @@ def cells(study: Study, table: Sequence[Row]) -> tuple[list[str], list[list[str]
         if compared:
             c = row.comparison
             line += [f"{c.difference:+.2f}", f"{c.p:.2g}", c.verdict] if c else ["", "", ""]
-        for heading, values in row.more.items():
+        for heading, values in row.extra_columns.items():
             line += [_with_deviation(values)]
             if compared:
-                line += [_difference(values, table[0].more[heading]) if row.comparison else ""]
+                baseline = table[0].extra_columns[heading]
+                line += [_difference(values, baseline) if row.comparison else ""]
         line += ["" if row.validation is None else f"{row.validation:.2f}"]
         line += [f"{row.parameters:,}", f"{row.images_per_second:.0f}"]
         line += [f"{row.peak_memory_mb:.0f}", f"{row.seconds:.0f}"]
@@ -155,7 +163,7 @@ def cells(study: Study, table: Sequence[Row]) -> tuple[list[str], list[list[str]
 
 
 def _with_deviation(values: dict[str, float]) -> str:
-    """Mean and standard deviation over seeds."""
+    """Formats the mean and the standard deviation over seeds."""
     deviation = _deviation(values)
     spread = "" if deviation is None else f" ± {deviation:.2f}"
     return f"{np.mean(list(values.values())):.2f}{spread}"
@@ -165,9 +173,9 @@ def _deviation(values: dict[str, float]) -> float | None:
     return float(np.std(list(values.values()), ddof=1)) if len(values) > 1 else None
 
 
-def _difference(ours: dict[str, float], theirs: dict[str, float]) -> str:
-    """Mean over the seeds that both have, and its interval."""
-    differences = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+def _difference(values: dict[str, float], baseline: dict[str, float]) -> str:
+    """Formats the mean difference over the seeds that both have, and its interval."""
+    differences = [values[seed] - baseline[seed] for seed in values if seed in baseline]
     if len(differences) < 2:
         return "".join(f"{d:+.2f}" for d in differences)
     low, high = of_mean(differences)

@@ -1,4 +1,4 @@
-"""How long runs take on a CPU of which none has been done: a guess, from their arithmetic."""
+"""Estimates of the time of runs: from finished runs, or on CPU from the number of operations."""
 
 from pathlib import Path
 
@@ -18,34 +18,34 @@ from experiments.training.devices import cache_folder
 from experiments.training.setup import prepare, steps_per_epoch, total_steps
 from kernels import bench
 
-SHARE = 0.3  # of the rate of a matrix product, what training reaches
-START = 20.0  # seconds of a run that do not grow with its length: imports, compilation, pictures
+EFFICIENCY = 0.3  # rate of training relative to that of a matrix product
+FIXED_SECONDS = 20.0  # of a run of any length: imports, compilation, figures
 
 
-def seconds(runs: list[PlannedRun], defaults: Config) -> float | None:
-    """Time that runs need one after another, within a factor of two or three.
+def estimate_seconds(runs: list[PlannedRun], defaults: Config) -> float | None:
+    """Estimates the time of runs one after another, to a factor of two or three.
 
     Args:
-      runs: at least one. defaults: of the program.
+      runs: at least one.
+      defaults: of the program.
 
     Returns:
-      None where that cannot be said at once: on an accelerator, or with a data set that has not
-      been read before.
+      Seconds; None on an accelerator, or with a data set that is not on this machine yet.
     """
     configs = [run.config for run in runs]
-    if any(grouping.platform(c.accelerator) != "cpu" or not _at_hand(c) for c in configs):
+    if any(grouping.platform(c.accelerator) != "cpu" or not _has_data(c) for c in configs):
         return None
-    rate, families = SHARE * bench.matrix_rate(), {}
+    rate, groups = EFFICIENCY * bench.matrix_rate(), {}
     for run in runs:
-        families.setdefault(grouping.family(run, defaults), []).append(run.config)
-    return sum(
-        len(members) * (START + work(prepare(find_program(defaults.program), members[0])) / rate)
-        for members in families.values()
-    )
+        groups.setdefault(grouping.group_key(run, defaults), []).append(run.config)
+    program, total = find_program(defaults.program), 0.0
+    for members in groups.values():
+        total += len(members) * (FIXED_SECONDS + run_flops(prepare(program, members[0])) / rate)
+    return total
 
 
-def work(setup: Setup) -> float:
-    """Floating-point operations of a run, as XLA counts them before it optimises."""
+def run_flops(setup: Setup) -> float:
+    """Counts the floating-point operations of a run, as XLA does before it optimises."""
     key = jax.random.key(0)
     state = jax.eval_shape(lambda: train.init_state(setup.model, setup.optimizer, key))
     examples = len(setup.dataset.train_labels)
@@ -60,7 +60,7 @@ def work(setup: Setup) -> float:
     return counted * (steps + tested / setup.config.batch_size / 3)
 
 
-def _at_hand(config: Config) -> bool:
+def _has_data(config: Config) -> bool:
     name = "mnist" if config.dataset == "auto" else config.dataset
     cached = cache_file(name, cache_folder(config.cache_dir))
     return name == "digits" or Path(name if name.endswith(".npz") else cached).exists()
@@ -73,29 +73,32 @@ def seconds_left(
     defaults: Config,
     jobs: int,
 ) -> float | None:
-    """Time that missing runs need: what runs of the same kind took, or else all on average.
+    """Estimates the time of missing runs from the finished runs of the same group, or from all.
 
     Args:
-      runs: of the sweep. missing: those that are to be done. entries: of the ledger.
-      defaults: of the program. jobs: processes at once.
+      runs: of the sweep.
+      missing: those that are not finished.
+      entries: of the ledger.
+      defaults: of the program.
+      jobs: number of processes at once.
 
     Returns:
-      None where nothing has been measured.
+      Seconds; None where no run has finished.
     """
     measured: dict[str, list[float]] = {}
     for run in runs:
         if "summary" in entries.get(run.key, {}):
-            kind = grouping.family(run, defaults)
-            measured.setdefault(kind, []).append(entries[run.key]["seconds"])
+            key = grouping.group_key(run, defaults)
+            measured.setdefault(key, []).append(entries[run.key]["seconds"])
     if not measured:
         return None if missing else 0.0
-    usual = float(np.mean(sum(measured.values(), [])))
-    kinds = (measured.get(grouping.family(run, defaults), [usual]) for run in missing)
-    return float(sum(map(np.mean, kinds))) / jobs
+    average = float(np.mean(sum(measured.values(), [])))
+    similar = (measured.get(grouping.group_key(run, defaults), [average]) for run in missing)
+    return float(sum(map(np.mean, similar))) / jobs
 
 
 def in_words(seconds: float | None) -> str:
-    """A length of time."""
+    """Formats a duration, which is unknown where it is None."""
     if seconds is None:
         return "unknown time"
     if seconds < 90:

@@ -1,7 +1,7 @@
 """The process that trains one run of a sweep, or several together; started by the sweep.
 
-It reads one line of JSON, ``{"program": NAME, "runs": [[flag, ...], ...]}``, and ends at once when
-whoever wrote it is gone, so that no run goes on that a new sweep would find in use.
+It reads one line of JSON, ``{"program": NAME, "runs": [[flag, ...], ...]}``, and ends as soon as
+the process that wrote the line ends, so that a new sweep does not find its runs in use.
 """
 
 import json
@@ -17,7 +17,7 @@ from kernels import cli
 
 
 def main() -> None:
-    """Train what the line says, or as many of them as the memory holds."""
+    """Trains the runs of the line, or as many of them as the memory holds."""
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     program = find_program(job["program"])

@@ -1,0 +1,102 @@
+"""The execution of a sweep: which of its runs are missing, and training them."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from experiments.config import Config
+from experiments.sweeps import executors, grouping, ledger, plan, time_estimate
+from experiments.sweeps.plan import PlannedRun
+from experiments.sweeps.studies import Study
+
+
+class Sweep(NamedTuple):
+    """A study, and where and how its runs are trained."""
+
+    name: str  # of the study
+    study: Study
+    given: dict  # flags of all runs
+    folder: Path  # of the runs
+    defaults: Config  # of the program
+    shard: tuple[int, int]  # which part of the sweep, of how many
+    vmap: str  # auto, off, or the maximum number of runs trained together
+    jobs: int  # processes at once
+    executor: str
+    merge: tuple[Path, ...]  # further ledgers
+
+    def runs(self, tuned: plan.Tuned, seeds: tuple[str, ...]) -> list[PlannedRun]:
+        """Returns the runs of the study; see :func:`experiments.sweeps.plan.make`."""
+        return plan.make(self.study, self.given, self.folder, self.defaults, tuned, seeds)
+
+    @property
+    def ledger(self) -> Path:
+        """The ledger to which this process writes."""
+        which, parts = self.shard
+        return self.folder / (f"ledger.{which}-of-{parts}.jsonl" if parts > 1 else ledger.NAME)
+
+    def entries(self) -> dict[str, dict]:
+        """Returns the entries of all ledgers by key of the run."""
+        return ledger.read(self.folder, *self.merge)
+
+
+def complete(sweep: Sweep, runs: list[PlannedRun]) -> list[PlannedRun]:
+    """Trains the missing runs of this part of the sweep, and returns those that failed."""
+    runs = plan.part(runs, *sweep.shard)
+    by_key, failed, alone = {run.key: run for run in runs}, [], set()
+    entries = sweep.entries()
+    missing = [run for run in runs if "summary" not in entries.get(run.key, {})]
+    bar = tqdm(
+        total=len(runs),
+        initial=len(runs) - len(missing),
+        unit="run",
+        disable=not sys.stderr.isatty(),
+        bar_format="{l_bar}{bar}| {n}/{total}{postfix}",
+    )
+    with bar:
+        while missing:
+            # Frozen runs come last, because they need finished dynamic ones.
+            ready = [r for r in missing if r.config.routing != "frozen"] or missing
+            parts = grouping.divide(ready, sweep.defaults, sweep.vmap, alone, sweep.jobs)
+            tasks = [executors.task(sweep.defaults.program, part) for part in parts]
+            execute = executors.on_ray if sweep.executor == "ray" else executors.local
+            for found in execute(tasks, sweep.jobs):
+                for entry in found:
+                    run = by_key[entry["key"]]
+                    ledger.append(sweep.ledger, entry)
+                    entries[run.key] = entry
+                    missing.remove(run)
+                    failed += [run] if "error" in entry else []
+                    tqdm.write(f"{run.workdir.name}: {_result(entry)}", sys.stderr)
+                    bar.update()
+                left = time_estimate.seconds_left(
+                    runs, missing, entries, sweep.defaults, sweep.jobs
+                )
+                bar.set_postfix_str(f", {time_estimate.in_words(left)} left" if missing else "")
+            for part in parts:
+                # No run of the group came back: its process failed, and each run is tried alone.
+                if len(part) > 1 and all(run in missing for run in part):
+                    alone |= {run.key for run in part}
+    return failed
+
+
+def _result(entry: dict) -> str:
+    return entry.get("error") or f"{entry['summary']['test_error']:.2f}% test error"
+
+
+def print_plan(sweep: Sweep, tuning_runs: list[PlannedRun], runs: list[PlannedRun]) -> None:
+    """Prints all commands, and an estimate of the time that the missing ones take."""
+    mine = plan.part(tuning_runs, *sweep.shard) + plan.part(runs, *sweep.shard)
+    for run in mine:
+        name = sweep.defaults.program
+        print(shlex.join(["python", "-m", f"experiments.{name}", *run.arguments]))
+    entries = sweep.entries()
+    missing = [run for run in mine if "summary" not in entries.get(run.key, {})]
+    left = time_estimate.seconds_left(mine, missing, entries, sweep.defaults, sweep.jobs)
+    estimate = time_estimate.estimate_seconds(missing, sweep.defaults) if left is None else None
+    text = f"{len(mine)} runs, {len(missing)} missing: {time_estimate.in_words(estimate or left)}"
+    text += ", estimated from their arithmetic" if estimate else ""
+    text += f"; {len(tuning_runs)} of them tune the flags of the others" if tuning_runs else ""
+    print(text, file=sys.stderr)
