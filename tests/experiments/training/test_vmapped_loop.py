@@ -30,7 +30,7 @@ OTHER = {
 def fast():
     """No pictures, and the form of convolutions with the smallest rounding errors.
 
-    Where a gradient is all rounding error, Adam makes a whole step of it. tests/test_conv.py has
+    Where a gradient is all rounding error, Adam makes a whole step of it. tests/capsjax/test_conv.py has
     the other form mapped over kernels.
     """
     with pytest.MonkeyPatch.context() as patch:
