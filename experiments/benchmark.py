@@ -50,7 +50,7 @@ class BenchmarkConfig(Config):
     repetitions: int = setting(7, "number of repetitions of every measurement", low=1)
     first_step: bool = setting(True, "measure the time from the command to its first step")
     compare: str = setting("none", "baseline to measure as well", choices=("none", "torch"))
-    output: str = setting("", "write OUTPUT.json, OUTPUT.md and OUTPUT.png", path=True)
+    output: str = setting("", "write OUTPUT.json, OUTPUT.md and OUTPUT.png", roles="path")
 
 
 DEFAULTS = BenchmarkConfig(program="benchmark", dataset="random", batch_size=128)

@@ -40,17 +40,23 @@ class Flags:
     grid: str = setting("", "flags and values: 'routing=em,vb;seed=0..4'")
     program: str = setting("", "program to train; by default that of the study, or mnist")
     seeds: int = setting(0, "seeds 0, 1, ... up to this number, instead of the study's", low=0)
-    runs: str = setting("", "where runs are kept; by default under runs/", local=True)
-    output: str = setting("", "write OUTPUT.md, .csv, .tex, .png and .json", local=True)
-    merge: str = setting("", "include these ledgers, or folders with ledgers", local=True)
-    shard: str = setting("", "I/N: train only the I-th (from 0) of N parts", local=True)
+    runs: str = setting("", "where runs are kept; by default under runs/", roles="local")
+    output: str = setting("", "write OUTPUT.md, .csv, .tex, .png and .json", roles="local")
+    merge: str = setting("", "include these ledgers, or folders with ledgers", roles="local")
+    shard: str = setting("", "I/N: train only the I-th (from 0) of N parts", roles="local")
     executor: str = setting(
-        "local", "what runs the processes", choices=executors.EXECUTORS, local=True
+        "local", "what runs the processes", choices=executors.EXECUTORS, roles="local"
     )
-    jobs: int = setting(1, "number of processes at once", low=1, local=True)
-    vmap: str = setting("auto", "auto, off, or maximum number of runs trained together", local=True)
-    yes: bool = setting(False, f"confirm that more than {plan.LIMIT} runs are intended", local=True)
-    dry_run: bool = setting(False, "print the commands and an estimate of their time", local=True)
+    jobs: int = setting(1, "number of processes at once", low=1, roles="local")
+    vmap: str = setting(
+        "auto", "auto, off, or maximum number of runs trained together", roles="local"
+    )
+    yes: bool = setting(
+        False, f"confirm that more than {plan.LIMIT} runs are intended", roles="local"
+    )
+    dry_run: bool = setting(
+        False, "print the commands and an estimate of their time", roles="local"
+    )
 
 
 DEFAULTS = Flags()

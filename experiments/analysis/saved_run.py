@@ -12,7 +12,7 @@ from absl import flags
 from jax.sharding import SingleDeviceSharding
 
 from capsjax import train
-from experiments.config import Config, UserError
+from experiments.config import Config, UserError, names_of
 from experiments.config.flags import parse_flags
 from experiments.data import datasets, image_files
 from experiments.tasks.base import Setup
@@ -115,7 +115,8 @@ def stored_config(workdir: Path | str, /, **changes) -> Config:
         if unknown := stored.keys() - fields.keys():
             raise ValueError(f"{sorted(unknown)[0]!r} is no setting")
         # A folder that somebody sends must not say where this machine keeps its files.
-        kept = {n: v for n, v in stored.items() if not fields[n].metadata.get("local")} | changes
+        local = names_of(defaults, "local")
+        kept = {name: value for name, value in stored.items() if name not in local} | changes
         is_flag = {name: field.metadata.get("flag", True) for name, field in fields.items()}
         given = [f"--{n}={v}" for n, v in kept.items() if is_flag[n] and v is not None]
         others = {n: v for n, v in kept.items() if not is_flag[n]}

@@ -30,13 +30,12 @@ class Config:
         "image-classification data set of TensorFlow Datasets, or your own arrays: PATH.npz with "
         "train_images, train_labels, test_images, test_labels and optionally class_names",
     )
-    data_dir: str = setting("", "directory of prepared TensorFlow Datasets", free=True, path=True)
+    data_dir: str = setting("", "directory of prepared TensorFlow Datasets", roles="free path")
     cache_dir: str = setting(
         "",
         "folder for decoded data sets and compiled programs; by default the user's cache folder; "
         "'none' keeps no compiled programs",
-        free=True,
-        path=True,
+        roles="free path",
     )
     validation_fraction: float = setting(
         0.05, "fraction of the training data held out for validation", low=0.0, high=0.9
@@ -54,25 +53,19 @@ class Config:
         "routing algorithm. " + ". ".join(f"{n}: {line}" for n, (_, line) in ROUTINGS.items()),
         choices=tuple(ROUTINGS),
         by="preset",
-        capsules=True,
-        fits_couplings=True,
+        roles="capsules fits_couplings",
     )
     routing_iterations: int | None = setting(
-        None,
-        "number of routing iterations",
-        low=1,
-        high=1000,
-        by="preset",
-        capsules=True,
+        None, "number of routing iterations", low=1, high=1000, by="preset", roles="capsules"
     )
     routing_prior: str = setting(
-        "zeros", "initial logits of routing", choices=("zeros", "learned"), capsules=True
+        "zeros", "initial logits of routing", choices=("zeros", "learned"), roles="capsules"
     )
     routing_schedule: str = setting(
         "sequential",
         "order of computation; concurrent: all capsule layers in every iteration",
         choices=SCHEDULES,
-        capsules=True,
+        roles="capsules",
     )
     routing_gradient: str = setting(
         "full", "which part of routing is differentiated", choices=GRADIENTS
@@ -82,22 +75,20 @@ class Config:
         "how routing is computed. naive: materialized votes. stream: tile by tile. pallas: kernels "
         "for TPU and NVIDIA GPU. auto: the best one that runs. pallas_interpret: for tests",
         choices=IMPLEMENTATIONS,
-        fits_couplings=True,
+        roles="fits_couplings",
     )
     frozen_from: str = setting(
         "",
         "folder of a finished --routing=dynamic run whose mean couplings --routing=frozen takes; "
         "by default the folder of the same command with --routing=dynamic",
-        capsules=True,
-        neutral=True,
-        fits_couplings=True,
+        roles="capsules neutral fits_couplings",
     )
     votes: str | None = setting(
         None,
         "how input capsules vote for class capsules",
         choices=tuple(VOTES),
         by="preset",
-        capsules=True,
+        roles="capsules",
     )
     squash: str | None = setting(
         None,
@@ -105,32 +96,32 @@ class Config:
         "capsules of routings whose papers have none",
         choices=("auto", *SQUASHES),
         by="preset",
-        capsules=True,
+        roles="capsules",
     )
     pose_norm: str = setting(
         "auto",
         "normalization of poses between routed layers. auto: by their root mean square, if poses "
         "are means of votes. none: never",
         choices=POSE_NORMS,
-        capsules=True,
+        roles="capsules",
     )
     primary_types: int = setting(
-        0, "number of primary capsule types; 0: that of the preset", low=0, capsules=True
+        0, "number of primary capsule types; 0: that of the preset", low=0, roles="capsules"
     )
     primary_pose: int = setting(
-        0, "pose size of primary capsules; 0: that of the preset", low=0, capsules=True
+        0, "pose size of primary capsules; 0: that of the preset", low=0, roles="capsules"
     )
     class_pose: int = setting(
         0,
         "pose size of later capsules; 0: that of the preset or of the votes",
         low=0,
-        capsules=True,
+        roles="capsules",
     )
     depth: int = setting(
         0,
         "number of routed capsule layers of --preset=deep or matrix; 0: all",
         low=0,
-        capsules=True,
+        roles="capsules",
     )
     reconstruction: bool = setting(True, "whether there is a decoder and a reconstruction loss")
     dtype: str = setting(
@@ -152,10 +143,10 @@ class Config:
         None, "factor on the pre-activations of primary capsules", by="recipe"
     )
     margin_weight: float | None = setting(
-        None, "weight of the loss of the class scores", low=0.0, by="recipe", numeric=True
+        None, "weight of the loss of the class scores", low=0.0, by="recipe", roles="numeric"
     )
     learning_rate_floor: float | None = setting(
-        None, "smallest learning rate", low=0.0, by="recipe", numeric=True
+        None, "smallest learning rate", low=0.0, by="recipe", roles="numeric"
     )
 
     # Training
@@ -163,79 +154,73 @@ class Config:
         "auto",
         "loss of the class scores. auto: that of the routing's paper",
         choices=("auto", *LOSSES),
-        capsules=True,
-        fits_couplings=True,
+        roles="capsules fits_couplings",
     )
-    epochs: int = setting(0, "number of epochs; 0: 10 for digits, otherwise 50", low=0, free=True)
-    steps: int = setting(0, "number of training steps, in place of epochs", low=0, free=True)
+    epochs: int = setting(
+        0, "number of epochs; 0: 10 for digits, otherwise 50", low=0, roles="free"
+    )
+    steps: int = setting(0, "number of training steps, in place of epochs", low=0, roles="free")
     batch_size: int = setting(
         0, "images per step, over all devices; 0: 64 for digits, otherwise 128", low=0
     )
     learning_rate: float = setting(
-        1e-3, "initial learning rate of Adam", low=0.0, numeric=True, fits_couplings=True
+        1e-3, "initial learning rate of Adam", low=0.0, roles="numeric fits_couplings"
     )
     decay_rate: float = setting(
-        0.96, "factor by which the learning rate decays", low=0.0, high=1.0, numeric=True
+        0.96, "factor by which the learning rate decays", low=0.0, high=1.0, roles="numeric"
     )
     decay_steps: int = setting(
         2000,
         "number of steps in which the learning rate decays by --decay_rate",
         low=1,
-        numeric=True,
+        roles="numeric",
     )
     reconstruction_weight: float = setting(
-        0.0005, "weight of the summed squared reconstruction error", low=0.0, numeric=True
+        0.0005, "weight of the summed squared reconstruction error", low=0.0, roles="numeric"
     )
-    seed: int = setting(0, "seed of everything random", low=0, high=2**32 - 1, fits_couplings=True)
+    seed: int = setting(
+        0, "seed of everything random", low=0, high=2**32 - 1, roles="fits_couplings"
+    )
 
     # Machine
     accelerator: str = setting(
         "auto",
         "device to compute on",
         choices=("auto", "cpu", "gpu", "tpu"),
-        free=True,
-        neutral=True,
-        local=True,
+        roles="free neutral local",
     )
     parallel: str = setting(
         "jit",
         "how several devices share a batch",
         choices=("jit", "shard_map", "pmap"),
-        free=True,
-        neutral=True,
-        local=True,
+        roles="free neutral local",
     )
     num_devices: int = setting(
         0,
         "number of devices; 0: all; on CPU one, and more are simulated",
         low=0,
-        free=True,
-        neutral=True,
-        local=True,
+        roles="free neutral local",
     )
 
     # Output
-    workdir: str = setting("", "folder of the run; by default under runs/", free=True, path=True)
+    workdir: str = setting("", "folder of the run; by default under runs/", roles="free path")
     diagnostics: bool = setting(
         False,
         "measure and plot routing: entropy, change of logits, dead capsules",
-        free=True,
-        capsules=True,
-        neutral=True,
+        roles="capsules free neutral",
     )
     profile: int = setting(
         0,
         "number of steps to trace after the first --log_every ones, for TensorBoard or Perfetto; "
         "the trace is written to the folder of the run",
         low=0,
-        free=True,
-        neutral=True,
+        roles="free neutral",
     )
     validate_every: int = setting(
-        0, "number of steps between validations and checkpoints; 0: an epoch", low=0, free=True
+        0, "number of steps between validations and checkpoints; 0: an epoch", low=0, roles="free"
     )
     log_every: int = setting(
-        10, "steps between two lines of metrics.jsonl", low=1, free=True, neutral=True
+        10, "steps between two lines of metrics.jsonl", low=1, roles="free neutral"
     )
 
     def identity(self) -> dict:

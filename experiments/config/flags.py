@@ -15,8 +15,8 @@ from kernels import cli
 Settings = TypeVar("Settings")  # a frozen dataclass
 
 
-# What may be said of a flag; :func:`setting` takes these names as keywords.
-MEANINGS = {
+# What a flag may mean to the programs, in addition to its value.
+ROLES = {
     "capsules": "it applies only to capsule networks",
     "numeric": "a step is a function of the number: runs with other values share one program",
     "free": "a run may be continued with another value",
@@ -27,7 +27,7 @@ MEANINGS = {
 }
 
 
-def setting(default, help, *, choices=None, low=None, high=None, by="", **meanings: bool):
+def setting(default, help, *, choices=None, low=None, high=None, by="", roles=""):
     """Declares a field that is a flag.
 
     Args:
@@ -36,17 +36,19 @@ def setting(default, help, *, choices=None, low=None, high=None, by="", **meanin
       choices: legal values, None for any.
       low, high: smallest and largest legal number.
       by: what provides the value where it is None, ``recipe`` or ``preset``.
-      **meanings: names of :data:`MEANINGS` that hold.
+      roles: names of :data:`ROLES`, separated by spaces.
     """
-    assert meanings.keys() <= MEANINGS.keys(), meanings
-    metadata = {"help": help, "choices": choices, "low": low, "high": high, "by": by} | meanings
-    metadata["local"] = meanings.get("local") or meanings.get("path")
-    return dataclasses.field(default=default, metadata=metadata)
+    found = set(roles.split())
+    assert found <= ROLES.keys(), roles
+    found |= {"local"} if "path" in found else set()
+    metadata = {"help": help, "choices": choices, "low": low, "high": high, "by": by}
+    return dataclasses.field(default=default, metadata=metadata | {"roles": found})
 
 
-def names_of(settings: Any, meaning: str) -> tuple[str, ...]:
-    """Returns the fields of a dataclass of which something is said, see :data:`MEANINGS`."""
-    return tuple(f.name for f in dataclasses.fields(settings) if f.metadata.get(meaning))
+def names_of(settings: Any, role: str) -> tuple[str, ...]:
+    """Returns the names of the fields of a dataclass that have a role, see :data:`ROLES`."""
+    fields = dataclasses.fields(settings)
+    return tuple(f.name for f in fields if role in f.metadata.get("roles", ()))
 
 
 class _Choice(flags.EnumParser):

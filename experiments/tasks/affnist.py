@@ -28,8 +28,7 @@ class AffnistConfig(Config):
     affnist_dir: str = setting(
         "",
         "official affNIST test files: test.mat, or a folder with test_batches",
-        free=True,
-        path=True,
+        roles="free path",
     )
     stop_at: float = setting(
         99.23,
@@ -37,13 +36,13 @@ class AffnistConfig(Config):
         "after each epoch or every --validate_every steps; 0: never",
         low=0.0,
         high=100.0,
-        free=True,
+        roles="free",
     )
     curve_images: int = setting(
-        1000, "number of test digits for the response curves; 0: all", low=0, free=True
+        1000, "number of test digits for the response curves; 0: all", low=0, roles="free"
     )
     compare: str = setting(
-        "", "folder of a finished run, whose response curves are plotted too", free=True, path=True
+        "", "folder of a finished run, whose response curves are plotted too", roles="free path"
     )
 
 
