@@ -1,7 +1,7 @@
 """Capsule networks (Sabour, Frosst & Hinton 2017) in JAX and Flax.
 
 Equations are pure functions, written for one example and batched by ``jax.vmap``; Flax
-NNX modules own parameters and call them; :func:`create` turns a network into two pure
+NNX modules own parameters and call them; :func:`create_model` turns a network into two pure
 functions, ``init`` and ``apply``.
 
 Letters of array shapes, everywhere in this package:
@@ -14,6 +14,7 @@ Letters of array shapes, everywhere in this package:
     u [I, K]   W [I, J, D, K]   votes [I, J, D]   coupling [I, J]   s, v [J, D]
 """
 
+from capsjax import deprecated
 from capsjax.conv import conv2d
 from capsjax.conv_capsules import ConvCapsules
 from capsjax.functional import Model, count_parameters, create_model, from_module
@@ -34,6 +35,7 @@ from capsjax.routing import (
     ROUTINGS,
     Routing,
     RoutingOutput,
+    RoutingTraits,
     Sizes,
     dynamic_routing,
     log_mean_coupling,
@@ -76,6 +78,7 @@ __all__ = [
     "RoutedCapsules",
     "Routing",
     "RoutingOutput",
+    "RoutingTraits",
     "SQUASHES",
     "Sizes",
     "TrainState",
@@ -108,3 +111,4 @@ __all__ = [
     "spread_loss",
     "squash",
 ]
+__getattr__ = deprecated.renamed(__name__, {"create": "create_model", "make": "make_routing"})

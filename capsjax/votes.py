@@ -124,7 +124,7 @@ class Votes:
     # (I, J, D, K, T) -> shape of W; T is the number of capsule types at a position.
     # ValueError where the sizes do not fit.
     shape: Callable[[int, int, int, int, int], tuple[int, ...]]
-    per_child: bool  # W has a first axis I
+    per_input_capsule: bool  # W has a first axis I
     # Input capsules are taken in multiples of this: axis 0 of W, or one.
     by_types: bool = False
 

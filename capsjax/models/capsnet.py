@@ -120,7 +120,7 @@ class CapsNet(nnx.Module):
 
     def votes(self, images: chex.Array) -> jax.Array:
         """Votes ``[B, I, J, D]`` for the class capsules, for diagnostics."""
-        return self.classes.children(self._seen_by_classes(images)).votes
+        return self.classes.input_capsules(self._seen_by_classes(images)).votes
 
     def _layers(self):
         return self.layers if self.config.capsule_layers else ()
@@ -134,7 +134,7 @@ class CapsNet(nnx.Module):
     def _passed_on(self, out: RoutingOutput) -> Capsules:
         """What a routed layer shows the next."""
         pose = out.pose
-        if self.config.pose_norm == "auto" and self.classes.routing.means:
+        if self.config.pose_norm == "auto" and self.classes.routing.traits.poses_are_means:
             wide = pose.astype(accumulator(pose.dtype))
             square = jnp.mean(jnp.square(wide), (1, 2), keepdims=True)
             pose = (wide * jax.lax.rsqrt(square + 1e-6)).astype(pose.dtype)

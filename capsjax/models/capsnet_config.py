@@ -55,7 +55,7 @@ class CapsNetConfig:
     routing_prior: str = "zeros"  # or learned
     routing_schedule: str = "sequential"  # or concurrent: all layers in every iteration
     routing_gradient: str = "full"  # full, stop or last
-    # auto, naive, stream or sweeps of one's own: how, not what, is computed
+    # auto, naive, stream or other pass kernels: how, not what, is computed
     routing_implementation: str | PassKernels = "auto"
     decoder: tuple[int, ...] | None = (512, 1024)  # hidden widths; None: no reconstruction
     init: str = "lecun"  # lecun, or official: truncated normals, biases 0.1
@@ -93,7 +93,7 @@ class CapsNetConfig:
                 f"{self.primary_types} * {self.primary_pose}"
             )
         if self.routing_schedule == "concurrent":
-            if routing.field and self.capsule_layers:
+            if routing.traits.compete_across_positions and self.capsule_layers:
                 raise ValueError(f"routing {self.routing!r} has no concurrent schedule")
             if self.routing_gradient != "full":
                 raise ValueError(
@@ -124,7 +124,7 @@ class CapsNetConfig:
         """Squash of the primary capsules."""
         if self.squash != "auto":
             return self.squash
-        return "paper" if self.make_routing().squashes else "none"
+        return "paper" if self.make_routing().traits.squash_primary else "none"
 
     @property
     def convs(self) -> tuple[tuple[int, int, int], ...]:

@@ -43,7 +43,8 @@ def can_trace(setup) -> bool:
 
 def diagnostics(setup, params, images: np.ndarray) -> Diagnostics:
     """What routing does with raw examples ``[B, ...]``, in NumPy."""
-    threshold = 0.0 if setup.model_config.make_routing().logit else 0.5
+    logits = setup.model_config.make_routing().traits.scores_are_logits
+    threshold = 0.0 if logits else 0.5
     functions = setup.model, setup.stream.input, threshold
     return jax.device_get(_diagnostics(*functions, params, images))
 
