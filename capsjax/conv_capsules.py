@@ -22,8 +22,8 @@ class ConvCapsules(RoutedCapsules):
     Every position of the output grid routes the input capsules that it sees, a square of
     positions with all their types, to its own; all positions share parameters. Algorithms that
     are mixture models (EM, variational Bayes) let an input capsule compete for the output
-    capsules at all positions that see it, see :func:`capsjax.routing.over_field`; they hold their votes,
-    whatever the implementation.
+    capsules at all positions that see it, see :func:`capsjax.routing.over_field`; they
+    materialize their votes, whatever the implementation.
 
     Args:
       grid_in: (H, W). types_in: T. pose_in: K.

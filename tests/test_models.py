@@ -1127,7 +1127,7 @@ def test_seeds_are_a_vmap():
 )
 def test_from_module_rejects_other_variables(make, name):
     with pytest.raises(TypeError, match=f"only nnx.Param .*{name}"):
-        from_module(make_routing)
+        from_module(make)
 
 
 def test_count_parameters():

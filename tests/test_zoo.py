@@ -749,6 +749,14 @@ def test_wrong_options(name, options, message):
         make_routing(name, **options)
 
 
+def test_algorithms_that_do_not_run_on_pass_kernels():
+    params = make_routing("em").init_params(jax.random.key(0), Sizes(5, 3, 4, 4))
+    arrays = params, jnp.zeros((2, 5, 4)), jnp.zeros((5, 3, 4, 4))
+    message = "routing 'em' with full votes can't run on pass kernels: use stream"
+    with pytest.raises(ValueError, match=message):
+        route(make_routing("em"), *arrays, implementation=stream.STREAM)
+
+
 def test_options():
     assert options_of("dynamic") == ("iterations", "normalizer", "prior", "bias", "squash", "scale")
     assert options_of("leaky") == ("iterations", "prior", "bias", "squash", "scale")
