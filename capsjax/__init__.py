@@ -14,6 +14,7 @@ The package uses these letters for the axes of arrays:
     u [I, K]   W [I, J, D, K]   votes [I, J, D]   coupling [I, J]   s, v [J, D]
 """
 
+from capsjax import deprecated
 from capsjax.batches import map_batches
 from capsjax.conv import conv2d
 from capsjax.conv_capsules import ConvCapsules
@@ -21,6 +22,7 @@ from capsjax.functional import Model, count_parameters, create_model, from_modul
 from capsjax.inference import Classification, classify
 from capsjax.layers import Conv, Decoder
 from capsjax.losses import (
+    cross_entropy,
     cross_entropy_of_lengths,
     cross_entropy_of_logits,
     margin_loss,
@@ -36,6 +38,7 @@ from capsjax.routing import (
     ROUTINGS,
     Routing,
     RoutingOutput,
+    RoutingTraits,
     Sizes,
     dynamic_routing,
     log_mean_coupling,
@@ -75,6 +78,7 @@ __all__ = [
     "RoutedCapsules",
     "Routing",
     "RoutingOutput",
+    "RoutingTraits",
     "SQUASHES",
     "Sizes",
     "TrainState",
@@ -86,6 +90,7 @@ __all__ = [
     "conv2d",
     "count_parameters",
     "create_model",
+    "cross_entropy",
     "cross_entropy_loss",
     "cross_entropy_of_lengths",
     "cross_entropy_of_logits",
@@ -109,3 +114,4 @@ __all__ = [
     "spread_loss",
     "squash",
 ]
+__getattr__ = deprecated.renamed(__name__, {"create": "create_model", "make": "make_routing"})

@@ -23,9 +23,9 @@ class ConvCapsules(RoutedCapsules):
 
     Every position of the output grid routes the input capsules that it sees, a square of
     positions with all their types, to its own; all positions share parameters. Algorithms that
-    are mixture models (EM, variational Bayes) let an input capsule compete for the parents at
-    all positions that see it, see :func:`capsjax.routing.over_field`; they hold their votes,
-    whatever the implementation.
+    are mixture models (EM, variational Bayes) let an input capsule compete for the output
+    capsules at all positions that see it, see :func:`capsjax.routing.over_field`; they
+    materialize their votes, whatever the implementation.
 
     Args:
       grid_in: height and width (H, W) of the grid of input capsules.
@@ -57,14 +57,14 @@ class ConvCapsules(RoutedCapsules):
     ):
         if min(grid_in) < kernel:
             raise ValueError(f"a grid of {grid_in} capsules is too small for {kernel}x{kernel}")
-        children = kernel * kernel * types_in
-        if kernel_init is None and not others.get("routing", dynamic()).squashes:
+        capsules_in = kernel * kernel * types_in
+        if kernel_init is None and not others.get("routing", dynamic()).traits.squash_primary:
             kernel_init = NORMAL
         elif kernel_init is None:
             # With couplings 1/J, the votes of unit poses then sum to vectors of length one.
-            kernel_init = jax.nn.initializers.normal(types_out / (children * pose_out) ** 0.5)
+            kernel_init = jax.nn.initializers.normal(types_out / (capsules_in * pose_out) ** 0.5)
         others |= {"types": types_in, "kernel_init": kernel_init}
-        super().__init__(children, pose_in, types_out, pose_out, **others)
+        super().__init__(capsules_in, pose_in, types_out, pose_out, **others)
         self.grid_in, self.types_in, self.size, self.stride = grid_in, types_in, kernel, stride
         self.grid = tuple((n - kernel) // stride + 1 for n in grid_in)
 
@@ -79,24 +79,24 @@ class ConvCapsules(RoutedCapsules):
           The output of the routing, with couplings ``[B, H' W', k k T, J]`` or without any.
         """
         seen = self._patches(x)
-        if not self.routing.field:
+        if not self.routing.traits.compete_across_positions:
             out = super().__call__(_fold(seen), trace=trace)
             return self._unfold(out, x.pose.shape[0])
         index = field_index(self.grid_in, self.types_in, self.size, self.stride)
         routing = over_field(self.routing, index)
         params, gradient = self.params(), self.options["gradient"]
 
-        def one(children):
-            return run_routing(routing, params, children, gradient=gradient, trace=trace)
+        def one(capsules):
+            return run_routing(routing, params, capsules, gradient=gradient, trace=trace)
 
-        out = jax.vmap(one)(jax.vmap(super().children)(seen))
+        out = jax.vmap(one)(jax.vmap(super().input_capsules)(seen))
         B, D = x.pose.shape[0], out.pose.shape[-1]
         pose, activation = out.pose.reshape(B, -1, D), out.activation.reshape(B, -1)
         return out._replace(pose=pose, activation=activation)
 
-    def children(self, x: Capsules) -> InputCapsules:
+    def input_capsules(self, x: Capsules) -> InputCapsules:
         """What each position sees, positions as further examples."""
-        return super().children(_fold(self._patches(x)))
+        return super().input_capsules(_fold(self._patches(x)))
 
     def output(self, state: Any) -> RoutingOutput:
         """Compute the poses ``[B, H' W' J, D]`` and activations of a state."""

@@ -24,7 +24,7 @@ from capsjax.routing import (
     route,
     routing_pass,
 )
-from capsjax.routing.base import hold_constants
+from capsjax.routing.passes import hold_constants
 from capsjax.squash import no_squash, safe_norm, squash, squash_by_name
 from capsjax.votes import VOTES
 
@@ -135,13 +135,13 @@ class RoutedCapsules(nnx.Module):
         sizes = Sizes(capsules_in, capsules_out, pose_out, pose_in)
         shape = VOTES[votes].shape(*sizes, types)
         key = rngs.params()
-        if routing.fit is not None:
-            routing = routing.fit(sizes)
+        if routing.for_sizes is not None:
+            routing = routing.for_sizes(sizes)
         kernel = kernel_init(key, shape, jnp.float32)
         if VOTES[votes].near_identity:
             kernel += jnp.eye(shape[-1], dtype=kernel.dtype)[None, None]
         else:
-            kernel *= routing.gain(sizes)
+            kernel *= routing.traits.init_scale(sizes)
         self.kernel = nnx.Param(kernel)
         params = routing.init_params(jax.random.fold_in(key, 1), sizes)
         for name, value in params.items():
@@ -169,8 +169,8 @@ class RoutedCapsules(nnx.Module):
 
     # The methods below make single passes, for networks whose layers are routed together.
 
-    def children(self, x: Capsules) -> InputCapsules:
-        """Input capsules with their votes, a batch."""
+    def input_capsules(self, x: Capsules) -> InputCapsules:
+        """Computes the votes of a batch of input capsules."""
         W = self.kernel[...].astype(self.dtype)
         votes = jax.vmap(VOTES[self.votes].function, (0, None))(x.pose.astype(self.dtype), W)
         return InputCapsules(votes, x.pose.astype(votes.dtype), x.activation.astype(votes.dtype))
@@ -179,14 +179,14 @@ class RoutedCapsules(nnx.Module):
         """Make the state before the first pass."""
         params = hold_constants(self.routing, self.params())
         return jax.vmap(lambda one: initial_routing_state(self.routing, params, one))(
-            self.children(x)
+            self.input_capsules(x)
         )
 
     def step(self, x: Capsules, state: Any, t: int) -> Any:
         """Make pass t, counted from 0, and return the state after it."""
         params = hold_constants(self.routing, self.params())
         return jax.vmap(lambda one, state: routing_pass(self.routing, params, one, state, t)[0])(
-            self.children(x), state
+            self.input_capsules(x), state
         )
 
     def output(self, state: Any) -> RoutingOutput:

@@ -131,7 +131,7 @@ class Votes:
     # (I, J, D, K, T) -> shape of W, where T is the number of capsule types at a position. Raises
     # ValueError if the sizes do not fit.
     shape: Callable[[int, int, int, int, int], tuple[int, ...]]
-    per_child: bool  # W has a first axis I
+    per_input_capsule: bool  # W has a first axis I
     by_types: bool = False  # W has a first axis T
     near_identity: bool = False  # layers add the identity to the initial W
 

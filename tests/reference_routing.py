@@ -4,8 +4,8 @@ As in :mod:`reference`: no code shared with capsjax, and every function also tak
 numbers and continues the real one analytically (comparisons go by the real parts), so that
 :func:`reference.derivative` differentiates it by a complex step.
 
-Letters: votes û_ij ``[I, J, D]`` of child i for parent j; poses u_i ``[I, K]`` and activations
-a_i ``[I]`` of the children; coupling c_ij or r_ij ``[I, J]``.
+Letters: votes û_ij ``[I, J, D]`` of input capsule i for output capsule j; poses u_i ``[I, K]`` and
+activations a_i ``[I]`` of the input capsules; coupling c_ij or r_ij ``[I, J]``.
 """
 
 from typing import NamedTuple

@@ -86,7 +86,7 @@ class CapsNet(nnx.Module):
 
     def votes(self, images: chex.Array) -> jax.Array:
         """Compute the votes ``[B, I, J, D]`` for the class capsules, for diagnostics."""
-        return self.classes.children(self._class_inputs(images)).votes
+        return self.classes.input_capsules(self._class_inputs(images)).votes
 
     def _layers(self):
         return self.layers if self.config.capsule_layers else ()
@@ -101,7 +101,7 @@ class CapsNet(nnx.Module):
     def _normalize_poses(self, out: RoutingOutput) -> Capsules:
         """Make the output of a routed layer input capsules, see ``CapsNetConfig.pose_norm``."""
         pose = out.pose
-        if self.config.pose_norm == "auto" and self.classes.routing.means:
+        if self.config.pose_norm == "auto" and self.classes.routing.traits.poses_are_means:
             wide = pose.astype(accumulator(pose.dtype))
             square = jnp.mean(jnp.square(wide), (1, 2), keepdims=True)
             pose = (wide * jax.lax.rsqrt(square + 1e-6)).astype(pose.dtype)

@@ -56,7 +56,7 @@ class CapsNetConfig:
     routing_prior: str = "zeros"  # or learned
     routing_schedule: str = "sequential"  # or concurrent: all layers in every pass
     routing_gradient: str = "full"  # full, stop or last
-    # auto, naive, stream or sweeps of one's own: how, not what, is computed
+    # auto, naive, stream or other pass kernels: how, not what, is computed
     routing_implementation: str | PassKernels = "auto"
     decoder: tuple[int, ...] | None = (512, 1024)  # hidden widths; None: no reconstruction
     init: str = "lecun"  # or official: truncated normals, biases 0.1
@@ -105,7 +105,7 @@ class CapsNetConfig:
     def _check_schedule(self, routing: Routing) -> None:
         if self.routing_schedule != "concurrent":
             return
-        if routing.field and self.capsule_layers:
+        if routing.traits.compete_across_positions and self.capsule_layers:
             raise ValueError(f"routing {self.routing!r} has no concurrent schedule")
         if self.routing_gradient != "full":
             raise ValueError(
@@ -138,7 +138,7 @@ class CapsNetConfig:
         """The name of the squash of the primary capsules."""
         if self.squash != "auto":
             return self.squash
-        return "paper" if self.make_routing().squashes else "none"
+        return "paper" if self.make_routing().traits.squash_primary else "none"
 
     @property
     def convs(self) -> tuple[tuple[int, int, int], ...]:

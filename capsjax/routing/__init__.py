@@ -1,24 +1,26 @@
 """Routing algorithms: from votes to the outputs of the next layer's capsules."""
 
+from capsjax import deprecated
 from capsjax.routing.agreement import PassInputs, PassKernels
 from capsjax.routing.base import (
     GRADIENTS,
     InputCapsules,
     Routing,
     RoutingOutput,
+    RoutingTraits,
     Sizes,
     Trace,
     by_agreement,
     check_choice,
-    initial_routing_state,
-    routing_pass,
-    run_routing,
 )
-from capsjax.routing.dynamic import agreement, dynamic, dynamic_routing, kmeans, weighted_sum
+from capsjax.routing.dynamic import dynamic, kmeans
 from capsjax.routing.engine import IMPLEMENTATIONS, has_pass_kernels, route
+from capsjax.routing.equations import agreement, weighted_sum
 from capsjax.routing.field import field_index, field_softmax, over_field
 from capsjax.routing.fixed import log_mean_coupling
 from capsjax.routing.normalizers import NORMALIZERS, normalize
+from capsjax.routing.passes import initial_routing_state, routing_pass, run_routing
+from capsjax.routing.procedure import dynamic_routing
 from capsjax.routing.registry import ROUTINGS, make_routing, options_of
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "ROUTINGS",
     "Routing",
     "RoutingOutput",
+    "RoutingTraits",
     "Sizes",
     "Trace",
     "agreement",
@@ -53,3 +56,16 @@ __all__ = [
     "run_routing",
     "weighted_sum",
 ]
+__getattr__ = deprecated.renamed(
+    __name__,
+    {
+        "Children": "InputCapsules",
+        "Inputs": "PassInputs",
+        "Sweeps": "PassKernels",
+        "by_sweeps": "has_pass_kernels",
+        "make": "make_routing",
+        "run": "run_routing",
+        "start": "initial_routing_state",
+        "step": "routing_pass",
+    },
+)

@@ -1,7 +1,7 @@
-"""What routing did, in numbers: is it decided, has it settled, does it depend on the input?
+"""Diagnostics of routing: whether it is decided, has converged, and depends on the input.
 
-The numbers come from the :class:`~capsjax.routing.Trace` of a batch, that is from
-``route(..., trace=True).aux``; training computes none of them.
+They are computed from the :class:`~capsjax.routing.Trace` of a batch, that is from
+``route(..., trace=True).aux``. Training computes none of them.
 """
 
 import math
@@ -16,36 +16,35 @@ from capsjax.squash import safe_norm
 
 
 class Diagnostics(NamedTuple):
-    """Of a batch. "Mean" is over examples and all capsules, unless said otherwise."""
+    """Diagnostics of a batch. Means are over examples and all capsules, unless stated otherwise."""
 
-    # [R] mean of coupling_entropy: 1 where couplings are even, 0 where children have decided.
+    # [R] mean of coupling_entropy: 1 where couplings are even, 0 where they are decided.
     entropy: jax.Array
     # [R-1] mean |b_t - b_(t-1)| from the second pass on: figure A.1 of Sabour et al. (2017).
     logit_change: jax.Array
-    # [R-1] mean |v_t - v_(t-1)| / |v_t| from the second pass on.
-    pose_change: jax.Array
-    # [R] mean of vote_agreement: 1 where all votes point to their parent; None without votes.
+    # [R] mean of vote_agreement: 1 where all votes have the direction of their
+    # output capsule; None without votes.
     agreement: jax.Array | None
     # Mean standard deviation, over the examples, of the last couplings. Near zero, routing
     # ignores its input: the coupling dynamics of Mitterreiter et al. (2023).
     spread_over_examples: jax.Array
     mean_coupling: jax.Array  # [I, J] mean over the examples of the last couplings
-    activity: jax.Array  # [J] share of examples in which a parent is active after the last pass
-    dead: jax.Array  # number of parents that are active in no example
-    always_on: jax.Array  # number of parents that are active in all
+    activity: jax.Array  # [J] share of examples where an output capsule is active after R passes
+    dead: jax.Array  # number of output capsules that are active in no example
+    always_on: jax.Array  # number of output capsules that are active in all examples
 
 
 def diagnose(
     trace: Trace, votes: chex.Array | None = None, *, threshold: float = 0.5
 ) -> Diagnostics:
-    """Numbers of a batch.
+    """Computes the diagnostics of a batch.
 
     Args:
       trace: of a batch: logits and coupling ``[B, R, I, J]``, pose ``[B, R, J, D]``, activation
         ``[B, R, J]``.
       votes: ``[B, I, J, D]``, only for ``agreement``.
-      threshold: activation above which a parent is active; where activations are logits
-        (``Routing.logit``), 0.
+      threshold: activation above which an output capsule is active; where activations are
+        logits (``RoutingTraits.scores_are_logits``), 0.
 
     Returns:
       :class:`Diagnostics`.
@@ -66,7 +65,6 @@ def diagnose(
     return Diagnostics(
         entropy=jnp.mean(coupling_entropy(trace.coupling), axis=(0, 2)),
         logit_change=jnp.mean(jnp.abs(jnp.diff(trace.logits, axis=1)), axis=(0, 2, 3)),
-        pose_change=jnp.mean(_pose_change(trace.pose), axis=(0, 2)),
         agreement=None if votes is None else jnp.mean(vote_agreement(trace, votes), axis=(0, 2)),
         spread_over_examples=jnp.mean(jnp.std(last, axis=0)),
         mean_coupling=jnp.mean(last, axis=0),
@@ -77,7 +75,7 @@ def diagnose(
 
 
 def coupling_entropy(coupling: chex.Array) -> jax.Array:
-    r"""Entropy of the couplings of each child, as a share of the largest possible.
+    r"""Computes the entropy of the couplings of each input capsule, in units of the largest one.
 
     .. math:: H_i = -\frac{1}{\log J} \sum_j p_{ij} \log p_{ij}, \quad
               p_{ij} = c_{ij} / \textstyle\sum_k c_{ik}
@@ -86,13 +84,14 @@ def coupling_entropy(coupling: chex.Array) -> jax.Array:
       coupling: ``[..., J]``, not below zero.
 
     Returns:
-      ``[...]``, from 0, one parent has everything, to 1, all have the same; also 1 where a child
-      is coupled to no parent, and 0 where there is only one parent.
+      ``[...]``, from 0, where one output capsule has everything, to 1, where all have the same.
+      It is also 1 where an input capsule is coupled to nothing, and 0 where J is one.
 
     Example:
       >>> coupling_entropy(jnp.array([[0.5, 0.5], [0.2, 0.2], [1.0, 0.0]])).round(4).tolist()
       [1.0, 1.0, 0.0]
     """
+    chex.assert_scalar_positive(coupling.ndim)
     J = coupling.shape[-1]
     if J == 1:
         return jnp.zeros_like(coupling[..., 0])
@@ -102,7 +101,7 @@ def coupling_entropy(coupling: chex.Array) -> jax.Array:
 
 
 def vote_agreement(trace: Trace, votes: chex.Array) -> jax.Array:
-    r"""Mean cosine of the votes for a parent and its pose, weighted by the couplings.
+    r"""Computes the mean cosine between an output capsule and its votes, weighted by couplings.
 
     .. math:: \sum_i c_{ij} \cos(\hat u_{j|i}, v_j) \Big/ \textstyle\sum_i c_{ij}
 
@@ -111,8 +110,8 @@ def vote_agreement(trace: Trace, votes: chex.Array) -> jax.Array:
       votes: ``[B, I, J, D]``.
 
     Returns:
-      ``[B, R, J]``, from -1 to 1; a vote or pose that is zero has cosine zero with anything, a
-      parent that no child is coupled to has agreement zero.
+      ``[B, R, J]``, from -1 to 1. A vote or pose that is zero has cosine zero with everything, and
+      an output capsule to which nothing is coupled has agreement zero.
     """
     B, R, I, J = trace.coupling.shape
     D = trace.pose.shape[-1]
@@ -122,13 +121,6 @@ def vote_agreement(trace: Trace, votes: chex.Array) -> jax.Array:
     total = jnp.sum(trace.coupling, axis=2)
     weighted = jnp.sum(trace.coupling * cosine, axis=2)
     return weighted / jnp.where(total == 0, 1, total)
-
-
-def _pose_change(pose):
-    """|v_t - v_(t-1)| / |v_t|, [B, R-1, J]; zero where v_t is."""
-    length = safe_norm(pose[:, 1:])
-    zero = length == 0
-    return jnp.where(zero, 0, safe_norm(jnp.diff(pose, axis=1)) / jnp.where(zero, 1, length))
 
 
 def _direction(x):

@@ -5,23 +5,26 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from capsjax.routing.base import Routing
-from capsjax.routing.dynamic import check_iterations
+from capsjax.routing.base import Routing, RoutingTraits, check_iterations
 from capsjax.routing.moments import moments, sums
 
 VARIANCE_FLOOR = 1e-6
+DEFAULT_INVERSE_TEMPERATURE = 0.01
 
 
 class State(NamedTuple):
+    """Parameters of the Gaussians."""
+
     mean: jax.Array  # [J, D]
     variance: jax.Array  # [J, D]
     activation_logit: jax.Array  # [J]
 
 
 def em(iterations: int = 3, *, inverse_temperature: float | None = None) -> Routing:
-    r"""Matrix Capsules with EM Routing (Hinton, Sabour & Frosst, ICLR 2018).
+    r"""Returns EM routing.
 
-    With :math:`r_{ij} = 1/J` at first, repeat the M-step, with :math:`R_{ij} = r_{ij} a_i`,
+    Hinton, Sabour & Frosst, "Matrix Capsules with EM Routing" (ICLR 2018). Starting
+    from :math:`r_{ij} = 1/J`, repeat the M-step, with :math:`R_{ij} = r_{ij} a_i`,
 
     .. math::
        \mu_j = \frac{\sum_i R_{ij} \hat u_{j|i}}{\sum_i R_{ij}}, \quad
@@ -37,25 +40,28 @@ def em(iterations: int = 3, *, inverse_temperature: float | None = None) -> Rout
        \frac{(\hat u_{jd|i} - \mu_{jd})^2}{2 \sigma_{jd}^2} + \log \sigma_{jd}
        + \tfrac12 \log 2 \pi \Big)\Big)
 
-    with :math:`\lambda_t = \lambda (1 - 0.95^t)`, t = 1, 2, ..., as in Gritzman (2019). All in
-    logarithms; the variance is computed around the mean of the pass before
+    with :math:`\lambda_t = \lambda (1 - 0.95^t)`, t = 1, 2, ..., as in Gritzman (2019). The
+    computation uses logarithms, and the variance is computed around the mean of the pass before
     (:mod:`capsjax.routing.moments`), so float32 is enough.
 
-    Parameters: ``beta_u``, ``beta_a`` ``[J]``, zero at first. R passes, an E-step and an M-step
-    in one. Pitfalls: activations saturate when lambda times the number of children is large; in a
-    convolutional layer children must compete for parents at all positions that see them
-    (:class:`capsjax.conv_capsules.ConvCapsules` does); two iterations often beat three.
+    Parameters: ``beta_u``, ``beta_a`` ``[J]``, initially zero. R passes, each an E-step and an
+    M-step. Pitfalls: activations saturate when lambda times the number of input capsules is large;
+    in a convolutional layer input capsules must compete for the output capsules at all positions
+    that see them (:class:`capsjax.conv_capsules.ConvCapsules` does that); two iterations are often
+    better than three.
 
     Args:
-      iterations: M-steps.
-      inverse_temperature: lambda. None: 0.01, and in a layer what gives the cost, a sum over
-        input capsules, the range that 0.01 gives it where each output capsule has 115 (MNIST's
-        1152 for 10). With a fixed 0.01 activations of small layers all stay near 1/2.
+      iterations: the number of M-steps.
+      inverse_temperature: lambda. None: 0.01, and in a layer the value that gives the cost, a sum
+        over input capsules, the range that 0.01 gives it where each output capsule has 115 of
+        them (MNIST's 1152 for 10). With a fixed 0.01 all activations of small layers stay near
+        1/2. With 0 they are 1/2.
 
     Raises:
       ValueError: iterations below one.
     """
     check_iterations(iterations)
+    final = DEFAULT_INVERSE_TEMPERATURE if inverse_temperature is None else inverse_temperature
 
     def init_params(key, sizes):
         return {"beta_u": jnp.zeros(sizes.J), "beta_a": jnp.zeros(sizes.J)}
@@ -64,27 +70,28 @@ def em(iterations: int = 3, *, inverse_temperature: float | None = None) -> Rout
         zero = jnp.zeros_like(first.votes[0, :, 0])
         return State(first.votes[0], jnp.ones_like(first.votes[0]), zero)
 
-    def logits(params, children, state, t):
+    def logits(params, capsules, state, t):
         if t == 0:
-            return jnp.zeros(children.votes.shape[:2], children.votes.dtype)
-        distance = jnp.square(children.votes - state.mean[None]) / (2 * state.variance[None])
+            return jnp.zeros(capsules.votes.shape[:2], capsules.votes.dtype)
+        distance = jnp.square(capsules.votes - state.mean[None]) / (2 * state.variance[None])
         normalizer = jnp.sum(jnp.log(2 * jnp.pi * state.variance), -1) / 2
         log_a = jax.nn.log_sigmoid(state.activation_logit)
         return (log_a - normalizer)[None] - jnp.sum(distance, -1)
 
-    def accumulate(params, children, coupling, state, t):
-        return sums(coupling * children.activation[:, None], children.votes, state.mean)
+    def accumulate(params, capsules, coupling, state, t):
+        return sums(coupling * capsules.activation[:, None], capsules.votes, state.mean)
 
     def update(params, stats, state, t):
         m = moments(stats, state.mean)
         variance = m.variance + VARIANCE_FLOOR
         D = variance.shape[1]
         cost = (D * params["beta_u"] + jnp.sum(jnp.log(variance), -1) / 2) * m.weight
-        warmth = (inverse_temperature or 0.01) * (1 - 0.95 ** (t + 1))
-        return State(m.mean, variance, warmth * (params["beta_a"] - cost))
+        annealed = final * (1 - 0.95 ** (t + 1))
+        return State(m.mean, variance, annealed * (params["beta_a"] - cost))
 
-    def fit(sizes):
-        return em(iterations, inverse_temperature=0.01 * 115.2 * sizes.J / sizes.I)
+    def for_sizes(sizes):
+        scaled = DEFAULT_INVERSE_TEMPERATURE * 115.2 * sizes.J / sizes.I
+        return em(iterations, inverse_temperature=scaled)
 
     return Routing(
         "em",
@@ -95,11 +102,13 @@ def em(iterations: int = 3, *, inverse_temperature: float | None = None) -> Rout
         update=update,
         finalize=lambda params, state: (state.mean, jax.nn.sigmoid(state.activation_logit)),
         init_params=init_params,
-        fit=fit if inverse_temperature is None else None,
-        loss="spread",
-        field=True,
-        squashes=False,
-        means=True,
-        # Votes as long as poses, from weights of standard deviation 0.1.
-        gain=lambda sizes: 10 / sizes.K**0.5,
+        for_sizes=for_sizes if inverse_temperature is None else None,
+        traits=RoutingTraits(
+            loss="spread",
+            squash_primary=False,
+            poses_are_means=True,
+            compete_across_positions=True,
+            # Votes as long as poses, from weights of standard deviation 0.1.
+            init_scale=lambda sizes: 10 / sizes.K**0.5,
+        ),
     )

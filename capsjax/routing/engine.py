@@ -1,53 +1,46 @@
-r"""Routing of a batch, by whichever implementation: votes held whole, tiles of them, or none.
+"""Routing of a batch, by one of three implementations.
 
-The streaming engine repeats passes over the input capsules and keeps, besides the inputs, only
-the state and the statistics of every pass, O(J D) numbers an example. Its backward rule takes
-the passes last to first: the gradient by the statistics of pass t through ``update``, then, by
-one more pass over the input capsules, the gradient by the state that pass t started from. The
-gradients by the inputs either come with that, or from a last pass, for all t at once, so that a
-tile of votes is computed once for all of them.
+``naive`` holds all votes, and JAX differentiates it. The streaming implementations sum over a few
+input capsules at a time and share the backward rule of :mod:`capsjax.routing.iterate`: on pass
+kernels (:mod:`capsjax.routing.agreement`), which hold no votes, where an algorithm allows that,
+and otherwise on tiles of votes (:mod:`capsjax.routing.tiles`).
 """
-
-import functools
-from typing import Any
 
 import chex
 import jax
-import jax.numpy as jnp
 
 from capsjax.backend import backend
 from capsjax.precision import accumulator
 from capsjax.routing.agreement import PassKernels, agreement_passes, check_inputs
 from capsjax.routing.base import (
     GRADIENTS,
-    BatchedPasses,
     InputCapsules,
     Routing,
     RoutingOutput,
     Sizes,
     check_choice,
-    hold_constants,
-    run_routing,
 )
+from capsjax.routing.iterate import iterate
+from capsjax.routing.passes import hold_constants, run_routing
 from capsjax.routing.stream import STREAM
 from capsjax.routing.tiles import tile_passes
 from capsjax.squash import safe_norm
 from capsjax.votes import VOTES
 
 IMPLEMENTATIONS = ("auto", "naive", "stream")
-# `auto` streams when the votes of a batch are larger than this. On CPU that is where sweeps
-# become the faster form (16 images of MNIST): smaller votes stay in the cache, and sweeping has
-# to transpose W first. On an accelerator it saves memory.
+# `auto` streams when the votes of a batch are larger than this. On CPU that is where pass kernels
+# become the faster form (16 images of MNIST): smaller votes stay in the cache, and pass kernels
+# have to transpose W first. On an accelerator it saves memory.
 VOTES_BYTES = {"cpu": 8 * 2**20, "accelerator": 2**30}
 
 
 def has_pass_kernels(routing: Routing, votes: str = "full") -> bool:
-    """Whether a routing runs on :class:`~capsjax.routing.PassKernels`, hence on kernels."""
+    """Returns whether a routing can run on :class:`~capsjax.routing.PassKernels`."""
     return (
         votes == "full"
         and routing.query is not None
         and routing.normalizer in ("softmax", "leaky")
-        and set(routing.child_params) <= {"prior"}
+        and set(routing.input_params) <= {"prior"}
     )
 
 
@@ -63,33 +56,35 @@ def route(
     implementation: str | PassKernels = "auto",
     trace: bool = False,
 ) -> RoutingOutput:
-    r"""Route a batch of input capsules to output capsules.
+    r"""Routes a batch of input capsules to output capsules.
 
-    The value and the gradients of :func:`~capsjax.routing.run_routing` on the votes of every example,
-    with or without the votes in memory.
+    The value and the gradients are those of :func:`~capsjax.routing.run_routing` on the votes of
+    every example, with or without the votes in memory.
 
     Args:
       routing: the algorithm, for example ``capsjax.routing.make_routing("em")``.
       params: its parameters, from ``routing.init_params(key, Sizes(I, J, D, K))``.
       u: poses of the input capsules, ``[B, I, K]``.
-      W: parameters of the votes, of the type of u; ``[I, J, D, K]`` for full ones.
+      W: parameters of the votes, of the type of u; ``[I, J, D, K]`` for full votes.
       activation: of the input capsules, ``[B, I]``; None for the lengths of u.
-      votes: how u votes, a name of :data:`capsjax.votes.VOTES`.
-      gradient: what is differentiated: full, stop or last, see :func:`~capsjax.routing.run_routing`.
-      implementation: ``naive`` holds the votes ``[B, I, J, D]`` and differentiates by JAX.
-        ``stream`` works on a few input capsules at a time, with a backward rule of its own: a
-        fraction of the memory, but without forward-mode differentiation and without coupling
-        coefficients in the output. Where :func:`by_sweeps` holds it needs no votes at all
+      votes: how votes depend on u, a name of :data:`capsjax.votes.VOTES`.
+      gradient: what is differentiated: full, stop or last, see
+        :func:`~capsjax.routing.run_routing`.
+      implementation: ``naive`` materializes the votes ``[B, I, J, D]`` and is differentiated by
+        JAX. ``stream`` works on a few input capsules at a time, with a backward rule of its own:
+        it needs a fraction of the memory, but has no forward-mode differentiation, and no coupling
+        coefficients in its output. Where :func:`has_pass_kernels` holds it needs no votes at all
         (:mod:`capsjax.routing.agreement`) and is the faster one on CPU from 16 images on; a
-        :class:`~capsjax.routing.PassKernels` then brings kernels of its own. ``auto`` is ``stream``
-        for votes larger than a GiB, on CPU than 8 MiB if by sweeps, and otherwise ``naive``.
+        :class:`~capsjax.routing.PassKernels` then replaces its kernels. ``auto`` is ``stream``
+        for votes larger than a GiB, or than 8 MiB on CPU with pass kernels, and otherwise
+        ``naive``.
       trace: also return a :class:`~capsjax.routing.Trace`; always ``naive``.
 
     Returns:
       :class:`~capsjax.routing.RoutingOutput` of a batch, ``coupling`` None unless ``naive``.
 
     Raises:
-      ValueError: an unknown option, or sweeps for an algorithm that has none.
+      ValueError: an unknown option, or pass kernels for an algorithm that can't run on them.
       AssertionError: wrong or different types, or shapes that do not agree.
 
     Example:
@@ -100,36 +95,47 @@ def route(
     """
     check_choice("gradient", gradient, GRADIENTS)
     check_choice("votes", votes, VOTES)
-    sweepable = has_pass_kernels(routing, votes)
     sizes = _check(routing, params, u, W, activation, VOTES[votes])
-    if not isinstance(implementation, PassKernels):
-        check_choice("implementation", implementation, IMPLEMENTATIONS)
-    elif not sweepable:
-        raise ValueError(f"routing {routing.name!r} with {votes} votes has no sweeps: use stream")
+    votes_bytes = 4 * u.shape[0] * sizes.I * sizes.J * sizes.D
+    chosen = _choose(implementation, routing, votes, votes_bytes)
     params = hold_constants(routing, params)
     if activation is None:
         activation = safe_norm(u)
     activation = activation.astype(accumulator(u.dtype))
 
-    if trace or implementation == "naive":
-        streams = False
-    elif implementation == "auto":
-        streams = _streams(4 * u.shape[0] * sizes.I * sizes.J * sizes.D, sweepable)
-    else:
-        streams = True
-    if not streams:
+    if trace or chosen == "naive":
         return _run_batch(routing, params, u, W, activation, VOTES[votes], gradient, trace)
-    if sweepable:
-        sweeps = implementation if isinstance(implementation, PassKernels) else STREAM
-        passes, params, inputs = agreement_passes(routing, sweeps, params, u, W)
-    else:
+    if chosen == "tiles":
         passes, params, inputs = tile_passes(routing, VOTES[votes], sizes, params, u, W, activation)
-    state = _iterate((routing, passes, gradient), params, inputs)
+    else:
+        passes, params, inputs = agreement_passes(routing, chosen, params, u, W)
+    state = iterate((routing, passes, gradient), params, inputs)
     finalize = jax.vmap(routing.finalize, (None, passes.batch_axis))
     return RoutingOutput(*finalize(params, state))
 
 
+def _choose(
+    implementation: str | PassKernels, routing: Routing, votes: str, votes_bytes: int
+) -> str | PassKernels:
+    """Returns ``naive``, ``tiles``, or the pass kernels to run on."""
+    has_kernels = has_pass_kernels(routing, votes)
+    if isinstance(implementation, PassKernels):
+        if not has_kernels:
+            raise ValueError(
+                f"routing {routing.name!r} with {votes} votes can't run on pass kernels: use stream"
+            )
+        return implementation
+    check_choice("implementation", implementation, IMPLEMENTATIONS)
+    if implementation == "auto":
+        limit = VOTES_BYTES["cpu" if has_kernels and backend() == "cpu" else "accelerator"]
+        implementation = "stream" if votes_bytes > limit else "naive"
+    if implementation == "naive":
+        return "naive"
+    return STREAM if has_kernels else "tiles"
+
+
 def _check(routing, params, u, W, activation, votes) -> Sizes:
+    """Checks types and shapes, and returns the sizes."""
     check_inputs(u, W, full=votes.name == "full")
     B, I, K = u.shape
     _, J, D = jax.eval_shape(votes.function, jax.ShapeDtypeStruct((I, K), u.dtype), W).shape
@@ -146,68 +152,9 @@ def _check(routing, params, u, W, activation, votes) -> Sizes:
     return sizes
 
 
-def _streams(votes: int, sweepable: bool) -> bool:
-    cpu = backend() == "cpu" and sweepable
-    return votes > VOTES_BYTES["cpu" if cpu else "accelerator"]
-
-
 def _run_batch(routing, params, u, W, activation, votes, gradient, trace) -> RoutingOutput:
     def one(u, activation):
-        children = InputCapsules(votes.function(u, W), u.astype(activation.dtype), activation)
-        return run_routing(routing, params, children, gradient=gradient, trace=trace)
+        capsules = InputCapsules(votes.function(u, W), u.astype(activation.dtype), activation)
+        return run_routing(routing, params, capsules, gradient=gradient, trace=trace)
 
     return jax.vmap(one)(u, activation)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _iterate(plan: tuple[Routing, BatchedPasses, str], params: Any, inputs: Any) -> Any:
-    """The state after the last pass."""
-    routing, passes, _ = plan
-    state = passes.start(params, inputs)
-    for t in range(routing.passes):
-        stats = passes.forward(params, inputs, state, t)
-        state = _update(routing, passes, t)(params, stats, state)
-    return state
-
-
-def _update(routing, passes, t):
-    axis = passes.batch_axis
-    function = functools.partial(routing.update, t=t)
-    return jax.vmap(function, in_axes=(None, axis, axis), out_axes=axis)
-
-
-def _forward(plan, params, inputs):
-    routing, passes, _ = plan
-    state = passes.start(params, inputs)
-    history = []
-    for t in range(routing.passes):
-        stats = passes.forward(params, inputs, state, t)
-        after, pull = jax.vjp(_update(routing, passes, t), params, stats, state)
-        history.append((t, state, pull))
-        state = after
-    return state, (params, inputs, history)
-
-
-def _backward(plan, residuals, dstate):
-    routing, passes, gradient = plan
-    params, inputs, history = residuals
-    dparams = jax.tree.map(jnp.zeros_like, params)
-    left, found = [], None
-    for t, state, pull in reversed(history):
-        dp, dstats, dstate = pull(dstate)
-        dparams = jax.tree.map(jnp.add, dparams, dp)
-        if t and gradient == "full":
-            dp, through, found = passes.backward_state(params, inputs, state, dstats, t, found)
-            dstate = jax.tree.map(jnp.add, dstate, through)
-            dparams = jax.tree.map(jnp.add, dparams, dp)
-        if found is None or not t:
-            left.append((t, state, dstats))
-        if gradient != "full":
-            break
-    dp, dinputs = passes.backward_inputs(params, inputs, left, gradient == "stop")
-    if found is not None:
-        dinputs = jax.tree.map(lambda d, f: (d.astype(f.dtype) + f).astype(d.dtype), dinputs, found)
-    return jax.tree.map(jnp.add, dparams, dp), dinputs
-
-
-_iterate.defvjp(_forward, _backward)

@@ -1,7 +1,8 @@
-"""Routing of a convolutional layer in which all positions compete for an input capsule."""
+"""Routing of convolutional layers whose positions compete for the input capsules."""
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +11,12 @@ from capsjax.routing.base import Routing
 
 
 def field_index(grid: tuple[int, int], types: int, kernel: int, stride: int) -> np.ndarray:
-    """Which input capsule each position sees where: numbers ``[P, k k T]``.
+    """Returns the numbers ``[P, k k T]`` of the input capsules that each position sees.
 
     Args:
       grid: (H, W) of the input capsules, numbered row by row, types last.
-      types: T. kernel, stride: of the layer; P positions, row by row.
+      types: T.
+      kernel, stride: of the layer; P positions, row by row.
 
     Example:
       >>> field_index((1, 3), 2, 1, 2).tolist()
@@ -28,8 +30,8 @@ def field_index(grid: tuple[int, int], types: int, kernel: int, stride: int) -> 
     return np.stack(seen)
 
 
-def field_softmax(logits: jax.Array, index: np.ndarray) -> jax.Array:
-    r"""Softmax over the parents at all positions that see an input capsule.
+def field_softmax(logits: chex.Array, index: np.ndarray) -> jax.Array:
+    r"""Computes the softmax over the output capsules at all positions that see an input capsule.
 
     .. math:: c_{pnj} = \exp(b_{pnj}) / \textstyle\sum_{p'n'j'} \exp(b_{p'n'j'})
 
@@ -38,8 +40,14 @@ def field_softmax(logits: jax.Array, index: np.ndarray) -> jax.Array:
     position, an input capsule would count once for every position that sees it.
 
     Args:
-      logits: ``[P, n, J]``. index: :func:`field_index`, ``[P, n]``.
+      logits: ``[P, n, J]``.
+      index: :func:`field_index`, ``[P, n]``.
+
+    Raises:
+      AssertionError: the ranks or the sizes P and n do not agree.
     """
+    chex.assert_rank([logits, index], [3, 2])
+    chex.assert_equal_shape_prefix([logits, index], 2)
     flat, capsules = index.ravel(), int(index.max()) + 1
 
     def back(x):
@@ -51,13 +59,13 @@ def field_softmax(logits: jax.Array, index: np.ndarray) -> jax.Array:
 
 
 def over_field(routing: Routing, index: np.ndarray) -> Routing:
-    """A routing of one position as a routing of all positions at once.
+    """Turns a routing of one position into a routing of all positions at once.
 
-    Children, couplings, statistics, states and outputs get a first axis P; parameters are
-    shared. Only algorithms whose couplings are a softmax can compete over a field.
+    Input capsules, couplings, statistics, states and outputs get a first axis P; parameters are
+    shared. Only algorithms whose couplings are a softmax can compete across positions.
 
     Raises:
-      ValueError: another normaliser.
+      ValueError: another normalizer.
     """
     if routing.normalizer != "softmax":
         raise ValueError(f"routing {routing.name!r} has no softmax to be taken over a field")

@@ -1,4 +1,4 @@
-"""Couplings that do not depend on the example: the controls of every claim about routing.
+"""Couplings that do not depend on the example: controls for claims about routing.
 
 One pass, and with softmax couplings one matrix product. With a transformation matrix for every
 pair (i, j) all of these have the function class of :func:`uniform`, because c_ij W_ij is just
@@ -16,10 +16,10 @@ from capsjax.routing.dynamic import dynamic
 
 
 def uniform(*, bias: bool = False, squash: str = "paper") -> Routing:
-    r"""No routing: :math:`v_j = \mathrm{squash}(\sum_i \hat u_{j|i} / J)`.
+    r"""Returns uniform couplings: :math:`v_j = \mathrm{squash}(\sum_i \hat u_{j|i} / J)`.
 
-    Every input capsule couples evenly: dynamic routing with one iteration. The control that
-    published evidence calls about as good (Paik et al. 2019, Gu & Tresp 2020, Byerly et al. 2021).
+    This is no routing, or dynamic routing with one iteration. Published evidence finds this control
+    about as good (Paik et al. 2019, Gu & Tresp 2020, Byerly et al. 2021).
 
     Args:
       bias, squash: see :func:`~capsjax.routing.dynamic.dynamic`.
@@ -28,10 +28,10 @@ def uniform(*, bias: bool = False, squash: str = "paper") -> Routing:
 
 
 def static(*, bias: bool = False, squash: str = "paper") -> Routing:
-    r"""Couplings learned by back-propagation: :math:`c_i = \mathrm{softmax}(\theta_i)`.
+    r"""Returns couplings learned by back-propagation: :math:`c_i = \mathrm{softmax}(\theta_i)`.
 
-    Parameters ``prior`` ``[I, J]``, theta, zero at first. Chen & Crandall, "Generalized Capsule
-    Networks with Trainable Routing Procedure" (2018), with a softmax that theirs lacks.
+    Parameters ``prior`` ``[I, J]``, theta, initially zero. Chen & Crandall, "Generalized Capsule
+    Networks with Trainable Routing Procedure" (2018), with a softmax that they do not have.
 
     Args:
       bias, squash: see :func:`~capsjax.routing.dynamic.dynamic`.
@@ -40,7 +40,7 @@ def static(*, bias: bool = False, squash: str = "paper") -> Routing:
 
 
 def random(*, bias: bool = False, squash: str = "paper") -> Routing:
-    r"""Couplings drawn once and never trained: :math:`c_i = \mathrm{softmax}(\theta_i)`.
+    r"""Returns couplings that are drawn and not trained: :math:`c_i = \mathrm{softmax}(\theta_i)`.
 
     No paper: a control. ``prior`` ``[I, J]``, theta, is standard normal and a constant, counted
     among the parameters.
@@ -60,10 +60,10 @@ def random(*, bias: bool = False, squash: str = "paper") -> Routing:
 
 
 def frozen(*, bias: bool = False, squash: str = "paper") -> Routing:
-    r"""Couplings of a trained network, averaged over a data set and kept: does routing need inputs?
+    r"""Returns the mean couplings of a trained network, to test whether routing needs its inputs.
 
     ``prior`` ``[I, J]`` is a constant, counted among the parameters: the logarithm of the mean
-    couplings, see :func:`log_mean_coupling`. Until it is set couplings are even. Mitterreiter et
+    couplings, see :func:`log_mean_coupling`. Until it is set, couplings are even. Mitterreiter et
     al., "Why Capsule Neural Networks Do Not Scale" (2023), find routing nearly static.
 
     Args:
@@ -75,7 +75,7 @@ def frozen(*, bias: bool = False, squash: str = "paper") -> Routing:
 
 
 def log_mean_coupling(total: jax.Array, examples: int) -> jax.Array:
-    """The parameter ``prior`` of :func:`frozen`, whose softmax is the mean of couplings.
+    """Returns the parameter ``prior`` of :func:`frozen`, whose softmax is the mean coupling.
 
     Args:
       total: sum of the coupling coefficients of all examples, ``[I, J]``.

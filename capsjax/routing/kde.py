@@ -5,21 +5,26 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from capsjax.routing.base import Routing
-from capsjax.routing.dynamic import check_iterations
+from capsjax.routing.base import Routing, RoutingTraits, check_iterations
+from capsjax.routing.equations import agreement, weighted_sum
 from capsjax.squash import safe_norm, squash
 
 
 class State(NamedTuple):
+    """Outputs, and the sums of them that the logits depend on."""
+
     v: jax.Array  # [J, D]
     total: jax.Array  # [J, D] sum of the v of all passes
     squares: jax.Array  # [J] sum of their squared lengths
 
 
 def kde(iterations: int = 3) -> Routing:
-    r"""Fast Dynamic Routing Based on Weighted Kernel Density Estimation (Zhang et al. 2018).
+    r"""Returns routing by weighted kernel density estimation.
 
-    With :math:`b = 0` at first and the squashed votes :math:`q = \mathrm{squash}(\hat u)`, repeat
+    Zhang, Zhao, Wu & Zhou, "Fast Dynamic Routing Based on Weighted Kernel Density Estimation"
+    (2018).
+
+    Starting from :math:`b = 0`, with the squashed votes :math:`q = \mathrm{squash}(\hat u)`, repeat
 
     .. math::
        c_i = \mathrm{softmax}_j(b_i), \quad
@@ -28,14 +33,14 @@ def kde(iterations: int = 3) -> Routing:
 
     The kernel is Epanechnikov's. The paper's own updates (FRMS, FREM) could not be checked; this
     is the form of its successor with public code, NLP-Capsule (Zhao et al., ACL 2019), with a
-    fixed number of passes. The logits are linear in sums of v and of its squares, so that passes
-    need not be remembered.
+    fixed number of passes. The logits are linear in sums of v and of its squares, so the outputs
+    of earlier passes need not be kept.
 
     No parameters; R passes. Pitfall: outputs are means of votes, hence as short as votes are;
-    transformation matrices must start larger than for dynamic routing.
+    the initial transformation matrices must be larger than for dynamic routing.
 
     Args:
-      iterations: passes.
+      iterations: the number of passes.
 
     Raises:
       ValueError: iterations below one.
@@ -46,13 +51,13 @@ def kde(iterations: int = 3) -> Routing:
         zero = jnp.zeros_like(first.votes[0])
         return State(zero, zero, zero[:, 0])
 
-    def logits(params, children, state, t):
-        q = squash(children.votes)
+    def logits(params, capsules, state, t):
+        q = squash(capsules.votes)
         own = t * (1 - jnp.sum(q * q, -1))
-        return own + 2 * jnp.einsum("ijd,jd->ij", q, state.total) - state.squares[None]
+        return own + 2 * agreement(q, state.total) - state.squares[None]
 
-    def accumulate(params, children, coupling, state, t):
-        return jnp.sum(coupling, 0), jnp.einsum("ij,ijd->jd", coupling, children.votes)
+    def accumulate(params, capsules, coupling, state, t):
+        return jnp.sum(coupling, 0), weighted_sum(coupling, capsules.votes)
 
     def update(params, stats, state, t):
         weight, weighted = stats
@@ -62,10 +67,10 @@ def kde(iterations: int = 3) -> Routing:
     return Routing(
         "kde",
         iterations,
-        means=True,
         init=init,
         logits=logits,
         accumulate=accumulate,
         update=update,
         finalize=lambda params, state: (state.v, safe_norm(state.v)),
+        traits=RoutingTraits(poses_are_means=True),
     )

@@ -1,48 +1,67 @@
-"""Weighted mean and variance of votes as sums over input capsules, safe in float32.
+"""Weighted mean and variance of votes as sums over input capsules, accurate in float32.
 
 With a shift near the mean, the differences d = vote - shift are small and their second moment
-loses no digits: without it, votes of mean 10 and standard deviation 0.01 have a variance that
-is 9% wrong in float32. The result does not depend on the shift, hence no gradient flows
-through it.
+loses no digits. Without it, the variance of votes of mean 10 and standard deviation 0.01 is 9%
+wrong in float32. The result does not depend on the shift, so no gradient flows through it.
 """
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
-# Of a sum of weights: the gradient of a quotient divides by its square, which must not underflow.
+# A smaller sum of weights is raised to this: the gradient of a quotient divides by its square,
+# which must not underflow.
 SMALLEST = 1e-12
 
 
 class Sums(NamedTuple):
-    """Additive over input capsules."""
+    """Weighted sums, which add up over input capsules."""
 
     weight: jax.Array  # [J]
-    first: jax.Array  # [J, D] of weight * (vote - shift)
-    second: jax.Array  # [J, D] of weight * (vote - shift)^2
+    first: jax.Array  # [J, D] sum of weight * (vote - shift)
+    second: jax.Array  # [J, D] sum of weight * (vote - shift)^2
 
 
 class Moments(NamedTuple):
-    """Of the votes for each output capsule."""
+    """Weighted moments of the votes for each output capsule."""
 
     weight: jax.Array  # [J] sum of the weights R_ij
     mean: jax.Array  # [J, D]
     variance: jax.Array  # [J, D], not negative
 
 
-def sums(weights: jax.Array, votes: jax.Array, shift: jax.Array) -> Sums:
-    """Sums of weights ``[I, J]`` and votes ``[I, J, D]`` around a shift ``[J, D]``."""
+def sums(weights: chex.Array, votes: chex.Array, shift: chex.Array) -> Sums:
+    """Computes the sums of votes around a shift.
+
+    Args:
+      weights: ``[I, J]``.
+      votes: ``[I, J, D]``.
+      shift: ``[J, D]``; a constant.
+
+    Raises:
+      AssertionError: the ranks or the sizes do not agree.
+    """
+    chex.assert_rank([weights, votes, shift], [2, 3, 2])
+    chex.assert_equal_shape_prefix([weights, votes], 2)
+    chex.assert_equal_shape_suffix([votes, shift], 2)
     d = votes - jax.lax.stop_gradient(shift)[None]
     weighted = weights[:, :, None] * d
     return Sums(jnp.sum(weights, 0), jnp.sum(weighted, 0), jnp.sum(weighted * d, 0))
 
 
-def moments(s: Sums, shift: jax.Array) -> Moments:
-    """Mean and variance from sums around the same shift.
+def moments(s: Sums, shift: chex.Array) -> Moments:
+    """Computes mean and variance from sums around the same shift ``[J, D]``.
 
-    Parents without any weight get the shift as mean, and variance zero.
+    The mean of output capsules without any weight is the shift, and their variance is zero.
+
+    Raises:
+      AssertionError: the ranks or the sizes do not agree.
     """
+    chex.assert_rank([s.weight, shift], [1, 2])
+    chex.assert_equal_shape([s.first, s.second, shift])
+    chex.assert_equal_shape_prefix([s.weight, shift], 1)
     weight = jnp.maximum(s.weight, SMALLEST)[:, None]
     mean = s.first / weight
     variance = jnp.maximum(s.second / weight - mean * mean, 0)

@@ -1,6 +1,6 @@
-"""From logits to coupling coefficients: how an input capsule divides itself among its parents.
+"""Normalizers: how an input capsule is divided among the output capsules, from its logits.
 
-Each function works along one axis, that of the output capsules (the parents).
+Each function works along one axis, that of the output capsules.
 """
 
 import chex
@@ -9,35 +9,36 @@ import jax.numpy as jnp
 
 
 def softmax(logits: chex.Array, axis: int = -1) -> jax.Array:
-    r""":math:`c_j = \exp(b_j) / \sum_k \exp(b_k)`; sums to one.
+    r"""Computes :math:`c_j = \exp(b_j) / \sum_k \exp(b_k)`, which sum to one.
 
-    Equation 3 of Sabour, Frosst & Hinton (2017), over the *parents* j.
+    Equation 3 of Sabour, Frosst & Hinton (2017), over the *output* capsules j.
     """
     return jax.nn.softmax(logits, axis)
 
 
 def leaky(logits: chex.Array, axis: int = -1) -> jax.Array:
-    r""":math:`c_j = \exp(b_j) / (1 + \sum_k \exp(b_k))`; sums to less than one.
+    r"""Computes :math:`c_j = \exp(b_j) / (1 + \sum_k \exp(b_k))`, which sum to less than one.
 
-    The authors' code for CIFAR-10: one more parent with logit zero, whose share is dropped,
-    takes what belongs to none of the others.
+    The authors' code for CIFAR-10: an additional output capsule with logit zero, whose share is
+    dropped, takes what belongs to none of the others.
     """
-    nobody = jnp.zeros_like(jax.lax.slice_in_dim(logits, 0, 1, axis=axis))
-    shares = jax.nn.softmax(jnp.concatenate([logits, nobody], axis), axis)
+    additional = jnp.zeros_like(jax.lax.slice_in_dim(logits, 0, 1, axis=axis))
+    shares = jax.nn.softmax(jnp.concatenate([logits, additional], axis), axis)
     return jax.lax.slice_in_dim(shares, 0, logits.shape[axis], axis=axis)
 
 
 def sigmoid(logits: chex.Array, axis: int = -1) -> jax.Array:
-    r""":math:`c_j = 1 / (1 + \exp(-b_j))`: parents do not compete, 1/2 at zero."""
+    r"""Computes :math:`c_j = 1 / (1 + \exp(-b_j))`: output capsules do not compete."""
     return jax.nn.sigmoid(logits)
 
 
 def maxmin(logits: chex.Array, axis: int = -1) -> jax.Array:
-    r""":math:`c_j = (b_j - \min_k b_k) / (\max_k b_k - \min_k b_k)`, in [0, 1].
+    r"""Computes :math:`c_j = (b_j - \min_k b_k) / (\max_k b_k - \min_k b_k)`, in [0, 1].
 
     Zhao et al., "Capsule Networks with Max-Min Normalization" (2019, arXiv 1903.09662), between
-    0 and 1: the best parent takes an input capsule wholly, the worst not at all. Where all
-    logits are equal, every parent takes it wholly.
+    0 and 1: the output capsule with the largest logit takes an input capsule completely, that
+    with the smallest not at all. Where all logits are equal, every output capsule takes it
+    completely.
     """
     low, high = (f(logits, axis, keepdims=True) for f in (jnp.min, jnp.max))
     equal = high == low
@@ -45,7 +46,7 @@ def maxmin(logits: chex.Array, axis: int = -1) -> jax.Array:
 
 
 def sparsemax(logits: chex.Array, axis: int = -1) -> jax.Array:
-    r""":math:`c = \arg\min_{p \in \Delta} \|p - b\|^2`; sums to one, with zeros.
+    r"""Computes :math:`c = \arg\min_{p \in \Delta} \|p - b\|^2`, which sum to one, with zeros.
 
     Martins & Astudillo, "From Softmax to Sparsemax" (2016): c_j = max(0, b_j - tau).
     """
@@ -58,7 +59,7 @@ def sparsemax(logits: chex.Array, axis: int = -1) -> jax.Array:
 
 
 def entmax(logits: chex.Array, axis: int = -1) -> jax.Array:
-    r""":math:`c_j = \max(0, b_j / 2 - \tau)^2`; sums to one, with zeros.
+    r"""Computes :math:`c_j = \max(0, b_j / 2 - \tau)^2`, which sum to one, with zeros.
 
     Between softmax and sparsemax. Peters, Niculae & Martins, "Sparse Sequence-to-Sequence
     Models" (2019), with alpha = 1.5.
@@ -78,14 +79,18 @@ NORMALIZERS = {f.__name__: f for f in (softmax, leaky, sigmoid, maxmin, sparsema
 
 
 def normalize(logits: chex.Array, normalizer: str = "softmax", axis: int = -1) -> jax.Array:
-    """Coupling coefficients, of the shape of ``logits``, by a name of :data:`NORMALIZERS`.
+    """Computes coupling coefficients, of the shape of ``logits``.
 
     Args:
-      logits: ``[I, J]``. normalizer: a name. axis: the axis of the output capsules.
+      logits: ``[I, J]``; with a batch as the last or first axis, another ``axis`` or rank 3.
+      normalizer: a key of :data:`NORMALIZERS`.
+      axis: the axis of the output capsules.
 
     Raises:
       ValueError: unknown name.
+      AssertionError: another rank.
     """
+    chex.assert_rank(logits, {2, 3})
     if normalizer not in NORMALIZERS:
         legal = ", ".join(NORMALIZERS)
         raise ValueError(f"normalizer must be one of {legal}, not {normalizer!r}")
@@ -93,5 +98,5 @@ def normalize(logits: chex.Array, normalizer: str = "softmax", axis: int = -1) -
 
 
 def _ranks(x, axis):
-    """1, 2, ... along an axis."""
+    """Returns 1, 2, ... along an axis."""
     return jnp.cumsum(jnp.ones_like(x), axis)

@@ -1,4 +1,4 @@
-"""Routing algorithms by name. A new one is a function and a line here."""
+"""Routing algorithms by name. A new one is a function and an entry in this table."""
 
 import difflib
 import functools
@@ -20,12 +20,12 @@ def _dynamic(normalizer: str) -> Callable[..., Routing]:
     return functools.partial(dynamic, normalizer=normalizer, name=normalizer)
 
 
-# name: (what makes it, one line about it)
+# name: (function that returns it, description in one line)
 ROUTINGS: dict[str, tuple[Callable[..., Routing], str]] = {
     "dynamic": (dynamic, "routing by agreement, Sabour et al. 2017"),
-    "leaky": (_dynamic("leaky"), "dynamic, with a place for what belongs to no parent"),
-    "sigmoid": (_dynamic("sigmoid"), "dynamic, parents do not compete"),
-    "maxmin": (_dynamic("maxmin"), "dynamic, max-min normalised, Zhao et al. 2019"),
+    "leaky": (_dynamic("leaky"), "dynamic, with one more output, whose share is dropped"),
+    "sigmoid": (_dynamic("sigmoid"), "dynamic, output capsules do not compete"),
+    "maxmin": (_dynamic("maxmin"), "dynamic, max-min normalized, Zhao et al. 2019"),
     "sparsemax": (_dynamic("sparsemax"), "dynamic, couplings with zeros"),
     "entmax": (_dynamic("entmax"), "dynamic, between softmax and sparsemax"),
     "uniform": (uniform, "no routing: even couplings"),
@@ -44,15 +44,15 @@ ROUTINGS: dict[str, tuple[Callable[..., Routing], str]] = {
 
 
 def make_routing(name: str, **options) -> Routing:
-    """A routing algorithm by name.
+    """Returns a routing algorithm by name.
 
     Args:
       name: a key of :data:`ROUTINGS`.
-      **options: of the function that makes it, see :func:`options_of`.
+      **options: arguments of the function that returns it, see :func:`options_of`.
 
     Raises:
       ValueError: unknown name (the message suggests the nearest), an option that the algorithm
-        does not have, or a wrong value of one.
+        does not have, or a wrong value of an option.
 
     Example:
       >>> make_routing("dynamic", iterations=2, bias=True).passes
@@ -67,7 +67,7 @@ def make_routing(name: str, **options) -> Routing:
 
 
 def options_of(name: str) -> tuple[str, ...]:
-    """Names of the options of an algorithm.
+    """Returns the names of the options of an algorithm.
 
     Example:
       >>> options_of("kmeans")

@@ -1,29 +1,31 @@
-"""Self-routing (Hahn, Pyeon & Kim 2019): every input capsule decides alone."""
+"""Self-routing (Hahn, Pyeon & Kim 2019): the couplings of an input capsule depend on it alone."""
 
 import jax
 import jax.numpy as jnp
 
-from capsjax.routing.base import Routing
+from capsjax.routing.base import Routing, RoutingTraits
+from capsjax.routing.equations import weighted_sum
 
 
 def self_routing() -> Routing:
-    r"""Self-Routing Capsule Networks (Hahn, Pyeon & Kim, NeurIPS 2019).
+    r"""Returns self-routing (Hahn, Pyeon & Kim, "Self-Routing Capsule Networks", NeurIPS 2019).
 
     .. math::
        c_i = \mathrm{softmax}_j(w_{ij} \cdot u_i + b_{ij}), \quad
        a_j = \frac{\sum_i c_{ij} a_i}{\sum_i a_i}, \quad
        v_j = \frac{\sum_i c_{ij} a_i \hat u_{j|i}}{\sum_i c_{ij} a_i}
 
-    No agreement and no iteration: a mixture of experts whose gate sees one input capsule.
-    Activations of the output capsules sum to one, so that cross-entropy on them is the paper's
-    negative log-likelihood.
+    There is no agreement and no iteration: it is a mixture of experts whose gate sees one input
+    capsule. Activations of the output capsules sum to one, so cross-entropy on them is the
+    paper's negative log-likelihood.
 
     Parameters: ``weights`` ``[I, J, K]``, normal with standard deviation K^-1/2, and ``offset``
     ``[I, J]``, zero. One pass; couplings need no votes. Differences from the published code:
-    there weights start at zero, which learns more slowly; there poses are normalised over the
+    there, weights start at zero, which learns more slowly; there, poses are normalized over the
     batch between layers, here over the example (``pose_norm`` of
-    :class:`capsjax.CapsNetConfig`). Pitfalls: without it poses shrink from layer to layer; a mean
-    of opinions, each of one place of the image, takes longer to train than routing by agreement.
+    :class:`capsjax.CapsNetConfig`). Pitfalls: without this normalization poses shrink from layer
+    to layer; the votes are averaged without regard to each other, which takes longer to train
+    than routing by agreement.
     """
 
     def init_params(key, sizes):
@@ -36,13 +38,13 @@ def self_routing() -> Routing:
         zero = jnp.zeros_like(first.votes[0])
         return zero, zero[:, 0]
 
-    def logits(params, children, state, t):
-        return jnp.einsum("ijk,ik->ij", params["weights"], children.pose) + params["offset"]
+    def logits(params, capsules, state, t):
+        return jnp.einsum("ijk,ik->ij", params["weights"], capsules.pose) + params["offset"]
 
-    def accumulate(params, children, coupling, state, t):
-        share = coupling * children.activation[:, None]
-        pose = jnp.einsum("ij,ijd->jd", share, children.votes)
-        return jnp.sum(children.activation), jnp.sum(share, axis=0), pose
+    def accumulate(params, capsules, coupling, state, t):
+        share = coupling * capsules.activation[:, None]
+        pose = weighted_sum(share, capsules.votes)
+        return jnp.sum(capsules.activation), jnp.sum(share, axis=0), pose
 
     def update(params, stats, state, t):
         total, share, pose = stats
@@ -60,8 +62,6 @@ def self_routing() -> Routing:
         update=update,
         finalize=lambda params, state: state,
         init_params=init_params,
-        child_params=("weights", "offset"),
-        loss="cross_entropy",
-        squashes=False,
-        means=True,
+        input_params=("weights", "offset"),
+        traits=RoutingTraits(loss="cross_entropy", squash_primary=False, poses_are_means=True),
     )

@@ -1,6 +1,6 @@
-"""The sweeps of routing in plain JAX: a loop over tiles of input capsules.
+"""The pass kernels of routing in plain JAX: a loop over tiles of input capsules.
 
-Runs on any backend. The equations, and the letters P, Q, dc, db, are those of
+They run on any backend. The equations, and the letters P, Q, dc, db, are those of
 :mod:`capsjax.routing.agreement`; here they are written for one tile of n input capsules,
 u ``[K, n, B]`` and W ``[J, K, n, D]``, as matrix products with all output capsules at once.
 """
@@ -17,46 +17,50 @@ from capsjax.precision import accumulator
 from capsjax.routing.agreement import PassInputs, PassKernels, even_coupling
 from capsjax.routing.normalizers import normalize
 
-# Of the largest array of a tile, [J, K, n, B]. Measured on CPU: smaller ones make short matrix
-# products, larger ones gain little and need more memory.
+# Size of the largest array of a tile, [J, K, n, B]. Measured on CPU: smaller tiles make short
+# matrix products, larger ones gain little and need more memory.
 TILE_BYTES = 5 * 2**19
-MOST_TERMS = 32  # of a sum that is written out
-NOTHING = PassInputs(None, None, None)
+MOST_TERMS = 32  # in a sum that is written out
+NO_INPUTS = PassInputs(None, None, None)
 
 
 def forward(inputs: PassInputs, V: jax.Array, normalizer: str) -> jax.Array:
-    """S ``[J, D, B]``; see :class:`~capsjax.routing.agreement.PassKernels`."""
+    """Computes S ``[J, D, B]``; see :class:`~capsjax.routing.agreement.PassKernels`."""
 
     def add(S, tile):
         c, _ = _coupling(tile, V, normalizer)
-        return S + _combine(tile, _times(c, tile.u)), NOTHING
+        return S + _combine(tile, _times(c, tile.u)), NO_INPUTS
 
-    return _over_tiles(add, jnp.zeros_like(V), inputs, NOTHING)[0]
+    return _over_tiles(add, jnp.zeros_like(V), inputs, NO_INPUTS)[0]
 
 
 def backward_state(
-    inputs: PassInputs, V: jax.Array, dS: jax.Array, normalizer: str, dinputs: PassInputs | None
+    inputs: PassInputs,
+    V: jax.Array,
+    dS: jax.Array,
+    normalizer: str,
+    input_grads: PassInputs | None,
 ) -> tuple[jax.Array, PassInputs]:
-    """dV ``[J, D, B]`` and, from the same P and Q, the gradients by the inputs."""
+    """Computes dV ``[J, D, B]`` and, from the same P and Q, the gradients by the inputs."""
 
     def add(dV, tile):
-        gradients, weighted = _iteration(tile, V, dS, normalizer)
+        gradients, weighted = _pass(tile, V, dS, normalizer)
         return dV + _combine(tile, weighted), gradients
 
-    if dinputs is None:
-        dinputs = jax.tree.map(lambda x: jnp.zeros(x.shape, accumulator(x.dtype)), inputs)
-    return _over_tiles(add, jnp.zeros_like(V), inputs, dinputs)
+    if input_grads is None:
+        input_grads = jax.tree.map(lambda x: jnp.zeros(x.shape, accumulator(x.dtype)), inputs)
+    return _over_tiles(add, jnp.zeros_like(V), inputs, input_grads)
 
 
 def backward_inputs(
     inputs: PassInputs, Vs: jax.Array, dSs: jax.Array, normalizer: str, constant: bool
 ) -> PassInputs:
-    """Gradients by the inputs; see :class:`~capsjax.routing.agreement.PassKernels`."""
+    """Computes the gradients by the inputs; see :class:`~capsjax.routing.agreement.PassKernels`."""
 
-    def one(nothing, tile):
-        parts = [_iteration(tile, V, dS, normalizer, constant)[0] for V, dS in zip(Vs, dSs)]
-        parts += [_even(tile, dS, normalizer) for dS in dSs[len(Vs) :]]
-        return nothing, jax.tree.map(lambda *x: sum(x), *parts)
+    def one(_, tile):
+        parts = [_pass(tile, V, dS, normalizer, constant)[0] for V, dS in zip(Vs, dSs)]
+        parts += [_even_pass(tile, dS, normalizer) for dS in dSs[len(Vs) :]]
+        return None, jax.tree.map(lambda *x: sum(x), *parts)
 
     return _over_tiles(one, None, inputs, jax.tree.map(jnp.zeros_like, inputs))[1]
 
@@ -64,8 +68,8 @@ def backward_inputs(
 STREAM = PassKernels(forward, backward_state, backward_inputs)
 
 
-def _iteration(tile, V, dS, normalizer, constant=False):
-    """Gradients by a tile, of one iteration, and db_ij u_i unless couplings are constant."""
+def _pass(tile, V, dS, normalizer, constant=False):
+    """Computes the gradients by a tile in one pass, and db_ij u_i unless couplings are constant."""
     c, P = _coupling(tile, V, normalizer)
     Q = _project(tile, dS)
     du, dW = _sum(c[:, None] * Q, axis=0), _outer(dS, _times(c, tile.u))
@@ -82,8 +86,8 @@ def _iteration(tile, V, dS, normalizer, constant=False):
     return PassInputs(du, dW, dprior), weighted
 
 
-def _even(tile, dS, normalizer):
-    """Gradients by a tile, of an iteration with even couplings whatever the prior."""
+def _even_pass(tile, dS, normalizer):
+    """Computes the gradients by a tile in a pass with even couplings, whatever the prior."""
     Q = _project(tile, dS)
     u = jnp.broadcast_to(tile.u[None], Q.shape)
     even = even_coupling(len(dS), normalizer)
@@ -92,26 +96,29 @@ def _even(tile, dS, normalizer):
 
 
 def _project(tile, x):
-    """P or Q, ``[J, K, n, B]``, of V or dS."""
+    """Computes P of V, or Q of dS, ``[J, K, n, B]``."""
     x = x.astype(tile.W.dtype)
     return jnp.einsum("jknd,jdb->jknb", tile.W, x, preferred_element_type=accumulator(x.dtype))
 
 
 def _dot(u, P):
-    """u_i . P_ij for every example, ``[J, n, B]``."""
+    """Computes u_i . P_ij for every example, ``[J, n, B]``."""
     return materialize(_sum(u[None].astype(P.dtype) * P, axis=1))
 
 
 def _sum(x, axis):
-    """Sum over a leading axis: of whole arrays, which XLA's CPU backend does several times as
-    fast, unless they are many and would take long to compile."""
+    """Sums over a leading axis.
+
+    A sum of few terms is written out as a sum of whole arrays, which XLA's CPU backend computes
+    several times as fast; one of many terms would take long to compile.
+    """
     if x.shape[axis] > MOST_TERMS:
         return jnp.sum(x, axis)
     return sum(jax.lax.index_in_dim(x, i, axis, keepdims=False) for i in range(x.shape[axis]))
 
 
 def _coupling(tile, V, normalizer):
-    """Coupling coefficients ``[J, n, B]``, and P."""
+    """Computes the coupling coefficients ``[J, n, B]``, and P."""
     P = _project(tile, V)
     logits = _dot(tile.u, P)
     if tile.prior is not None:
@@ -120,23 +127,23 @@ def _coupling(tile, V, normalizer):
 
 
 def _times(c, u):
-    """c_ij u_i, ``[J, K, n, B]``, in the type of u."""
+    """Computes c_ij u_i, ``[J, K, n, B]``, in the type of u."""
     return (c[:, None] * u[None].astype(c.dtype)).astype(u.dtype)
 
 
 def _combine(tile, y):
-    """sum_i W_ij y_ij, ``[J, D, B]``."""
+    """Computes sum_i W_ij y_ij, ``[J, D, B]``."""
     wide = accumulator(y.dtype)
     return jnp.einsum("jknd,jknb->jdb", tile.W, y, preferred_element_type=wide)
 
 
 def _outer(x, y):
-    """y_ij x_j^T summed over the batch, ``[J, K, n, D]``."""
+    """Computes y_ij x_j^T summed over the batch, ``[J, K, n, D]``."""
     wide = x.dtype
     return jnp.einsum("jknb,jdb->jknd", y, x.astype(y.dtype), preferred_element_type=wide)
 
 
-# Tiles. Capsules that only fill the last tile have u = 0 and W = 0, hence add nothing to any sum.
+# Tiles. Capsules that only fill the last tile have u = 0 and W = 0, so they add zero to every sum.
 
 
 def _tile_size(inputs: PassInputs) -> int:
@@ -152,14 +159,14 @@ _CAPSULE_AXIS = PassInputs(u=1, W=0, prior=1)
 
 
 def _by_axis(function: Callable, *trees: PassInputs) -> PassInputs:
-    """``function(axis of the input capsules, leaf of each tree)`` for every leaf that there is."""
+    """Applies ``function(axis of the input capsules, leaf of each tree)`` to leaves that exist."""
     return PassInputs(
         *(None if x[0] is None else function(axis, *x) for axis, *x in zip(_CAPSULE_AXIS, *trees))
     )
 
 
-def _turned(inputs: PassInputs) -> PassInputs:
-    """W ``[I, K, J, D]`` as ``[J, K, I, D]``, or back."""
+def _transposed(inputs: PassInputs) -> PassInputs:
+    """Transposes W ``[I, K, J, D]`` to ``[J, K, I, D]``, or back."""
     return inputs if inputs.W is None else inputs._replace(W=inputs.W.swapaxes(0, 2))
 
 
@@ -179,7 +186,7 @@ def _slice(inputs: PassInputs, start, size: int) -> PassInputs:
 def _over_tiles(
     function: Callable, total: Any, inputs: PassInputs, sums: PassInputs
 ) -> tuple[Any, PassInputs]:
-    """``total, part = function(total, tile)`` for all tiles, one after another.
+    """Computes ``total, part = function(total, tile)`` for all tiles, one after another.
 
     Returns:
       The last total, and ``sums`` with every part added in its place.
@@ -193,9 +200,9 @@ def _over_tiles(
 
     def step(n, carry):
         total, sums = carry
-        total, part = function(total, _turned(_slice(whole, n * size, size)))
-        return total, _by_axis(functools.partial(add, at=n * size), sums, _turned(part))
+        total, part = function(total, _transposed(_slice(whole, n * size, size)))
+        return total, _by_axis(functools.partial(add, at=n * size), sums, _transposed(part))
 
     total, sums = jax.lax.fori_loop(0, whole.u.shape[1] // size, step, (total, sums))
-    sums = materialize(sums)  # of a single tile there is no loop that ends here
+    sums = materialize(sums)  # a single tile has no loop that would end here
     return total, _slice(sums, 0, inputs.u.shape[1])

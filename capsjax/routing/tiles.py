@@ -1,7 +1,7 @@
 """Passes of any routing algorithm on a few input capsules at a time, differentiated by JAX.
 
-A tile's votes exist while its statistics are summed, forward and backward. The last tile may be
-smaller, so nothing is padded and no algorithm needs to mask what is not there.
+The votes of a tile exist while its statistics are summed, forward and backward. The last tile can
+be smaller than the others, so nothing is padded, and no algorithm needs a mask.
 """
 
 from collections.abc import Callable
@@ -10,72 +10,47 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from capsjax.routing.base import BatchedPasses, InputCapsules, Routing, Sizes, initial_routing_state
+from capsjax.routing.base import InputCapsules, Routing, Sizes
+from capsjax.routing.passes import BatchedPasses, initial_routing_state
 from capsjax.votes import Votes
 
-# Of the votes of a tile. Measured on CPU: larger ones leave the cache of a core.
+# Size of the votes of a tile. Measured on CPU: larger tiles do not fit the cache of a core.
 TILE_BYTES = 640 * 1024
 
 
 class TileInputs(NamedTuple):
-    """What is divided into tiles, and what all tiles share."""
+    """The arrays that are divided into tiles, and the W that all tiles share."""
 
     u: Any  # [B, I, K]
     activation: Any  # [B, I]
-    per_child: Any  # a dictionary of arrays [I, ...]: parameters, and W if it is per child
-    W: Any  # otherwise, None if it is not
+    # A dictionary of arrays [I, ...]: parameters, and W if there is one per input capsule.
+    per_input_capsule: Any
+    W: Any  # otherwise; None if it is in the dictionary
 
 
 def tile_passes(
     routing: Routing, votes: Votes, sizes: Sizes, params: dict, u, W, activation
 ) -> tuple[BatchedPasses, dict, TileInputs]:
-    """What :mod:`capsjax.routing.engine` needs: the passes, shared parameters, and inputs."""
-    per_child = {name: params[name] for name in routing.child_params}
-    shared = {name: x for name, x in params.items() if name not in per_child}
-    if votes.per_child:
-        per_child["W"] = W
-    inputs = TileInputs(u, activation, per_child, None if votes.per_child else W)
+    """Returns what :mod:`capsjax.routing.iterate` needs: passes, shared parameters, inputs."""
+    divided = {name: params[name] for name in routing.input_params}
+    shared = {name: x for name, x in params.items() if name not in divided}
+    if votes.per_input_capsule:
+        divided["W"] = W
+    inputs = TileInputs(u, activation, divided, None if votes.per_input_capsule else W)
     unit = votes.unit(W)
     tile = unit * max(1, TILE_BYTES // max(1, 4 * u.shape[0] * sizes.J * sizes.D * unit))
     tile = min(tile, sizes.I)
-
-    def children(inputs: TileInputs, u, activation):
-        W = inputs.per_child["W"] if inputs.W is None else inputs.W
-        return InputCapsules(votes.function(u, W), u.astype(activation.dtype), activation)
-
-    def all_params(params, inputs):
-        return params | {name: inputs.per_child[name] for name in routing.child_params}
-
-    def begin(params, inputs):
-        few = _slice(inputs, 0, unit)
-        own = all_params(params, few)
-
-        def one(u, activation):
-            return initial_routing_state(routing, own, children(few, u, activation))
-
-        return jax.vmap(one)(few.u, few.activation)
-
-    def statistics(params, inputs, state, t, constant=False):
-        own = all_params(params, inputs)
-
-        def one(u, activation, state):
-            x = children(inputs, u, activation)
-            coupling = routing.couple(routing.logits(own, x, state, t))
-            if constant:
-                coupling = jax.lax.stop_gradient(coupling)
-            return routing.accumulate(own, x, coupling, state, t)
-
-        return jax.vmap(one)(inputs.u, inputs.activation, state)
+    start, statistics = _functions_of_a_tile(routing, votes, unit)
 
     def forward(params, inputs, state, t):
         return _sum_tiles(lambda part: statistics(params, part, state, t), inputs, tile)
 
-    def backward_state(params, inputs, state, dstats, t, dinputs):
+    def backward_state(params, inputs, state, stats_grads, t, input_grads):
         def one(part):
-            pull = jax.vjp(lambda state: statistics(params, part, state, t), state)[1]
-            return pull(dstats)[0]
+            statistics_vjp = jax.vjp(lambda state: statistics(params, part, state, t), state)[1]
+            return statistics_vjp(stats_grads)[0]
 
-        zero = jax.tree.map(jnp.zeros_like, params)  # backward_inputs counts these
+        zero = jax.tree.map(jnp.zeros_like, params)  # backward_inputs computes the others
         return zero, _sum_tiles(one, inputs, tile), None
 
     def backward_inputs(params, inputs, passes, constant):
@@ -83,19 +58,55 @@ def tile_passes(
             def all_statistics(params, part):
                 return [statistics(params, part, state, t, constant) for t, state, _ in passes]
 
-            pull = jax.vjp(all_statistics, params, part)[1]
-            return pull([dstats for _, _, dstats in passes])
+            statistics_vjp = jax.vjp(all_statistics, params, part)[1]
+            return statistics_vjp([stats_grads for _, _, stats_grads in passes])
 
         return _map_tiles(one, inputs, tile)
 
-    return BatchedPasses(begin, forward, backward_state, backward_inputs, 0), shared, inputs
+    return BatchedPasses(start, forward, backward_state, backward_inputs, 0), shared, inputs
 
 
-_AXES = TileInputs(u=1, activation=1, per_child=0, W=None)
+def _functions_of_a_tile(
+    routing: Routing, votes: Votes, unit: int
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Returns the function of the initial state, and that of the statistics of a tile."""
+
+    def input_capsules(inputs: TileInputs, u, activation):
+        W = inputs.per_input_capsule["W"] if inputs.W is None else inputs.W
+        return InputCapsules(votes.function(u, W), u.astype(activation.dtype), activation)
+
+    def all_params(params, inputs):
+        return params | {name: inputs.per_input_capsule[name] for name in routing.input_params}
+
+    def start(params, inputs):
+        first = _slice(inputs, 0, unit)
+        own = all_params(params, first)
+
+        def one(u, activation):
+            return initial_routing_state(routing, own, input_capsules(first, u, activation))
+
+        return jax.vmap(one)(first.u, first.activation)
+
+    def statistics(params, inputs, state, t, constant=False):
+        own = all_params(params, inputs)
+
+        def one(u, activation, state):
+            capsules = input_capsules(inputs, u, activation)
+            coupling = routing.couple(routing.logits(own, capsules, state, t))
+            if constant:
+                coupling = jax.lax.stop_gradient(coupling)
+            return routing.accumulate(own, capsules, coupling, state, t)
+
+        return jax.vmap(one)(inputs.u, inputs.activation, state)
+
+    return start, statistics
+
+
+_AXES = TileInputs(u=1, activation=1, per_input_capsule=0, W=None)
 
 
 def _by_axis(function: Callable, *trees: TileInputs) -> TileInputs:
-    """``function(axis of the input capsules, leaves...)`` for everything that is divided."""
+    """Applies ``function(axis of the input capsules, leaves...)`` to what is divided."""
     return TileInputs(
         *(
             parts[0] if axis is None else jax.tree.map(lambda *x, a=axis: function(a, *x), *parts)
@@ -109,7 +120,7 @@ def _slice(inputs: TileInputs, at, size: int) -> TileInputs:
 
 
 def _over_tiles(step: Callable, carry: Any, inputs: TileInputs, tile: int) -> Any:
-    """``step(carry, start, tile of inputs)`` for all tiles in turn, the last maybe smaller."""
+    """Applies ``step(carry, start, tile of inputs)`` to the tiles in turn, a smaller one last."""
     count, rest = divmod(inputs.u.shape[1], tile)
     carry = jax.lax.fori_loop(
         0, count, lambda n, carry: step(carry, n * tile, _slice(inputs, n * tile, tile)), carry
@@ -130,7 +141,7 @@ def _sum_tiles(function: Callable, inputs: TileInputs, tile: int) -> Any:
 
 
 def _map_tiles(function: Callable, inputs: TileInputs, tile: int) -> tuple[Any, TileInputs]:
-    """``function(tile) -> (shared, tile)``: the sum of the first, the second in its place."""
+    """Sums the first result of ``function(tile)`` and puts the second in the place of the tile."""
 
     def step(carry, at, part):
         shared, whole = carry

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import digamma
 
-from capsjax.routing.attention import standardize
-from capsjax.routing.base import Routing
-from capsjax.routing.dynamic import check_iterations
+from capsjax.routing.base import Routing, RoutingTraits, check_iterations
+from capsjax.routing.equations import standardize
 from capsjax.routing.moments import moments, sums
 
 
 class State(NamedTuple):
+    """Parameters of the posterior distributions."""
+
     shift: jax.Array  # [J, D] mean of the votes
     m: jax.Array  # [J, D] posterior mean
     inverse_scale: jax.Array  # [J, D] diagonal of the inverse scale matrix
@@ -24,12 +25,13 @@ class State(NamedTuple):
 
 
 def vb(iterations: int = 3) -> Routing:
-    r"""Capsule Routing via Variational Bayes (Ribeiro, Leontidis & Kollias, AAAI 2020).
+    r"""Returns routing by variational Bayes.
 
-    A Bayesian mixture of Gaussians with diagonal precision, Dirichlet prior
+    Ribeiro, Leontidis & Kollias, "Capsule Routing via Variational Bayes" (AAAI 2020). A
+    Bayesian mixture of Gaussians with diagonal precision, Dirichlet prior
     :math:`\alpha_0 = 1` and Gaussian-Wishart prior :math:`m_0 = 0, \kappa_0 = 1, \Psi_0 = 1,
-    \nu_0 = D + 1`. With :math:`r_{ij} = 1/J` at first, :math:`R_{ij} = r_{ij} a_i`, their sum
-    R_j and the weighted mean mu_j of the votes,
+    \nu_0 = D + 1`. Starting from :math:`r_{ij} = 1/J`, with :math:`R_{ij} = r_{ij} a_i`, their
+    sum R_j and the weighted mean mu_j of the votes,
 
     .. math::
        \alpha_j = \alpha_0 + R_j, \; \kappa_j = \kappa_0 + R_j, \; \nu_j = \nu_0 + R_j, \;
@@ -44,16 +46,17 @@ def vb(iterations: int = 3) -> Routing:
     The priors bound the variances that collapse in EM. The activation is
     :math:`a_j = \mathrm{sigmoid}(\beta_{a,j} - \beta_{u,j} \mathrm{norm}_j(e^{E \log \pi_j} H_j))`
     with the entropy :math:`H_j = \tfrac D2 \log 2 \pi e - \tfrac12 E \log |\Lambda_j|`, and norm
-    the subtraction of the mean and division by the standard deviation over the parents j. The
-    published code has batch normalisation there, which makes outputs depend on batch-mates; with
-    none, the parents of a thousand children are as good as equal and learn far more slowly. Its
-    other one, around m, is between the layers of a network (:class:`capsjax.CapsNetConfig`).
+    the subtraction of the mean and division by the standard deviation over the output capsules j.
+    The published code has batch normalization there, which makes outputs depend on the other
+    examples in the batch; without any, the output capsules of a thousand input capsules are
+    almost equal and learn far more slowly. Its second batch normalization, of m, is replaced by
+    the normalization of poses between the layers of a network (:class:`capsjax.CapsNetConfig`).
 
-    Parameters: ``beta_u``, one at first, and ``beta_a``, zero, ``[J]``. R passes. Pitfall: a
-    layer with one parent says nothing by its activation.
+    Parameters: ``beta_u``, initially one, and ``beta_a``, initially zero, ``[J]``. R passes.
+    Pitfall: with one output capsule the activation carries no information.
 
     Args:
-      iterations: passes.
+      iterations: the number of passes.
 
     Raises:
       ValueError: iterations below one.
@@ -68,42 +71,16 @@ def vb(iterations: int = 3) -> Routing:
         number = jnp.ones_like(pose[:, 0])
         return State(pose, pose, jnp.ones_like(pose), number, number, 0 * number, 0 * number)
 
-    def logits(params, children, state, t):
+    def logits(params, capsules, state, t):
         if t == 0:
-            return jnp.zeros(children.votes.shape[:2], children.votes.dtype)
-        distance = jnp.square(children.votes - state.m[None]) / state.inverse_scale[None]
+            return jnp.zeros(capsules.votes.shape[:2], capsules.votes.dtype)
+        distance = jnp.square(capsules.votes - state.m[None]) / state.inverse_scale[None]
         quadratic = state.nu[None] * jnp.sum(distance, -1)
         own = state.log_pi + (state.log_det - state.m.shape[1] / state.kappa) / 2
         return own[None] - quadratic / 2
 
-    def accumulate(params, children, coupling, state, t):
-        return sums(coupling * children.activation[:, None], children.votes, state.shift)
-
-    def update(params, stats, state, t):
-        m = moments(stats, state.shift)
-        D = m.mean.shape[1]
-        R = m.weight
-        alpha, kappa, nu = 1 + R, 1 + R, D + 1 + R
-        scatter = R[:, None] * m.variance
-        inverse_scale = 1 + scatter + (R / kappa)[:, None] * jnp.square(m.mean)
-        log_pi = digamma(alpha) - digamma(jnp.sum(alpha))
-        d = jnp.arange(D).astype(R.dtype)
-        log_det = jnp.sum(digamma((nu[:, None] - d[None]) / 2) - jnp.log(inverse_scale), -1)
-        return State(
-            shift=m.mean,
-            m=(R / kappa)[:, None] * m.mean,
-            inverse_scale=inverse_scale,
-            kappa=kappa,
-            nu=nu,
-            log_pi=log_pi,
-            log_det=log_det + D * math.log(2),
-        )
-
-    def finalize(params, state):
-        D = state.m.shape[1]
-        entropy = D / 2 * math.log(2 * math.pi * math.e) - state.log_det / 2
-        energy = standardize(jnp.exp(state.log_pi) * entropy)
-        return state.m, jax.nn.sigmoid(params["beta_a"] - params["beta_u"] * energy)
+    def accumulate(params, capsules, coupling, state, t):
+        return sums(coupling * capsules.activation[:, None], capsules.votes, state.shift)
 
     return Routing(
         "vb",
@@ -111,12 +88,42 @@ def vb(iterations: int = 3) -> Routing:
         init=init,
         logits=logits,
         accumulate=accumulate,
-        update=update,
-        finalize=finalize,
+        update=_update,
+        finalize=_finalize,
         init_params=init_params,
-        field=True,
-        squashes=False,
-        means=True,
-        # Votes as long as poses, from weights of standard deviation 0.1.
-        gain=lambda sizes: 10 / sizes.K**0.5,
+        traits=RoutingTraits(
+            squash_primary=False,
+            poses_are_means=True,
+            compete_across_positions=True,
+            # Votes as long as poses, from weights of standard deviation 0.1.
+            init_scale=lambda sizes: 10 / sizes.K**0.5,
+        ),
     )
+
+
+def _update(params, stats, state, t):
+    m = moments(stats, state.shift)
+    D = m.mean.shape[1]
+    R = m.weight
+    alpha, kappa, nu = 1 + R, 1 + R, D + 1 + R
+    scatter = R[:, None] * m.variance
+    inverse_scale = 1 + scatter + (R / kappa)[:, None] * jnp.square(m.mean)
+    log_pi = digamma(alpha) - digamma(jnp.sum(alpha))
+    d = jnp.arange(D).astype(R.dtype)
+    log_det = jnp.sum(digamma((nu[:, None] - d[None]) / 2) - jnp.log(inverse_scale), -1)
+    return State(
+        shift=m.mean,
+        m=(R / kappa)[:, None] * m.mean,
+        inverse_scale=inverse_scale,
+        kappa=kappa,
+        nu=nu,
+        log_pi=log_pi,
+        log_det=log_det + D * math.log(2),
+    )
+
+
+def _finalize(params, state):
+    D = state.m.shape[1]
+    entropy = D / 2 * math.log(2 * math.pi * math.e) - state.log_det / 2
+    energy = standardize(jnp.exp(state.log_pi) * entropy)
+    return state.m, jax.nn.sigmoid(params["beta_a"] - params["beta_u"] * energy)

@@ -49,7 +49,9 @@ def score_name(model_config: capsjax.CapsNetConfig | capsjax.CNNConfig) -> str:
     if not isinstance(model_config, capsjax.CapsNetConfig):
         return "probability"
     routing = model_config.make_routing()
-    return "probability" if routing.logit else "length" if routing.squashes else "activation"
+    if routing.traits.scores_are_logits:
+        return "probability"
+    return "length" if routing.traits.squash_primary else "activation"
 
 
 def prepare_images(

@@ -43,7 +43,7 @@ def resolve(config: Config, dataset: str) -> Config:
     if isinstance(network, CapsNetConfig):
         for name, value in preset_values(network, config.routing).items():
             changes[name] = getattr(config, name) or value
-        loss = make_routing(changes["routing"]).loss if config.loss == "auto" else config.loss
+        loss = make_routing(changes["routing"]).traits.loss if config.loss == "auto" else config.loss
         changes["loss"] = loss
     return dataclasses.replace(
         config,
@@ -61,7 +61,7 @@ def preset_values(network: CapsNetConfig, routing: str | None) -> dict:
     """
     fields = dataclasses.fields(Config)
     values = {f.name: getattr(network, f.name) for f in fields if f.metadata.get("by") == "preset"}
-    if not make_routing(routing or network.routing).squashes:
+    if not make_routing(routing or network.routing).traits.squash_primary:
         values["squash"] = "auto"
     return values
 
@@ -76,7 +76,7 @@ def given_flags(config: Config, defaults: Config) -> dict:
     if isinstance(network, CapsNetConfig):
         usual |= preset_values(network, config.routing)
     if config.routing:
-        usual["loss"] = make_routing(config.routing).loss
+        usual["loss"] = make_routing(config.routing).traits.loss
     paths = names_of(config, "path")
     return {
         name: value

@@ -56,7 +56,7 @@ def classify(config: Config, model_config: ModelConfig) -> Objective:
         loss = objectives.capsnet_loss(
             model,
             loss=config.loss,
-            logit=model_config.make_routing().logit,
+            logit=model_config.make_routing().traits.scores_are_logits,
             margin_weight=config.margin_weight,
             reconstruction_weight=config.reconstruction_weight,
         )

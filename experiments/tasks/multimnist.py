@@ -90,7 +90,7 @@ def pair_objective(config: MultiMNISTConfig, model_config: ModelConfig) -> Objec
     model = functional.create_model(model_config)
     capsules = isinstance(model_config, CapsNetConfig)
     name = config.loss if capsules else "cross_entropy"
-    logit = not capsules or model_config.make_routing().logit
+    logit = not capsules or model_config.make_routing().traits.scores_are_logits
     if logit and name != "cross_entropy":
         raise UserError(
             f"--loss={name}: the scores of {config.routing} are logits, use cross_entropy"

@@ -40,7 +40,8 @@ def can_trace(setup: Setup) -> bool:
 
 def diagnostics(setup: Setup, params, images: np.ndarray) -> Diagnostics:
     """Returns diagnostics of routing over raw examples ``[B, ...]``, in NumPy."""
-    threshold = 0.0 if setup.model_config.make_routing().logit else 0.5
+    logits = setup.model_config.make_routing().traits.scores_are_logits
+    threshold = 0.0 if logits else 0.5
     functions = setup.model, setup.pipeline.input, threshold
     return jax.device_get(_diagnostics(*functions, params, images))
 

@@ -94,7 +94,7 @@ def test_half_precision_is_accumulated_in_float32(name, dtype):
 def test_shape_of_the_parameters(name, shape):
     votes = VOTES[name]
     assert votes.shape(12, 10, 16, 16, 3) == shape
-    assert votes.per_child == (shape[0] == 12)
+    assert votes.per_input_capsule == (shape[0] == 12)
     assert votes.by_types == (shape[0] == 3)
     assert votes.unit(np.zeros(shape)) == (3 if votes.by_types else 1)
 

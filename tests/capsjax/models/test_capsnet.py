@@ -25,6 +25,7 @@ from capsjax import (
     Model,
     PrimaryCapsules,
     RoutedCapsules,
+    RoutingTraits,
     count_parameters,
     create_model,
     from_module,
@@ -1009,7 +1010,8 @@ def test_first_matrices():
     """Votes of matrices start near the identity; of others a routing may ask for larger ones."""
 
     def kernel(votes, gain):
-        routing = dataclasses.replace(make_routing("uniform"), gain=lambda sizes: gain * sizes.I)
+        traits = RoutingTraits(init_scale=lambda sizes: gain * sizes.I)
+        routing = dataclasses.replace(make_routing("uniform"), traits=traits)
         model = from_module(
             lambda rngs: RoutedCapsules(40, 9, 5, 9, routing=routing, votes=votes, rngs=rngs)
         )

@@ -46,11 +46,6 @@ def weighted(weights, values):
     return sum(w * x for w, x in zip(weights, values, strict=True)) / total if total else 0.0
 
 
-def relative(new, old):
-    length = reference.norm(new)
-    return reference.norm(new - old) / length if length else 0.0
-
-
 def expected(trace, votes, threshold=0.5):
     b, c, v, a = trace
     B, R, I, J = b.shape
@@ -64,10 +59,6 @@ def expected(trace, votes, threshold=0.5):
         [mean(entropy(c[n, t, i]) for n, i in np.ndindex(B, I)) for t in range(R)],
         [
             mean(abs(b[n, t, i, j] - b[n, t - 1, i, j]) for n, i, j in np.ndindex(B, I, J))
-            for t in range(1, R)
-        ],
-        [
-            mean(relative(v[n, t, j], v[n, t - 1, j]) for n, j in np.ndindex(B, J))
             for t in range(1, R)
         ],
         [
@@ -107,7 +98,7 @@ def test_of_routing(x64, name):
     params = {key: np.asarray(value, np.float64) for key, value in params.items()}
     out = jax.jit(lambda: route(routing, params, u, W, trace=True))()
     votes = np.einsum("ijdk,bik->bijd", W, u)
-    threshold = 0.0 if routing.logit else 0.5
+    threshold = 0.0 if routing.traits.scores_are_logits else 0.5
     trace = Trace(*map(np.asarray, out.aux))
     compare(measure(out.aux, votes, threshold=threshold), trace, votes, threshold=threshold)
     np.testing.assert_array_equal(trace.coupling[:, -1], out.coupling)

@@ -10,7 +10,17 @@ import reference
 from jax.test_util import check_grads
 
 from capsjax import dynamic_routing, prediction_vectors
-from capsjax.routing import GRADIENTS, RoutingOutput, agreement, normalize, weighted_sum
+from capsjax.routing import (
+    GRADIENTS,
+    RoutingOutput,
+    agreement,
+    field_softmax,
+    normalize,
+    weighted_sum,
+)
+from capsjax.routing.diagnostics import coupling_entropy
+from capsjax.routing.equations import standardize
+from capsjax.routing.moments import Sums, moments, sums
 
 # (I, J, D)
 SHAPES = [(6, 3, 4), (1, 3, 4), (5, 1, 4), (5, 3, 1), (1, 1, 1)]
@@ -96,6 +106,45 @@ def test_parts(x64, shape):
     )
 
 
+def zeros(*shapes):
+    return [np.zeros(shape) for shape in shapes]
+
+
+@pytest.mark.parametrize(
+    "function, wrong",
+    [
+        (weighted_sum, [(4,), (4, 3, 2)]),
+        (weighted_sum, [(4, 3), (4, 3)]),
+        (weighted_sum, [(4, 3), (4, 1, 2)]),  # which einsum would broadcast
+        (weighted_sum, [(1, 3), (4, 3, 2)]),
+        (agreement, [(4, 3, 2), (4, 3, 2)]),
+        (agreement, [(3, 2), (3, 2)]),
+        (agreement, [(4, 3, 2), (1, 2)]),
+        (agreement, [(4, 3, 2), (3, 1)]),
+        (standardize, [()]),
+        (standardize, [(4, 3, 2)]),
+        (normalize, [(3,)]),
+        (normalize, [(2, 4, 3, 1)]),
+        (field_softmax, [(2, 4, 3), (2, 4, 3)]),
+        (field_softmax, [(4, 3), (2, 4)]),
+        (field_softmax, [(2, 4, 3), (4, 2)]),
+        (sums, [(4,), (4, 3, 2), (3, 2)]),
+        (sums, [(4, 3), (4, 3, 2), (2,)]),
+        (sums, [(4, 1), (4, 3, 2), (3, 2)]),
+        (sums, [(4, 3, 2), (4, 3, 2), (3, 2)]),
+        (sums, [(4, 3), (4, 3, 2), (1, 2)]),
+        (moments, [Sums(*zeros((3, 1), (3, 2), (3, 2))), (3, 2)]),
+        (moments, [Sums(*zeros(3, (3, 2), (3, 1))), (3, 2)]),
+        (moments, [Sums(*zeros(3, (3, 2), (3, 2))), (1, 2)]),
+        (moments, [Sums(*zeros(1, (3, 2), (3, 2))), (3, 2)]),
+        (coupling_entropy, [()]),
+    ],
+)
+def test_wrong_ranks_and_sizes_are_rejected(function, wrong):
+    with pytest.raises(AssertionError):
+        function(*(x if isinstance(x, Sums) else np.zeros(x) for x in wrong))
+
+
 # Procedure 1
 
 
@@ -159,9 +208,9 @@ def test_gradient_modes(x64, shape, iterations, gradient):
 def test_forward_derivative_of_activation_and_coupling(x64):
     votes, bias = data(*SHAPES[0])
     direction = np.random.default_rng(1).normal(size=votes.shape)
-    out = jax.jit(
-        lambda x, d: jax.jvp(lambda x: dynamic_routing(x, bias=bias), (x,), (d,))[1]
-    )(votes, direction)
+    out = jax.jit(lambda x, d: jax.jvp(lambda x: dynamic_routing(x, bias=bias), (x,), (d,))[1])(
+        votes, direction
+    )
     for got, field in [(out.pose, "v"), (out.activation, "lengths"), (out.coupling, "c")]:
 
         def exact(x, field=field):
@@ -248,7 +297,7 @@ def test_errors():
 # bug changes the result on its data by much more than the tolerance.
 
 
-def test_bug_softmax_over_the_children():
+def test_bug_softmax_over_the_input_capsules():
     votes, _ = data(*SHAPES[0])
     out = jitted()(votes.astype(np.float32))
     np.testing.assert_allclose(out.coupling.sum(axis=1), 1, rtol=1e-6)

@@ -1,6 +1,6 @@
 """Routing without votes: every implementation against routing with votes in float64.
 
-The oracle is autodiff of the votes held whole (``naive``), in float64, itself compared with
+The oracle is autodiff of materialized votes (``naive``), in float64, which is itself compared with
 NumPy loops here and in test_routing.py.
 """
 
@@ -87,7 +87,7 @@ def check(name, implementation, dtype="float32", **options):
 
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
-def test_votes_held_whole_are_the_paper(x64, normalizer):
+def test_materialized_votes_are_the_paper(x64, normalizer):
     inputs, _ = problem_data("ragged")
     inputs = {key: np.asarray(x, np.float64) for key, x in inputs.items()}
     problem = dataclasses.replace(PROBLEMS["ragged"], normalizer=normalizer)
@@ -106,12 +106,17 @@ def test_votes_held_whole_are_the_paper(x64, normalizer):
 # Values and gradients
 
 
-@pytest.mark.parametrize("iterations, normalizer", [
-    pytest.param(
-        iterations, normalizer,
-        marks=[pytest.mark.slow] if iterations in (2, 5) and normalizer != "softmax" else [])
-    for iterations, normalizer in itertools.product((1, 2, 3, 5), NORMALIZERS)
-])
+@pytest.mark.parametrize(
+    "iterations, normalizer",
+    [
+        pytest.param(
+            iterations,
+            normalizer,
+            marks=[pytest.mark.slow] if iterations in (2, 5) and normalizer != "softmax" else [],
+        )
+        for iterations, normalizer in itertools.product((1, 2, 3, 5), NORMALIZERS)
+    ],
+)
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_stream_in_float64(x64, monkeypatch, gradient, iterations, normalizer):
     # Tiles of 3 capsules: the last of five has one.
@@ -146,8 +151,8 @@ def test_route_by_kernels(implementation, iterations, gradient):
     check("ragged", implementation, iterations=iterations, gradient=gradient)
 
 
-def explicit_sweeps(x, V, dS, normalizer):
-    """The results of the sweeps in float64, from votes, 64 capsules at a time.
+def explicit_passes(x, V, dS, normalizer):
+    """The results of the passes in float64, from votes, 64 capsules at a time.
 
     dS is of two iterations: one with V, and an even one.
     """
@@ -175,13 +180,13 @@ def explicit_sweeps(x, V, dS, normalizer):
     return out | {"dprior": dprior} if "prior" in x else out
 
 
-def test_explicit_sweeps_are_the_derivative():
+def test_explicit_passes_are_the_derivative():
     x, _ = problem_data("ragged")
     u, W, prior = (np.asarray(x[key], np.float64) for key in ("u", "W", "prior"))
     (B, I, _), (_, J, D, _) = u.shape, W.shape
     rng = np.random.default_rng(1)
     V, dS, dS_even = rng.normal(size=(3, J, D, B))
-    got = explicit_sweeps(x, V, (dS, dS_even), "leaky")
+    got = explicit_passes(x, V, (dS, dS_even), "leaky")
 
     def along(u, W, V, prior, by_V):
         """sum(dS * S) + sum(dS_even * S_even) by loops, for complex numbers too."""
@@ -207,7 +212,7 @@ def test_explicit_sweeps_are_the_derivative():
         np.testing.assert_allclose(np.sum(got[key] * direction), expected, rtol=1e-10)
 
 
-def check_sweeps(name, implementation, dtype="float32"):
+def check_passes(name, implementation, dtype="float32"):
     problem = PROBLEMS[name]
     how = IMPLEMENTATIONS[implementation]
     backend, normalizer = stream.STREAM if how == "stream" else how, problem.normalizer
@@ -232,7 +237,7 @@ def check_sweeps(name, implementation, dtype="float32"):
 
     got = run(x, V, jnp.stack(dS))
     assert got["S"].dtype == jnp.float32 and got["du"].dtype == got["dW"].dtype == dtype
-    exact = explicit_sweeps(x, V.astype(np.float64), np.float64(dS), normalizer)
+    exact = explicit_passes(x, V.astype(np.float64), np.float64(dS), normalizer)
     if "du with dV" in got:
         exact |= {f"{key} with dV": exact[key] for key in exact if key not in ("S", "dV")}
     assert worst_error(got, exact) <= TOLERANCES[dtype]
@@ -247,20 +252,20 @@ def by_name(gradients):
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", SMALL)
 def test_small_problems(name, implementation):
-    check_sweeps(name, implementation)
+    check_passes(name, implementation)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(dtype, implementation):
-    check_sweeps("two_blocks", implementation, dtype)
+    check_passes("two_blocks", implementation, dtype)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", [name for name in PROBLEMS if name not in SMALL])
 def test_problems_of_the_papers_networks(name, implementation):
-    check_sweeps(name, implementation)
+    check_passes(name, implementation)
 
 
 # Under the transformations of JAX

@@ -22,6 +22,7 @@ from capsjax.routing import (
     GRADIENTS,
     ROUTINGS,
     InputCapsules,
+    RoutingTraits,
     Sizes,
     dynamic_routing,
     em,
@@ -212,8 +213,16 @@ def test_defaults():
     passes = {name: make_routing(name).passes for name in ROUTINGS}
     one = {name: 1 for name in ("uniform", "random", "static", "frozen", "self")}
     assert passes == dict.fromkeys(ROUTINGS, 3) | one | {"self_attention": 2, "heinsen": 2}
-    assert {name for name in ROUTINGS if make_routing(name).logit} == {"inverted", "heinsen"}
-    assert {name for name in ROUTINGS if make_routing(name).means} == {"em", "vb", "self", "kde"}
+    assert {name for name in ROUTINGS if make_routing(name).traits.scores_are_logits} == {
+        "inverted",
+        "heinsen",
+    }
+    assert {name for name in ROUTINGS if make_routing(name).traits.poses_are_means} == {
+        "em",
+        "vb",
+        "self",
+        "kde",
+    }
 
 
 # Batches, streaming
@@ -370,7 +379,7 @@ def test_order_of_the_input_capsules(x64, name):
     """Permuting them permutes couplings and gradients: they are a set, whichever comes first."""
     x, order = batch(name), np.random.default_rng(0).permutation(I)
     assert order[0] != 0
-    axis = {"u": 1, "activation": 1, "W": 0} | dict.fromkeys(fullest(name).child_params, 0)
+    axis = {"u": 1, "activation": 1, "W": 0} | dict.fromkeys(fullest(name).input_params, 0)
 
     def permuted(x):
         return {k: np.take(np.asarray(v), order, axis[k]) if k in axis else v for k, v in x.items()}
@@ -394,19 +403,19 @@ def test_couplings_and_activations_are_shares(x64, name):
         assert coupling.shape == (B, I, J)
         assert (coupling >= 0).all() and (coupling <= 1 + 1e-12).all()
         total = coupling.sum(-1)
-        if routing.coupling_sum is not None:
-            np.testing.assert_allclose(total, routing.coupling_sum, rtol=1e-12)
-        else:
-            assert name in ("leaky", "sigmoid", "maxmin") and np.ptp(total) > 1e-3
+        if name in ("leaky", "sigmoid", "maxmin"):
+            assert np.ptp(total) > 1e-3
             assert name != "leaky" or (total <= 1 + 1e-12).all() and total.min() < 0.999
-        if not routing.logit:
+        else:
+            np.testing.assert_allclose(total, 1, rtol=1e-12)
+        if not routing.traits.scores_are_logits:
             assert (activation >= 0).all() and (activation <= 1).all()
         if name == "self":
             np.testing.assert_allclose(activation.sum(-1), 1, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", ROUTINGS)
-def test_batch_mates_do_not_matter(x64, name):
+def test_other_examples_in_the_batch_do_not_matter(x64, name):
     x, mates = batch(name), batch(name, seed=1)
     children = {
         "votes": reference.prediction_vectors(x["u"][0], x["W"]),
@@ -455,7 +464,7 @@ def test_nothing_there(name):
 # Bug: the derivative of a mean divides by the square of the sum of its weights, and 1e-20 squared
 # is no float32.
 @pytest.mark.parametrize("name", ["em", "vb"])
-def test_parents_without_children(name):
+def test_output_capsules_without_input(name):
     """Votes much wider than those for other parents get no share, in float32 exactly zero."""
     rng = np.random.default_rng(0)
     routing, votes = make_routing(name), 0.1 * rng.normal(size=(32, J, 16))
@@ -541,14 +550,15 @@ def test_a_large_layer_starts_where_it_can_learn(name):
 
     def lengths(routing):
         layer = from_module(
-            lambda rngs: RoutedCapsules(1152, 8, 10, 16, routing=routing, rngs=rngs))
+            lambda rngs: RoutedCapsules(1152, 8, 10, 16, routing=routing, rngs=rngs)
+        )
         model = compiled(layer.apply, layer.init(jax.random.key(0)), children)
         return model(layer.init(jax.random.key(0)), children).activation
 
     routing = make_routing(name)
     assert 0.05 < lengths(routing).mean() < 0.6
     if name in SCALED:
-        unscaled = dataclasses.replace(routing, fit=None, gain=lambda sizes: 1.0)
+        unscaled = dataclasses.replace(routing, for_sizes=None, traits=RoutingTraits())
         assert lengths(unscaled).mean() > 0.75
 
 
@@ -574,7 +584,9 @@ def test_no_routing_is_one_matrix_product(x64):
 
     def function(u, W):
         names = {"uniform": {}, "dynamic": {"iterations": 1}}
-        return [route(make_routing(n, **o), {}, u, W, implementation="naive") for n, o in names.items()]
+        return [
+            route(make_routing(n, **o), {}, u, W, implementation="naive") for n, o in names.items()
+        ]
 
     matrix = W.transpose(0, 3, 1, 2).reshape(I * K, J * D)
     s = (u.reshape(B, I * K) @ matrix / J).reshape(B, J, D)
@@ -626,7 +638,9 @@ def test_frozen_couplings_are_the_mean(x64):
     couplings = rng.dirichlet(np.ones(J), size=(5, I))
     couplings[:, 0] = [0, 0.25, 0.75]  # sparsemax has zeros
     prior = log_mean_coupling(jnp.asarray(couplings.sum(0)), 5)
-    out = compiled_outputs(make_routing("frozen"), example(make_routing("frozen"))[0]["votes"], prior=prior)
+    out = compiled_outputs(
+        make_routing("frozen"), example(make_routing("frozen"))[0]["votes"], prior=prior
+    )
     np.testing.assert_allclose(out.coupling, couplings.mean(0), rtol=1e-12, atol=1e-300)
 
 
@@ -660,6 +674,17 @@ def test_inverse_temperature_of_em(x64):
         return np.log(a / (1 - a))
 
     np.testing.assert_allclose(logit(0.07), 7 * logit(0.01), rtol=1e-9)
+
+
+# Bug: `inverse_temperature or 0.01` made 0.01 of zero.
+def test_inverse_temperature_zero_of_em_is_zero(x64):
+    votes = example(make_routing("em"))[0]["votes"]
+    betas = {"beta_u": np.full(J, 0.3), "beta_a": np.full(J, 0.2)}
+    routing = make_routing("em", inverse_temperature=0.0)
+    np.testing.assert_array_equal(compiled_outputs(routing, votes, **betas).activation, 0.5)
+    assert routing.for_sizes is None
+    default = compiled_outputs(make_routing("em"), votes, **betas).activation
+    assert abs(np.asarray(default) - 0.5).min() > 1e-4
 
 
 # Traces
@@ -722,6 +747,14 @@ def test_no_name_is_near():
 def test_wrong_options(name, options, message):
     with pytest.raises(ValueError, match=message):
         make_routing(name, **options)
+
+
+def test_algorithms_that_do_not_run_on_pass_kernels():
+    params = make_routing("em").init_params(jax.random.key(0), Sizes(5, 3, 4, 4))
+    arrays = params, jnp.zeros((2, 5, 4)), jnp.zeros((5, 3, 4, 4))
+    message = "routing 'em' with full votes can't run on pass kernels: use stream"
+    with pytest.raises(ValueError, match=message):
+        route(make_routing("em"), *arrays, implementation=stream.STREAM)
 
 
 def test_options():

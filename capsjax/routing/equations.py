@@ -1,0 +1,59 @@
+"""Equations that several routing algorithms share, for one example."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+EPSILON = 1e-5  # added to a variance before its square root is taken
+
+
+def weighted_sum(coupling: chex.Array, votes: chex.Array) -> jax.Array:
+    r"""Computes the total input of the output capsules, :math:`s_j = \sum_i c_{ij} \hat u_{j|i}`.
+
+    Equation 2 (left) of Sabour, Frosst & Hinton (2017).
+
+    Args:
+      coupling: ``[I, J]``.
+      votes: ``[I, J, D]``.
+
+    Returns:
+      ``[J, D]``.
+
+    Raises:
+      AssertionError: the ranks or the sizes I and J do not agree.
+    """
+    chex.assert_rank([coupling, votes], [2, 3])
+    chex.assert_equal_shape_prefix([coupling, votes], 2)
+    return jnp.einsum("ij,ijd->jd", coupling, votes)
+
+
+def agreement(votes: chex.Array, v: chex.Array) -> jax.Array:
+    r"""Computes the scalar products :math:`a_{ij} = \hat u_{j|i} \cdot v_j` of votes and outputs.
+
+    Args:
+      votes: ``[I, J, D]``.
+      v: outputs of the output capsules, ``[J, D]``.
+
+    Returns:
+      ``[I, J]``.
+
+    Raises:
+      AssertionError: the ranks or the sizes J and D do not agree.
+    """
+    chex.assert_rank([votes, v], [3, 2])
+    chex.assert_equal_shape_suffix([votes, v], 2)
+    return jnp.einsum("ijd,jd->ij", votes, v)
+
+
+def standardize(x: chex.Array) -> jax.Array:
+    r"""Computes :math:`(x - \bar x) / \sqrt{\sigma^2 + 10^{-5}}` over the last axis.
+
+    Args:
+      x: ``[J]`` or ``[J, D]``.
+
+    Raises:
+      AssertionError: another rank.
+    """
+    chex.assert_rank(x, {1, 2})
+    centered = x - jnp.mean(x, -1, keepdims=True)
+    return centered * jax.lax.rsqrt(jnp.mean(centered * centered, -1, keepdims=True) + EPSILON)
