@@ -1,6 +1,5 @@
 """Images like MNIST's, and files like affNIST's."""
 
-
 import numpy as np
 import scipy.io
 
@@ -12,7 +11,6 @@ def digits(n=40, side=28):
     images = np.zeros((n, side, side, 1), np.uint8)
     images[:, 4:-4, 4:-4] = RNG.integers(0, 256, size=(n, side - 8, side - 8, 1))
     return images * (RNG.uniform(size=images.shape) < 0.3)
-
 
 
 def write(path, images=None, labels=None, **fields):

@@ -10,14 +10,25 @@ from experiments.plots import (
 )
 
 DIGITS = list("0123456789")
-CLOTHES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker",
-           "Bag", "Ankle boot"]
+CLOTHES = [
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+]
 MINUS = "\N{MINUS SIGN}"
 
 
 def training(step, loss=0.5, accuracy=0.9, **more):
-    return dict(step=step, epoch=step / 100, loss=loss, accuracy=accuracy,
-                images_per_second=900.0, **more)
+    return dict(
+        step=step, epoch=step / 100, loss=loss, accuracy=accuracy, images_per_second=900.0, **more
+    )
 
 
 def validation(step, error):
@@ -30,8 +41,15 @@ def run(steps=500, every=10, evaluate=100):
     rows = []
     for step in range(every, steps + 1, every):
         part = 0.5 * np.exp(-step / 150) + 0.002
-        rows.append(training(step, loss=part + 0.02, accuracy=1 - noise.binomial(128, part) / 128,
-                             margin_loss=part, reconstruction_loss=0.02))
+        rows.append(
+            training(
+                step,
+                loss=part + 0.02,
+                accuracy=1 - noise.binomial(128, part) / 128,
+                margin_loss=part,
+                reconstruction_loss=0.02,
+            )
+        )
         if step % evaluate == 0:
             rows.append(validation(step, 60 * part))
     return rows
@@ -43,7 +61,7 @@ def columns(right, wrong, levels=None, shape=(28, 28, 1)):
     made = []
     for k in range(right + wrong):
         label, prediction = k % 10, (k + (k >= right)) % 10
-        for target in (label, prediction)[:1 + (k >= right)]:
+        for target in (label, prediction)[: 1 + (k >= right)]:
             pair = [np.full(shape, next(grey) / 255, np.float32) for _ in range(2)]
             made.append(ReconstructionColumn(*pair, label, prediction, target))
     return made
@@ -66,7 +84,7 @@ def box(image, color):
         area = max(np.split(full, np.flatnonzero(np.diff(full) > 8) + 1), key=len)
         sides += [area[0], area[-1]]
     top, bottom, left, right = sides
-    area = hit[top:bottom + 1, left:right + 1]
+    area = hit[top : bottom + 1, left : right + 1]
     assert area.size > 1000 and area.mean() > 0.9, f"no area of colour {color}"
     return top, bottom, left, right
 
@@ -74,15 +92,21 @@ def box(image, color):
 def texts(figure):
     """Visible texts, drawn, as (words, bounding box in pixels)."""
     figure.draw_without_rendering()
-    found = [text for axes in figure.axes for text in axes.texts + [
-        axes.title, axes._left_title, axes.xaxis.label]]
+    found = [
+        text
+        for axes in figure.axes
+        for text in axes.texts + [axes.title, axes._left_title, axes.xaxis.label]
+    ]
     for axes in figure.axes:
         found += axes.get_legend().get_texts() if axes.get_legend() else []
         for axis in (axes.xaxis, axes.yaxis):
             low, high = sorted(axis.get_view_interval())
             slack = 1e-9 * (high - low)
-            found += [tick.label1 for tick in axis.get_major_ticks()
-                      if low - slack <= tick.get_loc() <= high + slack]
+            found += [
+                tick.label1
+                for tick in axis.get_major_ticks()
+                if low - slack <= tick.get_loc() <= high + slack
+            ]
     return [(text.get_text(), text.get_window_extent()) for text in found if text.get_text()]
 
 
@@ -108,11 +132,11 @@ def lines(axes):
 NAN, INF = float("nan"), float("inf")
 
 
-def layer(passes, parents):
+def layer(passes, outputs):
     """Entropy, changes of logits and activity, of which one is never and one always active."""
     rng = np.random.default_rng(passes)
-    activity = rng.uniform(0.01, 0.99, parents)
-    if parents > 2:
+    activity = rng.uniform(0.01, 0.99, outputs)
+    if outputs > 2:
         activity[[1, -1]] = 0, 1
     return 1 - rng.uniform(size=passes), 3.0 ** -np.arange(passes - 1), activity
 
@@ -120,5 +144,7 @@ def layer(passes, parents):
 def routed(epochs, passes, ratio=3.0):
     """Rows of validation with changes of logits that fall by the ratio from pass to pass."""
     falling = ratio ** -np.arange(passes - 1.0)
-    return [validation(100 * k, 1.0) | {"logit_change": (falling / k).tolist()}
-            for k in range(1, epochs + 1)]
+    return [
+        validation(100 * k, 1.0) | {"logit_change": (falling / k).tolist()}
+        for k in range(1, epochs + 1)
+    ]

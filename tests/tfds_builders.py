@@ -125,8 +125,15 @@ class TinyText(Tiny):
 
 
 PREPARED = (
-    TinyGrey, TinyColour, TinyMnist, TinyRow, TinyValidation, TinyBoth, TinyUntested,
-    TinyUntrained)
+    TinyGrey,
+    TinyColour,
+    TinyMnist,
+    TinyRow,
+    TinyValidation,
+    TinyBoth,
+    TinyUntested,
+    TinyUntrained,
+)
 
 
 def prepare(folder, builders=PREPARED, file_format="array_record"):
@@ -153,8 +160,11 @@ def offline(monkeypatch, tmp_path):
 
     monkeypatch.setattr(constants, "DATA_DIR", str(tmp_path / "tfds"))
     monkeypatch.setattr(tfds_module, "network_problem", lambda url: f"no network: {url}")
-    for owner, name in ((socket, "getaddrinfo"), (socket.socket, "connect"),
-                        (community, "community_register")):
+    for owner, name in (
+        (socket, "getaddrinfo"),
+        (socket.socket, "connect"),
+        (community, "community_register"),
+    ):
         monkeypatch.setattr(owner, name, refuse)
     return attempts
 
@@ -187,7 +197,11 @@ def run(program, *args):
     """The standard output and error of a Python program run from the repository root."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program, *map(str, args)],
-        cwd=ROOT, capture_output=True, text=True, timeout=120)
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
 
@@ -204,7 +218,7 @@ def copy(source, target, name):
 
 def edit_info(folder, change):
     """Changes the text of dataset_info.json."""
-    path, = folder.rglob("dataset_info.json")
+    (path,) = folder.rglob("dataset_info.json")
     text = path.read_text()
     assert change(text) != text
     path.write_text(change(text))

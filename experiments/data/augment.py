@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.config import UserError
+from experiments.errors import UserError
 
 
 class Preprocessing(NamedTuple):

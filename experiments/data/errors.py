@@ -1,6 +1,6 @@
 """Errors of data sets that the user can fix."""
 
-from experiments.config import UserError
+from experiments.errors import UserError
 
 
 class DatasetUnavailable(UserError):

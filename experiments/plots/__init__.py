@@ -1,7 +1,8 @@
-"""Every picture, from plain NumPy data: one function, one file, a PNG or a PDF by its name.
+"""Figures from plain NumPy data: every function writes one file, a PNG or a PDF by its suffix.
 
-``_NAME_figure`` draws what ``NAME`` saves. Files appear whole or not at all. Without pyplot: no
-display needed, no state among threads. Pages are white, also on a dark screen.
+``plot_NAME`` saves the Matplotlib figure that ``_NAME_figure`` returns. Files are replaced in one
+move, so that they are never incomplete. Without pyplot, figures need no display and share no state
+among threads. Their background is white.
 """
 
 from experiments.plots.equivariance import plot_pose_paths, plot_probes

@@ -1,54 +1,63 @@
-"""How poses follow transformations: paths of their dimensions, and what can be read from them."""
+"""How poses follow transformations: paths of their dimensions, and linear probes."""
 
 import numpy as np
 
-from experiments.plots.page import GREY, INK, PALE, blank_page, frame, panel, save, write
+from experiments.plots.page import (
+    GREY,
+    INK,
+    PALE,
+    add_axes,
+    blank_page,
+    save_figure,
+    style_axes,
+    write_text,
+)
 from experiments.plots.response_curves import AXES, COLORS
 
-SHOWN, DRAWN = 3, 16  # dimensions of a path that get a colour, or a line
+SHOWN, DRAWN = 3, 16  # dimensions of a path that are coloured, and that are drawn
 
 
 def plot_pose_paths(path, networks, title="") -> None:
-    """Mean change of each dimension of the features of a class, in standard deviations of one.
+    """Plots the mean change of each feature dimension of a class, in its standard deviations.
 
     Args:
-      path: of the file.
-      networks: of a network by its name: {"rotation": (values [T], changes [T, D]), ...}. The
+      path: of the file that is written.
+      networks: maps a network's name to {"rotation": (values [T], changes [T, D]), ...}. The
         dimensions that change most are coloured; of many the 16 that change most are drawn.
       title: of the page.
     """
-    save(_pose_paths_figure(networks, title), path)
+    save_figure(_pose_paths_figure(networks, title), path)
 
 
 def plot_probes(path, networks, title="") -> None:
-    """R^2 of linear probes: of a network by its name, {"rotation": 0.9, ...}."""
-    save(_probes_figure(networks, title), path)
+    """Plots R^2 of linear probes; networks maps a network's name to {"rotation": 0.9, ...}."""
+    save_figure(_probes_figure(networks, title), path)
 
 
 def _pose_paths_figure(networks, title=""):
     page = blank_page(7.0, 2.45 * len(networks) + 0.1, title)
     for row, (name, paths) in enumerate(networks.items()):
         y = 2.45 * row
-        write(page, 0.1, y + 0.12, f"{name}: change of each dimension, standard deviations")
+        write_text(page, 0.1, y + 0.12, f"{name}: change of each dimension, standard deviations")
         most = max(np.abs(changes).max() for _, changes in paths.values()) or 1.0
         for k, (factor, (values, changes)) in enumerate(paths.items()):
-            axes = panel(page, 0.4 + 1.32 * k, y + 0.62, 1.16, 1.3)
+            axes = add_axes(page, 0.4 + 1.32 * k, y + 0.62, 1.16, 1.3)
             order = np.argsort(-np.square(changes).sum(axis=0))[:DRAWN]
             for n in reversed(order):
                 rank = int(np.flatnonzero(order == n)[0])
                 color = COLORS[rank] if rank < SHOWN else PALE
                 axes.plot(values, changes[:, n], color=color, lw=1.3 if rank < SHOWN else 0.6)
             axes.set(xlim=(values[0], values[-1]), ylim=(-1.1 * most, 1.1 * most))
-            frame(axes, "", AXES[factor] if factor != "scale" else "log of the scale")
+            style_axes(axes, "", AXES[factor] if factor != "scale" else "log of the scale")
             axes.xaxis.label.set_fontsize(7)
             axes.tick_params(labelsize=7)
             axes.locator_params(nbins=4)
             for rank, n in enumerate(order[:SHOWN]):
                 x = 0.4 + 1.32 * k + 0.4 * rank
-                write(page, x, y + 0.45, f"{n}", color=COLORS[rank], weight="bold")
+                write_text(page, x, y + 0.45, f"{n}", color=COLORS[rank], weight="bold")
             if k:
                 axes.set_yticklabels([])
-        write(page, 0.1, y + 0.45, "dim", color=GREY)
+        write_text(page, 0.1, y + 0.45, "dim", color=GREY)
     return page.figure
 
 
@@ -58,8 +67,8 @@ def _probes_figure(networks, title=""):
     for k, (name, color) in enumerate(zip(networks, COLORS, strict=False)):
         y = 0.15 + 0.18 * k
         page.plot((0.1, 0.35), (y, y), color=color, lw=4, solid_capstyle="butt")
-        write(page, 0.45, y, name)
-    axes = panel(page, 0.5, 0.5 + 0.18 * len(networks), 6.3, 1.7)
+        write_text(page, 0.45, y, name)
+    axes = add_axes(page, 0.5, 0.5 + 0.18 * len(networks), 6.3, 1.7)
     wide = 0.8 / len(networks)
     for k, (color, found) in enumerate(zip(COLORS, networks.values(), strict=False)):
         x = np.arange(len(targets)) + (k - (len(networks) - 1) / 2) * wide
@@ -70,7 +79,7 @@ def _probes_figure(networks, title=""):
             axes.text(
                 place, max(np.nan_to_num(value), 0) + 0.02, text, ha="center", fontsize=7, color=INK
             )
-    frame(axes, "R² of a linear probe on test images (a negative one has no bar)", "")
+    style_axes(axes, "R² of a linear probe on test images (a negative one has no bar)", "")
     names = [
         target.replace("shift_x", "shift across").replace("shift_y", "shift down")
         for target in targets

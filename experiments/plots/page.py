@@ -1,4 +1,4 @@
-"""The page that all pictures are drawn on, in inches, its colours and axes; and saving."""
+"""The page in inches that all figures are drawn on, its colours and axes, and saving."""
 
 import os
 import textwrap
@@ -14,19 +14,19 @@ LEGEND = dict(
 
 
 def blank_page(width, height, title):
-    """The axes of a new figure: inches to the right, and down from the end of the title."""
+    """Returns the axes of a new figure, in inches to the right and down from below the title."""
     from matplotlib.figure import Figure
 
     lines = textwrap.wrap(title, int(width / 0.09))
     top = 0.15 + 0.2 * len(lines)
     axes = Figure((width, top + height), dpi=150, facecolor="white").add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, -top), frame_on=False, xticks=[], yticks=[])
-    write(axes, 0.1, 0.08 - top, "\n".join(lines), va="top", fontsize=10)
+    write_text(axes, 0.1, 0.08 - top, "\n".join(lines), va="top", fontsize=10)
     return axes
 
 
-def panel(page, x, y, width, height):
-    """Axes on a page, placed in its inches."""
+def add_axes(page, x, y, width, height):
+    """Adds axes to a page at a position in inches."""
     right, (bottom, top) = page.get_xlim()[1], page.get_ylim()
     tall = bottom - top
     return page.figure.add_axes(
@@ -34,8 +34,8 @@ def panel(page, x, y, width, height):
     )
 
 
-def frame(axes, name, xlabel, keys=()):
-    """Title, axes, grid, and a legend above of these lines."""
+def style_axes(axes, name, xlabel, keys=()):
+    """Sets title, label, ticks and grid of axes, and a legend of the given lines."""
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_title(name, loc="left", fontsize=9, color=INK, pad=20 if keys else 6)
@@ -49,10 +49,11 @@ def frame(axes, name, xlabel, keys=()):
         axes.legend(handles=keys, loc="lower left", bbox_to_anchor=(0, 1.04), ncols=11, **LEGEND)
 
 
-def set_scale(axes, values, smallest, decade=False):
-    """Log y, but linear down to zero below smallest * maximum, or linear if all lie within 1:4.
+def set_log_or_linear_scale(axes, values, smallest, decade=False):
+    """Makes the y axis logarithmic, or linear if all values lie within a factor of 4.
 
-    With decade log y in this case too, over a decade.
+    A logarithmic axis is linear down to zero below smallest * maximum. With ``decade`` the axis is
+    always logarithmic, over at least a decade.
     """
     low, high = values.min(initial=np.inf), values.max(initial=0.0)
     low = min(low, high / 10) if decade and high else low
@@ -64,51 +65,51 @@ def set_scale(axes, values, smallest, decade=False):
     axes.set_ylim(low / 1.15 if floor <= low <= high / 4 else 0, 1.15 * high or 1)
 
 
-def ramp(*colors):
-    """A colour map through these colours; what is not a number is pale."""
+def color_map(*colors):
+    """Returns a colour map that interpolates these colours; NaN is pale."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("", colors).with_extremes(bad=PALE)
 
 
-def labels_that_fit(names, count, pitch):
-    """(number, name, style) of names that fit, pitch inches apart, and the inches they take."""
+def fit_labels(names, count, pitch):
+    """Returns the (index, name, style) of names that fit at a pitch in inches, and their height."""
     names = [name if len(name) <= 24 else name[:23] + "…" for name in map(str, names)]
     longest = 0.072 * max(map(len, names)) + 0.05
-    turned = longest > max(pitch, 0.3)
-    step = int(np.ceil((0.13 if turned else longest) / pitch))
-    style = dict(ha="center", rotation=90 if turned else 0)
+    rotated = longest > max(pitch, 0.3)
+    step = int(np.ceil((0.13 if rotated else longest) / pitch))
+    style = dict(ha="center", rotation=90 if rotated else 0)
     labels = [(k, name, style) for k, name in zip(range(count), names, strict=True)]
-    return labels[::step], longest if turned else 0.15
+    return labels[::step], longest if rotated else 0.15
 
 
-def finite(values):
-    """NaN, which is not drawn, in place of what is not finite."""
+def nonfinite_to_nan(values):
+    """Replaces values that are not finite by NaN, which is not drawn."""
     values = np.array(values, float)
     return np.where(np.isfinite(values), values, np.nan)
 
 
-def write(axes, x, y, text, **style):
-    """Text as it is, dollar signs included, in inches of the page."""
+def write_text(axes, x, y, text, **style):
+    """Writes text verbatim, including dollar signs, at a position in inches of the page."""
     axes.text(x, y, text, **dict(color=INK, fontsize=8, va="center", parse_math=False) | style)
 
 
-def show(axes, image, x, y, width, height):
-    """An image [H, W] or [H, W, 1 or 3], floats in 0..1, black to white."""
+def draw_image(axes, image, x, y, width, height):
+    """Draws an image [H, W] or [H, W, 1 or 3], floats in 0..1, black to white."""
     if not np.issubdtype(image.dtype, np.floating):
         raise ValueError(f"images must be floats in 0..1, not {image.dtype}")
     style = dict(cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    show_values(axes, np.nan_to_num(image).clip(0, 1), x, y, width, height, **style)
+    draw_values(axes, np.nan_to_num(image).clip(0, 1), x, y, width, height, **style)
 
 
-def show_values(axes, image, x, y, width, height, **style):
-    """Values [H, W] in the colours of the style, framed."""
+def draw_values(axes, image, x, y, width, height, **style):
+    """Draws values [H, W] in the colours of the style, with a frame."""
     axes.imshow(image, aspect="auto", extent=(x, x + width, y + height, y), **style)
     axes.fill_between((x, x + width), y, y + height, facecolor="none", edgecolor=PALE, lw=0.5)
 
 
-def save(figure, path):
-    """Write a PNG or a PDF, as the path's suffix says, in one move."""
+def save_figure(figure, path):
+    """Writes a PNG or a PDF by the suffix of the path, replacing an old file in one move."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")

@@ -1,16 +1,25 @@
-"""What a network made of images: each beside what the network saw and what its decoder drew."""
+"""Classified images: each next to the network's input and its reconstruction."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-from experiments.plots.page import GREY, INK, PALE, RED, blank_page, save, show, write
+from experiments.plots.page import (
+    GREY,
+    INK,
+    PALE,
+    RED,
+    blank_page,
+    draw_image,
+    save_figure,
+    write_text,
+)
 
-TILE, COLUMNS = 0.95, 2  # inches; examples in a line
+TILE, COLUMNS = 0.95, 2  # inches; examples per line
 
 
 class Example(NamedTuple):
-    """An image, as floats in 0..1 with one or three channels, and what was found."""
+    """An image, as floats in 0..1 with one or three channels, and its prediction."""
 
     image: np.ndarray  # [h, w, C] of any size
     seen: np.ndarray  # [H, W, C]
@@ -21,8 +30,8 @@ class Example(NamedTuple):
 
 
 def plot_predictions(path, examples, title="") -> None:
-    """Examples in lines of two; what was not recognised with confidence is red."""
-    save(_predictions_figure(examples, title), path)
+    """Plots examples, two per line; predictions without confidence are red."""
+    save_figure(_predictions_figure(examples, title), path)
 
 
 def _predictions_figure(examples, title=""):
@@ -32,8 +41,8 @@ def _predictions_figure(examples, title=""):
     for k, example in enumerate(examples):
         left, top = 0.1 + k % COLUMNS * 3.5, 0.12 + k // COLUMNS * pitch
         style = dict(color=INK) if example.confident else dict(color=RED, weight="bold")
-        write(page, left, top + 0.02, _cut(example.name, 46), color=GREY)
-        write(page, left, top + 0.19, _cut(example.found, 40), **style)
+        write_text(page, left, top + 0.02, _cut(example.name, 46), color=GREY)
+        write_text(page, left, top + 0.19, _cut(example.found, 40), **style)
         tiles = ("input", example.image), ("seen", example.seen)
         if example.reconstruction is not None:
             tiles += (("reconstruction", example.reconstruction),)
@@ -41,8 +50,8 @@ def _predictions_figure(examples, title=""):
             x, y = left + n * (TILE + 0.1), top + 0.3
             high, wide = TILE * np.divide(image.shape[:2], max(image.shape[:2]))
             page.fill_between((x, x + TILE), y, y + TILE, facecolor="none", edgecolor=PALE, lw=0.5)
-            show(page, image, x + (TILE - wide) / 2, y + (TILE - high) / 2, wide, high)
-            write(page, x + TILE / 2, y + TILE + 0.09, name, color=GREY, ha="center")
+            draw_image(page, image, x + (TILE - wide) / 2, y + (TILE - high) / 2, wide, high)
+            write_text(page, x + TILE / 2, y + TILE + 0.09, name, color=GREY, ha="center")
     return page.figure
 
 

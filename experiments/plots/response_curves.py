@@ -8,12 +8,12 @@ from experiments.plots.page import (
     INK,
     PALE,
     RED,
+    add_axes,
     blank_page,
-    frame,
-    panel,
-    save,
-    set_scale,
-    write,
+    save_figure,
+    set_log_or_linear_scale,
+    style_axes,
+    write_text,
 )
 
 COLORS = (BLUE, RED, INK, GREY)
@@ -27,24 +27,24 @@ AXES = {
 
 
 def plot_responses(path, curves, ranges, title="") -> None:
-    """Accuracy (percent) under each transformation alone.
+    """Plots the accuracy in percent under each single transformation.
 
     Args:
-      path: of the file.
-      curves: of a network by its name: {"rotation": {"values": [T], "accuracy": [T]}, ...}.
-      ranges: (least, most) of a transformation by its name, shaded.
+      path: of the file that is written.
+      curves: maps a network's name to {"rotation": {"values": [T], "accuracy": [T]}, ...}.
+      ranges: maps a transformation's name to (least, most), which is shaded.
       title: of the page.
     """
-    save(_responses_figure(curves, ranges, title), path)
+    save_figure(_responses_figure(curves, ranges, title), path)
 
 
 def plot_data_efficiency(path, rows, title="") -> None:
-    """Test error over the number of training examples, both log, a line for each network.
+    """Plots test error over the number of training examples, both log, one line per network.
 
-    Rows are dicts with "train_examples", "network" and "test_error" (percent), a row a seed. Lines
-    are means, bars go from the least to the greatest.
+    Rows are dicts with "train_examples", "network" and "test_error" (percent), one row per seed.
+    Lines are means; bars extend from the least to the greatest error.
     """
-    save(_data_efficiency_figure(rows, title), path)
+    save_figure(_data_efficiency_figure(rows, title), path)
 
 
 def _responses_figure(curves, ranges, title=""):
@@ -52,7 +52,7 @@ def _responses_figure(curves, ranges, title=""):
     page = blank_page(7.0, top + 4.25, title)
     _legend(page, curves)
     for k, (name, label) in enumerate(AXES.items()):
-        axes = panel(page, 0.5 + k % 3 * 2.25, top + 0.35 + k // 3 * 2.2, 1.8, 1.35)
+        axes = add_axes(page, 0.5 + k % 3 * 2.25, top + 0.35 + k // 3 * 2.2, 1.8, 1.35)
         if name in ranges:
             axes.axvspan(*ranges[name], color="#EEF1F3", lw=0)
         for color, one in zip(COLORS, curves.values(), strict=False):
@@ -60,9 +60,9 @@ def _responses_figure(curves, ranges, title=""):
             axes.plot(*one[name].values(), "o", color=color, ms=2.5, clip_on=False)
         values = np.concatenate([one[name]["values"] for one in curves.values()])
         axes.set(xlim=(values.min(), values.max()), ylim=(0, 102), yticks=range(0, 101, 25))
-        frame(axes, label, "")
+        style_axes(axes, label, "")
     note = "Accuracy, %.\nShaded: what affNIST's digits have,\nand the shifts trained on."
-    write(page, 4.95, top + 3.05, note, color=GREY)
+    write_text(page, 4.95, top + 3.05, note, color=GREY)
     return page.figure
 
 
@@ -70,12 +70,12 @@ def _legend(page, names):
     for k, (name, color) in enumerate(zip(names, COLORS, strict=False)):
         y = 0.15 + 0.18 * k
         page.plot((0.1, 0.35), (y, y), color=color, lw=1.5)
-        write(page, 0.45, y, name)
+        write_text(page, 0.45, y, name)
 
 
 def _data_efficiency_figure(rows, title=""):
     page = blank_page(7.0, 3.1, title)
-    axes = panel(page, 0.665, 0.4, 5.9, 2.2)
+    axes = add_axes(page, 0.665, 0.4, 5.9, 2.2)
     errors = {}
     for row in rows:
         found = errors.setdefault(str(row["network"]), {})
@@ -97,8 +97,8 @@ def _data_efficiency_figure(rows, title=""):
         )
     sizes = sorted({n for found in errors.values() for n in found})
     axes.set_xscale("log")
-    set_scale(axes, np.array([float(r["test_error"]) for r in rows]), smallest=1e-3)
-    frame(axes, "Test error (%)", "training examples", axes.get_legend_handles_labels()[0])
+    set_log_or_linear_scale(axes, np.array([float(r["test_error"]) for r in rows]), smallest=1e-3)
+    style_axes(axes, "Test error (%)", "training examples", axes.get_legend_handles_labels()[0])
     axes.set_xticks(sizes, [f"{n:,}" for n in sizes])
     axes.set_xticks([], minor=True)
     axes.spines["bottom"].set_color(PALE)

@@ -1,4 +1,4 @@
-"""What a routed layer does: entropy, activity, couplings."""
+"""Diagnostics of a routed layer: entropy, activity, couplings."""
 
 import textwrap
 
@@ -9,48 +9,48 @@ from experiments.plots.page import (
     GREY,
     INK,
     RED,
+    add_axes,
     blank_page,
-    finite,
-    frame,
-    labels_that_fit,
-    panel,
-    ramp,
-    save,
-    set_scale,
-    show_values,
-    write,
+    color_map,
+    draw_values,
+    fit_labels,
+    nonfinite_to_nan,
+    save_figure,
+    set_log_or_linear_scale,
+    style_axes,
+    write_text,
 )
 
 
 def plot_routing_diagnostics(path, entropy, logit_change, activity, names, title="") -> None:
-    """Of a layer of parents with names [J]: entropy [R], logit_change [R-1] and activity [J].
+    """Plots entropy [R], logit_change [R-1] and activity [J] of output capsules with names [J].
 
-    The numbers of :func:`capsjax.routing.diagnostics.diagnose` on test examples.
+    The values are those of :func:`capsjax.routing.diagnostics.diagnose` on test examples.
     """
-    save(_routing_diagnostics_figure(entropy, logit_change, activity, names, title), path)
+    save_figure(_routing_diagnostics_figure(entropy, logit_change, activity, names, title), path)
 
 
 def plot_coupling_matrix(path, coupling, names, title="", grid=None) -> None:
-    """Mean coupling [I, J] of children (down) to parents with names (across).
+    """Plots the mean coupling [I, J] of input capsules (down) to named output capsules (across).
 
-    Given the grid (H, W, T) of the children, types last, a map for each parent: the mean over
-    types. White is 1/J, an even share; blue is more and red less.
+    Given the grid (H, W, T) of the input capsules, types last, it plots one map per output capsule,
+    the mean over types. White is 1/J, the uniform coupling; blue is more and red is less.
     """
-    save(_coupling_matrix_figure(coupling, names, title, grid), path)
+    save_figure(_coupling_matrix_figure(coupling, names, title, grid), path)
 
 
 def _routing_diagnostics_figure(entropy, logit_change, activity, names, title=""):
-    entropy, change, activity = map(finite, (entropy, logit_change, activity))
+    entropy, change, activity = map(nonfinite_to_nan, (entropy, logit_change, activity))
     passes, J = len(entropy), len(activity)
     x, pitch, numbers = 0.665, min(5.9 / J, 0.6), np.arange(J)
-    labels, height = labels_that_fit(names, J, pitch)
+    labels, height = fit_labels(names, J, pitch)
     page = blank_page(7.0, 4.4 + height, title)
     left, right, bars = (
-        panel(page, *place, 1.5)
+        add_axes(page, *place, 1.5)
         for place in ((x, 0.3, 2.52), (4.045, 0.3, 2.52), (x, 2.75, pitch * J))
     )
     left.set_ylim(0, 1.05)
-    set_scale(right, change[~np.isnan(change)], smallest=1e-6, decade=True)
+    set_log_or_linear_scale(right, change[~np.isnan(change)], smallest=1e-6, decade=True)
     for axes, values, name in (
         (left, entropy, "Entropy of the couplings (0 decided, 1 even)"),
         (right, change, "Mean change of a logit"),
@@ -64,11 +64,11 @@ def _routing_diagnostics_figure(entropy, logit_change, activity, names, title=""
             ms=3.2,
             clip_on=False,
         )
-        frame(axes, name, "routing pass")
+        style_axes(axes, name, "routing pass")
         axes.set(xlim=(0.7, passes + 0.3), xticks=range(1, passes + 1, -(-passes // 10)))
     if passes < 2:
         right.set_yticks([])
-        write(page, 5.305, 1.05, "a single pass: no change", color=GREY, ha="center")
+        write_text(page, 5.305, 1.05, "a single pass: no change", color=GREY, ha="center")
     dead, always = activity <= 0, activity >= 1 - 1e-6
     bars.bar(numbers, activity, 0.7, color=np.where(always, INK, BLUE))
     bars.plot(
@@ -80,32 +80,32 @@ def _routing_diagnostics_figure(entropy, logit_change, activity, names, title=""
         label=f"{dead.sum()} never",
     )
     bars.plot([], "s", color=INK, ms=5, label=f"{always.sum()} always")
-    frame(bars, "Share of test examples in which a parent is active", "", bars.lines)
+    style_axes(bars, "Share of test examples in which an output capsule is active", "", bars.lines)
     bars.set(xlim=(-0.5, J - 0.5), ylim=(0, 1.05), xticks=[])
     for k, label, style in labels:
-        write(page, x + (k + 0.5) * pitch, 4.33, label, va="top", **style)
+        write_text(page, x + (k + 0.5) * pitch, 4.33, label, va="top", **style)
     return page.figure
 
 
 def _coupling_matrix_figure(coupling, names, title="", grid=None):
-    coupling = finite(coupling)
+    coupling = nonfinite_to_nan(coupling)
     I, J = coupling.shape
     if grid is not None:
         coupling = coupling.reshape(*grid, J).mean(axis=2)
     away = max(0.1 / J, abs(coupling[~np.isnan(coupling)] - 1 / J).max(initial=0))
     low, even, high = max(0, 1 / J - away), 1 / J, 1 / J + away
-    style = dict(cmap=ramp(RED, "white", BLUE), vmin=even - away, vmax=high)
+    style = dict(cmap=color_map(RED, "white", BLUE), vmin=even - away, vmax=high)
     if grid is None:
         x, pitch, tall = 0.85, min(5.9 / J, 0.6), min(0.3 * I, 4.5)
-        labels, y = labels_that_fit(names, J, pitch)
+        labels, y = fit_labels(names, J, pitch)
         y += 0.6
         page = blank_page(7.0, y + tall + 0.15, title)
-        # As many numbers as pixels, lest entries be left out or run into each other.
+        # One value per pixel, so that no entry is lost or blended with another.
         pixels = coupling.repeat(max(1, int(150 * tall / I)), 0).repeat(int(150 * pitch), 1)
-        show_values(page, pixels, x, y, pitch * J, tall, **style)
-        write(page, x - 0.1, y + tall / 2, f"{I}\nchildren", color=GREY, ha="right")
+        draw_values(page, pixels, x, y, pitch * J, tall, **style)
+        write_text(page, x - 0.1, y + tall / 2, f"{I} input\ncapsules", color=GREY, ha="right")
         for k, label, how in labels:
-            write(page, x + (k + 0.5) * pitch, y - 0.06, label, va="bottom", **how)
+            write_text(page, x + (k + 0.5) * pitch, y - 0.06, label, va="bottom", **how)
     else:
         labels = [textwrap.fill(str(name), 12, max_lines=2, placeholder="…") for name in names]
         longest = max(len(line) for label in labels for line in label.split("\n"))
@@ -116,13 +116,13 @@ def _coupling_matrix_figure(coupling, names, title="", grid=None):
         page = blank_page(7.0, 0.55 + lines * (top + tall + 0.08), title)
         for k, label in zip(range(J), labels, strict=True):
             x, y = 0.1 + k % across * pitch, 0.55 + top + k // across * (top + tall + 0.08)
-            show_values(page, coupling[..., k], x, y, wide, tall, **style)
-            write(page, x + wide / 2, y - 0.05, label, va="bottom", ha="center")
-    write(page, 0.1, 0.17, "mean coupling", color=GREY)
-    show_values(page, np.linspace(low, high, 256)[None], 1.2, 0.1, 3.0, 0.14, **style)
+            draw_values(page, coupling[..., k], x, y, wide, tall, **style)
+            write_text(page, x + wide / 2, y - 0.05, label, va="bottom", ha="center")
+    write_text(page, 0.1, 0.17, "mean coupling", color=GREY)
+    draw_values(page, np.linspace(low, high, 256)[None], 1.2, 0.1, 3.0, 0.14, **style)
     for value, text in ((low, f"{low:.3g}"), (even, f"1/{J}"), (high, f"{high:.3g}")):
         if value != low or even - low > 0.15 * (high - low):
             x = 1.2 + 3.0 * (value - low) / (high - low)
-            write(page, x, 0.35, text, color=GREY, ha="center")
+            write_text(page, x, 0.35, text, color=GREY, ha="center")
             page.vlines(x, 0.1, 0.27, GREY, lw=0.8)
     return page.figure

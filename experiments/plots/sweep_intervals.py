@@ -1,12 +1,21 @@
-"""Rows of a study: every run a dot, the mean and its interval."""
+"""The rows of a sweep: one dot per run, their mean and its confidence interval."""
 
 from typing import NamedTuple
 
-from experiments.plots.page import BLUE, GREY, INK, PALE, blank_page, frame, panel, save
+from experiments.plots.page import (
+    BLUE,
+    GREY,
+    INK,
+    PALE,
+    add_axes,
+    blank_page,
+    save_figure,
+    style_axes,
+)
 
 
 class Dots(NamedTuple):
-    """A row: test errors of its runs, and the 95% interval of their mean, in percent."""
+    """A row: the test errors of its runs and the 95% interval of their mean, in percent."""
 
     name: str
     errors: list[float]
@@ -15,12 +24,14 @@ class Dots(NamedTuple):
 
 
 def plot_intervals(path, tables, title="") -> None:
-    """Rows of one table below the other, the first row of each marked by a line.
+    """Plots tables below each other; a line marks the mean of the first row of each.
 
     Args:
+      path: of the file that is written.
       tables: lists of :class:`Dots`.
+      title: of the page.
     """
-    save(_intervals_figure(tables, title), path)
+    save_figure(_intervals_figure(tables, title), path)
 
 
 def _intervals_figure(tables, title=""):
@@ -32,8 +43,8 @@ def _intervals_figure(tables, title=""):
     high = max(row.high for table in tables for row in table)
     edge, top = 0.04 * (high - low or 1), 0.2
     for n, (table, height) in enumerate(zip(tables, heights)):
-        axes = panel(page, left, top, 4.1, height)
-        frame(axes, "", "test error, %" if n + 1 == len(tables) else "")
+        axes = add_axes(page, left, top, 4.1, height)
+        style_axes(axes, "", "test error, %" if n + 1 == len(tables) else "")
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", color="#E9ECEE", lw=0.6)
         axes.axvline(sum(table[0].errors) / len(table[0].errors), color=PALE, lw=0.9, ls="--")

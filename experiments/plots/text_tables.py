@@ -6,20 +6,20 @@ import re
 
 
 def markdown(headings: list[str], lines: list[list[str]]) -> str:
-    """A table in Markdown."""
+    """Returns a table in Markdown."""
     body = [headings, ["---"] * len(headings), *lines]
     return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in body)
 
 
 def comma_separated(headings: list[str], lines: list[list[str]]) -> str:
-    """A table in CSV."""
+    """Returns a table in CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([headings, *lines])
     return text.getvalue()
 
 
 def latex(headings: list[str], lines: list[list[str]], caption: str) -> str:
-    """A table in LaTeX, of the standard classes and no package."""
+    """Returns a table in LaTeX that needs no package."""
     body = [" & ".join(map(escape, row)) + r" \\" for row in [headings, *lines]]
     columns = "l" + "r" * (len(headings) - 1)
     return "\n".join(
@@ -39,7 +39,7 @@ def latex(headings: list[str], lines: list[list[str]], caption: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Text for LaTeX."""
+    """Escapes text for LaTeX."""
     named = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     named |= {"±": r"$\pm$", "<": "$<$", ">": "$>$"}
     return re.sub(r"[\\~^±<>&%$#_{}]", lambda m: named.get(m[0], "\\" + m[0]), text)

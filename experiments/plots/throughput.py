@@ -1,4 +1,4 @@
-"""Images a second and memory, over the batch size or network by network."""
+"""Images per second and memory, over the batch size or for each network."""
 
 import numpy as np
 
@@ -9,15 +9,15 @@ from experiments.plots.page import (
     LEGEND,
     PALE,
     RED,
+    add_axes,
     blank_page,
-    frame,
-    panel,
-    ramp,
-    save,
-    write,
+    color_map,
+    save_figure,
+    style_axes,
+    write_text,
 )
 
-# What a panel shows: title, function, and of a row the median, the least and the most.
+# The panels: title, measured function, and (median, least, most) of a row.
 PANELS = (
     ("Training, images/s", "training", lambda row: tuple(row["images_per_second"].values())),
     ("Inference, images/s", "inference", lambda row: tuple(row["images_per_second"].values())),
@@ -27,12 +27,13 @@ PANELS = (
 
 
 def plot_throughput(path, rows, title="") -> None:
-    """Speed of training and inference, share of the limit and memory.
+    """Plots the speed of training and inference, the share of the limit and memory.
 
-    Rows of :mod:`experiments.benchmark`; bars are the range of the repetitions. Over the batch
-    size with a line a network, or, if there is one size only, with a line of text a network.
+    Rows are those of :mod:`experiments.benchmark`; bars are the range of the repetitions. With
+    several batch sizes there is one curve per network over the batch size, otherwise one line of
+    text per network.
     """
-    save(_throughput_figure(rows, title), path)
+    save_figure(_throughput_figure(rows, title), path)
 
 
 def _throughput_figure(rows, title=""):
@@ -46,7 +47,7 @@ def _throughput_figure(rows, title=""):
 
 
 def _found(rows, network, function, values):
-    """Batch size, median, least and most of the rows that have them, [N, 4]."""
+    """Returns batch size, median, least and most of the rows that have them, [N, 4]."""
     found = [
         (row["batch_size"], *values(row))
         for row in rows
@@ -61,10 +62,10 @@ def _over_batches(rows, networks, title):
     page = blank_page(7.0, 5.8 + head, title)
     colors = (BLUE, RED, INK, GREY)
     if len(networks) > len(colors):
-        colors = ramp(INK, BLUE, "#9CCFF2", RED)(np.linspace(0, 1, len(networks)))
+        colors = color_map(INK, BLUE, "#9CCFF2", RED)(np.linspace(0, 1, len(networks)))
     for number, (name, function, values) in enumerate(PANELS):
         top = head + 0.3 + number // 2 * 2.85
-        axes = panel(page, 0.665 + number % 2 * 3.38, top, 2.52, 1.9)
+        axes = add_axes(page, 0.665 + number % 2 * 3.38, top, 2.52, 1.9)
         drawn = []
         for network, color in zip(networks, colors):
             size, median, least, most = _found(rows, network, function, values).T
@@ -77,7 +78,7 @@ def _over_batches(rows, networks, title):
             axes.set(xscale="log", yscale="log", ylim=(drawn.min() / 1.3, 1.3 * drawn.max()))
             axes.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
             axes.yaxis.set_minor_formatter("")
-        frame(axes, name, "batch size")
+        style_axes(axes, name, "batch size")
         axes.set_xticks(sorted({row["batch_size"] for row in rows}), minor=False)
         axes.set_xticks([], minor=True)
     place = dict(loc="upper left", bbox_to_anchor=(0.1, 0.02), bbox_transform=page.transData)
@@ -95,14 +96,14 @@ def _over_networks(rows, networks, title):
     for network, place in zip(networks, places):
         name = network if len(network) <= 34 else network[:33] + "…"
         y = 0.4 + (place + 0.5) * tall / len(networks)
-        write(page, left - 0.08, y, name, color=GREY, ha="right")
+        write_text(page, left - 0.08, y, name, color=GREY, ha="right")
     for number, (name, function, values) in enumerate(PANELS):
-        axes = panel(page, left + number * (width + 0.15), 0.4, width, tall)
+        axes = add_axes(page, left + number * (width + 0.15), 0.4, width, tall)
         for network, place in zip(networks, places):
             for _, median, least, most in _found(rows, network, function, values):
                 axes.plot((least, most), (place, place), color=PALE, lw=3, solid_capstyle="butt")
                 axes.plot(median, place, "o", color=BLUE, ms=3.5)
-        frame(axes, name.replace("Training", "Train").replace("the limit", "limit"), "")
+        style_axes(axes, name.replace("Training", "Train").replace("the limit", "limit"), "")
         axes.set(ylim=(len(networks) - 0.5, -0.5), yticks=[], xlim=(0, None))
         axes.locator_params(axis="x", nbins=3)
         axes.title.set_fontsize(7.5)

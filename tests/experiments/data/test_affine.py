@@ -57,8 +57,10 @@ def by_scipy(pixels, t):
     inverse = np.linalg.inv(matrix(t))[::-1, ::-1]
     centre = np.array([(height - 1) / 2, (width - 1) / 2])
     offset = centre - inverse @ (centre + [t.shift_y, t.shift_x])
-    planes = [ndimage.affine_transform(plane, inverse, offset, order=1, mode="grid-constant")
-              for plane in np.moveaxis(pixels, 2, 0)]
+    planes = [
+        ndimage.affine_transform(plane, inverse, offset, order=1, mode="grid-constant")
+        for plane in np.moveaxis(pixels, 2, 0)
+    ]
     return np.stack(planes, axis=2)
 
 
@@ -69,7 +71,7 @@ def test_warp(name, reference, x64):
     np.testing.assert_allclose(warp(jnp.asarray(pixels), t), reference(pixels, t), atol=1e-12)
 
 
-def test_in_float32():
+def test_warp_in_float32():
     pixels, t = image(), CASES["all"]
     got = warp(jnp.asarray(pixels, jnp.float32), t)
     assert got.dtype == jnp.float32
@@ -77,7 +79,7 @@ def test_in_float32():
 
 
 @pytest.mark.parametrize("shape", [(28, 28, 1), (7, 10, 3)])
-def test_nothing_changes_nothing(shape):
+def test_identity_returns_the_image_exactly(shape):
     pixels = jnp.asarray(RNG.uniform(size=shape), jnp.float32)
     np.testing.assert_array_equal(warp(pixels, Affine()), pixels)
 
@@ -95,13 +97,17 @@ def test_whole_pixels_and_directions():
     np.testing.assert_allclose(sheared[2], place[2], atol=1e-6)
 
 
-def test_compositions():
+def test_linear_parts_compose_as_matrices():
     """Matrices multiply; turning forth and back, of a smooth image, is nearly nothing."""
-    both = linear_part(Affine(rotation=30.0)) @ linear_part(Affine(shear=0.3, scale_x=2.0, scale_y=0.5))
+    both = linear_part(Affine(rotation=30.0)) @ linear_part(
+        Affine(shear=0.3, scale_x=2.0, scale_y=0.5)
+    )
     np.testing.assert_allclose(linear_part(Affine(30.0, 0.3, 2.0, 0.5)), both, atol=1e-6)
     np.testing.assert_allclose(
         linear_part(Affine(rotation=20.0)) @ linear_part(Affine(rotation=25.0)),
-        linear_part(Affine(rotation=45.0)), atol=1e-6)
+        linear_part(Affine(rotation=45.0)),
+        atol=1e-6,
+    )
     y, x = np.mgrid[-30:31, -30:31]
     smooth = jnp.asarray(np.exp(-(x**2 + 2 * y**2) / 120)[..., None], jnp.float32)
     forth = warp(smooth, Affine(25.0, shift_x=2.0))

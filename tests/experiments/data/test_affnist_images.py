@@ -1,6 +1,5 @@
 """Translated and transformed digits, and the reader of affNIST's official files."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +14,7 @@ from experiments.data.affine import ink_bounds, warp
 draw = jax.jit(jax.vmap(affnist_images.random_transformation))
 
 
-def test_canvas():
+def test_canvas_surrounds_the_image_with_zeros():
     images = digits()
     canvases = affnist_images.pad_to_canvas(images)
     assert canvases.shape == (40, 40, 40, 1) and canvases.dtype == np.uint8
@@ -23,13 +22,13 @@ def test_canvas():
     assert canvases.sum(dtype=int) == images.sum(dtype=int)
 
 
-def test_translated_images_are_moved_by_whole_pixels_and_lose_nothing():
+def test_translation_is_by_whole_pixels_and_loses_nothing():
     images = RNG.integers(1, 256, size=(affnist_images.BATCH_SIZE, 28, 28, 1)).astype(np.uint8)
     moved = affnist_images.translate_images(affnist_images.pad_to_canvas(images))
     places = set()
     for image, canvas in zip(images, moved, strict=True):
         top, left = (int(np.flatnonzero(canvas[..., 0].any(axis=a))[0]) for a in (1, 0))
-        np.testing.assert_array_equal(canvas[top:top + 28, left:left + 28], image)
+        np.testing.assert_array_equal(canvas[top : top + 28, left : left + 28], image)
         places.add((top, left))
     assert {top for top, _ in places} == {left for _, left in places} == set(range(13))
 
@@ -57,14 +56,15 @@ def test_no_ink_leaves_the_canvas():
     canvases = affnist_images.pad_to_canvas(digits(500)).astype(np.float32)
     drawn = draw(jax.random.split(jax.random.key(1), 500), jnp.asarray(canvases))
     wide = np.pad(canvases, ((0, 0), (20, 20), (20, 20), (0, 0)))
-    inside, all_of_it = (np.asarray(jax.jit(jax.vmap(warp))(jnp.asarray(a), drawn))
-                         for a in (canvases, wide))
+    inside, all_of_it = (
+        np.asarray(jax.jit(jax.vmap(warp))(jnp.asarray(a), drawn)) for a in (canvases, wide)
+    )
     np.testing.assert_allclose(all_of_it[:, 20:-20, 20:-20], inside, atol=1e-2)
     np.testing.assert_allclose(all_of_it.sum(axis=(1, 2)), inside.sum(axis=(1, 2)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("value", [255.0, 0.0])
-def test_what_is_too_large_or_empty_stays_in_the_middle(value):
+def test_images_too_large_or_empty_stay_centred(value):
     images = jnp.full((500, 40, 40, 1), value, jnp.float32)
     drawn = draw(jax.random.split(jax.random.key(3), 500), images)
     low, high = (np.asarray(a) for a in jax.jit(jax.vmap(ink_bounds))(images, drawn))
@@ -80,13 +80,16 @@ def test_synthetic_affnist_depends_on_the_image_and_its_number_alone():
     once, again = (affnist_images.transform_images(canvases) for _ in range(2))
     assert once.shape == canvases.shape and once.dtype == np.uint8
     np.testing.assert_array_equal(once, again)
-    np.testing.assert_array_equal(affnist_images.transform_images(canvases[[0, 1, 1]])[:2], once[:2])
+    np.testing.assert_array_equal(
+        affnist_images.transform_images(canvases[[0, 1, 1]])[:2], once[:2]
+    )
     same = affnist_images.transform_images(np.repeat(canvases[:1], 3, axis=0))
     assert (same[0] != same[1]).any() and (same[1] != same[2]).any()
 
 
-@pytest.mark.parametrize("place", ["test.mat", "1.mat", "test_batches/1.mat",
-                                   "transformed/test_batches/1.mat"])
+@pytest.mark.parametrize(
+    "place", ["test.mat", "1.mat", "test_batches/1.mat", "transformed/test_batches/1.mat"]
+)
 def test_official_files_are_found(place, tmp_path):
     images, labels = write(tmp_path / place)
     for where in (tmp_path, tmp_path / place):
@@ -98,8 +101,11 @@ def test_official_files_are_found(place, tmp_path):
 
 def test_batches_are_joined_and_doubles_accepted(tmp_path):
     first, labels = write(tmp_path / "test_batches" / "1.mat")
-    write(tmp_path / "test_batches" / "2.mat", images=first[::-1].astype(np.float64),
-          labels=labels[None].astype(np.float64))
+    write(
+        tmp_path / "test_batches" / "2.mat",
+        images=first[::-1].astype(np.float64),
+        labels=labels[None].astype(np.float64),
+    )
     images, both = affnist_images.read_official_files(str(tmp_path))
     np.testing.assert_array_equal(images[..., 0], np.concatenate([first, first[::-1]]))
     np.testing.assert_array_equal(both, np.tile(labels, 2))

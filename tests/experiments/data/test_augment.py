@@ -39,10 +39,17 @@ def test_pad():
     np.testing.assert_array_equal(augment.pad(jnp.asarray(IMAGE), 2), want)
 
 
-def test_halved_is_the_mean_of_squares():
+def test_halved_resolution_is_the_mean_of_2x2_pixels():
     got = augment.halve_resolution(jnp.asarray(IMAGE, jnp.float32))
-    want = np.array([[[np.mean(IMAGE[y : y + 2, x : x + 2, c], dtype=float) for c in range(3)]
-                      for x in range(0, 8, 2)] for y in range(0, 6, 2)])
+    want = np.array(
+        [
+            [
+                [np.mean(IMAGE[y : y + 2, x : x + 2, c], dtype=float) for c in range(3)]
+                for x in range(0, 8, 2)
+            ]
+            for y in range(0, 6, 2)
+        ]
+    )
     assert got.shape == (3, 4, 3)
     np.testing.assert_allclose(got, want, rtol=1e-6)
 
@@ -68,7 +75,7 @@ def test_contrast():
     assert factors.mean() == pytest.approx(1, abs=0.05)
 
 
-def test_standardise():
+def test_standardize():
     x = np.float64(IMAGE) / 255
     got = augment.standardize(jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(got, (x - x.mean()) / x.std(), rtol=1e-5, atol=1e-5)
@@ -88,7 +95,7 @@ MADE = {
 
 
 @pytest.mark.parametrize("made, shape", MADE.values(), ids=MADE)
-def test_both_give_floats_of_one_shape(made, shape):
+def test_training_and_evaluation_give_floats_of_one_shape(made, shape):
     assert isinstance(made, Preprocessing)
     train = jax.jit(made.train)
     got = train(KEYS[0], IMAGE), jax.jit(made.evaluate)(IMAGE)
@@ -97,26 +104,30 @@ def test_both_give_floats_of_one_shape(made, shape):
     assert (np.asarray(train(KEYS[1], IMAGE)) != got[0]).any()
 
 
-def test_on_canvas():
+def test_shifts_on_a_canvas():
     made = augment.random_shifts_on_canvas(3, 2)
     want = np.pad(np.float64(IMAGE) / 255, ((3, 3), (3, 3), (0, 0)))
     np.testing.assert_allclose(made.evaluate(IMAGE), want, rtol=1e-6)
     moved = many(made.train, IMAGE)
-    legal = {np.roll(want, (y, x), (0, 1)).astype(np.float32).round(4).tobytes()
-             for y in range(-2, 3) for x in range(-2, 3)}
+    legal = {
+        np.roll(want, (y, x), (0, 1)).astype(np.float32).round(4).tobytes()
+        for y in range(-2, 3)
+        for x in range(-2, 3)
+    }
     assert {image.round(4).tobytes() for image in moved} == legal
 
 
-def test_cropped_for_evaluation():
+def test_evaluation_crop_is_from_the_middle():
     x = np.float64(IMAGE[1:6, 2:7]) / 255
     got = augment.square_crops(5, flip=True).evaluate(IMAGE)
     np.testing.assert_allclose(got, (x - x.mean()) / x.std(), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(augment.square_crops(5, standardized=False).evaluate(IMAGE), x,
-                               rtol=1e-6)
+    np.testing.assert_allclose(
+        augment.square_crops(5, standardized=False).evaluate(IMAGE), x, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("flip", [True, False])
-def test_cropped_in_training_is_a_crop_perhaps_mirrored(flip):
+def test_training_crop_is_random_and_mirrored_on_request(flip):
     """Standardised, contrast of a grey image does not show, nor brightness."""
     grey = np.random.default_rng(0).integers(0, 256, (27, 28, 1), np.uint8)
     # 25x25, because the divisor is at least 1/25, and the contrast may be 0.2 of 0.29.
@@ -141,10 +152,13 @@ def test_without_standardising_pixels_stay_in_range():
     assert got.min() == 0 and got.max() == 1 and 0.3 < got.mean() < 0.7
 
 
-@pytest.mark.parametrize("made, message", [
-    (augment.square_crops(8), "7x9 pixels are too few for crops of 8x8"),
-    (augment.square_crops(4, halve=True), "3x4 pixels are too few for crops of 4x4"),
-])
+@pytest.mark.parametrize(
+    "made, message",
+    [
+        (augment.square_crops(8), "7x9 pixels are too few for crops of 8x8"),
+        (augment.square_crops(4, halve=True), "3x4 pixels are too few for crops of 4x4"),
+    ],
+)
 def test_images_smaller_than_the_crop(made, message):
     for function in (made.evaluate, lambda image: made.train(KEYS[0], image)):
         with pytest.raises(UserError, match=message):

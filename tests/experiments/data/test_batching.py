@@ -25,8 +25,9 @@ def shifted(image, dy, dx):
 
 def test_shift_is_one_of_all_displacements_uniformly():
     image = np.arange(1, 6 * 5 + 1, dtype=np.uint8).reshape(6, 5, 1)
-    legal = {shifted(image, dy, dx).tobytes(): (dy, dx)
-             for dy in range(-2, 3) for dx in range(-2, 3)}
+    legal = {
+        shifted(image, dy, dx).tobytes(): (dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)
+    }
     assert len(legal) == 25
     keys = jax.random.split(KEY, 5000)
     images = np.asarray(jax.vmap(lambda k: augment.random_shift(k, jnp.asarray(image), 2))(keys))
@@ -71,8 +72,7 @@ def test_an_epoch_visits_every_example_once_and_epochs_differ():
     for epoch in range(2):
         order = batching.epoch_orders(KEY, epoch, 12)
         steps = range(epoch * 3, epoch * 3 + 3)
-        labels = [batch(source(12), order, KEY, jnp.int32(s), batch_size=4)
-                  .labels for s in steps]
+        labels = [batch(source(12), order, KEY, jnp.int32(s), batch_size=4).labels for s in steps]
         orders.append(np.concatenate(labels).tolist())
         assert sorted(orders[-1]) == list(range(12))
     assert orders[0] != orders[1]
@@ -99,8 +99,7 @@ def test_the_parts_of_a_batch_make_the_whole(parts):
     order = batching.epoch_orders(KEY, 0, 12)
     arguments = source(12), order, KEY, jnp.int32(2)
     whole = batch(*arguments, batch_size=8, max_shift=2)
-    pieces = [batch(*arguments, batch_size=8, max_shift=2, part=(i, parts))
-              for i in range(parts)]
+    pieces = [batch(*arguments, batch_size=8, max_shift=2, part=(i, parts)) for i in range(parts)]
     np.testing.assert_array_equal(whole.images, np.concatenate([p.images for p in pieces]))
     np.testing.assert_array_equal(whole.labels, np.concatenate([p.labels for p in pieces]))
     keys = {tuple(jax.random.key_data(p.key).tolist()) for p in pieces}
@@ -117,6 +116,6 @@ def test_augmentation_changes_with_the_step():
     order = jnp.zeros((1, 4), jnp.int32)
     bright = batching.ImageSource(jnp.full((4, 4, 4, 1), 255, jnp.uint8), jnp.zeros(4, jnp.int32))
     first, second = (
-        batch(bright, order, KEY, jnp.int32(s), batch_size=4, max_shift=2).images
-        for s in (0, 1))
+        batch(bright, order, KEY, jnp.int32(s), batch_size=4, max_shift=2).images for s in (0, 1)
+    )
     assert (np.asarray(first) != np.asarray(second)).any()

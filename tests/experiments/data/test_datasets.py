@@ -18,11 +18,10 @@ from tfds_builders import assert_same, copy, edit_info, error_of, run
 from experiments.config import UserError
 from experiments.data import datasets
 
-# The digits
-
 
 def enlarged(small):
     """[N, 8, 8] of 0..16 as [N, 28, 28] of 0..255: bilinear, in whole numbers, halves up."""
+
     def neighbours(out):
         place = min(max(4 * out - 5, 0), 7 * 14)  # (out + 1/2) / 3.5 - 1/2, in fourteenths
         low = place // 14
@@ -51,12 +50,16 @@ def test_digits_are_scikit_learns_enlarged(tmp_path):
     original = sklearn.datasets.load_digits()
     expected = collections.Counter(
         (image.tobytes(), label)
-        for image, label in zip(enlarged(original.images), original.target.tolist(), strict=True))
+        for image, label in zip(enlarged(original.images), original.target.tolist(), strict=True)
+    )
     found = collections.Counter(
         (image.tobytes(), label)
-        for images, labels in ((dataset.train_images, dataset.train_labels),
-                               (dataset.test_images, dataset.test_labels))
-        for image, label in zip(images, labels.tolist(), strict=True))
+        for images, labels in (
+            (dataset.train_images, dataset.train_labels),
+            (dataset.test_images, dataset.test_labels),
+        )
+        for image, label in zip(images, labels.tolist(), strict=True)
+    )
     assert found == expected
     assert dataset.train_images.dtype == np.uint8 and dataset.train_labels.dtype == np.int32
     assert dataset.test_images.dtype == np.uint8 and dataset.test_labels.dtype == np.int32
@@ -79,7 +82,6 @@ def test_digits_test_set_is_stratified_and_stays_the_same(tmp_path):
     assert np.abs(tested - every * 360 / 1797).max() < 1
     assert dataset.test_labels[:10].tolist() == [7, 6, 3, 7, 7, 3, 2, 8, 9, 3]
     assert len(dataset.validation_labels) == 72 and len(dataset.train_labels) == 1365
-
 
 
 @pytest.mark.parametrize("fraction, held_out", [(0, 0), (0.05, 1), (0.26, 5), (0.95, 19)])
@@ -113,8 +115,10 @@ def test_validation_examples_never_change():
     arrays = {
         "train_images": np.zeros((60000, 1, 1, 1), np.uint8),
         "train_labels": np.arange(60000, dtype=np.int32),
-        "test_images": np.zeros((1, 1, 1, 1), np.uint8), "test_labels": np.zeros(1, np.int32),
-        "class_names": np.array(["a"]), "source": np.array("s"),
+        "test_images": np.zeros((1, 1, 1, 1), np.uint8),
+        "test_labels": np.zeros(1, np.int32),
+        "class_names": np.array(["a"]),
+        "source": np.array("s"),
     }
     chosen = datasets.hold_out_validation("n", arrays, 0.05).validation_labels
     assert len(chosen) == 3000
@@ -125,7 +129,8 @@ def test_validation_examples_never_change():
 @pytest.mark.parametrize("fraction", [-0.1, 1, 1.5, float("nan"), 0.99])
 def test_impossible_validation_fractions(fraction, prepared, tmp_path):
     message = error_of(
-        "tiny_grey", data_dir=prepared, cache_dir=tmp_path, validation_fraction=fraction)
+        "tiny_grey", data_dir=prepared, cache_dir=tmp_path, validation_fraction=fraction
+    )
     assert str(fraction) in message
 
 
@@ -139,14 +144,18 @@ BLOCKED = """if True:
 def test_cache_equals_its_source_and_needs_no_tfds(prepared, tmp_path):
     first = datasets.load("tiny_grey", data_dir=prepared, cache_dir=tmp_path)
     assert [p.name for p in tmp_path.rglob("*")] == ["datasets", "tiny_grey.npz"]
-    out, err = run(BLOCKED + """
+    out, err = run(
+        BLOCKED
+        + """
     import hashlib
     from experiments.data import datasets
     for data_dir in (None, sys.argv[1]):
         dataset = datasets.load("tiny_grey", data_dir=data_dir, cache_dir=sys.argv[2])
         print(dataset.name, dataset.source, dataset.class_names,
               hashlib.sha256(b"".join(a.tobytes() for a in dataset[2:8])).hexdigest())""",
-                   prepared, tmp_path)
+        prepared,
+        tmp_path,
+    )
     one, other = out.splitlines()
     assert one == other and not err
     digest = hashlib.sha256(b"".join(a.tobytes() for a in first[2:8])).hexdigest()
@@ -173,8 +182,10 @@ def cached_arrays(name="mnist"):
     return {
         "train_images": np.arange(80, dtype=np.uint8).reshape(10, 2, 4, 1),
         "train_labels": np.arange(10, dtype=np.int32) % 3,
-        "test_images": np.ones((4, 2, 4, 1), np.uint8), "test_labels": np.zeros(4, np.int32),
-        "class_names": np.array(["a", "b", "c"]), "source": np.array(f"tfds {name} 3.0.1 from /d"),
+        "test_images": np.ones((4, 2, 4, 1), np.uint8),
+        "test_labels": np.zeros(4, np.int32),
+        "class_names": np.array(["a", "b", "c"]),
+        "source": np.array(f"tfds {name} 3.0.1 from /d"),
     }
 
 
@@ -216,8 +227,10 @@ DAMAGED_BYTES = {
     "text": lambda raw: b"not a cache at all\n",
     "flipped": lambda raw: raw[:200] + bytes([raw[200] ^ 255]) + raw[201:],
     "a pickle": lambda raw: b"\x80\x04K\x01.",
-    "one array": lambda raw: b"\x93NUMPY\x01\x00\x46\x00{'descr': '|u1', 'fortran_order': False,"
-                             b" 'shape': (1,), }       \n\x00",
+    "one array": lambda raw: (
+        b"\x93NUMPY\x01\x00\x46\x00{'descr': '|u1', 'fortran_order': False,"
+        b" 'shape': (1,), }       \n\x00"
+    ),
 }
 
 
@@ -274,7 +287,7 @@ def test_every_flipped_byte_is_noticed_or_harmless(tmp_path):
     path = write_cache(tmp_path)
     raw, intact = path.read_bytes(), datasets.load("mnist", cache_dir=tmp_path)
     for place in range(0, len(raw), 37):
-        path.write_bytes(raw[:place] + bytes([raw[place] ^ 0x55]) + raw[place + 1:])
+        path.write_bytes(raw[:place] + bytes([raw[place] ^ 0x55]) + raw[place + 1 :])
         with contextlib.suppress(UserError):
             assert_same(intact, datasets.load("mnist", cache_dir=tmp_path))
 
@@ -306,7 +319,7 @@ def test_interrupted_writing_leaves_the_old_cache(raised, prepared, tmp_path, mo
             datasets.load("tiny_grey", data_dir=prepared, cache_dir=tmp_path / cache)
         assert stops or "No space left" in capsys.readouterr().err
     assert not list((tmp_path / "new" / "datasets").iterdir())
-    path, = (tmp_path / "old" / "datasets").iterdir()
+    (path,) = (tmp_path / "old" / "datasets").iterdir()
     assert path.name == "tiny_grey.npz" and path.read_bytes() == before
 
 
@@ -320,7 +333,6 @@ def test_interrupted_reading_leaves_no_cache(prepared, tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.npz"))
 
 
-
 def test_offline_is_an_error_for_a_name_and_digits_for_auto(tmp_path, capsys, no_download):
     message = error_of("mnist", cache_dir=tmp_path)
     assert message.startswith(f"mnist is not prepared in {tmp_path / 'tfds'}, and no network: ")
@@ -328,7 +340,7 @@ def test_offline_is_an_error_for_a_name_and_digits_for_auto(tmp_path, capsys, no
     assert not capsys.readouterr().err
     dataset = datasets.load("auto", cache_dir=tmp_path)
     assert_same(dataset, datasets.load("digits", cache_dir=tmp_path))
-    warning, = capsys.readouterr().err.splitlines()
+    (warning,) = capsys.readouterr().err.splitlines()
     assert warning.startswith("WARNING: ") and "digits instead of MNIST" in warning
     assert message in warning
     assert [path.name for path in tmp_path.rglob("*.npz")] == ["digits.npz"]
@@ -361,16 +373,18 @@ def test_without_tfds(prepared, tmp_path, monkeypatch, capsys):
 
 def test_tfds_that_cannot_be_imported(tmp_path):
     """It logs the reason and otherwise pretends to be there."""
-    out, err = run("""if True:
+    out, err = run(
+        """if True:
         import sys
         sys.modules["tensorflow_metadata"] = None
         import tensorflow_datasets
         from experiments.data import datasets
-        print(datasets.load("auto", cache_dir=sys.argv[1]).name)""", tmp_path)
+        print(datasets.load("auto", cache_dir=sys.argv[1]).name)""",
+        tmp_path,
+    )
     assert out.strip() == "digits"
     warning = err.splitlines()[-1]
     assert "pip install -U tensorflow-datasets" in warning and "tensorflow_metadata" in warning
-
 
 
 def test_import_is_light():
@@ -383,25 +397,35 @@ def test_import_is_light():
 
 
 def test_digits_need_neither_tfds_nor_jax_nor_network(tmp_path):
-    out, err = run(BLOCKED + """
+    out, err = run(
+        BLOCKED
+        + """
     import socket
     socket.socket.connect = socket.getaddrinfo = None
     from experiments.data import datasets
-    print(datasets.load("digits", cache_dir=sys.argv[1]).train_images.shape)""", tmp_path)
+    print(datasets.load("digits", cache_dir=sys.argv[1]).train_images.shape)""",
+        tmp_path,
+    )
     assert out.strip() == "(1365, 28, 28, 1)" and not err
 
 
 def test_cached_digits_need_no_scikit_learn_either(tmp_path):
-    out, _ = run("""if True:
+    out, _ = run(
+        """if True:
         import sys
         from experiments.data import datasets
         datasets.load("digits", cache_dir=sys.argv[1])
         first = {"sklearn", "scipy"} & set(sys.modules)
-        print(len(first), len(datasets.load("digits", cache_dir=sys.argv[1]).test_labels))""", tmp_path)
+        print(len(first), len(datasets.load("digits", cache_dir=sys.argv[1]).test_labels))""",
+        tmp_path,
+    )
     assert out.split() == ["2", "360"]
-    out, _ = run("""if True:
+    out, _ = run(
+        """if True:
         import sys
         sys.modules["sklearn"] = sys.modules["scipy"] = None
         from experiments.data import datasets
-        print(len(datasets.load("digits", cache_dir=sys.argv[1]).test_labels))""", tmp_path)
+        print(len(datasets.load("digits", cache_dir=sys.argv[1]).test_labels))""",
+        tmp_path,
+    )
     assert out.strip() == "360"

@@ -9,8 +9,6 @@ import pytest
 
 from experiments.data.tfds import network_problem
 
-# Asking the network
-
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -54,13 +52,13 @@ def test_network_through_a_proxy(server, monkeypatch):
     assert server.asked == ["http://far.invalid/file"]
 
 
-def test_refused_connection(server):
+def test_refused_connection_is_reported(server):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     assert "ConnectionError from 127.0.0.1" in network_problem(f"http://127.0.0.1:{port}/")
 
 
-def test_connection_that_hangs(server):
+def test_connection_that_hangs_is_given_up(server):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         start = time.monotonic()
         problem = network_problem(f"http://127.0.0.1:{silent.getsockname()[1]}/", seconds=0.2)
@@ -68,7 +66,7 @@ def test_connection_that_hangs(server):
         assert time.monotonic() - start < 1.1
 
 
-def test_name_resolution_that_hangs(server, monkeypatch):
+def test_name_resolution_that_hangs_is_given_up(server, monkeypatch):
     release = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args: release.wait(30) and [])
     start = time.monotonic()

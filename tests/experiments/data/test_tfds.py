@@ -13,20 +13,20 @@ from tfds_builders import TinyColour, TinyGrey, assert_same, copy, edit_info, er
 from experiments.data import datasets
 from experiments.data import tfds as tfds_module
 
-# Reading
-
 
 @pytest.mark.parametrize("builder", [TinyGrey, TinyColour])
 def test_reads_what_tfds_stores_in_its_order(builder, prepared, tmp_path, capsys):
     dataset = datasets.load(
-        builder.name, data_dir=str(prepared), cache_dir=tmp_path, validation_fraction=0)
+        builder.name, data_dir=str(prepared), cache_dir=tmp_path, validation_fraction=0
+    )
     assert dataset.name == builder.name
     assert dataset.source == f"tfds {builder.name} 1.2.3 from {prepared}"
     assert dataset.class_names == builder.NAMES and dataset.num_classes == 3
     assert dataset.image_shape == builder.SHAPE
     for split, images, labels in (
-            ("train", dataset.train_images, dataset.train_labels),
-            ("test", dataset.test_images, dataset.test_labels)):
+        ("train", dataset.train_images, dataset.train_labels),
+        ("test", dataset.test_images, dataset.test_labels),
+    ):
         assert images.dtype == np.uint8 and labels.dtype == np.int32
         stored = tfds.data_source(builder.name, split=split, data_dir=prepared, download=False)
         assert len(stored) == len(images) == len(labels) == builder.SIZES[split]
@@ -36,7 +36,8 @@ def test_reads_what_tfds_stores_in_its_order(builder, prepared, tmp_path, capsys
         # And TFDS, which shuffles, stores what it was given.
         written = pixels(split, builder.SIZES[split], builder.SHAPE)
         assert collections.Counter(i.tobytes() for i in images) == collections.Counter(
-            i.tobytes() for i in written)
+            i.tobytes() for i in written
+        )
         np.testing.assert_array_equal(labels, images.sum((1, 2, 3), dtype=int) % 3)
     out, err = capsys.readouterr()
     assert not out
@@ -62,12 +63,15 @@ def test_reads_a_version_and_a_data_set_without_its_code(prepared, tmp_path):
         from experiments.data import datasets
         for name in ("tiny_grey", "tiny_grey:1.2.3"):
             for _ in range(2):  # from TFDS, from the cache
-                dataset = datasets.load(name, data_dir={str(tmp_path)!r}, cache_dir={str(tmp_path)!r})
+                folders = dict.fromkeys(("data_dir", "cache_dir"), {str(tmp_path)!r})
+                dataset = datasets.load(name, **folders)
                 print(dataset.name, dataset.source, len(dataset.train_images), sep="; ")"""
     out, err = run(read)
     assert out.splitlines() == [
         f"{name}; tfds {name} 1.2.3 from {tmp_path}; 19"
-        for name in ("tiny_grey", "tiny_grey:1.2.3") for _ in range(2)]
+        for name in ("tiny_grey", "tiny_grey:1.2.3")
+        for _ in range(2)
+    ]
     assert err.count("reading") == 2
 
 
@@ -86,7 +90,7 @@ def test_missing_splits(name, prepared, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tiny_varied", "tiny_deep", "tiny_unlabelled", "tiny_text"])
-def test_other_kinds_of_data_are_refused_before_a_download(name, tmp_path, no_download):
+def test_unsuitable_data_are_refused_before_a_download(name, tmp_path, no_download):
     for kwargs in ({}, {"data_dir": str(tmp_path)}):
         message = error_of(name, cache_dir=tmp_path, **kwargs)
         assert name in message and "8-bit images of one size with a class label" in message
@@ -104,8 +108,11 @@ def test_tfrecord_files_are_read_without_tensorflow(prepared, tmp_path):
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="needs TensorFlow")
 def test_tfrecord_files_hold_the_same_in_the_same_order(prepared, tmp_path):
     """In another process: TensorFlow is slow to import and has no business in this one."""
-    run("import sys; sys.path.insert(0, 'tests'); import tfds_builders as t; "
-        "t.prepare(sys.argv[1], [t.TinyGrey], 'tfrecord')", tmp_path)
+    run(
+        "import sys; sys.path.insert(0, 'tests'); import tfds_builders as t; "
+        "t.prepare(sys.argv[1], [t.TinyGrey], 'tfrecord')",
+        tmp_path,
+    )
     assert list(tmp_path.rglob("*.tfrecord*")) and not list(tmp_path.rglob("*.array_record*"))
     records = datasets.load("tiny_grey", data_dir=tmp_path, cache_dir=tmp_path / "a")
     arrays = datasets.load("tiny_grey", data_dir=prepared, cache_dir=tmp_path / "b")
@@ -113,25 +120,26 @@ def test_tfrecord_files_hold_the_same_in_the_same_order(prepared, tmp_path):
 
 
 def truncate(folder):
-    path, = folder.rglob("*train*record*")
+    (path,) = folder.rglob("*train*record*")
     path.write_bytes(path.read_bytes()[:-100])
 
 
 def put_tfrecords(folder, left_out=0, cut=None):
     """Writes the records as TFRecord: each between its length and checksums, which nobody reads."""
-    info, = folder.rglob("dataset_info.json")
+    (info,) = folder.rglob("dataset_info.json")
     for split in ("train", "test"):
         records = tfds.builder_from_directory(info.parent).as_data_source(split).data_source
         raw = b"".join(
             len(record).to_bytes(8, "little") + bytes(4) + record + bytes(4)
-            for record in (records[i] for i in range(len(records) - left_out)))
+            for record in (records[i] for i in range(len(records) - left_out))
+        )
         name = f"{folder.name}-{split}.tfrecord-00000-of-00001"
         (info.parent / name).write_bytes(raw[:cut])
     edit_info(folder, lambda text: text.replace("array_record", "tfrecord"))
 
 
 def edit_features(folder, old, new):
-    path, = folder.rglob("features.json")
+    (path,) = folder.rglob("features.json")
     for labels in folder.rglob("label.labels.txt"):
         labels.unlink()
     assert old in path.read_text()
@@ -155,7 +163,10 @@ DAMAGES = {
 def test_damaged_prepared_data(damage, prepared, tmp_path):
     # Under a name without code, so that the files alone say what they hold.
     copy(prepared / "tiny_grey" / "1.2.3", tmp_path / "tiny_copy" / "1.2.3", "tiny_copy")
-    assert len(datasets.load("tiny_copy", data_dir=tmp_path, cache_dir=tmp_path / "a").test_labels) == 6
+    assert (
+        len(datasets.load("tiny_copy", data_dir=tmp_path, cache_dir=tmp_path / "a").test_labels)
+        == 6
+    )
     DAMAGES[damage](tmp_path / "tiny_copy")
     message = error_of("tiny_copy", data_dir=tmp_path, cache_dir=tmp_path / "b")
     assert "tiny_copy" in message
@@ -212,7 +223,8 @@ def test_packages_that_a_download_needs(module, tmp_path, monkeypatch, capsys, n
     monkeypatch.setattr(tfds_module, "network_problem", lambda url: "")
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == module else find_spec(name))
+        importlib.util, "find_spec", lambda name: None if name == module else find_spec(name)
+    )
     for name in ("tiny_fetched", "tiny_grey", "mnist"):
         message = error_of(name, cache_dir=tmp_path)
         assert name in message and "pip install tensorflow-cpu importlib_resources" in message
@@ -220,12 +232,23 @@ def test_packages_that_a_download_needs(module, tmp_path, monkeypatch, capsys, n
     assert "pip install tensorflow-cpu" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name, near", [
-    ("mnits", "mnist"), ("MNIST", "mnist"), ("digit", "digits"), ("Auto", "auto"),
-    ("cifar-10", "cifar10"), ("FashionMNIST", "fashion_mnist"), ("tinygrey", "tiny_grey"),
-    ("huggingface:mnist", "digits"), ("kubric:movi_a", "digits"), ("../mnist", "mnist"),
-    ("", "digits"), ("mnist\n", "mnist"),
-])
+@pytest.mark.parametrize(
+    "name, near",
+    [
+        ("mnits", "mnist"),
+        ("MNIST", "mnist"),
+        ("digit", "digits"),
+        ("Auto", "auto"),
+        ("cifar-10", "cifar10"),
+        ("FashionMNIST", "fashion_mnist"),
+        ("tinygrey", "tiny_grey"),
+        ("huggingface:mnist", "digits"),
+        ("kubric:movi_a", "digits"),
+        ("../mnist", "mnist"),
+        ("", "digits"),
+        ("mnist\n", "mnist"),
+    ],
+)
 def test_unknown_names_get_suggestions_and_no_network(name, near, prepared, tmp_path, offline):
     for data_dir in (None, prepared):
         message = error_of(name, data_dir=data_dir, cache_dir=tmp_path)
@@ -242,10 +265,13 @@ def test_unknown_configurations_and_versions(name, part, tmp_path, offline):
 
 
 def test_tfds_is_read_without_tensorflow_or_jax(prepared, tmp_path):
-    out, _ = run("""if True:
+    out, _ = run(
+        """if True:
         import sys
         from experiments.data import datasets
         dataset = datasets.load("tiny_grey", data_dir=sys.argv[1], cache_dir=sys.argv[2])
         print(len(dataset.test_images), "tensorflow" in sys.modules, "jax" in sys.modules)""",
-                 prepared, tmp_path)
+        prepared,
+        tmp_path,
+    )
     assert out.strip() == "6 False False"

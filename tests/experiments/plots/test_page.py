@@ -32,26 +32,28 @@ from experiments.plots import (
 def test_titles_are_shown_wrapped_and_plain():
     title = "Costs $5 and $6, " + "with words " * 20
     grid = np.ones((2, 3, 8, 8)), [-0.1, 0.0, 0.1]
-    for figure in (training_curves._training_curves_figure(run(), title),
-                   reconstructions._reconstructions_figure(columns(1, 0), DIGITS, title),
-                   reconstructions._perturbations_figure(*grid, None, title),
-                   training_curves._logit_changes_figure(routed(3, 3), title),
-                   routing._routing_diagnostics_figure(*layer(3, 10), DIGITS, title),
-                   routing._coupling_matrix_figure(np.ones((8, 2)), "ab", title),
-                   routing._coupling_matrix_figure(np.ones((8, 2)), "ab", title, (2, 2, 2))):
+    for figure in (
+        training_curves._training_curves_figure(run(), title),
+        reconstructions._reconstructions_figure(columns(1, 0), DIGITS, title),
+        reconstructions._perturbations_figure(*grid, None, title),
+        training_curves._logit_changes_figure(routed(3, 3), title),
+        routing._routing_diagnostics_figure(*layer(3, 10), DIGITS, title),
+        routing._coupling_matrix_figure(np.ones((8, 2)), "ab", title),
+        routing._coupling_matrix_figure(np.ones((8, 2)), "ab", title, (2, 2, 2)),
+    ):
         assert_legible(figure)
         shown = words(figure)[0]
         assert shown.split() == title.split() and shown.count("\n") >= 2
 
 
-def test_a_failure_leaves_the_old_picture_and_nothing_else(tmp_path, monkeypatch):
+def test_failed_saving_leaves_the_old_figure_and_no_other_file(tmp_path, monkeypatch):
     path = tmp_path / "curves.png"
     plots.plot_training_curves(path, run())
     old = path.read_bytes()
 
     def fail(self, name, **kwargs):
         assert Path(name).parent == tmp_path and Path(name) != path
-        Path(name).write_bytes(b"half a picture")
+        Path(name).write_bytes(b"half a figure")
         raise OSError("disk full")
 
     monkeypatch.setattr(Figure, "savefig", fail)
@@ -61,7 +63,7 @@ def test_a_failure_leaves_the_old_picture_and_nothing_else(tmp_path, monkeypatch
     assert os.listdir(tmp_path) == ["curves.png"]
 
 
-def test_a_picture_is_replaced_and_paths_may_be_strings(tmp_path):
+def test_figure_is_replaced_in_one_move_and_paths_may_be_strings(tmp_path):
     path = tmp_path / "curves.png"
     path.write_bytes(b"old")
     with open(path, "rb") as reader:
@@ -71,7 +73,7 @@ def test_a_picture_is_replaced_and_paths_may_be_strings(tmp_path):
     assert os.listdir(tmp_path) == ["curves.png"]
 
 
-def test_a_pdf_is_named_as_one(tmp_path):
+def test_suffix_chooses_the_format(tmp_path):
     for name, start in (("a.pdf", b"%PDF-"), ("a.png", b"\x89PNG")):
         plots.plot_training_curves(tmp_path / name, run())
         assert (tmp_path / name).read_bytes().startswith(start)
@@ -80,10 +82,13 @@ def test_a_pdf_is_named_as_one(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a.pdf", "a.png"]
 
 
-def test_threads_draw_what_one_thread_draws(tmp_path):
-    jobs = [(plots.plot_training_curves, run(200)), (plots.plot_training_curves, run(400)),
-            (plots.plot_reconstructions, columns(1, 0), CLOTHES),
-            (plots.plot_reconstructions, columns(0, 1), CLOTHES)]
+def test_figures_from_several_threads_equal_those_of_one_thread(tmp_path):
+    jobs = [
+        (plots.plot_training_curves, run(200)),
+        (plots.plot_training_curves, run(400)),
+        (plots.plot_reconstructions, columns(1, 0), CLOTHES),
+        (plots.plot_reconstructions, columns(0, 1), CLOTHES),
+    ]
 
     def draw(folder, number):
         function, *arguments = jobs[number]
@@ -111,9 +116,13 @@ plots.plot_routing_diagnostics("d.png", [1.0, 0.5], [1.0], [0.0, 1.0], "ab")
 plots.plot_coupling_matrix("m.png", np.ones((3, 2)), "ab")
 assert "matplotlib.pyplot" not in sys.modules and "jax" not in sys.modules
 """
-    environment = {**os.environ, "MPLBACKEND": "TkAgg",
-                   "PYTHONPATH": str(Path(plots.__file__).parents[2])}
+    environment = {
+        **os.environ,
+        "MPLBACKEND": "TkAgg",
+        "PYTHONPATH": str(Path(plots.__file__).parents[2]),
+    }
     environment.pop("DISPLAY", None)
-    subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=tmp_path,
-                   env=environment, check=True)
+    subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], cwd=tmp_path, env=environment, check=True
+    )
     assert sorted(os.listdir(tmp_path)) == ["c.png", "d.png", "l.png", "m.png", "p.png", "r.png"]

@@ -1,6 +1,5 @@
 """Figures of classified images."""
 
-
 import numpy as np
 import pytest
 from figure_helpers import assert_legible
@@ -13,9 +12,11 @@ from experiments.plots import (
 
 def test_predictions_are_legible_and_show_all_three_images():
     grey, color = np.full((9, 30, 1), 0.5), np.full((40, 20, 3), 0.5)
-    examples = [predictions.Example(grey, grey, grey, "a" * 90, "3 0.812, then 8 0.101", True),
-                predictions.Example(color, grey, None, "b.png", "none: 3 0.2, then 8 0.1", False),
-                predictions.Example(grey, color, color, "c.png", "truck 0.9, then car 0.1", True)]
+    examples = [
+        predictions.Example(grey, grey, grey, "a" * 90, "3 0.812, then 8 0.101", True),
+        predictions.Example(color, grey, None, "b.png", "none: 3 0.2, then 8 0.1", False),
+        predictions.Example(grey, color, color, "c.png", "truck 0.9, then car 0.1", True),
+    ]
     figure = predictions._predictions_figure(examples, "A title")
     assert_legible(figure)
     assert len(figure.axes[0].images) == 8

@@ -26,13 +26,28 @@ from experiments.plots import (
 )
 
 
-@pytest.mark.parametrize("right, wrong, names", [
-    (1, 0, DIGITS), (0, 1, DIGITS), (3, 2, DIGITS), (10, 5, DIGITS), (12, 0, DIGITS),
-    (1, 0, CLOTHES), (4, 1, CLOTHES), (10, 5, CLOTHES), (0, 9, CLOTHES),
-    (0, 5, ["smallNORB car"] * 10), (6, 2, [str(k) for k in range(90, 100)]),
-    (2, 1, ["$x^2$"] * 10), (3, 2, ["a class with a name of some length"] * 10)])
+@pytest.mark.parametrize(
+    "right, wrong, names",
+    [
+        (1, 0, DIGITS),
+        (0, 1, DIGITS),
+        (3, 2, DIGITS),
+        (10, 5, DIGITS),
+        (12, 0, DIGITS),
+        (1, 0, CLOTHES),
+        (4, 1, CLOTHES),
+        (10, 5, CLOTHES),
+        (0, 9, CLOTHES),
+        (0, 5, ["smallNORB car"] * 10),
+        (6, 2, [str(k) for k in range(90, 100)]),
+        (2, 1, ["$x^2$"] * 10),
+        (3, 2, ["a class with a name of some length"] * 10),
+    ],
+)
 def test_reconstructions_are_legible(right, wrong, names):
-    figure = reconstructions._reconstructions_figure(columns(right, wrong), names, "Reconstructions")
+    figure = reconstructions._reconstructions_figure(
+        columns(right, wrong), names, "Reconstructions"
+    )
     assert_legible(figure)
     assert len(figure.axes[0].images) == 2 * (right + 2 * wrong)
     written = [extent for _, extent in texts(figure)]
@@ -43,8 +58,11 @@ def test_reconstructions_are_legible(right, wrong, names):
 
 
 def test_headings_are_label_prediction_target():
-    triples = [text for text in words(reconstructions._reconstructions_figure(columns(3, 2), DIGITS))
-               if text[:1].isdigit()]
+    triples = [
+        text
+        for text in words(reconstructions._reconstructions_figure(columns(3, 2), DIGITS))
+        if text[:1].isdigit()
+    ]
     assert triples == ["0 0 0", "1 1 1", "2 2 2", "3 4 3", "3 4 4", "4 5 4", "4 5 5"]
 
 
@@ -63,7 +81,7 @@ def test_rows_letters_and_groups_are_explained(names):
     assert "p: prediction" in key and "r: target" in key
 
 
-def test_wrong_columns_come_last_apart_red_and_bold():
+def test_wrong_columns_come_last_separated_red_and_bold():
     shuffled = columns(2, 2)[::-1]
     figure = reconstructions._reconstructions_figure(shuffled, DIGITS)
     headings = [text for text in figure.axes[0].texts if text.get_text()[:1].isdigit()]
@@ -79,7 +97,7 @@ def test_wrong_columns_come_last_apart_red_and_bold():
 
 @pytest.mark.parametrize("names", [DIGITS, CLOTHES])
 @pytest.mark.parametrize("wrong", [4, 7, 10])
-def test_wrapping_parts_neither_a_pair_nor_loses_order(wrong, names):
+def test_line_breaks_neither_separate_pairs_nor_lose_the_order(wrong, names):
     figure = reconstructions._reconstructions_figure(columns(7, wrong), names)
     images = [image.get_extent() for image in figure.axes[0].images]
     tops = [extent[3] for extent in images[::2]]
@@ -89,16 +107,19 @@ def test_wrapping_parts_neither_a_pair_nor_loses_order(wrong, names):
     assert set(tops[:7]).isdisjoint(tops[7:])
 
 
-def test_every_image_is_in_the_picture_input_above_reconstruction(tmp_path):
+def test_every_image_is_in_the_figure_input_above_reconstruction(tmp_path):
     path = tmp_path / "r.png"
     red = np.float32([1, 0, 0])  # no letter or frame mixes with an image to pure red
-    given = [column._replace(image=column.image * red, reconstruction=column.reconstruction * red)
-             for column in columns(3, 3, range(15, 250, 13), shape=(28, 28, 3))]
+    given = [
+        column._replace(image=column.image * red, reconstruction=column.reconstruction * red)
+        for column in columns(3, 3, range(15, 250, 13), shape=(28, 28, 3))
+    ]
     plots.plot_reconstructions(path, given, DIGITS)
-    picture, before = pixels(path), -1
+    image, before = pixels(path), -1
     for column in given:
-        above, below = (box(picture, np.round(255 * part[0, 0]))
-                        for part in (column.image, column.reconstruction))
+        above, below = (
+            box(image, np.round(255 * part[0, 0])) for part in (column.image, column.reconstruction)
+        )
         assert above[1] < below[0] and above[2:] == below[2:]
         assert above[2] > before
         before = above[3]
@@ -112,7 +133,7 @@ def test_black_and_white_are_fixed_and_white_has_an_edge(tmp_path):
     means = []
     for extent in (black, white):
         top, bottom = (round(figure.bbox.y1 - y) for y in (extent.y1, extent.y0))
-        area = image[top:bottom, round(extent.x0):round(extent.x1)]
+        area = image[top:bottom, round(extent.x0) : round(extent.x1)]
         means.append(area[3:-3, 3:-3].mean())
         assert area.min() < 230
     assert means == [0.0, 255.0]
@@ -130,7 +151,9 @@ def test_images_may_be_tall_or_hold_nan(tmp_path):
     tall = np.full((40, 20, 1), NAN, np.float32)
     path = tmp_path / "tall.png"
     plots.plot_reconstructions(path, [ReconstructionColumn(tall, tall + 1, 0, 1, 0)], DIGITS)
-    figure = reconstructions._reconstructions_figure([ReconstructionColumn(tall, tall, 0, 1, 0)], DIGITS)
+    figure = reconstructions._reconstructions_figure(
+        [ReconstructionColumn(tall, tall, 0, 1, 0)], DIGITS
+    )
     extent = figure.axes[0].images[0].get_window_extent()
     assert extent.height == pytest.approx(2 * extent.width)
     assert (pixels(path) == 0).all(axis=-1).sum() > 1.9 * extent.width * extent.height
@@ -147,8 +170,9 @@ def tiles(levels, channels=()):
     return np.broadcast_to(levels, (*levels.shape[:2], 12, 12, *channels)).astype(np.float32)
 
 
-@pytest.mark.parametrize("dims, values, channels", [
-    (16, 11, ()), (8, 3, (1,)), (4, 11, (3,)), (1, 1, ()), (3, 21, ())])
+@pytest.mark.parametrize(
+    "dims, values, channels", [(16, 11, ()), (8, 3, (1,)), (4, 11, (3,)), (1, 1, ()), (3, 21, ())]
+)
 def test_perturbations_are_a_grid_of_dimensions_and_values(dims, values, channels, tmp_path):
     path = tmp_path / "new" / "p.png"
     changes = np.linspace(-0.25, 0.25, values) if values > 1 else [0.1]
@@ -156,8 +180,8 @@ def test_perturbations_are_a_grid_of_dimensions_and_values(dims, values, channel
     for part, levels in ((slice(0, 2), np.arange(dims)[:, None]), (slice(2, 4), np.arange(values))):
         levels = np.broadcast_to(10 + levels * 11, (dims, values))
         plots.plot_perturbations(path, tiles(levels, channels), changes, title="Digit 5")
-        picture = pixels(path)
-        places = {level: box(picture, level)[part] for level in set(levels.flat)}
+        image = pixels(path)
+        places = {level: box(image, level)[part] for level in set(levels.flat)}
         grid[..., part] = [[places[level] for level in row] for row in levels]
     assert os.listdir(path.parent) == ["p.png"]
     top, bottom, left, right = np.moveaxis(grid, -1, 0)
@@ -171,20 +195,27 @@ def test_perturbations_are_a_grid_of_dimensions_and_values(dims, values, channel
 @pytest.mark.parametrize("dims, values", [(16, 11), (8, 3), (1, 1), (3, 21)])
 def test_perturbations_are_legible(dims, values):
     changes = np.linspace(-0.25, 0.25, values)
-    figure = reconstructions._perturbations_figure(np.ones((dims, values, 8, 8)), changes, title="Digit 5")
+    figure = reconstructions._perturbations_figure(
+        np.ones((dims, values, 8, 8)), changes, title="Digit 5"
+    )
     assert_legible(figure)
     assert [text for text in words(figure) if text.startswith("dim")] == [
-        f"dim {k}" for k in range(dims)]
+        f"dim {k}" for k in range(dims)
+    ]
 
 
 def test_values_head_the_columns_and_zero_is_marked():
     images = np.ones((2, 11, 8, 8))
-    figure = reconstructions._perturbations_figure(images, np.arange(-0.25, 0.26, 0.05), dims=[3, 14])
+    figure = reconstructions._perturbations_figure(
+        images, np.arange(-0.25, 0.26, 0.05), dims=[3, 14]
+    )
     axes = figure.axes[0]
     heads = [text for text in axes.texts if text.get_text()[:1] in tuple("+0" + MINUS)]
     assert [text.get_text() for text in heads] == [
-        *[f"{MINUS}0.{k}" for k in ("25", "20", "15", "10", "05")], "0",
-        *[f"+0.{k}" for k in ("05", "10", "15", "20", "25")]]
+        *[f"{MINUS}0.{k}" for k in ("25", "20", "15", "10", "05")],
+        "0",
+        *[f"+0.{k}" for k in ("05", "10", "15", "20", "25")],
+    ]
     assert [text.get_text() for text in axes.texts][-2:] == ["dim 3", "dim 14"]
     assert [text.get_weight() == "bold" for text in heads] == [k == 5 for k in range(11)]
     (frame,) = axes.lines
@@ -200,8 +231,9 @@ def test_without_a_zero_nothing_is_marked():
     assert {"+0.125", "+0.250"} <= set(words(figure))
 
 
-@pytest.mark.parametrize("arguments", [
-    ([0.0, 0.1], None), ([-0.1, 0.0, 0.1], [1]), ([-0.1, 0.0, 0.1], [1, 2, 3])])
+@pytest.mark.parametrize(
+    "arguments", [([0.0, 0.1], None), ([-0.1, 0.0, 0.1], [1]), ([-0.1, 0.0, 0.1], [1, 2, 3])]
+)
 def test_lengths_must_agree(arguments, tmp_path):
     with pytest.raises(ValueError):
         plots.plot_perturbations(tmp_path / "p.png", np.ones((2, 3, 8, 8)), *arguments)
@@ -220,7 +252,8 @@ def test_integer_images_are_refused(tmp_path):
 
 def test_effects_stand_below_their_dimensions():
     figure = reconstructions._perturbations_figure(
-        np.ones((2, 3, 8, 8)), [-0.1, 0.0, 0.1], [7, 2], "", [0.02, 0.001])
+        np.ones((2, 3, 8, 8)), [-0.1, 0.0, 0.1], [7, 2], "", [0.02, 0.001]
+    )
     assert_legible(figure)
     places = {text.get_text(): text.get_position()[1] for text in figure.axes[0].texts}
     assert places["dim 7"] < places["2.0e-02"] < places["dim 2"] < places["1.0e-03"]

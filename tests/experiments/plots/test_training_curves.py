@@ -39,7 +39,7 @@ HISTORIES = {
     "only nan": [training(1, NAN, NAN, margin_loss=None), validation(1, NAN)],
     "no epoch": [{**training(1), "epoch": None}, {**validation(2, 1.0), "epoch": NAN}],
     "no accuracy": [dict(step=1, epoch=0.1, loss=1.0)],
-    "wide": [training(k, 10.0 ** -k, 1 - 10.0 ** -k) for k in range(12)],
+    "wide": [training(k, 10.0**-k, 1 - 10.0**-k) for k in range(12)],
 }
 
 
@@ -47,9 +47,9 @@ HISTORIES = {
 def test_training_curves_of_any_run(name, tmp_path):
     path = tmp_path / "new" / "folder" / "curves.png"
     assert plots.plot_training_curves(path, HISTORIES[name]) is None
-    picture = pixels(path)
-    assert picture.shape[1] == 1050 and 400 < picture.shape[0] < 500
-    assert (picture < 200).any(axis=-1).sum() > 1000
+    image = pixels(path)
+    assert image.shape[1] == 1050 and 400 < image.shape[0] < 500
+    assert (image < 200).any(axis=-1).sum() > 1000
     assert os.listdir(path.parent) == ["curves.png"]
 
 
@@ -58,9 +58,21 @@ def test_training_curves_are_legible(name):
     assert_legible(training_curves._training_curves_figure(HISTORIES[name], "A title: " + name))
 
 
-@pytest.mark.parametrize("low, high", [
-    (1e-3, 3.9e-3), (0.21, 0.9), (0.011, 0.099), (3.0, 900.0), (1e-4, 2.0), (1e-9, 1.0),
-    (0.0, 0.7), (0.0, 0.11), (2.29, 2.31), (1e-7, 1e7)])
+@pytest.mark.parametrize(
+    "low, high",
+    [
+        (1e-3, 3.9e-3),
+        (0.21, 0.9),
+        (0.011, 0.099),
+        (3.0, 900.0),
+        (1e-4, 2.0),
+        (1e-9, 1.0),
+        (0.0, 0.7),
+        (0.0, 0.11),
+        (2.29, 2.31),
+        (1e-7, 1e7),
+    ],
+)
 def test_any_range_of_losses_has_a_legible_scale(low, high):
     figure = training_curves._training_curves_figure([training(1, high), training(100, low)])
     assert_legible(figure)
@@ -74,8 +86,11 @@ def test_training_curves_draw_the_rows():
     left, right = training_curves._training_curves_figure(run()).axes[1:]
     rows = run()
     assert list(lines(left)) == ["total", "margin", "reconstruction"]
-    for label, key in (("total", "loss"), ("margin", "margin_loss"),
-                       ("reconstruction", "reconstruction_loss")):
+    for label, key in (
+        ("total", "loss"),
+        ("margin", "margin_loss"),
+        ("reconstruction", "reconstruction_loss"),
+    ):
         expected = [(row["epoch"], row[key]) for row in rows if "loss" in row]
         np.testing.assert_allclose(lines(left)[label], expected)
     measured = [(row["epoch"], row["validation_error"]) for row in rows if "loss" not in row]
@@ -87,7 +102,7 @@ def test_training_curves_draw_the_rows():
     assert left.get_xlim() == right.get_xlim() == (0, 5.0)
 
 
-def test_a_model_without_parts_has_one_loss():
+def test_loss_without_components_is_one_curve():
     figure = training_curves._training_curves_figure([training(1), training(2)])
     assert list(lines(figure.axes[1])) == ["total"]
 
@@ -95,9 +110,11 @@ def test_a_model_without_parts_has_one_loss():
 def test_losses_are_on_a_log_scale_and_zeros_are_shown():
     def heights(losses):
         axes = training_curves._training_curves_figure(
-            [training(k, loss) for k, loss in enumerate(losses, 1)]).axes[1]
+            [training(k, loss) for k, loss in enumerate(losses, 1)]
+        ).axes[1]
         return axes.transAxes.inverted().transform(
-            axes.transData.transform([(0.01, loss) for loss in losses]))[:, 1]
+            axes.transData.transform([(0.01, loss) for loss in losses])
+        )[:, 1]
 
     a, b, c = heights([1.0, 0.1, 0.01])
     assert a - b == pytest.approx(b - c, rel=0.01)
@@ -115,8 +132,13 @@ def test_validation_points_are_marked_and_the_last_finite_one_is_written():
 
 
 def test_values_that_are_not_finite_are_left_out():
-    rows = [training(1, 1.0), training(2, NAN), training(3, INF), training(4, None),
-            training(5, 3.0)]
+    rows = [
+        training(1, 1.0),
+        training(2, NAN),
+        training(3, INF),
+        training(4, None),
+        training(5, 3.0),
+    ]
     left = training_curves._training_curves_figure(rows).axes[1]
     np.testing.assert_allclose(lines(left)["total"], [(0.01, 1.0), (0.05, 3.0)])
 
@@ -160,15 +182,21 @@ def test_logit_changes_draw_each_pass_from_the_second_on():
 @pytest.mark.parametrize("ratio", [1.3, 3.0])
 def test_logit_changes_are_on_a_log_scale_however_near(ratio):
     axes = training_curves._logit_changes_figure(routed(2, 3, ratio)).axes[1]
-    heights = axes.transData.transform([(1, ratio ** -n) for n in range(3)])[:, 1]
+    heights = axes.transData.transform([(1, ratio**-n) for n in range(3)])[:, 1]
     a, b = -np.diff(heights)
     assert a == pytest.approx(b, rel=0.01) and a > 0
 
 
 def test_logit_changes_of_odd_rows():
-    rows = [*routed(3, 3), dict(epoch=4.0, logit_change=[0.5]), dict(step=500, logit_change=[1.0]),
-            dict(step=600, epoch=None, logit_change=[1.0, 1.0]), validation(700, 1.0),
-            dict(step=800, epoch=8.0, logit_change=None), dict(epoch=9.0, logit_change=[NAN, None])]
+    rows = [
+        *routed(3, 3),
+        dict(epoch=4.0, logit_change=[0.5]),
+        dict(step=500, logit_change=[1.0]),
+        dict(step=600, epoch=None, logit_change=[1.0, 1.0]),
+        validation(700, 1.0),
+        dict(step=800, epoch=8.0, logit_change=None),
+        dict(epoch=9.0, logit_change=[NAN, None]),
+    ]
     axes = training_curves._logit_changes_figure(rows).axes[1]
     assert [len(drawn) for drawn in lines(axes).values()] == [4, 3]
     for empty in ([], run(), routed(5, 1), [dict(step=1, epoch=1.0, logit_change=[NAN])]):

@@ -20,15 +20,13 @@ from experiments.tasks import figures, response_curves
 from experiments.training import evaluate as evaluate_module
 from experiments.training.devices import cache_folder
 
-# What the program adds to the loop
-
 
 def dataset(n=30):
     images, labels = digits(n), np.arange(n, dtype=np.int32) % 10
     return datasets.Dataset("some", "nowhere", *(images, labels) * 3, tuple("0123456789"))
 
 
-def test_stream():
+def test_pipeline_translates_training_and_held_out_digits_on_the_canvas():
     """Trained on anywhere on the canvas; held out at places that stay; digits in the middle."""
     some = dataset()
     stream = affnist_task.canvas_pipeline(affnist.PROGRAM.defaults, some)
@@ -49,20 +47,27 @@ def test_stream():
         np.testing.assert_allclose(255 * stream.input(pixels), canvases[0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("changes, problem", [
-    ({"validation_fraction": 0.0}, "--stop_at=99.23 needs a --validation_fraction"),
-    ({"affnist_dir": "x"}, "--affnist_dir goes with MNIST, not with --dataset=some"),
-])
-def test_flags_that_contradict(changes, problem):
+@pytest.mark.parametrize(
+    "changes, problem",
+    [
+        ({"validation_fraction": 0.0}, "--stop_at=99.23 needs a --validation_fraction"),
+        ({"affnist_dir": "x"}, "--affnist_dir goes with MNIST, not with --dataset=some"),
+    ],
+)
+def test_contradicting_flags_are_refused(changes, problem):
     small = dataset()._replace(class_names=("0", "1"))
     with pytest.raises(UserError, match=problem):
-        affnist_task.canvas_pipeline(dataclasses.replace(affnist.PROGRAM.defaults, **changes), small)
+        affnist_task.canvas_pipeline(
+            dataclasses.replace(affnist.PROGRAM.defaults, **changes), small
+        )
 
 
-def test_enough():
+def test_training_stops_at_the_required_accuracy():
     def ends(*errors, stop_at=99.23):
         rows = [{"loss": 1.0}, *({"validation_error": e} for e in errors), {"loss": 0.5}]
-        return affnist_task.should_stop(dataclasses.replace(affnist.PROGRAM.defaults, stop_at=stop_at), rows)
+        return affnist_task.should_stop(
+            dataclasses.replace(affnist.PROGRAM.defaults, stop_at=stop_at), rows
+        )
 
     assert not ends() and not ends(0.78) and ends(0.77) and ends(2.0, 0.5) and not ends(0.5, 2.0)
     assert ends(100 * (1 - float(np.float32(0.9923))))
@@ -73,8 +78,10 @@ def test_response_curves_transform_as_they_say(monkeypatch):
     """A classifier that is right about images that are as they were drawn here."""
     monkeypatch.setattr(response_curves, "CURVES", {"scale": (0.5, 1, 1.5), "shift_x": (-2, 0, 2)})
     images, labels = affnist_images.pad_to_canvas(digits(4)), np.arange(4)
-    wanted = [*(Affine(scale_x=s, scale_y=s) for s in (0.5, 1.0, 1.5)),
-              *(Affine(shift_x=x) for x in (-2.0, 0.0, 2.0))]
+    wanted = [
+        *(Affine(scale_x=s, scale_y=s) for s in (0.5, 1.0, 1.5)),
+        *(Affine(shift_x=x) for x in (-2.0, 0.0, 2.0)),
+    ]
     seen, exactly = [], jax.jit(warp)
 
     def evaluate(pixels, given):
@@ -107,12 +114,22 @@ def quick(monkeypatch):
     monkeypatch.setattr(response_curves, "CURVES", few)
 
 
-def test_program(quick, tmp_path, capsys):
+def test_runs_stop_early_continue_and_read_official_files(quick, tmp_path, capsys):
     """It stops early and stays so; goes on where nothing is to be reached; takes real files."""
     config = dataclasses.replace(
-        affnist.PROGRAM.defaults, dataset="digits", preset="tiny", cache_dir="none", accelerator="cpu",
-        epochs=6, batch_size=96, log_every=3, stop_at=0.1, curve_images=20, num_devices=1,
-        workdir=str(tmp_path / "run"))
+        affnist.PROGRAM.defaults,
+        dataset="digits",
+        preset="tiny",
+        cache_dir="none",
+        accelerator="cpu",
+        epochs=6,
+        batch_size=96,
+        log_every=3,
+        stop_at=0.1,
+        curve_images=20,
+        num_devices=1,
+        workdir=str(tmp_path / "run"),
+    )
 
     def summary_of(**changes):
         train(dataclasses.replace(config, **changes))
@@ -124,7 +141,12 @@ def test_program(quick, tmp_path, capsys):
     assert first["affnist"] == "synthetic affNIST" and first["affnist_examples"] == 40
     assert first["affnist_error"] == 100 * first["affnist_errors"] / 40
     assert first["response_images"] == 20 and set(first["response"]) == {
-        "rotation", "shear", "scale", "shift_x", "shift_y"}
+        "rotation",
+        "shear",
+        "scale",
+        "shift_x",
+        "shift_y",
+    }
     assert "--curve_images" in first["command"] and "--preset=tiny" in first["command"]
     out = capsys.readouterr().out
     assert f"synthetic affNIST: {first['affnist_error']:.2f}% error" in out
@@ -141,15 +163,20 @@ def test_program(quick, tmp_path, capsys):
     assert "official" not in last["command"]
 
 
-@pytest.mark.parametrize("there, problem", [
-    (None, "no summary.json there"),
-    ("{", "is not understood"),
-    ('{"program": "mnist"}', "a run of mnist"),
-    ('{"program": "affnist"}', "'response'"),
-])
-def test_another_run_that_is_none(there, problem, tmp_path):
+@pytest.mark.parametrize(
+    "there, problem",
+    [
+        (None, "no summary.json there"),
+        ("{", "is not understood"),
+        ('{"program": "mnist"}', "a run of mnist"),
+        ('{"program": "affnist"}', "'response'"),
+    ],
+)
+def test_folder_to_compare_must_be_a_finished_affnist_run(there, problem, tmp_path):
     if there:
         (tmp_path / "summary.json").write_text(there)
-    config = dataclasses.replace(affnist.PROGRAM.defaults, dataset="digits", cache_dir="none", compare=str(tmp_path))
+    config = dataclasses.replace(
+        affnist.PROGRAM.defaults, dataset="digits", cache_dir="none", compare=str(tmp_path)
+    )
     with pytest.raises(UserError, match=re.escape(problem)):
         train(config)
