@@ -1,4 +1,13 @@
-"""Programs that use capsjax: data, accelerators, checkpoints, figures, tables.
+"""Commands that use capsjax, run from the repository root: ``python -m experiments.mnist``.
 
-Run from the repository root, for example ``python -m experiments.mnist``.
+The commands are the modules of this package; its folders hold what they are made of.
 """
+
+
+class UserError(Exception):
+    """A cause of failure that the user of a command can fix.
+
+    The message is one line that says what was wrong and what to do. Commands print it on
+    standard error and end with exit status 2, see :func:`experiments.config.flags.run`. It is
+    defined here so that reading data imports neither JAX nor the configuration.
+    """

@@ -41,10 +41,14 @@ def test_commands_parse(words):
     module, *arguments = words
     values = flags.FlagValues()
     program = importlib.import_module(module)
-    if hasattr(program, "define_flags"):  # a program with flags of its own
-        program.define_flags(values)
-    else:
+    if module == "experiments.sweep":  # whose flags depend on the program that it trains
+        program.define_flags(arguments, values)
+    elif hasattr(program, "PROGRAM"):
+        define_flags(program.PROGRAM.defaults, values)
+    elif hasattr(program, "DEFAULTS"):
         define_flags(program.DEFAULTS, values)
+    else:  # of the kernels
+        program.define_flags(values)
     words = values(["program", *arguments])[1:]
     assert not words or module == "experiments.predict"
 

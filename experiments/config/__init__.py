@@ -1,9 +1,9 @@
 """What a command line means: flags, the configuration that they give, and errors."""
 
+from experiments import UserError
 from experiments.config.experiment import Config
 from experiments.config.flags import names_of, setting
 from experiments.config.network import command, given_flags, network_config, resolve
-from experiments.errors import UserError
 
 __all__ = [
     "Config",

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from absl import flags
 
-from experiments.errors import UserError
+from experiments import UserError
 from kernels import cli
 
 Settings = TypeVar("Settings")  # a frozen dataclass

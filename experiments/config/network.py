@@ -6,9 +6,9 @@ from capsjax.models import PRESETS, CapsNetConfig, preset
 from capsjax.models import Config as ModelConfig
 from capsjax.recipes import RECIPES
 from capsjax.routing import PassKernels, make_routing, options_of
+from experiments import UserError
 from experiments.config.experiment import Config
 from experiments.config.flags import names_of
-from experiments.errors import UserError
 
 # Fields of the configuration that are handed to the network as they are.
 SAME_NAME = (

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.io
 
+from experiments import UserError
 from experiments.data.affine import Affine, ink_bounds, warp
 from experiments.data.augment import random_shift
 from experiments.data.errors import first_line
-from experiments.errors import UserError
 
 BORDER = 6
 SEED = 2013

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.errors import UserError
+from experiments import UserError
 
 
 class Preprocessing(NamedTuple):

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments import UserError
 from experiments.data import npz, tfds
 from experiments.data.errors import DatasetUnavailable, first_line
-from experiments.errors import UserError
 
 DIGITS_SOURCE = "scikit-learn digits, 8x8 enlarged to 28x28"
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from capsjax import map_batches
+from experiments import UserError
 from experiments.data.augment import pad, random_shift, to_unit
-from experiments.errors import UserError
 
 MARGIN = 4  # pixels of the canvas around an unshifted digit
 TEST_SEED = 20171026  # the same for all runs

@@ -1,6 +1,6 @@
 """Errors of data sets that the user can fix."""
 
-from experiments.errors import UserError
+from experiments import UserError
 
 
 class DatasetUnavailable(UserError):

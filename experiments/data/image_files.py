@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from experiments.errors import UserError
+from experiments import UserError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SMALLEST, LARGEST = 4, 1024  # pixels of a side; larger images are reduced when they are read

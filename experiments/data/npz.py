@@ -5,8 +5,8 @@ import zlib
 
 import numpy as np
 
+from experiments import UserError
 from experiments.data.errors import first_line
-from experiments.errors import UserError
 
 ARRAY_SPECS = {  # dtype and rank
     "train_images": (np.uint8, 4),

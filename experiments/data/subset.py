@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from experiments import UserError
 from experiments.data.datasets import Dataset
-from experiments.errors import UserError
 
 
 def limit_training_examples(dataset: Dataset, count: int) -> Dataset:

@@ -14,9 +14,9 @@ import threading
 
 import numpy as np
 
+from experiments import UserError
 from experiments.data import npz
 from experiments.data.errors import DatasetUnavailable, first_line
-from experiments.errors import UserError
 
 IMAGE_KEYS = ("image", "image2")  # names of features in TFDS
 LABEL_KEYS = ("label", "label_category")
