@@ -1,13 +1,13 @@
-"""CapsNet on CIFAR-10, as section 7 of the paper has it: crops, 64 primary types, leaky routing.
+"""CapsNet on CIFAR-10, as in section 7 of the paper: crops, 64 primary types, leaky routing.
 
-    python -m experiments.cifar10                              one network, 24x24 crops
-    python -m experiments.cifar10 --ensemble=7                 the paper's 10.6%
-    python -m experiments.cifar10 --dataset=digits --preset=tiny --steps=20    a minute's check
+    python -m experiments.cifar10                              one network on 24x24 crops
+    python -m experiments.cifar10 --ensemble=7                 the paper reports 10.6% test error
+    python -m experiments.cifar10 --dataset=digits --preset=tiny --steps=20    one minute, a check
 
 Convolutions are padded as in the authors' code, which trains each network for 600,000 steps of 128
-images (about 1,600 epochs) and reaches 10.6% test error with seven. That has not been run here:
-days on a GPU, by a guess. The data come from TensorFlow Datasets, or as arrays of your own
-(--dataset=PATH.npz). Routing is leaky: a capsule may belong to none of the classes.
+images (about 1,600 epochs) and reaches 10.6% test error with seven networks. This has not been run
+here; we estimate that it takes days on a GPU. The data come from TensorFlow Datasets, or are your
+own arrays (--dataset=PATH.npz). With leaky routing a capsule may be assigned to none of the classes.
 """
 
 from experiments.tasks.base import Program

@@ -1,12 +1,12 @@
-"""CapsNet on smallNORB: stereo pairs of toys as two channels, 48x48, crops of 32x32.
+"""CapsNet on smallNORB: stereo pairs of toys, halved to 48x48 pixels, crops of 32x32.
 
-    python -m experiments.smallnorb                            the paper's 2.7%
-    python -m experiments.smallnorb --noreconstruction         standardised pixels
+    python -m experiments.smallnorb                            the paper reports 2.7% test error
+    python -m experiments.smallnorb --noreconstruction         standardized pixels
 
-The paper takes its MNIST network as it is and reports 2.7% test error; its schedule is not stated
-and nothing of it has been run here: 24,300 training images, so an epoch takes half as long as one
-of MNIST. A sigmoid draws no negative numbers, so pixels stay in [0, 1] with reconstruction; the
-authors' code standardises them, which --noreconstruction does too.
+The paper uses its MNIST network unchanged and reports 2.7% test error; it does not state the
+schedule, and no result has been measured here. An epoch has 24,300 training images and takes about
+half as long as one of MNIST. The decoder ends in a sigmoid, so that with reconstruction pixels stay
+in [0, 1]; --noreconstruction standardizes them, as the authors' code does.
 """
 
 from experiments.tasks.base import Program

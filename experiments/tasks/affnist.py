@@ -12,7 +12,7 @@ from experiments.data.affnist_images import (
     transform_images,
     translate_images,
 )
-from experiments.data.augment import pad, random_shift, to_unit
+from experiments.data.augment import pad, random_shifts_on_canvas, to_unit
 from experiments.data.batching import ImageSource
 from experiments.data.datasets import Dataset
 from experiments.tasks import response_curves
@@ -63,9 +63,10 @@ def canvas_pipeline(config: AffnistConfig, dataset: Dataset) -> InputPipeline:
         response_curves.finished_summary(config.compare)
     height, width, channels = dataset.image_shape
 
+    train, _ = random_shifts_on_canvas(BORDER, config.max_shift)
+
     def example(key, source, row):
-        canvas = pad(source.images[row], BORDER)
-        return to_unit(random_shift(key, canvas, config.max_shift)), source.labels[row]
+        return train(key, source.images[row]), source.labels[row]
 
     @functools.cache
     def held_out(split):

@@ -26,7 +26,7 @@ class CropsConfig(Config):
 def random_crops(size: int, *, flip: bool = False, halve: bool = False) -> Task:
     """Returns the task of square crops, see :func:`experiments.data.augment.square_crops`.
 
-    Pixels are standardised, except with ``--reconstruction``: the decoder ends in a sigmoid, so
+    Pixels are standardized, except with ``--reconstruction``: the decoder ends in a sigmoid, so
     that they have to stay in [0, 1].
     """
 
