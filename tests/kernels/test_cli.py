@@ -12,9 +12,9 @@ TOO_LARGE = "jax.block_until_ready(jax.jit(lambda: jnp.zeros((2**20, 2**20, 2**2
 
 def end(body, *arguments, **options):
     """What a program says whose main is ``body``."""
-    code = f"import sys, jax, jax.numpy as jnp\nfrom kernels import program\ndef main():\n {body}\n"
+    code = f"import sys, jax, jax.numpy as jnp\nfrom kernels import cli\ndef main():\n {body}\n"
     return subprocess.run(
-        [sys.executable, "-c", code + "program.run(main)", *arguments],
+        [sys.executable, "-c", code + "cli.run(main)", *arguments],
         cwd=ROOT, text=True, timeout=120, stderr=subprocess.PIPE, **options)
 
 
