@@ -27,9 +27,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from capsjax.routing import PassInputs, normalize
+from capsjax.routing import PassInputs
 from capsjax.routing.agreement import even_coupling
-from kernels.blocks import Unsupported, dot, pad, unpad
+from kernels import routing_steps_tpu as steps
+from kernels.blocks import Unsupported, pad, unpad
 from kernels.routing_blocks import input_specs, pad_inputs, unpad_gradients
 
 
@@ -83,16 +84,16 @@ def _sum_over_capsules(kernel, inputs, states, normalizer, config, interpret):
 
 
 def _forward_kernel(inputs_ref, V_ref, S_ref, c_ref, *, normalizer):
-    _zero_at_first_step(S_ref)
-    _set_coupling(c_ref, inputs_ref, V_ref, normalizer)
-    _add_weighted_votes(S_ref, inputs_ref, c_ref)
+    steps.zero_at_first_step(S_ref)
+    steps.set_coupling(c_ref, inputs_ref, V_ref, normalizer)
+    steps.add_weighted_votes(S_ref, inputs_ref, c_ref)
 
 
 def _backward_state_kernel(inputs_ref, V_ref, dS_ref, dV_ref, c_ref, db_ref, *, normalizer):
-    _zero_at_first_step(dV_ref)
-    _set_coupling(c_ref, inputs_ref, V_ref, normalizer)
-    _set_logit_gradient(db_ref, c_ref, inputs_ref, dS_ref)
-    _add_weighted_votes(dV_ref, inputs_ref, db_ref)
+    steps.zero_at_first_step(dV_ref)
+    steps.set_coupling(c_ref, inputs_ref, V_ref, normalizer)
+    steps.set_logit_gradient(db_ref, c_ref, inputs_ref, dS_ref)
+    steps.add_weighted_votes(dV_ref, inputs_ref, db_ref)
 
 
 def backward_inputs(
@@ -128,91 +129,23 @@ def backward_inputs(
 def _backward_inputs_kernel(
     inputs_ref, Vs_ref, dSs_ref, dinputs_ref, c_ref, db_ref, *, normalizer, constant
 ):
-    _zero_at_first_step(dinputs_ref.W)
+    steps.zero_at_first_step(dinputs_ref.W)
     if dinputs_ref.prior is not None:
-        _zero_at_first_step(dinputs_ref.prior)
+        steps.zero_at_first_step(dinputs_ref.prior)
 
     dinputs_ref.u[...] = jnp.zeros(dinputs_ref.u.shape, dinputs_ref.u.dtype)
     for t in range(len(dSs_ref)):
         if even := t == len(Vs_ref):
             c_ref[...] = jnp.full(c_ref.shape, even_coupling(len(c_ref), normalizer), c_ref.dtype)
         else:
-            _set_coupling(c_ref, inputs_ref, Vs_ref.at[t], normalizer)
-        _add_products(dinputs_ref, inputs_ref, c_ref, dSs_ref.at[t])
+            steps.set_coupling(c_ref, inputs_ref, Vs_ref.at[t], normalizer)
+        steps.add_products(dinputs_ref, inputs_ref, c_ref, dSs_ref.at[t])
         if even or constant:
             continue
-        _set_logit_gradient(db_ref, c_ref, inputs_ref, dSs_ref.at[t])
-        _add_products(dinputs_ref, inputs_ref, db_ref, Vs_ref.at[t])
+        steps.set_logit_gradient(db_ref, c_ref, inputs_ref, dSs_ref.at[t])
+        steps.add_products(dinputs_ref, inputs_ref, db_ref, Vs_ref.at[t])
         if dinputs_ref.prior is not None:
             dinputs_ref.prior[...] += jnp.sum(db_ref[...], axis=2, keepdims=True)
-
-
-# Steps of the kernels. They read and write references to blocks; weights_ref is c or db.
-
-
-def _zero_at_first_step(total_ref):
-    """Sets a sum over the inner axis of the grid to zero before anything is added."""
-
-    @pl.when(pl.program_id(1) == 0)
-    def _():
-        total_ref[...] = jnp.zeros(total_ref.shape, total_ref.dtype)
-
-
-def _set_coupling(c_ref, inputs_ref, V_ref, normalizer):
-    _set_dots(c_ref, inputs_ref, V_ref)
-    logits = c_ref[...]
-    if inputs_ref.prior is not None:
-        logits += jnp.broadcast_to(inputs_ref.prior[...].astype(logits.dtype), logits.shape)
-    c_ref[...] = normalize(logits, normalizer, axis=0)
-
-
-def _set_logit_gradient(db_ref, c_ref, inputs_ref, dS_ref):
-    _set_dots(db_ref, inputs_ref, dS_ref)
-    mean = jnp.sum(c_ref[...] * db_ref[...], axis=0, keepdims=True)
-    db_ref[...] = c_ref[...] * (db_ref[...] - jnp.broadcast_to(mean, db_ref.shape))
-
-
-def _set_dots(out_ref, inputs_ref, y_ref):
-    """out_ij = u_i . W_ij^T y_j."""
-    u_ref, W_ref, _ = inputs_ref
-
-    @_for_each(len(out_ref))
-    def _(j):
-        total = jnp.zeros(out_ref.shape[1:], out_ref.dtype)
-        for k in range(len(u_ref)):
-            total += u_ref[k].astype(out_ref.dtype) * dot(W_ref[j, k], y_ref[j], (0, 0))
-        out_ref[j] = total
-
-
-def _add_weighted_votes(total_ref, inputs_ref, weights_ref):
-    """total_j += sum_i W_ij (w_ij u_i)."""
-    u_ref, W_ref, _ = inputs_ref
-
-    @_for_each(len(total_ref))
-    def _(j):
-        for k in range(len(u_ref)):
-            total_ref[j] += dot(W_ref[j, k], _times(weights_ref[j], u_ref[k]), (1, 0))
-
-
-def _add_products(dinputs_ref, inputs_ref, weights_ref, y_ref):
-    """du_i += sum_j w_ij W_ij^T y_j, and dW_ij += y_j (w_ij u_i)^T."""
-    (u_ref, W_ref, _), (du_ref, dW_ref, _) = inputs_ref, dinputs_ref
-
-    @_for_each(len(weights_ref))
-    def _(j):
-        for k in range(len(u_ref)):
-            du_ref[k] += weights_ref[j] * dot(W_ref[j, k], y_ref[j], (0, 0))
-            dW_ref[j, k] += dot(y_ref[j], _times(weights_ref[j], u_ref[k]), (1, 1))
-
-
-def _times(weights, u):
-    """Returns capsules times their weights, in the type of the capsules."""
-    return (weights * u.astype(weights.dtype)).astype(u.dtype)
-
-
-def _for_each(count):
-    """Returns a decorator that runs the function for j = 0 .. count-1."""
-    return lambda body: jax.lax.fori_loop(0, count, lambda j, _: body(j), None)
 
 
 # Arrays and blocks
