@@ -1,4 +1,4 @@
-"""Which kernel runs where, the votes' kernel behind its function, and bad input."""
+"""Which kernel runs where, the function of the votes kernels, and invalid input."""
 
 import types
 
@@ -14,7 +14,7 @@ from kernels.problems import PROBLEMS, SMALL
 
 
 def device(platform, **properties):
-    """What the choice looks at in a device that is not here."""
+    """Returns what the choice reads of a device that is not present."""
     return [types.SimpleNamespace(platform=platform, **properties)]
 
 
@@ -48,7 +48,7 @@ def test_kernels_on_their_own_device():
         (device("gpu", compute_capability="gfx942"), False, "A100's generation or later"),
     ],
 )
-def test_a_named_one_that_cannot_run_says_why_and_auto_does_not_care(devices, divided, reason):
+def test_pallas_that_cannot_run_raises_and_auto_falls_back(devices, divided, reason):
     with pytest.raises(ValueError, match=reason) as error:
         api.select("pallas", devices, divided=divided)
     assert "\n" not in str(error.value)
@@ -76,7 +76,7 @@ def test_auto_streams_what_a_kernel_refuses():
     np.testing.assert_allclose(pose, exact, rtol=1e-12)
 
 
-def test_too_many_parents_for_a_tpu():
+def test_too_many_output_capsules_for_a_tpu():
     spec = jax.ShapeDtypeStruct
     inputs = PassInputs(spec((8, 128, 128), "float32"), spec((128, 8, 2000, 16), "float32"))
     V = spec((2000, 16, 128), "float32")
