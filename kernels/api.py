@@ -37,10 +37,10 @@ def pass_kernels(platform: str, *, interpret=False) -> PassKernels:
       ValueError: unknown platform.
     """
     module = _module("routing_pass", platform)
-    functions = (getattr(module, name) for name in PassKernels._fields)
-    return PassKernels(
-        *(functools.partial(function, interpret=interpret) for function in functions)
-    )
+    names = ("forward", "backward_state", "backward_inputs")
+    passes = (functools.partial(getattr(module, name), interpret=interpret) for name in names)
+    how = {"implementation": "pallas_interpret" if interpret else "pallas", "platform": platform}
+    return PassKernels(*passes, votes=functools.partial(prediction_vectors, **how))
 
 
 def select(name: str, devices: Sequence[jax.Device], *, divided: bool = False) -> str | PassKernels:
@@ -50,7 +50,8 @@ def select(name: str, devices: Sequence[jax.Device], *, divided: bool = False) -
       name: one of :data:`IMPLEMENTATIONS`. ``naive`` and ``stream``: see
         :func:`capsjax.routing.route`. ``pallas``: the kernels of this package.
         ``pallas_interpret``: the same in Pallas' interpreter, on any device, slowly.
-        ``auto``: ``pallas`` where it runs, otherwise what the library chooses.
+        ``auto``: ``pallas`` where it runs and votes are not needed, otherwise what the library
+        chooses.
       devices: those that the program runs on, of one kind.
       divided: the compiler divides the program among them (``jit`` over several devices),
         which it cannot do with a kernel; ``shard_map`` and ``pmap`` call it on each part.
@@ -80,7 +81,7 @@ def select(name: str, devices: Sequence[jax.Device], *, divided: bool = False) -
 
 
 def _or_stream(kernels: PassKernels) -> PassKernels:
-    """Returns kernels that stream what they do not support."""
+    """Returns kernels that stream what they do not support, and leave votes to XLA."""
 
     def first(kernel, other, *args):
         try:
@@ -88,7 +89,7 @@ def _or_stream(kernels: PassKernels) -> PassKernels:
         except Unsupported:
             return other(*args)
 
-    pairs = zip(kernels, stream.STREAM)
+    pairs = zip(kernels, stream.STREAM[:3])
     return PassKernels(*(functools.partial(first, kernel, other) for kernel, other in pairs))
 
 

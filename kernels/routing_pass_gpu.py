@@ -43,7 +43,7 @@ def forward(inputs: PassInputs, V, normalizer: str, *, config=DEFAULT, interpret
 
 
 def backward_state(
-    inputs: PassInputs, V, dS, normalizer: str, dinputs: None, *, config=DEFAULT, interpret=False
+    inputs: PassInputs, V, dS, normalizer: str, input_grads, *, config=DEFAULT, interpret=False
 ):
     """Returns dV ``[J, D, B]`` alone; see :class:`capsjax.routing.PassKernels`."""
     kernel = _backward_state_kernel

@@ -54,7 +54,7 @@ def forward(inputs: PassInputs, V, normalizer: str, *, config=DEFAULT, interpret
 
 
 def backward_state(
-    inputs: PassInputs, V, dS, normalizer: str, dinputs: None, *, config=DEFAULT, interpret=False
+    inputs: PassInputs, V, dS, normalizer: str, input_grads, *, config=DEFAULT, interpret=False
 ):
     """Returns dV ``[J, D, B]`` alone; see :class:`capsjax.routing.PassKernels`."""
     kernel = _backward_state_kernel
@@ -127,25 +127,25 @@ def backward_inputs(
 
 
 def _backward_inputs_kernel(
-    inputs_ref, Vs_ref, dSs_ref, dinputs_ref, c_ref, db_ref, *, normalizer, constant
+    inputs_ref, Vs_ref, dSs_ref, input_grads_ref, c_ref, db_ref, *, normalizer, constant
 ):
-    steps.zero_at_first_step(dinputs_ref.W)
-    if dinputs_ref.prior is not None:
-        steps.zero_at_first_step(dinputs_ref.prior)
+    steps.zero_at_first_step(input_grads_ref.W)
+    if input_grads_ref.prior is not None:
+        steps.zero_at_first_step(input_grads_ref.prior)
 
-    dinputs_ref.u[...] = jnp.zeros(dinputs_ref.u.shape, dinputs_ref.u.dtype)
+    input_grads_ref.u[...] = jnp.zeros(input_grads_ref.u.shape, input_grads_ref.u.dtype)
     for t in range(len(dSs_ref)):
         if even := t == len(Vs_ref):
             c_ref[...] = jnp.full(c_ref.shape, even_coupling(len(c_ref), normalizer), c_ref.dtype)
         else:
             steps.set_coupling(c_ref, inputs_ref, Vs_ref.at[t], normalizer)
-        steps.add_products(dinputs_ref, inputs_ref, c_ref, dSs_ref.at[t])
+        steps.add_products(input_grads_ref, inputs_ref, c_ref, dSs_ref.at[t])
         if even or constant:
             continue
         steps.set_logit_gradient(db_ref, c_ref, inputs_ref, dSs_ref.at[t])
-        steps.add_products(dinputs_ref, inputs_ref, db_ref, Vs_ref.at[t])
-        if dinputs_ref.prior is not None:
-            dinputs_ref.prior[...] += jnp.sum(db_ref[...], axis=2, keepdims=True)
+        steps.add_products(input_grads_ref, inputs_ref, db_ref, Vs_ref.at[t])
+        if input_grads_ref.prior is not None:
+            input_grads_ref.prior[...] += jnp.sum(db_ref[...], axis=2, keepdims=True)
 
 
 # Arrays and blocks
