@@ -1,15 +1,18 @@
 """Pallas kernels for the operations that capsjax defines in plain JAX.
 
-- :mod:`kernels.api`: which implementation runs where; the only file that programs need
-- ``routing_pass_tpu``, ``routing_pass_gpu``: the sweeps of routing, without votes
-- ``prediction_vectors_tpu``, ``prediction_vectors_gpu``: votes held whole
-- ``blocks``: padding and products that all of them share
-- ``problems``: named shapes, for tests, bench and aot alike
-- ``targets``, ``aot``: compiling for TPUs and GPUs that are not here
-- ``bench``: what is fast on the device that is
+- :mod:`kernels.api`: which implementation runs where; the only file that commands need
+- ``routing_pass_tpu``, ``routing_pass_gpu``: the passes of routing, without votes
+- ``routing_steps_tpu``, ``routing_steps_gpu``, ``routing_blocks``: the parts of these kernels
+- ``prediction_vectors_tpu``, ``prediction_vectors_gpu``: materialized votes
+- ``blocks``: padding and products that all kernels share
+- ``problems``: named shapes, for tests, bench and aot
+- ``targets``, ``aot``: compilation for TPUs and GPUs that are not present
+- ``bench``: speed on the device that is present
+- ``cli``: what all commands share
 
-TPU kernels are Mosaic's, v4 and later. GPU kernels are Triton's, for NVIDIA's A100 and later;
-JAX has deprecated that backend in favour of Mosaic GPU, so it stays inside two files.
+TPU kernels use Mosaic and run on v4 and later. GPU kernels use Triton and run on NVIDIA's A100
+and later; JAX has deprecated that backend in favour of Mosaic GPU, so only the files whose names
+end in ``_gpu`` use it.
 
 Run from the repository root; the wheel does not contain this folder, because Hugging Face
 publishes a package of the same name. Nothing in capsjax imports it.

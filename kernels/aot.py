@@ -1,14 +1,14 @@
-"""What routing costs on TPUs and NVIDIA GPUs, from their compilers alone.
+"""Reports what routing costs on TPUs and NVIDIA GPUs, from their compilers alone.
 
-``python -m kernels.aot --target=tpu_v5e`` compiles, for a device that need not be there (see
-:mod:`kernels.targets`), five programs of every implementation: one sweep over the input
+``python -m kernels.aot --target=tpu_v5e`` compiles, for a device that need not be present (see
+:mod:`kernels.targets`), five programs of every implementation: one pass over the input
 capsules (pass), routing of three iterations, both also with gradients, and the training step
-of a whole CapsNet. Nothing is run, hence nothing is timed. A row of the table tells
+of a whole CapsNet. Nothing is run, hence nothing is timed. A row of the table has
 
-* temporaries: memory besides arguments and results; on a TPU without what stays in VMEM;
+* temporaries: memory in addition to arguments and results; on a TPU without VMEM;
 * accessed: bytes that XLA's cost analysis counts, VMEM included. None for GPUs ("-"); a lower
   bound (">") where a program has loops, whose body counts once;
-* the largest array, and where there are votes, arrays of B*I*J*D elements: in "memory", in
+* the largest array, and where votes (arrays of B*I*J*D elements) are found: in "memory", in
   "VMEM", "fused" (values inside one kernel of XLA), or "no".
 """
 
@@ -32,7 +32,7 @@ from kernels.problems import PROBLEMS
 
 IMPLEMENTATIONS = ("naive", "stream", "pallas")
 TARGETS = {name: (name,) for name in targets.TARGETS} | {"all": targets.TARGETS}
-# The networks that the first words of the names of problems mean; cifar with I = 9216.
+# The network of each problem, by the first word of the problem's name; cifar has I = 9216.
 NETWORKS = {
     "mnist": capsjax.preset("capsnet_mnist"),
     "multimnist": capsjax.preset("capsnet_multimnist"),
@@ -41,36 +41,36 @@ NETWORKS = {
 
 
 def programs(name: str, dtype: str, implementation) -> dict[str, tuple]:
-    """Functions and their arguments, for a problem and an implementation: naive, or Sweeps."""
+    """Returns functions and their arguments; the implementation is naive or PassKernels."""
     p, spec = PROBLEMS[name], jax.ShapeDtypeStruct
     normalizer, arrays = p.normalizer, p.specs(dtype)
     prior = spec((p.J, p.I), "float32") if p.prior else None
     inputs = PassInputs(spec((p.K, p.I, p.B), dtype), spec((p.J, p.K, p.D, p.I), dtype), prior)
     V = spec((p.J, p.D, p.B), "float32")
 
-    def sweep(inputs, V):
-        forward = _naive_sweep if implementation == "naive" else implementation.forward
+    def one_pass(inputs, V):
+        forward = _naive_pass if implementation == "naive" else implementation.forward
         return forward(inputs, V, normalizer)
 
-    def sweep_gradients(inputs, V):
+    def pass_gradients(inputs, V):
         if implementation == "naive":
-            return jax.value_and_grad(lambda *xs: jnp.sum(sweep(*xs) ** 2), (0, 1))(inputs, V)
-        dS = 2 * sweep(inputs, V)
+            return jax.value_and_grad(lambda *xs: jnp.sum(one_pass(*xs) ** 2), (0, 1))(inputs, V)
+        dS = 2 * one_pass(inputs, V)
         dV, dinputs = implementation.backward_state(inputs, V, dS, normalizer, None)
         if dinputs is None:
             dinputs = implementation.backward_inputs(inputs, V[None], dS[None], normalizer, False)
         return jnp.sum(dS**2) / 4, (dinputs, dV)
 
-    def of_turned(function):
-        # Arguments lie as the kernels turn them, so that a sweep is the kernel and nothing else.
+    def of_transposed(function):
+        # W has the layout of the kernels, so that a pass is the kernel and nothing else.
         return lambda inputs, V: function(inputs._replace(W=inputs.W.transpose(3, 1, 0, 2)), V)
 
     def routing(arrays):
         return p.route(arrays, implementation=implementation).pose
 
     out = {
-        "pass": (of_turned(sweep), inputs, V),
-        "pass, gradients": (of_turned(sweep_gradients), inputs, V),
+        "pass": (of_transposed(one_pass), inputs, V),
+        "pass, gradients": (of_transposed(pass_gradients), inputs, V),
         "routing": (routing, arrays),
         "routing, gradients": (jax.value_and_grad(lambda xs: jnp.sum(routing(xs) ** 2)), arrays),
     }
@@ -80,8 +80,8 @@ def programs(name: str, dtype: str, implementation) -> dict[str, tuple]:
     return out
 
 
-def _naive_sweep(inputs, V, normalizer):
-    """The sweep ``forward`` with the votes ``[J, D, I, B]`` held."""
+def _naive_pass(inputs, V, normalizer):
+    """Computes the pass ``forward`` with materialized votes ``[J, D, I, B]``."""
     votes = jnp.einsum("ikjd,kib->jdib", inputs.W, inputs.u, preferred_element_type=V.dtype)
     prior = 0 if inputs.prior is None else inputs.prior[:, :, None]
     logits = jnp.einsum("jdib,jdb->jib", votes, V) + prior
@@ -89,7 +89,7 @@ def _naive_sweep(inputs, V, normalizer):
 
 
 def _step(problem, config):
-    """The training step of a network, and its arguments."""
+    """Returns the training step of a network, and its arguments."""
     assert config.input_capsules == problem.I, config
     model, optimizer = capsjax.create_model(config), capsjax.adam()
     step = capsjax.make_train_step(capsjax.capsnet_loss(model), optimizer)
@@ -100,7 +100,7 @@ def _step(problem, config):
 
 
 def describe(compiled: jax.stages.Compiled, votes: int) -> dict:
-    """What a row tells of a compiled program; ``votes`` is their number of elements."""
+    """Returns the row of a compiled program; ``votes`` is the number of their elements."""
     text, memory = compiled.as_text(), compiled.memory_analysis()
     arrays = list(_arrays(text))
     elements, largest, _ = max(arrays)
@@ -117,7 +117,7 @@ def describe(compiled: jax.stages.Compiled, votes: int) -> dict:
 
 
 def _arrays(text):
-    """Number of elements, type and shape, and place, of every array in compiled HLO."""
+    """Yields the number of elements, type and shape, and place of arrays in compiled HLO."""
     fusions = set(re.findall(r" fusion\(.*calls=%?([\w.-]+)", text))
     array = re.compile(r"\b((?:pred|bf16|[fsuc]\d\w*)\[([\d,]+)\])(\{[^}]*\})?")
     fused = False
@@ -131,7 +131,7 @@ def _arrays(text):
 
 
 def table(target: str, name: str, dtype: str, implementations: list[str]) -> list[dict]:
-    """Compile the programs of all implementations, and print a row as soon as there is one."""
+    """Compiles the programs of all implementations, and prints each row at once."""
     votes = PROBLEMS[name].votes_bytes // 4
     print(f"\n{target}, {name}, {dtype}; votes have {votes:,} elements; memory in 10^6 bytes\n")
     print("|implementation|function|temporaries|accessed|arguments|largest array|votes|")
@@ -142,7 +142,7 @@ def table(target: str, name: str, dtype: str, implementations: list[str]) -> lis
             rows.append({"target": target, "implementation": label, "function": function})
             try:
                 rows[-1] |= describe(targets.compile(*call, target=target), votes)
-            except Exception as error:  # of whatever type: the compiler refuses a program
+            except Exception as error:  # compilers raise errors of various types
                 rows[-1]["error"] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             print(_markdown(rows[-1]), flush=True)
     return rows
@@ -166,29 +166,33 @@ def _markdown(row):
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     common = {"flag_values": flag_values}
-    flags.DEFINE_enum("target", None, TARGETS, "compile for", required=True, **common)
-    flags.DEFINE_enum("problem", "mnist_b128", list(PROBLEMS), "sizes", **common)
-    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of u and W", **common)
-    flags.DEFINE_list("implementation", ",".join(IMPLEMENTATIONS), "of routing", **common)
+    flags.DEFINE_enum("target", None, TARGETS, "device to compile for", required=True, **common)
+    flags.DEFINE_enum(
+        "problem", "mnist_b128", list(PROBLEMS), "sizes of the routed layer", **common
+    )
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "type of u and W", **common)
+    flags.DEFINE_list(
+        "implementation", ",".join(IMPLEMENTATIONS), "of routing, comma-separated", **common
+    )
     flags.register_validator(
         "implementation",
         lambda names: set(names) <= set(IMPLEMENTATIONS),
         f"must be among {', '.join(IMPLEMENTATIONS)}",
         **common,
     )
-    flags.DEFINE_string("json", None, "file for the rows", **common)
+    flags.DEFINE_string("json", None, "file to write the rows to", **common)
 
 
 def main():
-    """Compile and print.
+    """Compiles, and prints the table.
 
     Raises:
       ValueError: the compiler of a target is not installed.
     """
     F = flags.FLAGS
-    for lack in filter(None, map(targets.available, TARGETS[F.target])):
-        raise ValueError(lack)
-    jax.config.update("jax_platforms", "cpu")  # an accelerator that is there is left alone
+    for reason in filter(None, map(targets.why_unavailable, TARGETS[F.target])):
+        raise ValueError(reason)
+    jax.config.update("jax_platforms", "cpu")  # an accelerator that is present is not used
     names = ("target", "problem", "dtype", "implementation")
     options = [F[name].serialize() for name in names if F[name].present]
     about = {

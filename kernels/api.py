@@ -1,13 +1,14 @@
 """Which implementation runs where: the kernels behind one name.
 
 ``auto`` takes the best that can run and never fails; a named implementation that cannot run
-says why. Neither looks at how large the problem is: what a kernel cannot take it refuses with
-:class:`~kernels.blocks.Unsupported` while it is traced, and ``auto`` then streams.
+raises an error with the reason. Neither depends on the size of the problem: a kernel refuses
+what it cannot take with :class:`~kernels.blocks.Unsupported` while it is traced, and ``auto``
+then streams.
 """
 
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 
 import chex
@@ -25,20 +26,38 @@ VOTES_IMPLEMENTATIONS = ("auto", "xla", "pallas", "pallas_interpret")
 PLATFORMS = ("tpu", "gpu")
 
 
+def pass_kernels(platform: str, *, interpret=False) -> PassKernels:
+    """Returns the kernels of routing for a platform, for :func:`capsjax.routing.route`.
+
+    Args:
+      platform: ``tpu`` or ``gpu``.
+      interpret: run in Pallas' interpreter, on any device; for tests.
+
+    Raises:
+      ValueError: unknown platform.
+    """
+    module = _module("routing_pass", platform)
+    names = ("forward", "backward_state", "backward_inputs")
+    passes = (functools.partial(getattr(module, name), interpret=interpret) for name in names)
+    how = {"implementation": "pallas_interpret" if interpret else "pallas", "platform": platform}
+    return PassKernels(*passes, votes=functools.partial(prediction_vectors, **how))
+
+
 def select(name: str, devices: Sequence[jax.Device], *, divided: bool = False) -> str | PassKernels:
-    """What to give to the library as the implementation of routing.
+    """Returns what the library takes as the implementation of routing.
 
     Args:
       name: one of :data:`IMPLEMENTATIONS`. ``naive`` and ``stream``: see
         :func:`capsjax.routing.route`. ``pallas``: the kernels of this package.
         ``pallas_interpret``: the same in Pallas' interpreter, on any device, slowly.
-        ``auto``: ``pallas`` where it runs, otherwise what the library chooses.
+        ``auto``: ``pallas`` where it runs and votes are not needed, otherwise what the library
+        chooses.
       devices: those that the program runs on, of one kind.
       divided: the compiler divides the program among them (``jit`` over several devices),
-        which it can't do with a kernel; ``shard_map`` and ``pmap`` hand it a whole part.
+        which it cannot do with a kernel; ``shard_map`` and ``pmap`` call it on each part.
 
     Raises:
-      ValueError: unknown name, or ``pallas`` where it can't run; one line that says why.
+      ValueError: unknown name, or ``pallas`` where it cannot run, with the reason in one line.
 
     Example:
       >>> select("auto", jax.devices("cpu"))
@@ -48,31 +67,34 @@ def select(name: str, devices: Sequence[jax.Device], *, divided: bool = False) -
         raise ValueError(
             f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, not {name!r}"
         )
+    device = devices[0]
     if name in ("naive", "stream"):
         return name
-    platform = devices[0].platform
     if name == "pallas_interpret":
-        return pass_kernels("gpu" if platform == "gpu" else "tpu", interpret=True)
-    why_not = _why_not(devices[0], divided)
-    if name == "pallas":
-        if why_not:
-            raise ValueError(why_not)
-        return pass_kernels(platform)
-    if why_not:
+        return pass_kernels("gpu" if device.platform == "gpu" else "tpu", interpret=True)
+    if reason := _why_not(device, divided):
+        if name == "pallas":
+            raise ValueError(reason)
         return "auto"
-    pairs = zip(pass_kernels(platform), stream.STREAM)
-    return PassKernels(*(functools.partial(_first, kernel, other) for kernel, other in pairs))
+    kernels = pass_kernels(device.platform)
+    return kernels if name == "pallas" else _or_stream(kernels)
 
 
-def _first(kernel: Callable, other: Callable, *args):
-    try:
-        return kernel(*args)
-    except Unsupported:
-        return other(*args)
+def _or_stream(kernels: PassKernels) -> PassKernels:
+    """Returns kernels that stream what they do not support, and leave votes to XLA."""
+
+    def first(kernel, other, *args):
+        try:
+            return kernel(*args)
+        except Unsupported:
+            return other(*args)
+
+    pairs = zip(kernels, stream.STREAM[:3])
+    return PassKernels(*(functools.partial(first, kernel, other) for kernel, other in pairs))
 
 
 def _why_not(device: jax.Device, divided: bool) -> str | None:
-    """The reason why kernels can't run on a device, or None."""
+    """Returns the reason why kernels can't run on a device, or None."""
     if device.platform not in PLATFORMS:
         return (
             f"pallas kernels run on TPU and NVIDIA GPU, not on {device.platform}; "
@@ -96,23 +118,6 @@ def _why_not(device: jax.Device, divided: bool) -> str | None:
     return None
 
 
-def pass_kernels(platform: str, *, interpret=False) -> PassKernels:
-    """The kernels of routing for a platform, to be given to :func:`capsjax.routing.route`.
-
-    Args:
-      platform: ``tpu`` or ``gpu``.
-      interpret: run by Pallas' interpreter, on any device; for tests.
-
-    Raises:
-      ValueError: unknown platform.
-    """
-    module = _module("routing_pass", platform)
-    functions = (getattr(module, name) for name in PassKernels._fields)
-    return PassKernels(
-        *(functools.partial(function, interpret=interpret) for function in functions)
-    )
-
-
 def _module(kernel: str, platform: str) -> ModuleType:
     if platform not in PLATFORMS:
         raise ValueError(f"platform must be one of {', '.join(PLATFORMS)}, not {platform!r}")
@@ -122,20 +127,20 @@ def _module(kernel: str, platform: str) -> ModuleType:
 def prediction_vectors(
     u: chex.Array, W: chex.Array, *, implementation: str = "auto", platform: str | None = None
 ) -> jax.Array:
-    r"""Votes :math:`\hat u_{j|i} = W_{ij} u_i` of a batch, for algorithms that need them whole.
+    r"""Computes the votes :math:`\hat u_{j|i} = W_{ij} u_i` of a batch, materialized.
 
     Args:
       u: outputs of the input capsules, ``[B, I, K]``.
       W: transformation matrices, ``[I, J, D, K]``, of the type of u.
       implementation: ``xla``, ``pallas``, ``pallas_interpret``, or ``auto``: the kernel on an
         accelerator, except for batches that do not fill the lanes of a TPU.
-      platform: whose kernel, ``tpu`` or ``gpu``; None for that of the default device.
+      platform: the platform of the kernel, ``tpu`` or ``gpu``; None for the default device's.
 
     Returns:
       Votes ``[B, I, J, D]``, float32 (XLA: float64 for float64).
 
     Raises:
-      ValueError: unknown implementation or platform, or a kernel where there is none.
+      ValueError: unknown implementation or platform, or a kernel on a platform without one.
       AssertionError: wrong or different types, or shapes that do not agree.
 
     Example:

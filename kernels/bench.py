@@ -1,19 +1,20 @@
-"""How fast routing and votes are on the device at hand, checked before they are timed.
+"""Measures how fast routing and votes are on this device, after checking their results.
 
     python -m kernels.bench --problem=mnist_b128 --implementation=naive,stream,pallas
     python -m kernels.bench --problem=all --implementation=all > results/kernels.jsonl
 
-One JSON line for each problem, implementation and function: routing of three iterations
+Prints one JSON line for each problem, implementation and function: routing of three iterations
 (routing), with gradients (routing, gradients), the votes, and those with gradients. Each line
 has
 
 * error: the worst, over all results, of the largest difference from float64 on the CPU,
   relative to the largest element; above ``tolerance`` nothing is timed and the exit status is 1
 * milliseconds: median and range of the repetitions
-* share_of_memory and share_of_arithmetic: of the time that reading the inputs once a sweep,
-  and writing the results, would take at the bandwidth of a copy; and of the time that the
-  multiplications would take at the rate of a 4096^3 matrix product of the same type (2048^3 on
-  CPU). Both are measured in the same run. The larger is the share of the limit.
+* share_of_memory: the share of the measured time that reading the inputs once per pass, and
+  writing the results, would take at the bandwidth of a copy
+* share_of_arithmetic: the share that the multiplications would take at the rate of a 4096^3
+  matrix product of the same type (2048^3 on CPU). Both limits are measured in the same run; the
+  larger share is the one that bounds the speed.
 
 ``--precision`` is ``jax.default_matmul_precision``: ``default`` is TensorFloat-32 for float32 on
 a recent GPU and bfloat16 on a TPU, hence its larger tolerance there.
@@ -39,14 +40,14 @@ FUNCTIONS = ("routing", "routing, gradients", "votes", "votes, gradients")
 ITERATIONS = 3
 SIDE = 2048  # of the matrices of a product, on CPU
 REPETITIONS = 15
-SECONDS = 0.02  # of one repetition, at least
+SECONDS = 0.02  # minimum of one repetition
 
 
 def function(name: str, problem: Problem, implementation) -> Callable | None:
-    """A function of the arrays of a problem; None where an implementation has no votes.
+    """Returns a function of the arrays of a problem; None if an implementation has no votes.
 
     Args:
-      name: one of :data:`FUNCTIONS`. implementation: naive, stream, or Sweeps.
+      name: one of :data:`FUNCTIONS`. implementation: naive, stream, or PassKernels.
     """
     kind, _, gradients = name.partition(", ")
     if kind == "routing":
@@ -64,40 +65,40 @@ def function(name: str, problem: Problem, implementation) -> Callable | None:
 
     if not gradients:
         return run
-    # Weights that differ, so that the gradient of the pose is no multiple of it.
+    # The sine gives every element its own weight: the gradient is no multiple of the pose.
     return jax.grad(lambda x: jnp.sum(jnp.sin(5 * run(x))))
 
 
 def exact(name: str, problem: Problem, dtype: str):
-    """The result in float64, on the CPU, from votes held whole."""
+    """Computes the result in float64, on the CPU, from materialized votes."""
     with jax.default_device(jax.devices("cpu")[0]), jax.enable_x64():
         arrays = {key: jnp.asarray(np.float64(x)) for key, x in problem.arrays(dtype).items()}
         return jax.device_get(jax.jit(function(name, problem, "naive"))(arrays))
 
 
 def error(got, expected) -> float:
-    """Largest difference of each array relative to its largest element; the worst."""
+    """Returns the worst, over arrays, of the largest difference relative to the largest element."""
 
     def one(a, b):
-        # The gradient by what is not used (the prior of votes) is zero.
+        # The gradient by an unused input (the prior, for votes) is zero.
         return float(np.max(np.abs(np.asarray(a, np.float64) - b)) / (np.max(np.abs(b)) or 1))
 
     return max(jax.tree.leaves(jax.tree.map(one, got, expected)))
 
 
 def tolerance(dtype: str, precision: str, platform: str) -> float:
-    """2e-5 for exact float32 products, 2e-2 where their operands are rounded."""
+    """Returns 2e-5 for exact float32 products, 2e-2 if their operands are rounded."""
     rounded = dtype != "float32" or (precision == "default" and platform != "cpu")
     return 2e-2 if rounded else 2e-5
 
 
 def cost(name: str, p: Problem, itemsize: int) -> tuple[int, int]:
-    """Bytes that have to move, and multiplications and additions, as the sweeps make them."""
+    """Returns the bytes moved, and the multiplications and additions of the passes."""
     u, W = p.B * p.I * p.K, p.I * p.J * p.D * p.K
     product = 2 * p.B * W
     votes = 4 * p.B * p.I * p.J * p.D
     return {
-        # An even sweep is one product, a sweep two; backward_state three; and
+        # A pass with even coupling is one product, any other two; backward_state three; and
         # backward_inputs four for every iteration, two for the even one.
         "routing": (ITERATIONS * (u + W) * itemsize, (2 * ITERATIONS - 1) * product),
         "routing, gradients": (
@@ -110,7 +111,7 @@ def cost(name: str, p: Problem, itemsize: int) -> tuple[int, int]:
 
 
 def seconds(run: Callable, *args) -> list[float]:
-    """Of one call of a compiled function, several times; calls overlap as in training."""
+    """Returns seconds per call of a compiled function, repeated; calls overlap as in training."""
 
     def calls(count):
         start = time.perf_counter()
@@ -125,21 +126,21 @@ def seconds(run: Callable, *args) -> list[float]:
 
 
 def limits(dtype: str) -> tuple[float, float]:
-    """Bytes a second of a copy, operations a second of a matrix product."""
+    """Returns bytes per second of a copy, and operations per second of a matrix product."""
     x = jnp.ones(2**26 if jax.default_backend() == "cpu" else 2**28, "float32")
     bandwidth = 2 * x.nbytes / np.median(seconds(jax.jit(jnp.negative), x))
     return float(bandwidth), matrix_rate(dtype)
 
 
 def matrix_rate(dtype: str = "float32") -> float:
-    """Operations a second of a product of two square matrices."""
+    """Returns operations per second of a product of two square matrices."""
     side = SIDE if jax.default_backend() == "cpu" else 2 * SIDE
     square = jnp.ones((side, side), dtype)
     return float(2 * side**3 / np.median(seconds(jax.jit(jnp.matmul), square, square)))
 
 
 def measure(name, problem_name, label, implementation, dtype, precision, limit) -> dict:
-    """One line."""
+    """Checks and times one function, and returns its line."""
     problem, device = PROBLEMS[problem_name], jax.devices()[0]
     row = {"problem": problem_name, "implementation": label, "function": name}
     row |= {"dtype": dtype, "precision": precision, "device_kind": device.device_kind}
@@ -164,7 +165,7 @@ def measure(name, problem_name, label, implementation, dtype, precision, limit) 
 
 
 def implementations(names: list[str]) -> dict:
-    """Names with what the library takes for them; ``all`` leaves out what can't run here.
+    """Returns implementations by name; ``all`` leaves out those that can't run here.
 
     Raises:
       ValueError: a named implementation can't run here, or is interpreted.
@@ -182,7 +183,9 @@ def implementations(names: list[str]) -> dict:
 
 def _implementation(name):
     if name == "pallas_interpret":
-        raise ValueError("--implementation=pallas_interpret: an interpreter's time says nothing")
+        raise ValueError(
+            "--implementation=pallas_interpret: the time of an interpreter is meaningless"
+        )
     return api.select(name, jax.devices())
 
 
@@ -198,12 +201,14 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
             f"must be all, or among {', '.join(values)}",
             **common,
         )
-    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of u and W", **common)
-    flags.DEFINE_enum("precision", "default", ["default", "highest"], "of products", **common)
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "type of u and W", **common)
+    flags.DEFINE_enum(
+        "precision", "default", ["default", "highest"], "of matrix products", **common
+    )
 
 
 def main() -> None:
-    """Check, measure, print.
+    """Checks, measures and prints.
 
     Raises:
       ValueError: see :func:`implementations`.

@@ -1,4 +1,4 @@
-"""What all programs do alike: flags, errors that a user can mend, the commit they run."""
+"""What all commands share: parsing flags, reporting errors of the user, the commit they run."""
 
 import os
 import subprocess
@@ -13,15 +13,16 @@ from jax.errors import JaxRuntimeError
 def run(
     main: Callable[..., None], errors: type[Exception] = ValueError, *, words: bool = False
 ) -> None:
-    """Parse the flags, call ``main``, end in one line where the user erred.
+    """Parses the flags, calls ``main``, and reports an error of the user in one line.
+
+    The exit status is 2, after ``error: ...`` on standard error, for a wrong flag, for ``errors``
+    and if the device has too little memory; 130 if interrupted; and 1, silently, if the reader of
+    standard output has closed it.
 
     Args:
-      main: what the program does. errors: that its user can mend.
-      words: it takes words that are no flags, before, after and among flags, as arguments.
-
-    Exit status 2 and ``error: ...`` on standard error for a wrong flag, for ``errors`` and where
-    the device has too little memory; 130 when interrupted; 1, and not a word, when nobody reads
-    what it prints.
+      main: the command.
+      errors: exceptions that the user can fix.
+      words: whether the command takes positional arguments, before, after and among flags.
     """
 
     def parse(argv):
@@ -36,7 +37,7 @@ def run(
 
     def wrapped(argv):
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # Orbax tells every step of every save
+            logging.set_verbosity(logging.WARNING)  # Orbax logs every step of every save
         try:
             main(*argv[1:])
         except errors as error:
@@ -54,7 +55,7 @@ def run(
             app.run(wrapped, flags_parser=parse)
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads, head perhaps, has seen enough
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
@@ -65,7 +66,7 @@ def _fail(error: Exception | str) -> None:
 
 
 def commit() -> str | None:
-    """The commit of the code that runs, with ``+changes`` when files differ from it."""
+    """Returns the git commit of the code, with ``+changes`` if files differ from it."""
     root = Path(__file__).resolve().parent.parent
 
     def git(*arguments):

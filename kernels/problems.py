@@ -1,4 +1,4 @@
-"""Named problem shapes, the same for tests, benchmarks and ahead-of-time compilation."""
+"""Named problem shapes, shared by tests, benchmarks and ahead-of-time compilation."""
 
 import dataclasses
 
@@ -17,15 +17,15 @@ class Problem:
     D: int = 16  # pose size of an output capsule
     K: int = 8  # pose size of an input capsule
     normalizer: str = "softmax"
-    prior: bool = False  # first logits [I, J] are given
+    prior: bool = False  # initial logits [I, J] are given
 
     @property
     def votes_bytes(self) -> int:
-        """Memory of the votes ``[B, I, J, D]`` in float32."""
+        """The memory of the votes ``[B, I, J, D]`` in float32."""
         return 4 * self.B * self.I * self.J * self.D
 
     def arrays(self, dtype="float32", seed: int = 0) -> dict[str, jax.Array]:
-        """Random u, W and, where there is one, prior; u is as long as squashed capsules are."""
+        """Returns random u, W and, if any, prior; u is as long as squashed capsules are."""
         keys = jax.random.split(jax.random.key(seed), 3)
         u = 0.2 * jax.random.normal(keys[0], (self.B, self.I, self.K), "float32")
         W = 0.1 * jax.random.normal(keys[1], (self.I, self.J, self.D, self.K), "float32")
@@ -35,11 +35,11 @@ class Problem:
         return out
 
     def specs(self, dtype="float32") -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and types of :meth:`arrays`."""
+        """Returns shapes and types of :meth:`arrays`."""
         return jax.eval_shape(lambda: self.arrays(dtype))
 
     def route(self, arrays: dict, iterations: int = 3, **options) -> RoutingOutput:
-        """Dynamic routing of :meth:`arrays`, to which ``bias`` ``[J, D]`` may be added.
+        """Routes :meth:`arrays`, to which ``bias`` ``[J, D]`` may be added, dynamically.
 
         ``options`` are those of :func:`capsjax.routing.route`.
         """

@@ -1,8 +1,8 @@
-"""Compile-only targets: what a TPU or an NVIDIA GPU would run, on a machine without either.
+"""Compiles for TPUs and NVIDIA GPUs on a machine without either.
 
 XLA and Mosaic compile for a described device as they do for one that is present, so that the
 limits of on-chip memory, the memory a program needs and the errors of a kernel show up on any
-machine. Nothing can be run. The compilers come in the packages of ``requirements-aot.txt``.
+machine. Nothing can be run. The packages of ``requirements-aot.txt`` contain the compilers.
 """
 
 import functools
@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-# The smallest topology that libtpu knows of every generation.
+# The smallest topology of every generation that libtpu knows.
 TPUS = {
     "tpu_v4": "v4:2x2x1",
     "tpu_v5e": "v5e:1x1",
@@ -23,7 +23,7 @@ TPUS = {
     "tpu_v6e": "v6e:1x1",
     "tpu_7x": "tpu7x:2x2x1",
 }
-# What these NVIDIA GPUs have in common, and what not. Bytes; memory_bandwidth a second.
+# What these NVIDIA GPUs have in common, and what differs. Sizes in bytes, bandwidth per second.
 _COMMON_GPU = """
     threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
     thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
@@ -48,7 +48,7 @@ PACKAGES = {"tpu": ("libtpu",), "cuda": ("jax-cuda13-pjrt", "jax-cuda13-plugin")
 
 
 def platform(target: str) -> str:
-    """``tpu`` or ``cuda``, as JAX calls the platform of a target.
+    """Returns JAX's name of the platform of a target, ``tpu`` or ``cuda``.
 
     Raises:
       ValueError: unknown target.
@@ -58,8 +58,8 @@ def platform(target: str) -> str:
     return "tpu" if target in TPUS else "cuda"
 
 
-def available(target: str) -> str | None:
-    """None if the compiler of a target is installed, else one line that says what to do."""
+def why_unavailable(target: str) -> str | None:
+    """Returns None if the compiler of a target is installed, else how to install it."""
     for package in PACKAGES[platform(target)]:
         try:
             metadata.version(package)
@@ -70,17 +70,17 @@ def available(target: str) -> str | None:
 
 
 def versions(target: str) -> dict[str, str]:
-    """Of what compiles for an available target."""
+    """Returns the versions of the packages that compile for an available target."""
     return {p: metadata.version(p) for p in ("jax", "jaxlib", *PACKAGES[platform(target)])}
 
 
 def compile(function: Callable, *specs: Any, target: str) -> jax.stages.Compiled:
-    """A function, compiled for one device of a target.
+    """Compiles a function for one device of a target.
 
     Args:
       function: what ``jax.jit`` takes.
       *specs: its arguments, pytrees of ``jax.ShapeDtypeStruct``; their sharding is replaced.
-      target: one of :data:`TARGETS`; see :func:`available`.
+      target: one of :data:`TARGETS`; see :func:`why_unavailable`.
 
     Example (with libtpu)::
 
@@ -105,14 +105,14 @@ def compile(function: Callable, *specs: Any, target: str) -> jax.stages.Compiled
 
 
 def gpu_config(target: str) -> str:
-    """The text of the ``GpuTargetConfigProto`` from which XLA makes a GPU that is not there.
+    """Returns the text of a ``GpuTargetConfigProto``, XLA's description of a GPU.
 
-    XLA takes from it what a kernel may use (threads, registers, shared memory) and what its
-    cost model weighs when it fuses and tiles (cores, clock, bandwidth, cache). The numbers are
-    those that XLA publishes under ``xla/backends/gpu/target_config/specs``.
+    XLA reads the limits of a kernel (threads, registers, shared memory) and the parameters of
+    its cost model for fusion and tiling (cores, clock, bandwidth, cache) from it. The numbers
+    are those that XLA publishes under ``xla/backends/gpu/target_config/specs``.
     """
     name, major, fields = GPUS[target]
-    # "Accelerated" are the instructions of one generation only, such as wgmma of Hopper.
+    # "Accelerated" instructions exist in one generation only, such as wgmma of Hopper.
     extension = "ACCELERATED_FEATURES" if major >= 9 else "NONE"
     capability = f"cuda_compute_capability {{ major: {major} feature_extension: {extension} }}"
     info = " ".join([_COMMON_GPU, capability, *(f"{k}: {v}" for k, v in fields.items())])
@@ -133,7 +133,7 @@ def _device(target: str):
 
 @contextmanager
 def _quiet_libtpu():
-    """Spares libtpu the search for the machine it runs on, and its complaints that it failed."""
+    """Describes a machine to libtpu, which otherwise searches for one and logs its failure."""
     machine = {"TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost"}
     added = {name: value for name, value in machine.items() if name not in os.environ}
     os.environ.update(added)

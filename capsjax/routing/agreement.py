@@ -80,6 +80,9 @@ class PassKernels(NamedTuple):
     # first axis of V^t and dS^t; if dS^t has one more, the last of them couples evenly (V = 0 and
     # no prior). With ``constant`` the coupling coefficients are constants, so db = 0.
     backward_inputs: Callable[..., PassInputs]
+    # (u [B, I, K], W [I, J, D, K]) -> votes [B, I, J, D], for algorithms that can't run on the
+    # passes. None: those algorithms are not supported.
+    votes: Callable[..., jax.Array] | None = None
 
 
 def even_coupling(J: int, normalizer: str) -> float:

@@ -75,13 +75,14 @@ def route(
         it needs a fraction of the memory, but has no forward-mode differentiation, and no coupling
         coefficients in its output. Where :func:`has_pass_kernels` holds it needs no votes at all
         (:mod:`capsjax.routing.agreement`) and is the faster one on CPU from 16 images on; a
-        :class:`~capsjax.routing.PassKernels` then replaces its kernels. ``auto`` is ``stream``
-        for votes larger than a GiB, or than 8 MiB on CPU with pass kernels, and otherwise
-        ``naive``.
+        :class:`~capsjax.routing.PassKernels` then replaces its kernels. For other algorithms
+        with full votes it materializes the votes, and the rest is as for ``naive``. ``auto`` is
+        ``stream`` for votes larger than a GiB, or than 8 MiB on CPU with pass kernels, and
+        otherwise ``naive``.
       trace: also return a :class:`~capsjax.routing.Trace`; always ``naive``.
 
     Returns:
-      :class:`~capsjax.routing.RoutingOutput` of a batch, ``coupling`` None unless ``naive``.
+      :class:`~capsjax.routing.RoutingOutput` of a batch; ``coupling`` is None without votes.
 
     Raises:
       ValueError: an unknown option, or pass kernels for an algorithm that can't run on them.
@@ -105,6 +106,8 @@ def route(
 
     if trace or chosen == "naive":
         return _run_batch(routing, params, u, W, activation, VOTES[votes], gradient, trace)
+    if chosen == "votes":
+        return _run_votes(routing, params, implementation.votes(u, W), u, activation, gradient)
     if chosen == "tiles":
         passes, params, inputs = tile_passes(routing, VOTES[votes], sizes, params, u, W, activation)
     else:
@@ -117,9 +120,11 @@ def route(
 def _choose(
     implementation: str | PassKernels, routing: Routing, votes: str, votes_bytes: int
 ) -> str | PassKernels:
-    """Returns ``naive``, ``tiles``, or the pass kernels to run on."""
+    """Returns ``naive``, ``votes`` (of a kernel), ``tiles``, or the pass kernels to run on."""
     has_kernels = has_pass_kernels(routing, votes)
     if isinstance(implementation, PassKernels):
+        if not has_kernels and votes == "full" and implementation.votes is not None:
+            return "votes"
         if not has_kernels:
             raise ValueError(
                 f"routing {routing.name!r} with {votes} votes can't run on pass kernels: use stream"
@@ -158,3 +163,13 @@ def _run_batch(routing, params, u, W, activation, votes, gradient, trace) -> Rou
         return run_routing(routing, params, capsules, gradient=gradient, trace=trace)
 
     return jax.vmap(one)(u, activation)
+
+
+def _run_votes(routing, params, votes, u, activation, gradient) -> RoutingOutput:
+    """Routes a batch of votes ``[B, I, J, D]`` that are computed outside of ``vmap``."""
+
+    def one(votes, u, activation):
+        capsules = InputCapsules(votes, u.astype(activation.dtype), activation)
+        return run_routing(routing, params, capsules, gradient=gradient)
+
+    return jax.vmap(one)(votes, u, activation)

@@ -61,7 +61,7 @@ def prepare(program: Program, config: Config, dataset: datasets.Dataset | None =
         name = config.routing_implementation
         raise UserError(f"--routing_implementation={name}: {error}") from error
     model_config = network_config(config, pipeline.shape, dataset.num_classes, implementation)
-    if isinstance(implementation, PassKernels) and not network_has_pass_kernels(model_config):
+    if isinstance(implementation, PassKernels) and not has_kernels(model_config, implementation):
         if config.routing_implementation != "auto":
             raise UserError(
                 f"--routing_implementation={config.routing_implementation}: {config.routing} "
@@ -75,12 +75,13 @@ def prepare(program: Program, config: Config, dataset: datasets.Dataset | None =
     return Setup(config, program, dataset, pipeline, devices, *network)
 
 
-def network_has_pass_kernels(config: ModelConfig) -> bool:
-    """Returns whether kernels can compute all routed layers of a network."""
+def has_kernels(config: ModelConfig, kernels: PassKernels) -> bool:
+    """Returns whether kernels can compute all routed layers of a network, or their votes."""
     if not isinstance(config, CapsNetConfig):
         return False
     votes = {config.votes, *([config.layer_votes] if config.capsule_layers else [])}
-    return all(has_pass_kernels(config.make_routing(), kind) for kind in votes)
+    routing, has_votes = config.make_routing(), kernels.votes is not None
+    return all(has_pass_kernels(routing, kind) or (kind == "full" and has_votes) for kind in votes)
 
 
 def steps_per_epoch(setup: Setup) -> int:

@@ -1,4 +1,4 @@
-"""The kernels, and whole training steps with them, compile for TPUs and GPUs that are not here.
+"""The kernels, and whole training steps with them, compile for TPUs and GPUs that are not present.
 
 Needs the compilers of requirements-aot.txt; without them every test here is skipped.
 """
@@ -17,9 +17,9 @@ MAIN = ("tpu_v5e", "tpu_v6e", "tpu_7x", "h100", "h200")
 
 @functools.cache
 def row(target, problem, implementation, function, dtype="float32"):
-    """What kernels.aot says of a compiled program."""
-    if lack := targets.available(target):
-        pytest.skip(lack)
+    """Returns the row of kernels.aot for a compiled program."""
+    if reason := targets.why_unavailable(target):
+        pytest.skip(reason)
     how = aot._implementation(implementation, target)
     call = aot.programs(problem, dtype, how)[function]
     return aot.describe(targets.compile(*call, target=target), PROBLEMS[problem].votes_bytes // 4)
@@ -47,16 +47,16 @@ def test_the_training_step_compiles_without_votes(target):
 @pytest.mark.parametrize("target", ["tpu_v5e", "h200"])
 def test_the_training_step_on_cifar_has_no_votes(target):
     assert row(target, "cifar_b128", "pallas", "step")["votes"] == "no"
-    # The same look at a step that holds them finds them.
+    # The same check finds the votes of a step that materializes them.
     assert row(target, "cifar_b128", "naive", "step")["votes"] != "no"
 
 
-def test_the_sweep_moves_its_arguments_and_its_result():
+def test_a_pass_moves_its_arguments_and_its_result():
     p = PROBLEMS["mnist_b128"]
     sizes = [p.B * p.I * p.K, p.I * p.J * p.D * p.K, 2 * p.J * p.D * p.B]  # u, W, V and S
-    sweep = row("tpu_v5e", "mnist_b128", "pallas", "pass")
-    assert sweep["temporaries"] == 0
-    assert 4 * sum(sizes) <= sweep["accessed"] <= 1.1 * 4 * sum(sizes)
+    one_pass = row("tpu_v5e", "mnist_b128", "pallas", "pass")
+    assert one_pass["temporaries"] == 0
+    assert 4 * sum(sizes) <= one_pass["accessed"] <= 1.1 * 4 * sum(sizes)
 
 
 @pytest.mark.parametrize("target", ["tpu_v5e", "h200"])
@@ -72,8 +72,8 @@ def test_routing_needs_an_eighth_of_the_memory_of_votes(target):
 
 @pytest.mark.parametrize("target", ["tpu_v5e", "h200"])
 def test_seeds_in_one_program_compile(target):
-    if lack := targets.available(target):
-        pytest.skip(lack)
+    if reason := targets.why_unavailable(target):
+        pytest.skip(reason)
     problem, how = PROBLEMS["mnist_b128"], aot._implementation("pallas", target)
 
     def loss(x):
@@ -89,8 +89,8 @@ def test_seeds_in_one_program_compile(target):
 @pytest.mark.parametrize("target", ["tpu_v5e", "h200"])
 def test_the_kernels_of_votes_compile(target):
     platform = "tpu" if target in targets.TPUS else "gpu"
-    if lack := targets.available(target):
-        pytest.skip(lack)
+    if reason := targets.why_unavailable(target):
+        pytest.skip(reason)
     for dtype in ("float32", "bfloat16"):
         specs = PROBLEMS["mnist_b128"].specs(dtype)
 

@@ -1,4 +1,4 @@
-"""How programs end: kernels.cli.run in a process of its own."""
+"""How commands end: kernels.cli.run in a process of its own."""
 
 import os
 import subprocess
@@ -11,21 +11,29 @@ TOO_LARGE = "jax.block_until_ready(jax.jit(lambda: jnp.zeros((2**20, 2**20, 2**2
 
 
 def end(body, *arguments, **options):
-    """What a program says whose main is ``body``."""
-    code = f"import sys, jax, jax.numpy as jnp\nfrom kernels import program\ndef main():\n {body}\n"
+    """Runs a command whose main is ``body``."""
+    code = f"import sys, jax, jax.numpy as jnp\nfrom kernels import cli\ndef main():\n {body}\n"
     return subprocess.run(
-        [sys.executable, "-c", code + "program.run(main)", *arguments],
-        cwd=ROOT, text=True, timeout=120, stderr=subprocess.PIPE, **options)
+        [sys.executable, "-c", code + "cli.run(main)", *arguments],
+        cwd=ROOT,
+        text=True,
+        timeout=120,
+        stderr=subprocess.PIPE,
+        **options,
+    )
 
 
-@pytest.mark.parametrize(("body", "status", "said"), [
-    ("print(1)", 0, ""),
-    ("raise ValueError('two\\n lines')", 2, "error: two lines\n"),
-    ("raise KeyboardInterrupt", 130, "interrupted\n"),
-    (TOO_LARGE, 2, "error: too little memory, try smaller batches: RESOURCE_EXHAUSTED: "),
-    ("raise KeyError('a defect')", 1, "Traceback "),
-    ("raise jax.errors.JaxRuntimeError('INTERNAL: a defect')", 1, "Traceback "),
-])
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        ("print(1)", 0, ""),
+        ("raise ValueError('two\\n lines')", 2, "error: two lines\n"),
+        ("raise KeyboardInterrupt", 130, "interrupted\n"),
+        (TOO_LARGE, 2, "error: too little memory, try smaller batches: RESOURCE_EXHAUSTED: "),
+        ("raise KeyError('a defect')", 1, "Traceback "),
+        ("raise jax.errors.JaxRuntimeError('INTERNAL: a defect')", 1, "Traceback "),
+    ],
+)
 def test_how_it_ends(body, status, said):
     done = end(body, stdout=subprocess.DEVNULL)
     assert done.returncode == status and done.stderr.lstrip().startswith(said), done.stderr
@@ -37,12 +45,14 @@ def test_wrong_flags():
     assert done.returncode == 2 and "'nope'" in done.stderr
     done = end("pass", "word", stdout=subprocess.DEVNULL)
     assert (done.returncode, done.stderr) == (
-        2, "error: unexpected argument 'word'; flags look like --name=value\n")
+        2,
+        "error: unexpected argument 'word'; flags look like --name=value\n",
+    )
 
 
-def test_silent_where_nobody_reads():
+def test_a_closed_pipe_ends_it_silently():
     read, written = os.pipe()
     os.close(read)
-    with open(written, "w") as nobody:
-        done = end("print('x' * 10**6)", stdout=nobody)
+    with open(written, "w") as closed_pipe:
+        done = end("print('x' * 10**6)", stdout=closed_pipe)
     assert (done.returncode, done.stderr) == (1, "")

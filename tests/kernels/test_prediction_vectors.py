@@ -1,4 +1,4 @@
-"""The Pallas kernels for the votes, interpreted, against float64 einsums of NumPy."""
+"""The Pallas kernels for the votes, in Pallas' interpreter, against float64 einsums of NumPy."""
 
 import functools
 
@@ -27,17 +27,19 @@ def data(name):
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", SMALL)
-def test_votes_and_gradients(name, backend, dtype, monkeypatch):
+def test_votes_and_gradients(name, backend, dtype):
     kernels = BACKENDS[backend]
-    # Several blocks of capsules even here, and a last one that reaches beyond them.
-    monkeypatch.setattr(prediction_vectors_tpu, "BLOCK_BYTES", 2**17)
+    options = {"interpret": True}
+    if backend == "tpu":
+        # Several blocks of capsules even here, and a last one that reaches beyond them.
+        options["config"] = prediction_vectors_tpu.BlockConfig(operand_bytes=2**17)
 
     @jax.jit
     def run(u, W, dvotes):
         return (
-            kernels.forward(u, W, interpret=True),
-            kernels.backward_u(W, dvotes, interpret=True),
-            kernels.backward_W(u, dvotes, interpret=True),
+            kernels.forward(u, W, **options),
+            kernels.backward_u(W, dvotes, **options),
+            kernels.backward_W(u, dvotes, **options),
         )
 
     u, W, dvotes = data(name)

@@ -1,4 +1,4 @@
-"""Which kernel runs where, the votes' kernel behind its function, and bad input."""
+"""Which kernel runs where, the function of the votes kernels, and invalid input."""
 
 import types
 
@@ -7,14 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from capsjax.routing import PassInputs, PassKernels
+import capsjax
+from capsjax.routing import PassInputs, PassKernels, Sizes, make_routing, route
+from experiments.training.setup import has_kernels
 from kernels import api, routing_pass_tpu
 from kernels.blocks import Unsupported
 from kernels.problems import PROBLEMS, SMALL
 
 
 def device(platform, **properties):
-    """What the choice looks at in a device that is not here."""
+    """Returns what the choice reads of a device that is not present."""
     return [types.SimpleNamespace(platform=platform, **properties)]
 
 
@@ -48,7 +50,7 @@ def test_kernels_on_their_own_device():
         (device("gpu", compute_capability="gfx942"), False, "A100's generation or later"),
     ],
 )
-def test_a_named_one_that_cannot_run_says_why_and_auto_does_not_care(devices, divided, reason):
+def test_pallas_that_cannot_run_raises_and_auto_falls_back(devices, divided, reason):
     with pytest.raises(ValueError, match=reason) as error:
         api.select("pallas", devices, divided=divided)
     assert "\n" not in str(error.value)
@@ -76,7 +78,7 @@ def test_auto_streams_what_a_kernel_refuses():
     np.testing.assert_allclose(pose, exact, rtol=1e-12)
 
 
-def test_too_many_parents_for_a_tpu():
+def test_too_many_output_capsules_for_a_tpu():
     spec = jax.ShapeDtypeStruct
     inputs = PassInputs(spec((8, 128, 128), "float32"), spec((128, 8, 2000, 16), "float32"))
     V = spec((2000, 16, 128), "float32")
@@ -104,6 +106,40 @@ def test_votes_and_their_gradients(platform, name):
         results.append(step(x, how))
     for got, expected in zip(*map(jax.tree.leaves, results)):
         assert np.abs(got - expected).max() <= 2e-6 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("platform", api.PLATFORMS)
+@pytest.mark.parametrize("name", ["em", "vb", "kde"])
+def test_algorithms_that_need_votes_take_them_from_the_kernel(name, platform):
+    problem = PROBLEMS["tiny"]
+    x = problem.arrays()
+    routing = make_routing(name)
+    x["params"] = routing.init_params(
+        jax.random.key(1), Sizes(problem.I, problem.J, problem.D, problem.K)
+    )
+
+    def loss(x, how):
+        out = route(routing, x["params"], x["u"], x["W"], implementation=how)
+        return jnp.sum(jnp.sin(5 * out.pose)) + jnp.sum(jnp.cos(out.activation)), out
+
+    kernels = api.pass_kernels(platform, interpret=True)
+    results = []
+    for how in (kernels, "naive"):
+        step = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+        assert ("pallas_call" in str(step.trace(x, how).jaxpr)) == (how != "naive")
+        results.append(step(x, how))
+    # vb of float32 votes is off by 1.3e-4 from float64, however the votes are computed.
+    tolerance = 1e-4 if name == "vb" else 2e-5
+    for got, expected in zip(*map(jax.tree.leaves, results), strict=True):
+        assert np.abs(got - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def test_networks_that_run_on_the_kernel_of_votes():
+    kernels, em = api.pass_kernels("tpu"), capsjax.CapsNetConfig(routing="em")
+    assert has_kernels(em, kernels) and not has_kernels(em, kernels._replace(votes=None))
+    assert not has_kernels(capsjax.CapsNetConfig(routing="em", votes="shared"), kernels)
+    # Nothing is measured that would let auto prefer this kernel to XLA.
+    assert api.select("auto", TPU).votes is None and api.select("pallas", TPU).votes is not None
 
 
 def test_votes_without_a_kernel():

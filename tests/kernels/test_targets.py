@@ -1,4 +1,4 @@
-"""Compile-only targets: what they are made of, and that every one of them compiles."""
+"""Descriptions of compile-only targets, and that every one of them compiles."""
 
 import re
 
@@ -22,7 +22,7 @@ def test_every_gpu_is_described_in_full():
         assert {"core_count", "threads_per_warp", "platform_name"} <= set(written)
 
 
-@pytest.mark.parametrize("function", [targets.platform, targets.available])
+@pytest.mark.parametrize("function", [targets.platform, targets.why_unavailable])
 def test_unknown_target(function):
     with pytest.raises(ValueError, match=r"target must be one of tpu_v4, .*, b200, not 'v100'"):
         function("v100")
@@ -30,20 +30,20 @@ def test_unknown_target(function):
         targets.compile(jnp.sin, X, target="v100")
 
 
-def test_missing_compiler_is_one_line_that_says_what_to_install(monkeypatch):
+def test_a_missing_compiler_is_reported_in_one_line(monkeypatch):
     def absent(name):
         raise targets.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(targets.metadata, "version", absent)
     for target, package in (("tpu_v5e", "libtpu"), ("h200", "jax-cuda13-pjrt")):
-        message = targets.available(target)
+        message = targets.why_unavailable(target)
         assert package in message and "requirements-aot.txt" in message and "\n" not in message
 
 
 def compiled(function, *specs, target):
-    lack = targets.available(target)
-    if lack:
-        pytest.skip(lack)
+    reason = targets.why_unavailable(target)
+    if reason:
+        pytest.skip(reason)
     return targets.compile(function, *specs, target=target)
 
 
@@ -55,7 +55,7 @@ def test_a_matrix_product_compiles(target):
 
 
 @pytest.mark.parametrize("target", ["tpu_v5e", "h200"])
-def test_arrays_are_told_from_values_inside_a_fusion(target):
+def test_arrays_are_distinguished_from_values_inside_a_fusion(target):
     def function(x):
         outer = jnp.sin(x)[:, :, None] * jnp.cos(x)[None]
         return jnp.max(outer, axis=1)

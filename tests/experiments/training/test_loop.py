@@ -188,7 +188,7 @@ def test_networks_for_two_steps(changes, want, tmp_path):
     ({"votes": "elementwise", "class_pose": 4}, "8 can't become 4"),
     ({"routing": "inverted", "loss": "margin"}, "--loss=margin: .*use cross_entropy"),
     ({"preset": "deep", "model": "cnn"}, "deep"),
-    ({"routing": "em", "routing_implementation": "pallas_interpret"},
+    ({"routing": "em", "votes": "shared", "routing_implementation": "pallas_interpret"},
      "--routing_implementation=pallas_interpret: em routing .*use stream"),
     ({"votes": "conv", "routing_implementation": "pallas_interpret"},
      "--routing_implementation=pallas_interpret: .*these votes has no kernels, use stream"),
