@@ -7,7 +7,7 @@
 Convolutions are padded as in the authors' code, which trains each network for 600,000 steps of 128
 images (about 1,600 epochs) and reaches 10.6% test error with seven networks. This has not been run
 here; we estimate that it takes days on a GPU. The data come from TensorFlow Datasets, or are your
-own arrays (--dataset=PATH.npz). With leaky routing a capsule may be assigned to none of the classes.
+own arrays (--dataset=PATH.npz). With leaky routing a capsule may be assigned to no class.
 """
 
 from experiments.tasks.base import Program

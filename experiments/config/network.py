@@ -43,8 +43,8 @@ def resolve(config: Config, dataset: str) -> Config:
     if isinstance(network, CapsNetConfig):
         for name, value in preset_values(network, config.routing).items():
             changes[name] = getattr(config, name) or value
-        loss = make_routing(changes["routing"]).traits.loss if config.loss == "auto" else config.loss
-        changes["loss"] = loss
+        usual = make_routing(changes["routing"]).traits.loss
+        changes["loss"] = usual if config.loss == "auto" else config.loss
     return dataclasses.replace(
         config,
         dataset=dataset,
