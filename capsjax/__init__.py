@@ -20,7 +20,6 @@ from capsjax.conv import conv2d
 from capsjax.conv_capsules import ConvCapsules
 from capsjax.functional import Model, count_parameters, create_model, from_module
 from capsjax.inference import Classification, classify
-from capsjax.layers import Conv, Decoder
 from capsjax.losses import (
     cross_entropy,
     cross_entropy_of_lengths,
@@ -33,6 +32,7 @@ from capsjax.masks import argmax_mask, label_mask, mask_capsules
 from capsjax.models import CNN, PRESETS, CapsNet, CapsNetConfig, CNNConfig, Prediction, preset
 from capsjax.modules import Capsules, PrimaryCapsules, RoutedCapsules
 from capsjax.objectives import LOSSES, capsnet_loss, cross_entropy_loss
+from capsjax.plain_layers import Conv, Decoder
 from capsjax.recipes import RECIPES
 from capsjax.routing import (
     ROUTINGS,

@@ -6,8 +6,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from capsjax.layers import Initializer
 from capsjax.modules import NORMAL, Capsules, RoutedCapsules
+from capsjax.plain_layers import Initializer
 from capsjax.routing import (
     InputCapsules,
     RoutingOutput,

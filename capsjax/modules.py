@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from capsjax.layers import Conv, Initializer
+from capsjax.plain_layers import Conv, Initializer
 from capsjax.routing import (
     InputCapsules,
     PassKernels,
@@ -52,10 +52,10 @@ class PrimaryCapsules(nnx.Module):
       kernel: side of the kernel of the convolution, in pixels.
       stride: step of the convolution, in pixels.
       squash: name of the squash of the poses, a key of :data:`capsjax.squash.SQUASHES`.
-      activation: ``length``, of the squashed pose even where the pose itself is not squashed, or
+      activation: ``length`` of the squashed pose, even if the pose is passed on unsquashed, or
         ``sigmoid``, of a second convolution (Hinton, Sabour & Frosst 2018).
-      depthwise: see :class:`capsjax.layers.Conv` (Efficient-CapsNet, Mazzia et al. 2021).
-      conv: further arguments of :class:`capsjax.layers.Conv`.
+      depthwise: see :class:`capsjax.plain_layers.Conv` (Efficient-CapsNet, Mazzia et al. 2021).
+      conv: further arguments of :class:`capsjax.plain_layers.Conv`.
 
     Raises:
       ValueError: a name is unknown.

@@ -7,7 +7,7 @@
 
 Section 5.1 of Sabour, Frosst & Hinton (2017): training uses digits that are translated on a black
 canvas (40x40 for MNIST) and not otherwise transformed, until 99.23% of the held-out digits are
-recognised. The network is then tested on affNIST (Tieleman 2013), whose digits are also rotated,
+recognized. The network is then tested on affNIST (Tieleman 2013), whose digits are also rotated,
 sheared and scaled. Networks are compared at the same accuracy and not at the end of training.
 Without the official files the test digits are transformed here, within the ranges of affNIST, and
 called "synthetic affNIST". Response curves show the accuracy under each transformation separately,

@@ -120,7 +120,7 @@ def make_sweep(own: Flags) -> Sweep:
     """
     study = plan.find_study(own.study, own.grid, own.seeds, own.yes)
     defaults = find_program(own.program or study.program).defaults
-    given = plan.given_flags(flags_module.from_flags(defaults), defaults)
+    given = plan.changed_flags(flags_module.from_flags(defaults), defaults)
     if study.tuning and given.get("validation_fraction", 1) == 0:
         raise UserError("tuning needs validation data: --validation_fraction above 0")
     paths = names_of(defaults, "path")

@@ -1,7 +1,7 @@
 """The passes of routing as Pallas kernels for TPU (Mosaic).
 
-The mathematics and its letters are those of :mod:`capsjax.routing.agreement`. Votes do not
-exist; everything is products of matrices with the batch in the 128 lanes:
+The mathematics and its letters are those of :mod:`capsjax.routing.agreement`. Votes are
+never materialized; all work is matrix products with the batch along the 128 lanes:
 
     u [K, I, B]         blocks [K, ib, 128]      ib input capsules
     W [J, K, D, I]      blocks [J, K, D, ib]     all output capsules; transposed from [I, K, J, D]

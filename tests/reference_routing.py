@@ -72,7 +72,7 @@ SQUASHES = {
 }
 
 
-# Normalisers, of logits [I, J] over the parents of each child
+# Normalizers of logits [I, J] over the output capsules
 
 
 def each_sigmoid(b):

@@ -3,8 +3,8 @@
 import dataclasses
 import math
 
-from capsjax.layers import PADDINGS
 from capsjax.modules import ACTIVATIONS
+from capsjax.plain_layers import PADDINGS
 from capsjax.routing import GRADIENTS, PassKernels, Routing, check_choice, make_routing, options_of
 from capsjax.squash import SQUASHES
 from capsjax.votes import VOTES

@@ -5,9 +5,9 @@ from flax import nnx
 from jax.nn import initializers as init
 
 from capsjax.conv_capsules import ConvCapsules
-from capsjax.layers import Conv, Decoder
 from capsjax.models.capsnet_config import CapsNetConfig
 from capsjax.modules import PrimaryCapsules, RoutedCapsules
+from capsjax.plain_layers import Conv, Decoder
 
 
 def make_convs(config: CapsNetConfig, rngs: nnx.Rngs) -> list[Conv]:

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from capsjax.layers import Conv
 from capsjax.models.capsnet import Prediction
+from capsjax.plain_layers import Conv
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Routing of a batch, by one of three implementations.
 
 ``naive`` holds all votes, and JAX differentiates it. The streaming implementations sum over a few
-input capsules at a time and share the backward rule of :mod:`capsjax.routing.iterate`: on pass
-kernels (:mod:`capsjax.routing.agreement`), which hold no votes, where an algorithm allows that,
-and otherwise on tiles of votes (:mod:`capsjax.routing.tiles`).
+input capsules at a time and share the backward rule of :mod:`capsjax.routing.streaming_gradient`.
+They run on pass kernels (:mod:`capsjax.routing.agreement`), which hold no votes, where an algorithm
+allows that, and otherwise on tiles of votes (:mod:`capsjax.routing.tiles`).
 """
 
 import chex
@@ -20,9 +20,9 @@ from capsjax.routing.base import (
     Sizes,
     check_choice,
 )
-from capsjax.routing.iterate import iterate
 from capsjax.routing.passes import hold_constants, run_routing
 from capsjax.routing.stream import STREAM
+from capsjax.routing.streaming_gradient import iterate
 from capsjax.routing.tiles import tile_passes
 from capsjax.squash import safe_norm
 from capsjax.votes import VOTES
@@ -76,13 +76,14 @@ def route(
         coefficients in its output. Where :func:`has_pass_kernels` holds it needs no votes at all
         (:mod:`capsjax.routing.agreement`) and is the faster one on CPU from 16 images on; a
         :class:`~capsjax.routing.PassKernels` then replaces its kernels. For other algorithms
-        with full votes it materializes the votes, and the rest is as for ``naive``. ``auto`` is
+        with full votes, its ``votes`` computes the votes and routing continues as in ``naive``. ``auto`` is
         ``stream`` for votes larger than a GiB, or than 8 MiB on CPU with pass kernels, and
         otherwise ``naive``.
       trace: also return a :class:`~capsjax.routing.Trace`; always ``naive``.
 
     Returns:
-      :class:`~capsjax.routing.RoutingOutput` of a batch; ``coupling`` is None without votes.
+      :class:`~capsjax.routing.RoutingOutput` of a batch; ``coupling`` is None unless the
+      implementation keeps all votes.
 
     Raises:
       ValueError: an unknown option, or pass kernels for an algorithm that can't run on them.

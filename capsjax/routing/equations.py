@@ -1,4 +1,8 @@
-"""Equations that several routing algorithms share, for one example."""
+"""Equations that several routing algorithms share, for one example.
+
+Of the equations of Sabour et al. (2017), the squash (1) is in :mod:`capsjax.squash`, the votes (2,
+right) are in :mod:`capsjax.votes`, and the softmax (3) is in :mod:`capsjax.routing.normalizers`.
+"""
 
 import chex
 import jax

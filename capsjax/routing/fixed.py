@@ -2,7 +2,7 @@
 
 One pass, and with softmax couplings one matrix product. With a transformation matrix for every
 pair (i, j) all of these have the function class of :func:`uniform`, because c_ij W_ij is just
-another W_ij: differences between them are differences of optimisation. With shared matrices
+another W_ij: differences between them are differences of optimization. With shared matrices
 they are not.
 """
 

@@ -88,7 +88,7 @@ def _relative(values, start, labels):
 
 
 def ridge(x: np.ndarray, y: np.ndarray, penalty: float) -> tuple[np.ndarray, float]:
-    r"""Minimises :math:`\frac 1 N \sum (y - w \cdot x - b)^2 + \lambda |w|^2`.
+    r"""Minimizes :math:`\frac 1 N \sum (y - w \cdot x - b)^2 + \lambda |w|^2`.
 
     Args:
       x: ``[N, D]``.

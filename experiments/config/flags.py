@@ -102,7 +102,7 @@ def from_flags(defaults: Settings, flag_values: flags.FlagValues = flags.FLAGS) 
 
 
 def parse_flags(defaults: Settings, arguments: list[str]) -> Settings:
-    """Returns the configuration of a command line that is not the one of the process.
+    """Returns the configuration that a list of arguments describes, in place of ``sys.argv``.
 
     Raises:
       flags.Error: an unknown flag, a wrong value, or a file of flags.
@@ -117,7 +117,7 @@ def parse_flags(defaults: Settings, arguments: list[str]) -> Settings:
 
 
 def run(main: Callable[..., None], defaults: Settings, *, words: bool = False) -> None:
-    """Parses the flags of a command and calls ``main``; errors of the user end in one line.
+    """Parses the flags of a command and calls ``main``; user errors are reported in one line.
 
     See :func:`kernels.cli.run`.
     """

@@ -111,7 +111,7 @@ def network_config(
     """
     name = f"{config.model}_{config.preset}"
     if name not in PRESETS:
-        raise UserError(f"--preset={config.preset}: there is no such --model={config.model}")
+        raise UserError(f"--model={config.model} has no --preset={config.preset}")
     network = PRESETS[name]
     changes = {
         "image_shape": tuple(image_shape),
@@ -145,9 +145,9 @@ def _check_flags_agree(config: Config) -> None:
     if config.routing_prior != "zeros" and "prior" not in options_of(config.routing):
         raise UserError(f"--routing_prior={config.routing_prior}: {config.routing} has no prior")
     if config.diagnostics and config.routing_schedule != "sequential":
-        raise UserError("--diagnostics goes with --routing_schedule=sequential")
+        raise UserError("--diagnostics requires --routing_schedule=sequential")
     if config.frozen_from and config.routing != "frozen":
-        raise UserError("--frozen_from goes with --routing=frozen")
+        raise UserError("--frozen_from requires --routing=frozen")
 
 
 def _sizes(config: Config, network: CapsNetConfig) -> dict:

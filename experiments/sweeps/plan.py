@@ -49,11 +49,11 @@ def find_study(name: str | None, grid: str | None, seeds: int = 0, yes: bool = F
       yes: allow any number of runs.
 
     Raises:
-      UserError: neither or both of name and grid, an unknown name, a text that is no grid, or
+      UserError: neither or both of name and grid, an unknown name, an invalid grid, or
         more than :data:`LIMIT` runs.
     """
     if bool(name) == bool(grid):
-        raise UserError(f"one of --study={'|'.join(STUDIES)} and --grid is needed")
+        raise UserError(f"give either --study={'|'.join(STUDIES)} or --grid")
     if grid:
         axes = parse_grid(grid)
         runs = math.prod(map(len, axes.values())) * max(1, seeds if "seed" not in axes else 1)
@@ -83,7 +83,7 @@ def parse_grid(text: str) -> dict[str, tuple[str, ...]]:
     A range a..b includes b.
 
     Raises:
-      UserError: the text is no grid.
+      UserError: the text is not a valid grid.
     """
     axes = [axis.partition("=") for axis in text.split(";")]
     grid = {}
@@ -107,7 +107,7 @@ def _values(text: str) -> Sequence:
     return (range(int(ends[1]), int(ends[2]) + 1) or ("",)) if ends else (text,)
 
 
-def given_flags(base: Config, defaults: Config) -> dict:
+def changed_flags(base: Config, defaults: Config) -> dict:
     """Returns the flags of the program that differ from its defaults.
 
     Unlike :func:`experiments.config.given_flags` it keeps values that equal those of the preset.
@@ -176,7 +176,7 @@ def make(
     by_key: dict[str, PlannedRun] = {}
     for run in runs:
         if (other := by_key.setdefault(run.key, run)) is not run:
-            raise UserError(f"rows {other.row!r} and {run.row!r} are the same runs")
+            raise UserError(f"rows {other.row!r} and {run.row!r} describe the same run; remove one")
     runs = [_with_couplings(run, runs, study, defaults) if _is_orphan(run) else run for run in runs]
     return sorted(runs, key=lambda run: run.config.routing == "frozen")
 

@@ -118,7 +118,7 @@ STUDIES: dict[str, Study] = {
         "their origin is fixed: **uniform**, **random** (drawn once), **static** (logits learned "
         "by back-propagation), **frozen** (mean couplings of the trained dynamic network of the "
         "same seed), **dynamic** with or without a learned prior. With full votes the first four "
-        "have one function class, as c_ij W_ij is but another W_ij, and differ in optimisation "
+        "have one function class, as c_ij W_ij is but another W_ij, and differ in optimization "
         "alone; with shared votes they do not. **self** (learned functions of the input capsule) "
         "stands beside them: its class scores are shares of couplings, its loss is cross-entropy.",
     ),

@@ -45,7 +45,7 @@ def estimate_seconds(runs: list[PlannedRun], defaults: Config) -> float | None:
 
 
 def run_flops(setup: Setup) -> float:
-    """Counts the floating-point operations of a run, as XLA does before it optimises."""
+    """Counts the floating-point operations of a run, as XLA does before it optimizes."""
     key = jax.random.key(0)
     state = jax.eval_shape(lambda: train.init_state(setup.model, setup.optimizer, key))
     examples = len(setup.dataset.train_labels)

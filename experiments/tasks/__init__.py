@@ -1,1 +1,1 @@
-"""What a command trains on, optimises and reports, and the table of programs."""
+"""What a command trains on, optimizes and reports, and the table of programs."""

@@ -32,7 +32,7 @@ class AffnistConfig(Config):
     )
     stop_at: float = setting(
         99.23,
-        "stop when this percentage of the translated validation digits is recognised, checked "
+        "stop when this percentage of the translated validation digits is recognized, checked "
         "after each epoch or every --validate_every steps; 0: never",
         low=0.0,
         high=100.0,
@@ -55,7 +55,7 @@ def canvas_pipeline(config: AffnistConfig, dataset: Dataset) -> InputPipeline:
     if config.stop_at and not config.validation_fraction:
         raise UserError(f"--stop_at={config.stop_at:g} needs a --validation_fraction")
     if config.affnist_dir and (dataset.image_shape != (28, 28, 1) or dataset.num_classes != 10):
-        raise UserError(f"--affnist_dir goes with MNIST, not with --dataset={dataset.name}")
+        raise UserError(f"--affnist_dir requires MNIST, not --dataset={dataset.name}")
     # What is only needed after training fails before it.
     if config.affnist_dir:
         affnist_images.official_test_set(config.affnist_dir)

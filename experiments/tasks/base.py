@@ -1,4 +1,4 @@
-"""What a command adds to the training loop that all share, and what training is set up with."""
+"""What a command contributes to the shared training loop, and the objects a run is set up with."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -20,8 +20,8 @@ Figure = tuple[str, Callable, tuple]
 class InputPipeline(NamedTuple):
     """Examples of a data set, as functions of one example that are batched by vmap inside jit.
 
-    A network's input is float32 of the given shape. What the loss takes for a label may be any
-    pytree.
+    A network's input is float32 of the given shape. A label may be any pytree that the loss
+    accepts.
     """
 
     shape: tuple[int, int, int]  # of an input
@@ -43,7 +43,7 @@ class Objective(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a command trains on, optimises and reports.
+    """What a command trains on, optimizes and reports.
 
     Attributes:
       pipeline: ``(config, dataset) -> InputPipeline``; the configuration is resolved.
@@ -71,7 +71,10 @@ class Task:
 
 
 class Program(NamedTuple):
-    """A command that trains: the default values of its flags, and its task."""
+    """A command that trains: the default values of its flags, and its task.
+
+    It is listed in :mod:`experiments.tasks.registry`, so that saved runs and sweeps can find it.
+    """
 
     defaults: Config
     task: Task

@@ -19,10 +19,10 @@ from experiments.tasks.figures import of_decoder
 def image_pipeline(
     preprocess: Callable[[Config], Preprocessing],
 ) -> Callable[[Config, Dataset], InputPipeline]:
-    """Returns what makes the pipeline of single images with a label.
+    """Returns a function that builds the input pipeline for single labelled images.
 
     Args:
-      preprocess: ``(config) -> Preprocess``.
+      preprocess: ``(config) -> Preprocessing``.
     """
 
     def pipeline(config, dataset):

@@ -1,4 +1,4 @@
-"""The commands that train, by name: an explicit table, so that no file can name a module."""
+"""The commands that train, by name: an explicit table, so that no file can choose an import."""
 
 import difflib
 import importlib

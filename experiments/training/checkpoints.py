@@ -68,7 +68,7 @@ class Checkpoints:
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"checkpoint {step} in {self._manager.directory} can't be read ({reason}); "
-                "delete that folder to go on from an earlier one"
+                f"to continue from an earlier one, delete {self._manager.directory / str(step)}"
             ) from error
         return type(state)(**restored)
 

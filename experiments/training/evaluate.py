@@ -1,4 +1,7 @@
-"""Evaluation: metrics of held-out examples, with many batches in one call."""
+"""Evaluation: metrics of held-out examples, with many batches in one call.
+
+``summary.py`` calls it on the test set, at the end of a run; ``loop.py`` on the validation set.
+"""
 
 from collections.abc import Callable
 

@@ -28,7 +28,7 @@ from experiments.training.setup import (
     initial_state,
     prepare,
     steps_between_saves,
-    steps_of_orders,
+    steps_per_block,
     steps_per_epoch,
     total_steps,
     training_inputs,
@@ -63,7 +63,7 @@ def run(program: Program, config: Config) -> dict:
       Its summary.
 
     Raises:
-      UserError: anything that the user can fix, before or without harm to the run.
+      UserError: a problem that the user can fix; an existing run is left intact.
     """
     started = time.monotonic()
     setup = prepare(program, config)
@@ -125,7 +125,7 @@ def make_stepper(setup: Setup, evaluate: Callable) -> Stepper:
     """Returns how a single run advances on its devices."""
     chunk, (source, key) = make_chunk(setup), training_inputs(setup)
     examples = len(setup.dataset.train_labels)
-    epochs = steps_of_orders(setup) // steps_per_epoch(setup)
+    epochs = steps_per_block(setup) // steps_per_epoch(setup)
     orders = jax.jit(batching.epoch_orders, static_argnums=(2, 3))
     return Stepper(
         advance=lambda state, orders, count: chunk(state, source, orders, key, count),
@@ -190,7 +190,7 @@ def fit(
 
     Args:
       setup: of one of the runs, which agree in everything that is read here.
-      runs: by number; those that ``guard`` removes are trained on and no longer recorded.
+      runs: by number; runs that ``guard`` removes continue to be trained but are not recorded.
       stepper: how the runs advance.
       state: of all runs, after ``step`` steps.
       profile: traces some of the steps.
@@ -200,7 +200,7 @@ def fit(
       The state, and 0 or the number of the signal that stopped training before the end.
     """
     log_every, total = setup.config.log_every, total_steps(setup)
-    save_every, block_steps = steps_between_saves(setup), steps_of_orders(setup)
+    save_every, block_steps = steps_between_saves(setup), steps_per_block(setup)
     diagnose = routing_diagnostics.make_probe(setup)
     held_out, orders = setup.pipeline.held_out("validation"), None
 

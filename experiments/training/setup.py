@@ -27,7 +27,7 @@ from kernels.api import select
 
 
 def prepare(program: Program, config: Config, dataset: datasets.Dataset | None = None) -> Setup:
-    """Finds devices, data, network, loss and optimiser of a configuration.
+    """Finds devices, data, network, loss and optimizer of a configuration.
 
     Args:
       program: the command whose run it is.
@@ -89,15 +89,15 @@ def steps_per_epoch(setup: Setup) -> int:
     return batching.steps_per_epoch(len(setup.dataset.train_labels), setup.config.batch_size)
 
 
-def steps_of_orders(setup: Setup) -> int:
-    """Returns the steps whose order is drawn at once: an epoch, or several short ones."""
+def steps_per_block(setup: Setup) -> int:
+    """Returns the steps of a block: an epoch, or several short ones, ordered together."""
     per_epoch = steps_per_epoch(setup)
     return -(-setup.config.log_every // per_epoch) * per_epoch
 
 
 def steps_between_saves(setup: Setup) -> int:
-    """Returns ``--validate_every``, else an epoch, or several that are too short to save after."""
-    return setup.config.validate_every or steps_of_orders(setup)
+    """Returns the steps between checkpoints: ``--validate_every``, or else one block."""
+    return setup.config.validate_every or steps_per_block(setup)
 
 
 def total_steps(setup: Setup) -> int:

@@ -31,7 +31,7 @@ from experiments.training.setup import (
     make_optimizer,
     prepare,
     random_keys,
-    steps_of_orders,
+    steps_per_block,
     steps_per_epoch,
 )
 from experiments.training.summary import write_summary
@@ -202,7 +202,7 @@ def inputs(setup: Setup, configs: list[Config], count: int = 1) -> tuple:
 def orders(setup: Setup, keys: jax.Array, block: int) -> jax.Array:
     """Returns the orders in which each run sees a block of epochs, ``[S, E, N]``."""
     size = len(setup.dataset.train_labels)
-    epochs = steps_of_orders(setup) // steps_per_epoch(setup)
+    epochs = steps_per_block(setup) // steps_per_epoch(setup)
     return jax.vmap(lambda key: batching.epoch_orders(key, block, size, epochs))(keys)
 
 

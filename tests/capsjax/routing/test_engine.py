@@ -1,7 +1,7 @@
 """Routing without votes: every implementation against routing with votes in float64.
 
 The oracle is autodiff of materialized votes (``naive``), in float64, which is itself compared with
-NumPy loops here and in test_routing.py.
+NumPy loops here and in test_dynamic.py.
 """
 
 import dataclasses

@@ -65,7 +65,7 @@ def test_find_study():
 
 
 @pytest.mark.parametrize("name, text, message", [
-    (None, None, r"one of --study=table1\|routing.* and --grid is needed"),
+    (None, None, r"give either --study=table1\|routing.* or --grid"),
     ("routing", "seed=0", "one of --study.* and --grid is needed"),
     ("routin", None, "--study=routin: the studies are table1, .*; did you mean routing?"),
     (None, "seed=0..9999", "10,000 runs; to run all of them, add --yes"),
@@ -153,7 +153,7 @@ def test_every_run_of_every_study_has_legal_flags(name):
     ("model=cnn,capsnet", {"preset": "deep"}, "no such --model=cnn"),
     ("votes=conv,matrix", {"preset": "tiny"}, "matri"),
     ("routing=frozen,em", {}, "routing=frozen.*add a row.*--frozen_from"),
-    ("learning_rate=1e-3,0.001", {}, "are the same runs"),
+    ("learning_rate=1e-3,0.001", {}, "describe the same run"),
     ("routing=em,vb", {"routing_prior": "learned"}, "has no prior"),
 ])
 def test_what_the_program_does_not_have(text, given, message):

@@ -35,7 +35,7 @@ def test_time_grows_with_steps_and_runs(monkeypatch):
     monkeypatch.setattr(time_estimate.bench, "matrix_rate", lambda: 1e9)
 
     def seconds(grid, *flags):
-        given = plan.given_flags(parse_flags(DEFAULTS, [*FLAGS, *flags]), DEFAULTS)
+        given = plan.changed_flags(parse_flags(DEFAULTS, [*FLAGS, *flags]), DEFAULTS)
         study = plan.find_study(None, grid)
         runs = plan.make(study, given, plan.Path("runs"), DEFAULTS,
                          {row: [{}] for row in study.rows}, study.seeds)

@@ -51,7 +51,7 @@ def test_pipeline_translates_training_and_held_out_digits_on_the_canvas():
     "changes, problem",
     [
         ({"validation_fraction": 0.0}, "--stop_at=99.23 needs a --validation_fraction"),
-        ({"affnist_dir": "x"}, "--affnist_dir goes with MNIST, not with --dataset=some"),
+        ({"affnist_dir": "x"}, "--affnist_dir requires MNIST, not with --dataset=some"),
     ],
 )
 def test_contradicting_flags_are_refused(changes, problem):

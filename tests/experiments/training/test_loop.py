@@ -181,7 +181,7 @@ def test_networks_for_two_steps(changes, want, tmp_path):
 
 @pytest.mark.parametrize("changes, message", [
     ({"routing_prior": "learned", "routing": "em"}, "--routing_prior=learned: em has no prior"),
-    ({"frozen_from": "runs/x"}, "--frozen_from goes with --routing=frozen"),
+    ({"frozen_from": "runs/x"}, "--frozen_from requires --routing=frozen"),
     ({"preset": "deep", "depth": 5}, "--depth=5: --preset=deep has 4 routed"),
     ({"preset": "mnist", "depth": 2}, "--depth=2: --preset=mnist has 1 routed"),
     ({"votes": "matrix", "primary_pose": 8}, "square number of components, not 8"),
@@ -193,7 +193,7 @@ def test_networks_for_two_steps(changes, want, tmp_path):
     ({"votes": "conv", "routing_implementation": "pallas_interpret"},
      "--routing_implementation=pallas_interpret: .*these votes has no kernels, use stream"),
     ({"diagnostics": True, "routing_schedule": "concurrent"},
-     "--diagnostics goes with --routing_schedule=sequential"),
+     "--diagnostics requires --routing_schedule=sequential"),
     ({"preset": "matrix", "routing_schedule": "concurrent"}, "'em' has no concurrent schedule"),
     ({"preset": "matrix", "primary_pose": 8}, "8 can't become 16"),
     ({"routing_schedule": "concurrent", "routing_gradient": "stop"}, "concurrent .*'stop'"),

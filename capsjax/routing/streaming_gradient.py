@@ -24,7 +24,7 @@ def iterate(plan: tuple[Routing, BatchedPasses, str], params: Any, inputs: Any) 
 
     Args:
       plan: the algorithm, its passes, and what is differentiated (full, stop or last).
-      params: parameters that are no inputs.
+      params: parameters that are not part of ``inputs``.
       inputs: the implementation's own pytree of arrays.
     """
     routing, passes, _ = plan
