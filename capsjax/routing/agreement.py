@@ -100,7 +100,7 @@ def even_pass(inputs: PassInputs, normalizer: str) -> jax.Array:
 def agreement_passes(
     routing: Routing, kernels: PassKernels, params: dict, u: jax.Array, W: jax.Array
 ) -> tuple[BatchedPasses, dict, PassInputs]:
-    """Returns what :mod:`capsjax.routing.streaming_gradient` needs: passes, parameters but prior, inputs."""
+    """Returns the passes, the parameters without prior, and the inputs of the streaming engine."""
     prior = params.get("prior")
     shared = {name: x for name, x in params.items() if name != "prior"}
     # Without this every loop that reads u would squash it again, and an optimizer would transpose

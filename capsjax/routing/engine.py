@@ -76,9 +76,9 @@ def route(
         coefficients in its output. Where :func:`has_pass_kernels` holds it needs no votes at all
         (:mod:`capsjax.routing.agreement`) and is the faster one on CPU from 16 images on; a
         :class:`~capsjax.routing.PassKernels` then replaces its kernels. For other algorithms
-        with full votes, its ``votes`` computes the votes and routing continues as in ``naive``. ``auto`` is
-        ``stream`` for votes larger than a GiB, or than 8 MiB on CPU with pass kernels, and
-        otherwise ``naive``.
+        with full votes, its ``votes`` computes the votes and routing continues as in ``naive``.
+        ``auto`` is ``stream`` for votes larger than a GiB, or than 8 MiB on CPU with pass kernels,
+        and otherwise ``naive``.
       trace: also return a :class:`~capsjax.routing.Trace`; always ``naive``.
 
     Returns:

@@ -31,7 +31,7 @@ class TileInputs(NamedTuple):
 def tile_passes(
     routing: Routing, votes: Votes, sizes: Sizes, params: dict, u, W, activation
 ) -> tuple[BatchedPasses, dict, TileInputs]:
-    """Returns what :mod:`capsjax.routing.streaming_gradient` needs: passes, shared parameters, inputs."""
+    """Returns the passes, the shared parameters and the inputs of the streaming engine."""
     divided = {name: params[name] for name in routing.input_params}
     shared = {name: x for name, x in params.items() if name not in divided}
     if votes.per_input_capsule:

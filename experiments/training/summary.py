@@ -27,7 +27,7 @@ def write_summary(
     seconds: float,
     together: int = 1,
 ) -> dict:
-    """Evaluates the network on the test set once, writes summary.json and the figures, and prints the table.
+    """Evaluates the test set once, writes summary.json and the figures, and prints the table.
 
     Args:
       setup: of the run.
