@@ -1,10 +1,11 @@
 """Four simulated CPU devices, and JAX with nothing implicit about types and shapes."""
 
+import dataclasses
 import functools
 import importlib.util
 import os
 
-from helpers import train
+from helpers import TINY, train
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -63,12 +64,10 @@ def released_programs():
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
     """The folder of a run of two steps on the digits; not to be changed."""
-    from experiments.config import Config
     from experiments.tasks import figures
 
     folder = tmp_path_factory.mktemp("tiny_run") / "run"
-    config = Config(dataset="digits", preset="tiny", steps=2, batch_size=16, num_devices=1,
-                    cache_dir="none", accelerator="cpu", workdir=str(folder))
+    config = dataclasses.replace(TINY, batch_size=16, workdir=str(folder))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "of_finished_run", lambda *_: [])  # which others test
         train(config)

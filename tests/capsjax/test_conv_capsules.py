@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import reference
 import reference_routing as loops
+from helpers import compiled
 
 from capsjax import Capsules, ConvCapsules, RoutedCapsules, from_module
 from capsjax.routing import (
@@ -40,11 +41,6 @@ class Case(NamedTuple):
     options: dict = {}
     votes: str = "full"
     gradient: str = "full"
-
-
-def compiled(function, *args):
-    """Called once, and compiled fast rather than well."""
-    return jax.jit(function).lower(*args).compile()
 
 
 def layer(case, grid=None, implementation="auto"):

@@ -12,6 +12,7 @@ import optax
 import pytest
 import reference
 import reference_routing
+from helpers import filled
 from jax.sharding import NamedSharding, PartitionSpec
 
 from capsjax import (
@@ -53,12 +54,6 @@ def batch(config, n, seed=0):
     rng = np.random.default_rng(seed)
     images = rng.uniform(size=(n, *config.image_shape)).astype(np.float32)
     return images, rng.integers(0, config.num_classes, n).astype(np.int32)
-
-
-def filled(model, seed=0):
-    rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(model.init, KEY)
-    return jax.tree.map(lambda p: (0.5 * rng.normal(size=p.shape)).astype(np.float32), shapes)
 
 
 def expected_loss(params, image, label, margin_weight=1.0, reconstruction_weight=0.0005):

@@ -1,12 +1,11 @@
 """The acceptance program: what it runs, and how it judges."""
 
-import json
 import subprocess
 import sys
 
 import jax
 import pytest
-from helpers import ROOT
+from helpers import ROOT, read_json
 
 from experiments.benchmarks import acceptance_parts, acceptance_targets
 from experiments.benchmarks.acceptance_parts import Part
@@ -98,7 +97,7 @@ def test_tiny(tmp_path):
          f"--output={tmp_path / 'a'}"],
         cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    result = json.loads((tmp_path / "a.json").read_text())
+    result = read_json(tmp_path / "a.json")
     assert [part["status"] for part in result["parts"]] == [0] * 4
     kernels, naive, stream, training = (part["results"] for part in result["parts"])
     assert {row["implementation"] for row in kernels} == {"naive", "stream"}

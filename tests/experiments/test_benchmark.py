@@ -8,6 +8,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from helpers import read_json
 
 from capsjax import functional, preset
 from experiments import benchmark, benchmark_vmap
@@ -55,7 +56,7 @@ def test_program(quick, tmp_path, capsys):
     run("--batch_size=2", f"--output={tmp_path / 'b'}")
     out, err = capsys.readouterr()
     result = json.loads(out)
-    assert json.loads((tmp_path / "b.json").read_text()) == result
+    assert read_json(tmp_path / "b.json") == result
     assert [row["function"] for row in result["rows"]] == list(throughput.FUNCTIONS)
     flop = throughput.flops_per_image(preset("capsnet_tiny"))
     parameters = 4 * functional.count_parameters(small(2).model.init(jax.random.key(0))) / 1e6
@@ -223,7 +224,7 @@ def test_program_for_runs_together(monkeypatch, tmp_path, capsys):
     benchmark_vmap.main(parse_flags(benchmark_vmap.DEFAULTS, [
         "--sizes=tiny,4", "--runs=2", f"--output={tmp_path / 'v'}"]))
     result = json.loads(capsys.readouterr().out)
-    assert json.loads((tmp_path / "v.json").read_text()) == result
+    assert read_json(tmp_path / "v.json") == result
     assert result["command"] == "python -m experiments.benchmark_vmap --sizes='tiny,4' --runs=2"
     # A call is 10 steps, of one run and of two.
     assert result["rows"] == [{"preset": "tiny", "batch_size": 4, "runs": 2, "alone_ms": 2.0,

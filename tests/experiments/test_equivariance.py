@@ -1,21 +1,20 @@
 """Measures of equivariance on features whose answers have closed forms, and the program."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
 import pytest
-from helpers import train
+from helpers import TINY, read_json, train
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
 from experiments import equivariance, plots
 from experiments.analysis import equivariance_metrics, equivariance_report, feature_paths, saved_run
 from experiments.analysis.equivariance_metrics import Examples
-from experiments.config import Config, UserError
+from experiments.config import UserError
 from experiments.data.affine import Affine, warp
 from experiments.equivariance import Flags
 from experiments.plots.equivariance import _pose_paths_figure, _probes_figure
@@ -270,8 +269,8 @@ def test_transformations_of_amounts():
 @pytest.fixture(scope="module")
 def cnn_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cnn") / "run"
-    config = Config(dataset="digits", preset="tiny", model="cnn", steps=2, batch_size=16,
-                    num_devices=1, cache_dir="none", accelerator="cpu", workdir=str(folder))
+    config = dataclasses.replace(
+        TINY, model="cnn", batch_size=16, workdir=str(folder))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "of_finished_run", lambda *_: [])
         train(config)
@@ -309,7 +308,7 @@ def test_program(tiny_run, cnn_run, tmp_path, capsys, monkeypatch):
                   output=str(tmp_path / "new" / "e"), accelerator="cpu", cache_dir="none")
     equivariance.main(flags)
     out = capsys.readouterr().out
-    found = json.loads((tmp_path / "new" / "e.json").read_text())
+    found = read_json(tmp_path / "new" / "e.json")
     capsnet, cnn = found["networks"]
     assert (capsnet["features"], cnn["features"]) == (16, 32)
     assert "probes_of_components" in cnn and "probes_of_components" not in capsnet

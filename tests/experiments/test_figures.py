@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from helpers import read_json
 
 from experiments import figures, plots
 from experiments.analysis import saved_run
@@ -150,7 +151,7 @@ def test_several_runs_are_called_by_what_differs(tiny_run, tmp_path, monkeypatch
     others = [tmp_path / name for name in ("one", "two")]
     for iterations, other in enumerate(others, 1):
         other.mkdir()
-        config = json.loads((tiny_run / "config.json").read_text())
+        config = read_json(tiny_run / "config.json")
         config |= {"routing_iterations": iterations, "data_dir": "/elsewhere"}
         (other / "config.json").write_text(json.dumps(config))
         shutil.copy(tiny_run / "metrics.jsonl", other)

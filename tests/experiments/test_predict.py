@@ -10,13 +10,13 @@ import jax
 import matplotlib.image
 import numpy as np
 import pytest
-from helpers import ROOT, train
+from helpers import ROOT, TINY, train
 from PIL import Image
 
 from experiments import predict
 from experiments.analysis import classify_images, saved_run
 from experiments.analysis.classify_images import Classification
-from experiments.config import Config, UserError
+from experiments.config import UserError
 from experiments.data import image_files
 from experiments.data.datasets import enlarged_digits
 from experiments.predict import Flags
@@ -293,8 +293,8 @@ def test_none_is_said_below_a_half(digits):
 
 
 def test_a_network_without_capsules_has_probabilities(folder, digits, tmp_path, capsys):
-    config = Config(dataset="digits", preset="tiny", model="cnn", steps=1, num_devices=1,
-                    cache_dir="none", accelerator="cpu", workdir=str(tmp_path / "run"))
+    config = dataclasses.replace(
+        TINY, model="cnn", steps=1, workdir=str(tmp_path / "run"))
     train(config)
     call(tmp_path / "run", folder / "a.png")
     out = capsys.readouterr().out.splitlines()

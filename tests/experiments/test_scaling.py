@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers import read_json
 
 from capsjax import preset
 from experiments import scaling
@@ -38,7 +39,7 @@ def test_program(monkeypatch, tmp_path, capsys):
     scaling.main(parse_flags(
         scaling.DEFAULTS, ["--implementation=naive", f"--output={tmp_path / 's'}"]))
     result = json.loads(capsys.readouterr().out)
-    assert json.loads((tmp_path / "s.json").read_text()) == result
+    assert read_json(tmp_path / "s.json") == result
     input_capsules, iterations = result["rows"]
     assert input_capsules["sizes"] == [8, 16] and input_capsules["milliseconds"] == [2.0, 2.0]
     assert input_capsules["exponents"]["time"] == 0

@@ -13,17 +13,15 @@ import types
 import numpy as np
 import pytest
 from absl import flags
-from helpers import ROOT
+from helpers import MNIST, ROOT, read_json
 
 from experiments import sweep
 from experiments.config import UserError, resolve
 from experiments.config.flags import parse_flags
 from experiments.sweeps import executors, grouping, ledger, plan, studies, time_estimate
 from experiments.sweeps.studies import Study
-from experiments.tasks import registry
 from experiments.training.summary import pack, unpack
 
-DEFAULTS = registry.find_program("mnist").defaults
 GRID = "--grid=routing=em,vb;seed=0,1"
 
 
@@ -56,7 +54,7 @@ def workers(monkeypatch):
     fake.error = lambda config: config.seed + 1
 
     def child(job, log, started):
-        configs = [parse_flags(DEFAULTS, arguments) for arguments in job["runs"]]
+        configs = [parse_flags(MNIST, arguments) for arguments in job["runs"]]
         fake.groups.append(configs)
         status = fake.status.get(configs[0].routing, 0)
         log.write_text(fake.words.get(configs[0].routing, ""))
@@ -168,7 +166,7 @@ def test_a_failure_is_recorded_and_only_what_is_missing_runs_again(
     assert sorted("error" in entry for entry in entries.values()) == [False] * 2 + [True] * 2
     assert "error: the reason (exit status 2)" in [e.get("error") for e in entries.values()]
     assert "2 of 4 runs are missing." in out
-    assert len(json.loads((tmp_path / "out.json").read_text())["runs"]) == 2
+    assert len(read_json(tmp_path / "out.json")["runs"]) == 2
 
     workers.status.clear()
     workers.groups.clear()
@@ -318,7 +316,7 @@ def test_the_command_can_be_given_to_a_shell_elsewhere(run_sweep, workers, tmp_p
     run_sweep(*given, "--runs", str(tmp_path / "here"), "--cache_dir=/there", "--jobs=2",
               f"--output={tmp_path}/new/table", "--vmap=off", "--yes")
     text = (tmp_path / "new" / "table.md").read_text()
-    command = json.loads((tmp_path / "new" / "table.json").read_text())["command"]
+    command = read_json(tmp_path / "new" / "table.json")["command"]
     assert shlex.split(command) == ["python", "-m", "experiments.sweep", *given]
     assert text.endswith(f"`{command}`, commit abc\n") and str(tmp_path) not in text
 

@@ -11,6 +11,7 @@ import pytest
 import reference
 import reference_routing as loops
 from flax import nnx
+from helpers import as_float64, compiled, filled
 
 from capsjax import (
     CNN,
@@ -86,17 +87,6 @@ def images(n=3, shape=TINY.image_shape, seed=0):
     return np.random.default_rng(seed).uniform(size=(n, *shape)).astype(np.float32)
 
 
-def filled(model, seed=0):
-    """Random parameters. Zero biases, say, would leave their use untested."""
-    rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(model.init, KEY)
-    return jax.tree.map(lambda p: (0.5 * rng.normal(size=p.shape)).astype(np.float32), shapes)
-
-
-def as_float64(tree):
-    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
-
-
 def in_float64(config, batch=2):
     """Network, parameters and images in float64."""
     model = create_model(dataclasses.replace(config, dtype="float64"))
@@ -107,11 +97,6 @@ def promoting(config):
     """Flax's LayerNorm promotes types, which tests otherwise forbid."""
     normalized = isinstance(config, CapsNetConfig) and config.conv_norm
     return jax.numpy_dtype_promotion("standard" if normalized else "strict")
-
-
-def compiled(function, *args):
-    """Called once, and compiled fast rather than well."""
-    return jax.jit(function).lower(*args).compile()
 
 
 def expected(config, params, image, label=None):

@@ -7,7 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from helpers import prepare_run
+from helpers import prepare_run, read_json
 
 from experiments.analysis import saved_run
 from experiments.config import Config, UserError
@@ -27,7 +27,7 @@ def copy(tiny_run, tmp_path):
 
 
 def test_a_run_opens_without_data_and_is_not_changed(tiny_run, monkeypatch):
-    config = Config(**json.loads((tiny_run / "config.json").read_text()))
+    config = Config(**read_json(tiny_run / "config.json"))
     setup = prepare_run(config)
     with Checkpoints(tiny_run) as checkpoints:
         want = jax.device_get(checkpoints.restore(initial_state(setup)).params)
@@ -61,7 +61,7 @@ def test_what_belongs_to_another_machine_is_not_taken_over(copy):
     path = copy / "config.json"
     there = {"num_devices": 8, "parallel": "pmap", "accelerator": "gpu", "batch_size": 136,
              "routing_implementation": "pallas", "cache_dir": "/nowhere"}
-    path.write_text(json.dumps(json.loads(path.read_text()) | there))
+    path.write_text(json.dumps(read_json(path) | there))
     run = saved_run.open_run(copy, cache_dir="none")
     assert len(run.setup.devices) == 1 and run.setup.devices[0].platform == "cpu"
     assert run.setup.config.cache_dir == "none" and run.setup.config.batch_size == 136
@@ -70,7 +70,7 @@ def test_what_belongs_to_another_machine_is_not_taken_over(copy):
 def rewrite(name, **changes):
     def change(folder):
         path = folder / name
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        path.write_text(json.dumps(read_json(path) | changes))
 
     return change
 

@@ -2,51 +2,36 @@
 
 import dataclasses
 import re
-import subprocess
-import sys
 
 import pytest
 from absl import flags
-from helpers import ROOT
+from helpers import MNIST, parse_mnist, run_command
 
 from capsjax.recipes import RECIPES
 from capsjax.routing import ROUTINGS
 from experiments.config import Config, UserError, given_flags, network_config, resolve
 from experiments.config import command as command_of
-from experiments.config.flags import define_flags, parse_flags
-from experiments.mnist import PROGRAM
-
-DEFAULTS = PROGRAM.defaults
-
-
-
-def parse(*arguments):
-    return parse_flags(DEFAULTS, list(arguments))
-
-
-def program(*arguments):
-    command = [sys.executable, "-m", "experiments.mnist", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+from experiments.config.flags import define_flags
 
 
 def test_flags_are_the_fields():
     values = flags.FlagValues()
-    define_flags(DEFAULTS, values)
+    define_flags(MNIST, values)
     assert set(values) == {f.name for f in dataclasses.fields(Config)} - {"program"}
 
 
 def test_no_flags_give_the_defaults():
-    assert parse() == DEFAULTS
+    assert parse_mnist() == MNIST
 
 
 def test_flags_reach_the_configuration():
-    got = parse("--routing_iterations=5", "--noreconstruction", "--learning_rate=0.01",
+    got = parse_mnist("--routing_iterations=5", "--noreconstruction", "--learning_rate=0.01",
                 "--routing_bias", "--recipe=official", "--dataset=cifar10", "--routing=em",
                 "--routing_prior=learned", "--routing_schedule=concurrent", "--frozen_from=a/b",
                 "--votes=conv_matrix", "--squash=none", "--primary_types=3", "--primary_pose=4",
                 "--class_pose=5", "--depth=2", "--loss=spread", "--diagnostics", "--pose_norm=none")
     want = dataclasses.replace(
-        DEFAULTS, routing_iterations=5, reconstruction=False, learning_rate=0.01,
+        MNIST, routing_iterations=5, reconstruction=False, learning_rate=0.01,
         routing_bias=True, recipe="official", dataset="cifar10", routing="em",
         routing_prior="learned", routing_schedule="concurrent", frozen_from="a/b",
         votes="conv_matrix", squash="none", primary_types=3, primary_pose=4, class_pose=5, depth=2,
@@ -65,7 +50,7 @@ def test_flags_reach_the_configuration():
 ])
 def test_nonsense_is_refused(flag):
     with pytest.raises(flags.Error):
-        parse(flag)
+        parse_mnist(flag)
 
 
 @pytest.mark.parametrize("flag, near", [
@@ -76,7 +61,7 @@ def test_nonsense_is_refused(flag):
 ])
 def test_a_wrong_name_is_answered_with_the_nearest(flag, near):
     with pytest.raises(flags.Error) as error:
-        parse(flag)
+        parse_mnist(flag)
     message = str(error.value)
     assert flag in message and "\n" not in message
     if near is None:
@@ -91,7 +76,7 @@ def test_a_wrong_name_is_answered_with_the_nearest(flag, near):
     ("--votes=shard", ["--votes=shard", "did you mean shared?"]),
 ])
 def test_a_wrong_flag_is_one_line_and_status_2(flag, words):
-    done = program(flag)
+    done = run_command("mnist", flag)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
@@ -99,7 +84,7 @@ def test_a_wrong_flag_is_one_line_and_status_2(flag, words):
 
 
 def test_help_says_what_every_routing_is():
-    done = program("--helpfull")
+    done = run_command("mnist", "--helpfull")
     shown = re.sub(r"\s", "", done.stdout)  # the help is wrapped, also inside words with hyphens
     assert "--routing:<" in shown and done.stderr == ""
     for name, (_, line) in ROUTINGS.items():
@@ -109,7 +94,7 @@ def test_help_says_what_every_routing_is():
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipe_fills_only_what_was_not_given(recipe):
-    got = resolve(dataclasses.replace(DEFAULTS, recipe=recipe, margin_weight=0.3), "mnist")
+    got = resolve(dataclasses.replace(MNIST, recipe=recipe, margin_weight=0.3), "mnist")
     assert got.margin_weight == 0.3
     for name, value in RECIPES[recipe].items():
         if name != "margin_weight":
@@ -119,7 +104,7 @@ def test_recipe_fills_only_what_was_not_given(recipe):
 def test_every_switch_of_a_recipe_is_a_flag_without_default():
     for recipe in RECIPES.values():
         for name in recipe:
-            assert getattr(DEFAULTS, name) is None
+            assert getattr(MNIST, name) is None
 
 
 @pytest.mark.parametrize("preset, routing, votes, squash", [
@@ -131,22 +116,22 @@ def test_every_switch_of_a_recipe_is_a_flag_without_default():
     ("matrix", "em", "conv_matrix", "auto"),
 ])
 def test_defaults_depend_on_the_preset(preset, routing, votes, squash):
-    got = resolve(parse(f"--preset={preset}"), "digits")
+    got = resolve(parse_mnist(f"--preset={preset}"), "digits")
     assert (got.routing, got.votes, got.squash) == (routing, votes, squash)
     network = network_config(got, (28, 28, 1), 10)
     assert (network.routing, network.votes, network.squash) == (routing, votes, squash)
-    got = resolve(parse(f"--preset={preset}", "--routing=kmeans"), "digits")
+    got = resolve(parse_mnist(f"--preset={preset}", "--routing=kmeans"), "digits")
     assert (got.routing, got.votes, got.squash) == ("kmeans", votes, squash)
     # Bug: em saw the squashed poses of --preset=deep, and stayed at 90% error.
-    got = resolve(parse(f"--preset={preset}", "--routing=vb"), "digits")
+    got = resolve(parse_mnist(f"--preset={preset}", "--routing=vb"), "digits")
     assert (got.routing, got.votes, got.squash) == ("vb", votes, "auto")
     assert network_config(got, (28, 28, 1), 10).primary_squash == "none"
-    got = resolve(parse(f"--preset={preset}", "--routing=vb", "--squash=half"), "digits")
+    got = resolve(parse_mnist(f"--preset={preset}", "--routing=vb", "--squash=half"), "digits")
     assert network_config(got, (28, 28, 1), 10).primary_squash == "half"
 
 
 def test_a_cnn_has_none_of_the_capsules_defaults():
-    got = resolve(parse("--model=cnn"), "digits")
+    got = resolve(parse_mnist("--model=cnn"), "digits")
     assert (got.routing, got.votes, got.squash, got.loss) == (None, None, None, "auto")
 
 
@@ -159,7 +144,7 @@ def test_a_cnn_has_none_of_the_capsules_defaults():
     (["--preset=matrix", "--routing=dynamic"], "margin"),
 ])
 def test_loss_is_the_routings_own_unless_given(given, loss):
-    assert resolve(parse(*given), "digits").loss == loss
+    assert resolve(parse_mnist(*given), "digits").loss == loss
 
 
 @pytest.mark.parametrize("given, want", [
@@ -182,18 +167,18 @@ def test_loss_is_the_routings_own_unless_given(given, loss):
      {"squash": "exponential", "votes": "shared", "routing": "kde", "routing_iterations": 7}),
 ], ids=lambda x: " ".join(x) if isinstance(x, list) else "")
 def test_flags_reach_the_network(given, want):
-    network = network_config(resolve(parse(*given), "digits"), (28, 28, 1), 10)
+    network = network_config(resolve(parse_mnist(*given), "digits"), (28, 28, 1), 10)
     assert {name: getattr(network, name) for name in want} == want
 
 
 def test_defaults_depend_on_the_data_set():
-    assert (resolve(DEFAULTS, "digits").epochs, resolve(DEFAULTS, "digits").batch_size) == (10, 64)
-    assert resolve(DEFAULTS, "mnist").batch_size == 128
-    assert resolve(dataclasses.replace(DEFAULTS, epochs=3), "digits").epochs == 3
+    assert (resolve(MNIST, "digits").epochs, resolve(MNIST, "digits").batch_size) == (10, 64)
+    assert resolve(MNIST, "mnist").batch_size == 128
+    assert resolve(dataclasses.replace(MNIST, epochs=3), "digits").epochs == 3
 
 
 def test_default_workdir_depends_on_what_is_trained_and_on_nothing_else():
-    base = resolve(DEFAULTS, "digits")
+    base = resolve(MNIST, "digits")
     same = dataclasses.replace(
         base, epochs=99, accelerator="cpu", data_dir="x", log_every=3, diagnostics=True)
     assert base.default_workdir() == same.default_workdir()
@@ -203,7 +188,7 @@ def test_default_workdir_depends_on_what_is_trained_and_on_nothing_else():
               {"routing_iterations": 2}]
     places = {dataclasses.replace(base, **other).default_workdir() for other in others}
     assert len(places | {base.default_workdir()}) == len(others) + 1
-    spelt_out = resolve(parse("--routing=dynamic", "--votes=full", "--loss=margin"), "digits")
+    spelt_out = resolve(parse_mnist("--routing=dynamic", "--votes=full", "--loss=margin"), "digits")
     assert spelt_out.default_workdir() == base.default_workdir()
 
 
@@ -224,11 +209,11 @@ def test_default_workdir_depends_on_what_is_trained_and_on_nothing_else():
     ["--model=cnn", "--seed=1"],
 ], ids=" ".join)
 def test_command_gives_the_same_run_again(given):
-    resolved = resolve(parse("--dataset=digits", *given), "digits")
-    command = command_of(resolved, DEFAULTS).split()
+    resolved = resolve(parse_mnist("--dataset=digits", *given), "digits")
+    command = command_of(resolved, MNIST).split()
     assert command[:3] == ["python", "-m", "experiments.mnist"]
-    assert "somewhere" not in command_of(resolved, DEFAULTS)
-    again = resolve(parse(*command[3:]), "digits")
+    assert "somewhere" not in command_of(resolved, MNIST)
+    again = resolve(parse_mnist(*command[3:]), "digits")
     assert again == dataclasses.replace(resolved, data_dir="")
 
 
@@ -242,27 +227,27 @@ def test_command_gives_the_same_run_again(given):
     (["--recipe=official", "--init=official"], " --recipe=official"),
 ])
 def test_command_leaves_out_what_goes_without_saying(given, want):
-    config = resolve(parse("--dataset=digits", "--epochs=3", "--batch_size=8", *given), "digits")
-    command = command_of(config, DEFAULTS).replace(" --epochs=3", "").replace(" --batch_size=8", "")
+    config = resolve(parse_mnist("--dataset=digits", "--epochs=3", "--batch_size=8", *given), "digits")
+    command = command_of(config, MNIST).replace(" --epochs=3", "").replace(" --batch_size=8", "")
     assert command == f"python -m experiments.mnist --dataset=digits{want}"
 
 
 def test_given_are_the_flags_that_make_it():
     changes = {"seed": 3, "routing": "em", "reconstruction": False, "loss": "margin"}
     here = {"data_dir": "x", "cache_dir": "y", "workdir": "z"}  # on this machine
-    assert given_flags(dataclasses.replace(DEFAULTS, **changes, **here), DEFAULTS) == changes
-    assert given_flags(DEFAULTS, DEFAULTS) == {}
+    assert given_flags(dataclasses.replace(MNIST, **changes, **here), MNIST) == changes
+    assert given_flags(MNIST, MNIST) == {}
 
 
 @pytest.mark.parametrize("recipe, bias, scale", [("paper", False, 1.0), ("official", True, 1 / 32)])
 def test_model_config_follows_the_recipe(recipe, bias, scale):
-    got = network_config(resolve(dataclasses.replace(DEFAULTS, recipe=recipe), "mnist"),
+    got = network_config(resolve(dataclasses.replace(MNIST, recipe=recipe), "mnist"),
         (28, 28, 1), 10)
     assert (got.routing_bias, got.primary_scale, got.decoder) == (bias, scale, (512, 1024))
-    plain = resolve(dataclasses.replace(DEFAULTS, reconstruction=False), "mnist")
+    plain = resolve(dataclasses.replace(MNIST, reconstruction=False), "mnist")
     assert network_config(plain, (28, 28, 1), 10).decoder is None
 
 
 def test_small_images_are_refused_by_name_and_smallest_size():
     with pytest.raises(UserError, match="tiny_set.*16x30.*17x17"):
-        network_config(resolve(DEFAULTS, "tiny_set"), (16, 30, 3), 10)
+        network_config(resolve(MNIST, "tiny_set"), (16, 30, 3), 10)

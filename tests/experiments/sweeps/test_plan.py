@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 
 import pytest
+from helpers import MNIST
 
 from capsjax.routing import ROUTINGS
 from experiments.config import UserError
@@ -13,7 +14,6 @@ from experiments.sweeps import grouping, plan
 from experiments.sweeps.studies import STUDIES, Study, product
 from experiments.tasks import registry
 
-DEFAULTS = registry.find_program("mnist").defaults
 FOLDER = pathlib.Path("/f")
 
 
@@ -99,7 +99,7 @@ def test_runs():
         "--dataset=digits", "--steps=2", "--routing=uniform", "--seed=1",
         f"--workdir={last.workdir}")
     for run in runs:
-        assert parse_flags(DEFAULTS, list(run.arguments)) == run.config
+        assert parse_flags(MNIST, list(run.arguments)) == run.config
 
 
 def test_a_run_is_known_by_what_decides_its_result():
@@ -215,21 +215,21 @@ def names(parts):
 
 def test_groups(monkeypatch):
     runs = grid("learning_rate=0.001,0.01;seed=0..2", preset="tiny", batch_size=8)
-    assert names(grouping.divide(runs, DEFAULTS, "off", set())) == [[s] for s in "012012"]
-    assert names(grouping.divide(runs, DEFAULTS, "4", set())) == [list("0120"), list("12")]
+    assert names(grouping.divide(runs, MNIST, "off", set())) == [[s] for s in "012012"]
+    assert names(grouping.divide(runs, MNIST, "4", set())) == [list("0120"), list("12")]
     monkeypatch.setattr(grouping, "platform", lambda accelerator: "gpu")
-    assert names(grouping.divide(runs, DEFAULTS, "auto", set())) == [list("012012")]
-    assert names(grouping.divide(runs, DEFAULTS, "auto", set(), jobs=2)) == [
+    assert names(grouping.divide(runs, MNIST, "auto", set())) == [list("012012")]
+    assert names(grouping.divide(runs, MNIST, "auto", set(), jobs=2)) == [
         list("012"), list("012")], "a part for each process"
     alone = {runs[1].key}
-    assert sorted(names(grouping.divide(runs, DEFAULTS, "9", alone))) == [list("02012"), ["1"]]
+    assert sorted(names(grouping.divide(runs, MNIST, "9", alone))) == [list("02012"), ["1"]]
     runs = grid("routing=dynamic,frozen,em;seed=0,1", preset="tiny", batch_size=8)
-    assert names(grouping.divide(runs, DEFAULTS, "9", set())) == [
+    assert names(grouping.divide(runs, MNIST, "9", set())) == [
         list("01"), list("01"), ["0"], ["1"]], "other networks and frozen runs apart"
     # On CPU nothing was gained.
     monkeypatch.setattr(grouping, "platform", lambda accelerator: "cpu")
     runs = grid("seed=0,1", preset="tiny")
-    assert names(grouping.divide(runs, DEFAULTS, "auto", set())) == [["0"], ["1"]]
+    assert names(grouping.divide(runs, MNIST, "auto", set())) == [["0"], ["1"]]
 
 
 def test_platform(monkeypatch):

@@ -2,21 +2,19 @@
 
 import csv
 import io
-import json
 import pathlib
 
 import numpy as np
 import pytest
+from helpers import MNIST, read_json
 
 from experiments import plots
 from experiments.plots import text_tables as text_tables_module
 from experiments.plots.text_tables import comma_separated, escape
 from experiments.sweeps import ledger, plan, report, statistics, tables
 from experiments.sweeps.studies import Study, product
-from experiments.tasks import registry
 from experiments.training.summary import pack
 
-DEFAULTS = registry.find_program("mnist").defaults
 IMAGES = 400
 
 
@@ -42,7 +40,7 @@ def entry(key, right, together=1, **changes):
 def runs_of(study, tuned=None, seeds=None):
     tuned = tuned or {row: [{}] for row in study.rows}
     seeds = study.seeds if seeds is None else seeds
-    return plan.make(study, {}, pathlib.Path("/f"), DEFAULTS, tuned, seeds)
+    return plan.make(study, {}, pathlib.Path("/f"), MNIST, tuned, seeds)
 
 
 STUDY = product({"routing": ("em", "vb", "uniform"), "votes": ("full",)}, ("0", "1", "2"))
@@ -145,7 +143,7 @@ def test_files(made, tmp_path):
     text = paths[0].read_text()
     assert tables.NOTE in text and text.endswith("--grid=a|b_c`, commit abc\n")
     assert r"--grid=a|b\_c, commit abc" in paths[2].read_text()
-    stored = json.loads(paths[4].read_text())
+    stored = read_json(paths[4])
     assert stored["commit"] == ["abc"] and len(stored["runs"]) == 9 and len(stored["rows"]) == 3
     assert stored["runs"][4]["routing"] == "vb" and stored["runs"][4]["seed"] == 1
     assert stored["rows"][1]["comparison"]["verdict"] == "worse"
@@ -205,7 +203,7 @@ def test_tuning_is_told():
 
 def test_hparams(made, tmp_path):
     pytest.importorskip("tensorboardX")
-    report.log_hparams(made.runs[:2], made.entries, DEFAULTS, tmp_path / "board")
+    report.log_hparams(made.runs[:2], made.entries, MNIST, tmp_path / "board")
     folders = [run.workdir.name for run in made.runs[:2]]
     for name in folders:
         (path,) = (tmp_path / "board" / name).glob("events*")
@@ -213,7 +211,7 @@ def test_hparams(made, tmp_path):
         assert b"sweep/test_error" in data and b"_hparams_/session_start_info" in data
         assert b"routing" in data
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "board").rglob("*") if p.is_file()}
-    report.log_hparams(made.runs[:2], made.entries, DEFAULTS, tmp_path / "board")
+    report.log_hparams(made.runs[:2], made.entries, MNIST, tmp_path / "board")
     assert times == {
         p: p.stat().st_mtime_ns for p in (tmp_path / "board").rglob("*") if p.is_file()}
 

@@ -3,20 +3,18 @@
 import dataclasses
 
 import pytest
-from helpers import prepare_run
+from helpers import MNIST, prepare_run
 
 from experiments.config.flags import parse_flags
 from experiments.sweeps import plan, time_estimate
-from experiments.tasks.registry import find_program
 
-DEFAULTS = find_program("mnist").defaults
 FLAGS = ["--dataset=digits", "--model=cnn", "--preset=tiny", "--batch_size=16", "--steps=100",
          "--accelerator=cpu", "--cache_dir=none"]
 
 
 def test_work_is_that_of_the_layers(monkeypatch):
     monkeypatch.setattr("capsjax.conv._fastest", lambda *shapes: "im2col")
-    setup = prepare_run(parse_flags(DEFAULTS, FLAGS))
+    setup = prepare_run(parse_flags(MNIST, FLAGS))
     model, (side, _, channels) = setup.model_config, setup.model_config.image_shape
     weights = 0
     for width, kernel in zip(model.channels, model.kernels):  # padded, so of every pixel
@@ -35,11 +33,11 @@ def test_time_grows_with_steps_and_runs(monkeypatch):
     monkeypatch.setattr(time_estimate.bench, "matrix_rate", lambda: 1e9)
 
     def seconds(grid, *flags):
-        given = plan.given_flags(parse_flags(DEFAULTS, [*FLAGS, *flags]), DEFAULTS)
+        given = plan.given_flags(parse_flags(MNIST, [*FLAGS, *flags]), MNIST)
         study = plan.find_study(None, grid)
-        runs = plan.make(study, given, plan.Path("runs"), DEFAULTS,
+        runs = plan.make(study, given, plan.Path("runs"), MNIST,
                          {row: [{}] for row in study.rows}, study.seeds)
-        return time_estimate.estimate_seconds(runs, DEFAULTS)
+        return time_estimate.estimate_seconds(runs, MNIST)
 
     one = seconds("seed=0")
     assert one > time_estimate.FIXED_SECONDS
@@ -54,7 +52,7 @@ def test_time_grows_with_steps_and_runs(monkeypatch):
 
 def test_data_has_data(tmp_path):
     def at_hand(**changes):
-        return time_estimate._has_data(dataclasses.replace(DEFAULTS, **changes))
+        return time_estimate._has_data(dataclasses.replace(MNIST, **changes))
 
     assert at_hand(dataset="digits")
     folder = tmp_path / "datasets"

@@ -1,7 +1,6 @@
 """The task affnist: its examples, its early end, its response curves, and whole runs."""
 
 import dataclasses
-import json
 import re
 
 import jax
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from affnist_files import digits, write
-from helpers import train
+from helpers import load_digits, metrics_rows, read_json, train
 
 from experiments import affnist
 from experiments.config import UserError
@@ -18,7 +17,6 @@ from experiments.data.affine import Affine, warp
 from experiments.tasks import affnist as affnist_task
 from experiments.tasks import figures, response_curves
 from experiments.training import evaluate as evaluate_module
-from experiments.training.devices import cache_folder
 
 # What the program adds to the loop
 
@@ -96,7 +94,7 @@ def test_response_curves_transform_as_they_say(monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     """96 digits to train on, 40 each for validation and test, in batches of 40; few curves."""
-    whole = datasets.load("digits", cache_dir=cache_folder("none"))
+    whole = load_digits()
     ends = (96, 96, 40, 40, 40, 40)
     parts = (part[:n] for part, n in zip(whole[2:8], ends, strict=True))
     some = datasets.Dataset(*whole[:2], *parts, *whole[8:])
@@ -116,7 +114,7 @@ def test_program(quick, tmp_path, capsys):
 
     def summary_of(**changes):
         train(dataclasses.replace(config, **changes))
-        return json.loads((tmp_path / "run" / "summary.json").read_text())
+        return read_json(tmp_path / "run" / "summary.json")
 
     first = summary_of()
     assert (first["steps"], first["stopped_at"], first["stop_at"]) == (3, 3, 0.1)
@@ -134,7 +132,7 @@ def test_program(quick, tmp_path, capsys):
     write(tmp_path / "official" / "test_batches" / "1.mat")
     last = summary_of(stop_at=0.0, affnist_dir=str(tmp_path / "official"))
     assert (last["steps"], last["stopped_at"]) == (6, None)
-    rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    rows = metrics_rows(tmp_path / "run")
     # Every step is an epoch here, and not worth an evaluation.
     assert [row["step"] for row in rows if "validation_error" in row] == [3, 6]
     assert last["affnist"] == "official affNIST" and last["affnist_examples"] == 5

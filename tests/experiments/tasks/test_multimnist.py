@@ -3,37 +3,30 @@
 import dataclasses
 import functools
 import hashlib
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from helpers import train
+from helpers import load_digits, read_json, train
 
 from capsjax import Prediction, functional
 from experiments import multimnist
 from experiments.config import UserError, network_config, resolve
-from experiments.data import batching, datasets, digit_pairs
+from experiments.data import batching, digit_pairs
 from experiments.data.digit_pairs import Pair
 from experiments.plots import segmentation as segmentation_plot
 from experiments.tasks import multimnist as multimnist_task
 from experiments.tasks import multimnist_report
 from experiments.tasks.multimnist import pair_pipeline
-from experiments.training.devices import cache_folder
 
 SQUARE = np.zeros((28, 28, 1), np.uint8)
 SQUARE[4:24, 4:24] = 200  # MNIST's digits are scaled into such a box
 
 
-@functools.cache
-def digits():
-    return datasets.load("digits", cache_dir=cache_folder("none"))
-
-
 def source(split="test"):
-    arrays = (getattr(digits(), f"{split}_{part}") for part in ("images", "labels"))
+    arrays = (getattr(load_digits(), f"{split}_{part}") for part in ("images", "labels"))
     return digit_pairs.make_pair_source(*arrays, 10)
 
 
@@ -106,7 +99,7 @@ def whereabouts(canvas):
     for dy in range(-4, 5):
         for dx in range(-4, 5):
             there = canvas[4 + dy : 32 + dy, 4 + dx : 32 + dx]
-            rows = np.flatnonzero((digits().test_images == there).all((1, 2, 3)))
+            rows = np.flatnonzero((load_digits().test_images == there).all((1, 2, 3)))
             # Nothing may lie outside of the digit.
             if len(rows) and there.astype(int).sum() == canvas.astype(int).sum():
                 found += [(row, dy, dx) for row in rows]
@@ -121,13 +114,13 @@ def test_test_pairs_are_moved_test_digits_of_two_classes():
     for pair, names in zip(images, labels, strict=True):
         for canvas, label in zip(pair, names, strict=True):
             places = whereabouts(canvas)
-            assert places and {digits().test_labels[row] for row, _, _ in places} == {label}
+            assert places and {load_digits().test_labels[row] for row, _, _ in places} == {label}
 
 
 def test_every_digit_is_first_once_before_it_is_first_again():
     images, labels = fixed_pairs(500)
     first = np.bincount(labels[:360, 0], minlength=10)
-    np.testing.assert_array_equal(first, np.bincount(digits().test_labels))
+    np.testing.assert_array_equal(first, np.bincount(load_digits().test_labels))
     np.testing.assert_array_equal(labels[360:, 0], labels[:140, 0])
     assert (images[360:] != images[:140]).any((1, 2, 3, 4)).all()
 
@@ -154,9 +147,9 @@ def test_test_pairs_are_the_same_everywhere():
 
 def training_batch(seed, step, part=(0, 1)):
     config = dataclasses.replace(multimnist.PROGRAM.defaults, seed=seed)
-    made = pair_pipeline(config, digits())
+    made = pair_pipeline(config, load_digits())
     key = jax.random.fold_in(jax.random.key(seed), 1)
-    order = batching.epoch_orders(key, 0, len(digits().train_labels))
+    order = batching.epoch_orders(key, 0, len(load_digits().train_labels))
     batch = functools.partial(batching.make_batch, made.example, batch_size=16, part=part)
     return jax.jit(batch)(made.source, order, key, step)
 
@@ -190,13 +183,13 @@ def test_input_is_the_sum_cut_off_at_1():
 ])
 def test_data_of_which_no_pairs_can_be_made(changes, message):
     with pytest.raises(UserError, match=message):
-        pair_pipeline(multimnist.PROGRAM.defaults, digits()._replace(**changes))
+        pair_pipeline(multimnist.PROGRAM.defaults, load_digits()._replace(**changes))
 
 
 def test_no_validation_digits_are_no_pairs():
-    empty = digits()._replace(
-        validation_images=digits().validation_images[:0],
-        validation_labels=digits().validation_labels[:0])
+    empty = load_digits()._replace(
+        validation_images=load_digits().validation_images[:0],
+        validation_labels=load_digits().validation_labels[:0])
     images, labels = pair_pipeline(multimnist.PROGRAM.defaults, empty).held_out("validation")
     assert images.shape == (0, 2, 36, 36, 1) and labels.shape == (0, 2)
 
@@ -215,9 +208,9 @@ def test_published_numbers_of_parameters(model, changes, count):
     assert functional.count_parameters(shapes) == count
 
 
-TINY = dataclasses.replace(
-    multimnist.PROGRAM.defaults, dataset="digits", preset="tiny", steps=2, batch_size=16, num_devices=1,
-    test_pairs=40, cache_dir="none", accelerator="cpu")
+PAIRS = dataclasses.replace(
+    multimnist.PROGRAM.defaults, dataset="digits", preset="tiny", steps=2, batch_size=16,
+    num_devices=1, test_pairs=40, cache_dir="none", accelerator="cpu")
 
 
 class Fake:
@@ -275,7 +268,7 @@ WANTED = {
 
 def made(monkeypatch, routing, **changes):
     given = {"model": "cnn"} if routing == "cnn" else {"routing": routing}
-    config = resolve(dataclasses.replace(TINY, **given, **changes), "digits")
+    config = resolve(dataclasses.replace(PAIRS, **given, **changes), "digits")
     network = network_config(config, (36, 36, 1), 4)
     monkeypatch.setattr(functional, "create_model", lambda config: Fake(config))
     return config, multimnist_task.pair_objective(config, network)
@@ -330,7 +323,7 @@ def test_the_margin_loss_is_the_papers_with_two_classes():
 
 def test_logits_have_no_margin_loss(tmp_path):
     workdir = str(tmp_path / "x")
-    config = dataclasses.replace(TINY, routing="heinsen", loss="margin", workdir=workdir)
+    config = dataclasses.replace(PAIRS, routing="heinsen", loss="margin", workdir=workdir)
     with pytest.raises(UserError, match="--loss=margin: the scores of heinsen .*cross_entropy"):
         train(config)
     assert not (tmp_path / "x").exists()
@@ -397,9 +390,9 @@ def test_the_absent_class_has_the_smallest_score():
                   "validation_fraction": 0.0}, marks=pytest.mark.slow),
 ], ids=lambda c: "-".join(map(str, c.values())) or "default")
 def test_program_for_two_steps(changes, tmp_path, capsys):
-    config = dataclasses.replace(TINY, workdir=str(tmp_path), **changes)
+    config = dataclasses.replace(PAIRS, workdir=str(tmp_path), **changes)
     summary = train(config)
-    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert read_json(tmp_path / "summary.json") == summary
     assert summary["program"] == "multimnist" and summary["test_examples"] == 40
     assert summary["command"].startswith("python -m experiments.multimnist --dataset=digits")
     assert summary["shift"] == changes.get("shift", 4)

@@ -1,7 +1,6 @@
 """cifar10, smallnorb and svhn: published parameter counts, ensembles, arrays of one's own."""
 
 import dataclasses
-import json
 import subprocess
 import sys
 
@@ -10,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 import tensorflow_datasets as tfds
-from helpers import ROOT, prepare_run, train
+from helpers import ROOT, prepare_run, read_json, train
 from tfds_builders import Tiny, offline, png, prepare  # noqa: F401  (offline: no network here)
 
 from capsjax import functional
@@ -285,4 +284,4 @@ def test_from_the_command_line(program, stored, tmp_path):
                f"--workdir={tmp_path / 'run'}", f"--cache_dir={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["program"] == program
+    assert read_json(tmp_path / "run" / "summary.json")["program"] == program

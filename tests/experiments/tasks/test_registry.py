@@ -1,25 +1,23 @@
 """What programs share and what is their own: the registry, flags of one program, few examples."""
 
 import dataclasses
-import json
 import sys
 import types
 
 import numpy as np
 import pytest
 from absl import flags
-from helpers import train
+from helpers import TINY, load_digits, read_json, train
 
 from experiments import mnist
 from experiments.analysis.saved_run import stored_config
 from experiments.config import Config, UserError, resolve, setting
 from experiments.config import command as command_of
 from experiments.config.flags import define_flags, parse_flags
-from experiments.data import datasets, subset
+from experiments.data import subset
 from experiments.tasks import registry
 from experiments.tasks.base import Program
 from experiments.tasks.classification import CLASSIFICATION
-from experiments.training.devices import cache_folder
 from experiments.training.workdir import write_config
 
 
@@ -117,12 +115,9 @@ def test_the_order_is_a_shuffled_one():
             order[LABELS[order] == which], shuffled[LABELS[shuffled] == which])
 
 
-def digits(count):
-    return subset.limit_training_examples(datasets.load("digits", cache_dir=cache_folder("none")), count)
-
-
 def test_few_training_examples():
-    whole, twenty, ten = digits(0), digits(20), digits(10)
+    whole = load_digits()
+    twenty, ten = (subset.limit_training_examples(whole, n) for n in (20, 10))
     assert len(whole.train_labels) == 1365
     np.testing.assert_array_equal(np.bincount(twenty.train_labels), [2] * 10)
     np.testing.assert_array_equal(twenty.train_images[:10], ten.train_images)
@@ -133,13 +128,14 @@ def test_few_training_examples():
     np.testing.assert_array_equal(twenty.test_images, whole.test_images)
     np.testing.assert_array_equal(twenty.validation_images, whole.validation_images)
     with pytest.raises(UserError, match="--train_examples=1366: digits has 1365 to train on"):
-        digits(1366)
+        subset.limit_training_examples(whole, 1366)
 
 
 def test_a_run_on_few_examples(tmp_path):
-    config = Config(dataset="digits", preset="tiny", reconstruction=False, batch_size=10, epochs=2,
-                    train_examples=30, num_devices=1, cache_dir="none", workdir=str(tmp_path))
+    config = dataclasses.replace(
+        TINY, reconstruction=False, batch_size=10, steps=0, epochs=2, train_examples=30,
+        workdir=str(tmp_path))
     summary = train(config)
     assert (summary["train_examples"], summary["steps"]) == (30, 6)
     assert "--train_examples=30" in summary["command"]
-    assert json.loads((tmp_path / "config.json").read_text())["train_examples"] == 30
+    assert read_json(tmp_path / "config.json")["train_examples"] == 30

@@ -14,7 +14,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from helpers import ROOT, prepare_run, train
+from helpers import ROOT, TINY, metrics_rows, prepare_run, read_json, train
 
 from capsjax import functional
 from capsjax.routing import ROUTINGS
@@ -25,15 +25,6 @@ from experiments.training import loop
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.setup import initial_state, training_inputs
 from experiments.training.workdir import open_workdir
-
-TINY = Config(dataset="digits", preset="tiny", steps=2, num_devices=1, cache_dir="none",
-              accelerator="cpu")
-TIMES = ("seconds", "images_per_second")
-
-
-def rows(workdir):
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
 
 
 @pytest.mark.parametrize("changes", [
@@ -51,7 +42,7 @@ def test_every_path_for_two_steps(changes, tmp_path, capsys):
     config = dataclasses.replace(TINY, workdir=str(tmp_path), **changes)
     summary = train(config)
     out, err = capsys.readouterr()
-    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert read_json(tmp_path / "summary.json") == summary
     assert summary["steps"] == 2 and summary["test_examples"] == 360
     assert summary["test_error"] == pytest.approx(100 * summary["test_errors"] / 360, abs=1e-3)
     assert summary["dataset"] == "digits" and summary["num_devices"] == config.num_devices
@@ -61,8 +52,8 @@ def test_every_path_for_two_steps(changes, tmp_path, capsys):
     assert pictures == (["perturbations.png", "reconstructions.png", "training_curves.png"]
                         if drawn else ["training_curves.png"])
     assert all(str(tmp_path / "figures" / name) in out for name in pictures)
-    assert all(np.isfinite(row["loss"]) for row in rows(tmp_path) if "loss" in row)
-    assert json.loads((tmp_path / "config.json").read_text())["dataset"] == "digits"
+    assert all(np.isfinite(row["loss"]) for row in metrics_rows(tmp_path) if "loss" in row)
+    assert read_json(tmp_path / "config.json")["dataset"] == "digits"
     assert list((tmp_path / "tensorboard").iterdir())
 
 
@@ -89,8 +80,8 @@ def test_profile_traces_the_second_chunk_and_changes_nothing(tmp_path):
     plain, traced = (
         train(dataclasses.replace(config, workdir=str(tmp_path / name), profile=steps))
         for name, steps in [("plain", 0), ("traced", 3)])
-    assert [row["step"] for row in rows(tmp_path / "traced")] == [2, 5, 6, 8, 9]
-    assert rows(tmp_path / "plain")[-1] == rows(tmp_path / "traced")[-1]
+    assert [row["step"] for row in metrics_rows(tmp_path / "traced")] == [2, 5, 6, 8, 9]
+    assert metrics_rows(tmp_path / "plain")[-1] == metrics_rows(tmp_path / "traced")[-1]
     assert plain["test_errors"] == traced["test_errors"]
     assert not (tmp_path / "plain" / "profile").exists()
     (folder,) = (tmp_path / "traced" / "profile" / "plugins" / "profile").iterdir()
@@ -108,7 +99,7 @@ def test_validation_within_epochs_changes_nothing_else(tmp_path):
         for name, steps in [("plain", 0), ("often", 4)])
 
     def validated(name):
-        return [row["step"] for row in rows(tmp_path / name) if "validation_error" in row]
+        return [row["step"] for row in metrics_rows(tmp_path / name) if "validation_error" in row]
 
     assert (validated("plain"), validated("often")) == ([6, 10], [4, 8, 10])
     assert plain["test_loss"] == often["test_loss"]
@@ -141,7 +132,7 @@ def test_every_routing_for_two_steps(routing, dynamic, tmp_path):
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     assert 100 < summary["peak_memory_mb"] <= used + 1
     assert np.isfinite(summary["test_loss"])
-    trained, validated, measured = rows(tmp_path)
+    trained, validated, measured = metrics_rows(tmp_path)
     assert np.isfinite(trained[f"{loss}_loss"]) and "validation_error" in validated
     assert len(measured["entropy"]) == passes and len(measured["logit_change"]) == passes - 1
     pictures = {"training_curves", "routing", "couplings", *["logit_changes"] * (passes > 1)}
@@ -174,7 +165,7 @@ def test_networks_for_two_steps(changes, want, tmp_path):
     given = {name: changes[name] for name in changes.keys() & summary.keys()}
     want = {"steps": 2, "routing": "dynamic", "votes": "full", "loss": "margin"} | given | want
     assert {name: summary[name] for name in want} == want
-    (row,) = rows(tmp_path)
+    (row,) = metrics_rows(tmp_path)
     assert np.isfinite(row["loss"]) and row[f"{want['loss']}_loss"] == pytest.approx(row["loss"])
     assert np.isfinite(summary["test_loss"])
 
@@ -310,12 +301,12 @@ def finished(tmp_path_factory):
 
 def test_a_finished_run_is_only_reported_again(finished, monkeypatch):
     config, workdir, summary = finished
-    before = rows(workdir)
+    before = metrics_rows(workdir)
     monkeypatch.setattr("experiments.training.summary.peak_memory_mb", lambda device: 10**6)  # not training's
     again = train(config)
     same = set(summary) - {"wall_seconds"}
     assert {k: again[k] for k in same} == {k: summary[k] for k in same}
-    assert rows(workdir) == before
+    assert metrics_rows(workdir) == before
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -325,10 +316,10 @@ def test_a_finished_run_is_only_reported_again(finished, monkeypatch):
 ])
 def test_a_workdir_of_another_run_is_refused_and_kept(finished, changes, message):
     config, workdir, _ = finished
-    before = (workdir / "config.json").read_text(), rows(workdir)
+    before = (workdir / "config.json").read_text(), metrics_rows(workdir)
     with pytest.raises(UserError, match=message):
         train(dataclasses.replace(config, **changes))
-    assert ((workdir / "config.json").read_text(), rows(workdir)) == before
+    assert ((workdir / "config.json").read_text(), metrics_rows(workdir)) == before
 
 
 def test_a_damaged_checkpoint_is_named(finished, tmp_path):
@@ -383,16 +374,16 @@ def undisturbed(tmp_path_factory):
 
 
 def final_state(workdir):
-    config = Config(**json.loads((workdir / "config.json").read_text()) | {"num_devices": 1})
+    config = Config(**read_json(workdir / "config.json") | {"num_devices": 1})
     state = initial_state(prepare_run(config))
     with Checkpoints(workdir) as checkpoints:
         return jax.device_get(checkpoints.restore(state))
 
 
 def assert_same_run(got, want):
-    assert rows(got) == rows(want)
+    assert metrics_rows(got) == metrics_rows(want)
     jax.tree.map(np.testing.assert_array_equal, final_state(got), final_state(want))
-    summaries = [json.loads((w / "summary.json").read_text()) for w in (got, want)]
+    summaries = [read_json(w / "summary.json") for w in (got, want)]
     for name in ("test_error", "test_loss", "validation_error", "steps", "parameters"):
         assert summaries[0][name] == summaries[1][name]
 
@@ -415,13 +406,13 @@ def interrupt(command, workdir, number, after_rows):
 def test_diagnostics_of_every_epoch(undisturbed):
     """The last row is measured again, from the checkpoint and in NumPy."""
     workdir, _ = undisturbed
-    everything = rows(workdir)
+    everything = metrics_rows(workdir)
     measured = [row for row in everything if "entropy" in row]
     assert [row["step"] for row in measured] == [21, 42, 63, 84] and len(everything) == 32
     assert all(a["step"] == b["step"] for a, b in zip(measured, everything[7::8], strict=True))
     assert {"routing", "couplings", "logit_changes"} < figure_names(workdir)
 
-    config = Config(**json.loads((workdir / "config.json").read_text()) | {"num_devices": 1})
+    config = Config(**read_json(workdir / "config.json") | {"num_devices": 1})
     setup = prepare_run(config)
     params = final_state(workdir).params
     images = setup.dataset.validation_images.astype(np.float32) / 255

@@ -1,20 +1,20 @@
 """Runs trained together are the runs that they would be alone."""
 
 import dataclasses
-import json
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import prepare_run, train
+from helpers import prepare_run, read_json, train
 
 from experiments import mnist
 from experiments.config import Config, UserError, names_of, resolve
 from experiments.tasks import figures
 from experiments.training import vmapped_loop
 from experiments.training.checkpoints import Checkpoints
+from experiments.training.metrics import read_rows
 from experiments.training.setup import initial_state
 from experiments.training.workdir import write_config
 
@@ -37,14 +37,6 @@ def fast():
         patch.setattr(figures, "of_finished_run", lambda *_: [])
         patch.setattr("capsjax.conv._fastest", lambda *_: "im2col")
         yield
-
-
-def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def summary(folder):
-    return json.loads((folder / "summary.json").read_text())
 
 
 def parameters(config):
@@ -78,7 +70,7 @@ def test_numbers_that_differ_are_those_of_the_recipe():
 def test_metrics_and_parameters_are_those_of_runs_alone(finished):
     folder, alone, together = finished
     for n in range(2):
-        want, got = rows(folder / f"a{n}"), rows(folder / f"t{n}")
+        want, got = (read_rows(folder / f"{run}{n}" / "metrics.jsonl") for run in "at")
         assert [row["step"] for row in got] == [row["step"] for row in want] == [2, 3, 3, 4, 5, 5]
         for a, b in zip(want, got):
             assert a.keys() == b.keys()
@@ -96,22 +88,23 @@ def test_metrics_and_parameters_are_those_of_runs_alone(finished):
 def test_summaries_are_those_of_runs_alone(finished):
     folder, *_ = finished
     for n in range(2):
-        want, got = summary(folder / f"a{n}"), summary(folder / f"t{n}")
+        want, got = (read_json(folder / f"{run}{n}" / "summary.json") for run in "at")
         differ = {name for name in want if want[name] != got[name]}
         assert (want["together"], got["together"]) == (1, 2)
         assert differ <= {
             "together", "test_loss", "validation_loss", "images_per_second", "training_seconds",
             "wall_seconds", "peak_memory_mb"}
         np.testing.assert_allclose(got["test_loss"], want["test_loss"], rtol=2e-4)
-    assert summary(folder / "t0")["test_correct"] != summary(folder / "t1")["test_correct"]
+    first, second = (read_json(folder / run / "summary.json") for run in ("t0", "t1"))
+    assert first["test_correct"] != second["test_correct"]
 
 
 def test_the_same_command_as_alone_continues_nothing(finished, capsys):
     folder, _, together = finished
-    before = rows(folder / "t1")
+    before = read_rows(folder / "t1" / "metrics.jsonl")
     train(together[1])
     assert "after step 5" in capsys.readouterr().err
-    assert rows(folder / "t1") == before
+    assert read_rows(folder / "t1" / "metrics.jsonl") == before
 
 
 def test_one_that_fails_leaves_the_others(tmp_path):
@@ -120,7 +113,7 @@ def test_one_that_fails_leaves_the_others(tmp_path):
     vmapped_loop.run(mnist.PROGRAM, [bad, good])
     assert "the loss is nan" in (tmp_path / "bad" / "error.txt").read_text()
     assert not (tmp_path / "bad" / "summary.json").exists()
-    assert summary(tmp_path / "good")["steps"] == 5
+    assert read_json(tmp_path / "good" / "summary.json")["steps"] == 5
 
 
 @pytest.mark.slow
@@ -131,10 +124,11 @@ def test_runs_stopped_at_the_same_step_go_on_together_others_alone(tmp_path, cap
     capsys.readouterr()
     vmapped_loop.run(mnist.PROGRAM, longer)
     assert "2 runs together" in capsys.readouterr().err
-    assert [row["step"] for row in rows(tmp_path / "a")] == [2, 2, 3, 3, 4, 4]
+    assert [row["step"] for row in read_rows(tmp_path / "a" / "metrics.jsonl")] == [2, 2, 3, 3, 4, 4]
     train(at(tmp_path / "a", steps=6))
     vmapped_loop.run(mnist.PROGRAM, [dataclasses.replace(config, steps=8) for config in short])
-    assert summary(tmp_path / "a")["steps"] == 8 and summary(tmp_path / "b")["steps"] == 4
+    assert read_json(tmp_path / "a" / "summary.json")["steps"] == 8
+    assert read_json(tmp_path / "b" / "summary.json")["steps"] == 4
 
 
 def test_a_folder_of_another_run(tmp_path):
