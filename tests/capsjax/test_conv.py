@@ -1,4 +1,4 @@
-"""conv2d in its three forms against loops and against each other."""
+"""Convolutions: values and gradients of all forms, and the choice among them."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ import reference
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
-from capsjax import Conv, capsnet_loss, conv2d, create_model, from_module, preset, winograd
+from capsjax import Conv, capsnet_loss, conv2d, create_model, preset, winograd
 from capsjax.conv import IMPLEMENTATIONS, depthwise_conv2d
 
 # (B, H, W, C, k, stride, O)
@@ -255,9 +255,6 @@ def test_errors():
             conv2d(x, np.zeros(shape, np.float32))
 
 
-# Every channel alone
-
-
 def alone(x, w, stride, g):
     """Value and both gradients: one image and one channel at a time."""
     y, dx, dw = np.zeros(g.shape), np.zeros(x.shape), np.zeros(w.shape)
@@ -323,51 +320,6 @@ def test_depthwise_module():
     np.testing.assert_allclose(conv(x), exact, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="depthwise: 3 channels can't become 6"):
         Conv(3, 6, 2, depthwise=True, rngs=nnx.Rngs(0))
-
-
-# The module around it
-
-
-@pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize("kernel", [1, 4, 5, 9])
-def test_same_padding(kernel, stride):
-    conv = Conv(2, 3, kernel, stride=stride, padding="SAME", rngs=nnx.Rngs(0))
-    x = np.random.default_rng(0).normal(size=(2, 6, 7, 2)).astype(np.float32)
-    exact = jax.lax.conv_general_dilated(
-        x, conv.kernel[...], (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    assert conv(x).shape == (2, -(-6 // stride), -(-7 // stride), 3)
-    np.testing.assert_allclose(conv(x), exact, rtol=1e-5, atol=1e-5)
-
-
-def test_conv_module_is_scale_times_convolution_plus_bias():
-    conv = Conv(
-        2, 3, 3, stride=2, scale=0.25, bias_init=jax.nn.initializers.normal(1), rngs=nnx.Rngs(0)
-    )
-    x = np.random.default_rng(0).normal(size=(1, 8, 7, 2)).astype(np.float32)
-    kernel, bias = np.asarray(conv.kernel[...]), np.asarray(conv.bias[...])
-    exact = 0.25 * reference.convolution(x[0], kernel, 2) + bias
-    np.testing.assert_allclose(conv(x)[0], exact, rtol=1e-5, atol=1e-5)
-
-
-def test_bias_gradient_in_bfloat16_is_a_float32_sum():
-    """A sum of ones in bfloat16 stops at 256; this one has 3,000 terms."""
-    x = np.random.default_rng(0).uniform(size=(30, 10, 10, 1)).astype(np.float32)
-
-    def gradient(dtype):
-        model = from_module(lambda rngs: Conv(1, 2, 1, dtype=dtype, rngs=rngs))
-        params = {"kernel": np.ones((1, 1, 1, 2), np.float32), "bias": np.zeros(2, np.float32)}
-        return jax.jit(jax.grad(lambda p: model.apply(p, x).astype(jnp.float32).sum()))(params)
-
-    half, full = gradient(jnp.bfloat16), gradient(jnp.float32)
-    np.testing.assert_array_equal(full["bias"], 3000)
-    np.testing.assert_allclose(half["bias"], full["bias"], rtol=2**-8)
-    np.testing.assert_allclose(half["kernel"], full["kernel"], rtol=2**-8)
-
-
-def test_conv_module_rejects_padding_it_does_not_have():
-    with pytest.raises(ValueError, match="padding must be one of VALID, SAME, not 'FULL'"):
-        Conv(1, 1, 3, padding="FULL", rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("side", [24, 28, 32, 36, 40])
