@@ -1,5 +1,6 @@
 """Helpers that tests of several folders share."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -26,6 +27,9 @@ TINY = Config(
     num_devices=1,
     cache_dir="none",
     accelerator="cpu",
+)
+QUICK = dataclasses.replace(
+    TINY, reconstruction=False, validation_fraction=0.0, batch_size=16
 )
 TIMES = ("seconds", "images_per_second")
 
@@ -83,3 +87,8 @@ def as_float64(tree):
 def compiled(function, *args):
     """Compiles a function for arguments like these."""
     return jax.jit(function).lower(*args).compile()
+
+
+def figure_names(workdir):
+    """Returns the names of the figures of a run, without their endings."""
+    return {path.stem for path in (workdir / "figures").iterdir()}

@@ -10,6 +10,7 @@ import pytest
 from helpers import prepare_run, read_json
 
 from experiments.analysis import saved_run
+from experiments.analysis.saved_run import stored_config
 from experiments.config import Config, UserError
 from experiments.data import datasets
 from experiments.training.checkpoints import Checkpoints
@@ -99,3 +100,11 @@ def test_what_is_no_run_is_named(copy, change, message):
     with pytest.raises(UserError, match=message):
         saved_run.open_run(str(copy))
     assert files(copy.parent) == before
+
+
+@pytest.mark.parametrize("text", [None, "{", "{}", '{"program": "mnist", "no_such": 1}', "[]"])
+def test_a_folder_that_is_no_run(text, tmp_path):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match="config.json is no configuration of a run"):
+        stored_config(tmp_path)

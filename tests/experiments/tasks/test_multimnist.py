@@ -1,4 +1,4 @@
-"""Pairs of overlapping digits: how they are made, the loss, the measures, the whole program."""
+"""The task multimnist: its batches, losses and measures."""
 
 import dataclasses
 import functools
@@ -14,135 +14,16 @@ from helpers import load_digits, read_json, train
 from capsjax import Prediction, functional
 from experiments import multimnist
 from experiments.config import UserError, network_config, resolve
-from experiments.data import batching, digit_pairs
+from experiments.data import batching
 from experiments.data.digit_pairs import Pair
-from experiments.plots import segmentation as segmentation_plot
 from experiments.tasks import multimnist as multimnist_task
-from experiments.tasks import multimnist_report
 from experiments.tasks.multimnist import pair_pipeline
 
-SQUARE = np.zeros((28, 28, 1), np.uint8)
-SQUARE[4:24, 4:24] = 200  # MNIST's digits are scaled into such a box
-
-
-def source(split="test"):
-    arrays = (getattr(load_digits(), f"{split}_{part}") for part in ("images", "labels"))
-    return digit_pairs.make_pair_source(*arrays, 10)
-
-
-@functools.cache
-def fixed_pairs(count=500, pixels=4):
-    return digit_pairs.fixed_pairs(source(), count, pixels)
-
-
-# How pairs are made
-
-
-@pytest.mark.parametrize("pixels", [4, 6])
-def test_overlap_of_boxes(pixels):
-    """72.6% and 61.6%, as computed from all displacements of two boxes of 20x20."""
-    moves = np.arange(-pixels, pixels + 1)
-    apart = np.abs(moves[:, None] - moves[None])
-    exact = np.mean(np.maximum(20 - apart, 0) / 20) ** 2
-    assert exact == pytest.approx({4: 0.726, 6: 0.616}[pixels], abs=5e-4)
-    squares = digit_pairs.PairSource(
-        np.stack([SQUARE, SQUARE]), np.array([0, 1], np.int32), np.array([0, 1], np.int32),
-        np.array([0, 1, 2], np.int32))
-    images, _ = digit_pairs.fixed_pairs(squares, 4000, pixels)
-    got = np.asarray(jax.vmap(digit_pairs.box_overlap)(images))
-    # Standard deviation 0.12 to 0.15 of one, over 4000.
-    assert got.mean() == pytest.approx(exact, abs=5 * float(got.std()) / 4000**0.5)
-
-
-def test_overlap_of_relative_displacement_up_to_4_is_79_percent():
-    moved = [np.pad(SQUARE, ((4 + dy, 4 - dy), (4 + dx, 4 - dx), (0, 0)))
-             for dy in range(-4, 5) for dx in range(-4, 5)]
-    got = jax.vmap(lambda other: digit_pairs.box_overlap(jnp.stack([jnp.pad(SQUARE, ((4, 4), (4, 4), (0, 0))),
-                                                          other])))(np.stack(moved))
-    assert np.mean(got) == pytest.approx(0.790, abs=5e-4)
-
-
-@pytest.mark.parametrize("boxes, want", [
-    (((2, 4, 6, 9), (2, 4, 6, 9)), 1.0),
-    (((0, 0, 4, 4), (2, 1, 6, 5)), 2 * 3 / 16),
-    (((0, 0, 8, 8), (2, 3, 4, 6)), 1.0),  # the smaller lies within
-    (((0, 0, 4, 4), (4, 4, 8, 8)), 0.0),
-    (((0, 0, 2, 9), (1, 2, 9, 4)), 1 * 2 / 16),
-    (((0, 0, 3, 3), (5, 0, 9, 3)), 0.0),
-    (((0, 0, 0, 0), (5, 0, 9, 3)), 0.0),  # a black image
-])
-def test_overlap(boxes, want):
-    image = np.zeros((2, 10, 12, 1), np.uint8)
-    for digit, (top, left, bottom, right) in zip(image, boxes, strict=True):
-        digit[top:bottom, left:right] = 1
-    assert float(digit_pairs.box_overlap(jnp.asarray(image))) == pytest.approx(want)
-    assert float(digit_pairs.box_overlap(jnp.asarray(image[::-1]))) == pytest.approx(want)
-
-
-def test_partners_are_of_another_class_and_otherwise_equally_probable():
-    labels = np.array([2, 0, 2, 1, 0, 2, 2, 0], np.int32)
-    images = np.zeros((8, 3, 3, 1), np.uint8)
-    made = jax.tree.map(jnp.asarray, digit_pairs.make_pair_source(images, labels, 4))
-    keys = jax.random.split(jax.random.key(0), 3000)
-    for label in range(4):
-        others = np.flatnonzero(labels != label)
-        got = np.asarray(jax.vmap(lambda k, label=label: digit_pairs.random_partner(k, made, label))(keys))
-        counts = np.bincount(got, minlength=8)
-        assert set(np.flatnonzero(counts)) == set(others)
-        p = 1 / len(others)
-        assert (abs(counts[others] - 3000 * p) < 6 * (3000 * p * (1 - p)) ** 0.5).all()
-
-
-def whereabouts(canvas):
-    """Of all digits of the test split that are somewhere on a canvas: rows and displacements."""
-    found = []
-    for dy in range(-4, 5):
-        for dx in range(-4, 5):
-            there = canvas[4 + dy : 32 + dy, 4 + dx : 32 + dx]
-            rows = np.flatnonzero((load_digits().test_images == there).all((1, 2, 3)))
-            # Nothing may lie outside of the digit.
-            if len(rows) and there.astype(int).sum() == canvas.astype(int).sum():
-                found += [(row, dy, dx) for row in rows]
-    return found
-
-
-def test_test_pairs_are_moved_test_digits_of_two_classes():
-    images, labels = fixed_pairs(12)
-    assert images.shape == (12, 2, 36, 36, 1) and images.dtype == np.uint8
-    assert labels.shape == (12, 2) and labels.dtype == np.int32
-    assert (labels[:, 0] != labels[:, 1]).all()
-    for pair, names in zip(images, labels, strict=True):
-        for canvas, label in zip(pair, names, strict=True):
-            places = whereabouts(canvas)
-            assert places and {load_digits().test_labels[row] for row, _, _ in places} == {label}
-
-
-def test_every_digit_is_first_once_before_it_is_first_again():
-    images, labels = fixed_pairs(500)
-    first = np.bincount(labels[:360, 0], minlength=10)
-    np.testing.assert_array_equal(first, np.bincount(load_digits().test_labels))
-    np.testing.assert_array_equal(labels[360:, 0], labels[:140, 0])
-    assert (images[360:] != images[:140]).any((1, 2, 3, 4)).all()
-
-
-def test_more_pairs_begin_with_the_same_ones():
-    fewer = fixed_pairs(12)
-    for few, many in zip(fewer, fixed_pairs(500), strict=True):
-        np.testing.assert_array_equal(few, many[:12])
-
-
-TEST_SUM = "4320158a91e45ae5"
 TRAINING_SUM = "f3858723b1a97c06"
 
 
 def checksum(*arrays):
     return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()
-
-
-def test_test_pairs_are_the_same_everywhere():
-    """On every version of Python and JAX."""
-    images, labels = fixed_pairs(500)
-    assert checksum(images, labels)[:16] == TEST_SUM
 
 
 def training_batch(seed, step, part=(0, 1)):
@@ -192,9 +73,6 @@ def test_no_validation_digits_are_no_pairs():
         validation_labels=load_digits().validation_labels[:0])
     images, labels = pair_pipeline(multimnist.PROGRAM.defaults, empty).held_out("validation")
     assert images.shape == (0, 2, 36, 36, 1) and labels.shape == (0, 2)
-
-
-# Networks and their losses
 
 
 @pytest.mark.parametrize("model, changes, count", [
@@ -354,32 +232,6 @@ def test_segmentation_against_loops():
     assert perfect["shared_right"] == perfect["shared_pixels"]
 
 
-def test_errors_by_overlap():
-    accuracy = np.array([1, 0, 1, 0, 0, 1.0])
-    rows = multimnist_report.error_by_overlap(accuracy, np.array([0.1, 0.5, 0.59, 0.95, 1.0, 0.95]))
-    assert rows == [
-        {"overlap": [0.0, 0.5], "pairs": 1, "error": 0.0},
-        {"overlap": [0.5, 0.6], "pairs": 2, "error": 50.0},
-        {"overlap": [0.9, 1.0], "pairs": 3, "error": 66.6667},
-    ]
-
-
-@pytest.mark.parametrize("scores, labels, want", [
-    ([0.1, 0.9, 0.8, 0.2], [2, 1], [2, 1]), ([0.1, 0.9, 0.8, 0.2], [1, 2], [1, 2]),
-    ([0.1, 0.9, 0.8, 0.2], [2, 3], [2, 1]), ([0.1, 0.9, 0.8, 0.2], [3, 2], [1, 2]),
-    ([0.1, 0.9, 0.8, 0.2], [0, 1], [2, 1]), ([0.1, 0.9, 0.8, 0.2], [0, 3], [1, 2]),
-])
-def test_predictions_stand_where_their_labels_do(scores, labels, want):
-    assert multimnist_report.matched(np.array(scores), np.array(labels)).tolist() == want
-
-
-def test_the_absent_class_has_the_smallest_score():
-    assert multimnist_report.least(np.array([0.1, 0.9, 0.3, 0.2]), np.array([0, 1])) == 3
-
-
-# The program
-
-
 @pytest.mark.parametrize("changes", [
     {}, {"model": "cnn"},
     pytest.param({"parallel": "shard_map", "num_devices": 2, "shift": 6, "recipe": "official"},
@@ -405,31 +257,3 @@ def test_program_for_two_steps(changes, tmp_path, capsys):
     pictures = {p.name for p in (tmp_path / "figures").iterdir()}
     assert ("segmentation.png" in pictures) == drawn and "training_curves.png" in pictures
     assert capsys.readouterr().out.count(".png") == len(pictures)
-
-
-def column(kind, n=3):
-    rng = np.random.default_rng(n)
-    one = rng.uniform(size=(12, 10, 1))
-    two = rng.uniform(size=(2, 12, 10, 1))
-    return segmentation_plot.PairColumn(one, two, two, ("3", "8"), ("3", "7"), ("3", kind))
-
-
-def test_two_colours():
-    pair = np.array([[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 1.0, 0.0]]).reshape(2, 1, 4, 1)
-    (row,) = segmentation_plot.two_colours(pair)
-    np.testing.assert_allclose(row, [[1, 0.42, 0], [0, 0.58, 1], [1, 1, 1], [0, 0, 0]])
-
-
-@pytest.mark.parametrize("counts, lines", [((8, 4, 4), 2), ((2, 2, 2), 1), ((8, 0, 8), 2),
-                                           ((1, 0, 0), 1)])
-def test_picture(counts, lines, tmp_path):
-    kinds = ("right", "wrong", "absent")
-    groups = [(kind, kind, [column("4")] * n) for kind, n in zip(kinds, counts, strict=True) if n]
-    figure = segmentation_plot._segmentation_figure(groups, "title")
-    (axes,) = figure.axes
-    assert len(axes.images) == 3 * sum(counts)
-    assert sum(text.get_text() == "input" for text in axes.texts) == lines
-    captions = [text.get_text() for text in axes.texts]
-    assert captions.count("3  8\n3  7\n3  4") == sum(counts)
-    segmentation_plot.plot_segmentation(tmp_path / "a" / "b.png", groups)
-    assert (tmp_path / "a" / "b.png").stat().st_size > 1000
