@@ -38,6 +38,4 @@ def runs_of(study, tuned=None, seeds=None):
 
 
 STUDY = product({"routing": ("em", "vb", "uniform"), "votes": ("full",)}, ("0", "1", "2"))
-
-
 WRONG = {"em": (4, 8, 18), "vb": (40, 45, 50), "uniform": (5, 7, 18)}

@@ -32,7 +32,7 @@ def program_calls():
                     yield words[words.index("-m") + 1:]
 
 
-def test_there_are_calls():
+def test_readme_has_commands():
     assert len(list(program_calls())) >= 5
 
 
@@ -64,7 +64,7 @@ def test_the_library_example_runs(capsys):
     assert "(8, 4, 16) (8, 24, 24, 3)" in capsys.readouterr().out
 
 
-def test_the_example_of_a_routing_of_ones_own(capsys):
+def test_custom_routing_example(capsys):
     """It runs, streams, and with perfect memory is dynamic routing."""
     _, example = blocks("python")
     names = {}

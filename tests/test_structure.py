@@ -127,7 +127,7 @@ def circle(graph):
     return next(filter(None, map(visit, sorted(graph))), [])
 
 
-def test_there_is_no_circle_of_modules():
+def test_module_imports_have_no_cycle():
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
     # A package imports its modules, whose imports of other modules of it are no circle.
     packages = {name_of(p) for p in ROOT.rglob("__init__.py") if ".venv" not in p.parts[-3:]}
@@ -182,7 +182,7 @@ def test_every_folder_is_a_package():
             assert (path.parent / "__init__.py").exists(), path
 
 
-def test_kernels_are_ours():
+def test_kernels_package_is_that_of_this_repository():
     where = pathlib.Path(kernels.__file__).resolve()
     assert ROOT in where.parents, f"{where} is Hugging Face's package; run from the root"
 

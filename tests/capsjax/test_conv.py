@@ -97,7 +97,7 @@ def test_mapped_over_images_and_kernels(x64, form):
 
 
 @pytest.mark.parametrize("tiles", [(1, 1), (2, 2), (1, 3), (6, 2)], ids=str)
-def test_tiles(x64, tiles):
+def test_tiled_convolution_equals_reference(x64, tiles):
     """Of all sizes, also where the last tile is not full, and where there are fewer outputs."""
 
     def everything(x, w, g, stride):
@@ -150,7 +150,7 @@ def test_large_images_are_cut_into_tiles():
 
 
 @pytest.mark.parametrize("size", [(32, 20, 20, 256, 9, 2, 256), (4, 33, 18, 6, 3, 1, 8)], ids=str)
-def test_the_cheapest_of_all_numbers_of_tiles_is_found(size):
+def test_number_of_tiles_is_the_cheapest(size):
     B, H, W, C, k, stride, O = size
     x, w = (B, H, W, C), (k, k, C, O)
     every = np.ndindex((H - k) // stride + 1, (W - k) // stride + 1)

@@ -181,7 +181,7 @@ def test_couplings_of_a_field_as_constants(x64):
 
 
 @pytest.mark.parametrize("routing", ["dynamic", "em"])
-def test_one_position_is_a_routed_layer(x64, routing):
+def test_one_position_equals_a_routed_layer(x64, routing):
     case = Case(routing, 1, {"iterations": 2})
     model = layer(case, grid=(KERNEL, KERNEL))
     n = KERNEL * KERNEL * T
@@ -202,7 +202,7 @@ def test_one_position_is_a_routed_layer(x64, routing):
     [Case("dynamic", 1, FULLEST), Case("self", 2, {}, "conv")],
     ids=["passes", "tiles"],
 )
-def test_stream_is_naive(x64, case):
+def test_stream_equals_naive(x64, case):
     naive, stream = (layer(case, implementation=how) for how in ("naive", "stream"))
     params, x = example(naive, case.stride)
     exact, got = (differentiated(model, case, params, x) for model in (naive, stream))
@@ -213,7 +213,7 @@ def test_stream_is_naive(x64, case):
 
 
 @pytest.mark.parametrize("routing", ["dynamic", "em"])
-def test_other_examples_in_the_batch_do_not_matter(x64, routing):
+def test_output_does_not_depend_on_other_examples_in_the_batch(x64, routing):
     model = layer(Case(routing))
     params, x = example(model, batch=3)
     apply = compiled(model.apply, params, x)
@@ -338,7 +338,7 @@ def test_votes_that_do_not_fit_are_refused():
         from_module(lambda rngs: ConvCapsules((4, 3), T, 4, J, 9, 2, votes="matrix", rngs=rngs))
 
 
-def test_first_parameters(x64):
+def test_initial_parameters(x64):
     """Even couplings of votes for unit poses sum to vectors of length one, on average."""
     n, J, D = 9 * 8, 16, 16
     case = make_routing("uniform", squash="none")

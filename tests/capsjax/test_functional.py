@@ -20,7 +20,7 @@ from capsjax import (
 )
 
 
-def test_from_module_is_the_module():
+def test_from_module_equals_the_module():
     key = jax.random.key(5)
     module = nnx.Linear(3, 2, rngs=nnx.Rngs(key))
     model = from_module(lambda rngs: nnx.Linear(3, 2, rngs=rngs))
@@ -35,14 +35,14 @@ def test_from_module_is_the_module():
     np.testing.assert_array_equal(model.apply(params, x), module(x))
 
 
-def test_create_is_from_module_of_the_network():
+def test_create_model_is_from_module_of_the_network():
     for config, network in [(TINY, CapsNet), (preset("cnn_tiny"), CNN)]:
         made = create_model(config), from_module(lambda rngs, n=network, c=config: n(c, rngs=rngs))
         one, two = (jax.eval_shape(model.init, KEY) for model in made)
         assert one == two
 
 
-def test_seeds_are_a_vmap():
+def test_vmap_over_seeds():
     model = from_module(lambda rngs: Decoder(2, (), (1, 2, 1), rngs=rngs))
     keys = jax.random.split(KEY, 2)
     many = jax.jit(jax.vmap(model.init))(keys)

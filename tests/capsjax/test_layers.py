@@ -15,7 +15,7 @@ from capsjax import (
 )
 
 
-def test_decoder():
+def test_decoder_equals_reference():
     model = from_module(lambda rngs: Decoder(6, (5, 4), (2, 3, 1), rngs=rngs))
     params = filled(model)
     pose = np.array([[[0, 0, 0], [1, -2, 3]]], np.float32)

@@ -24,7 +24,7 @@ from capsjax import (
 )
 
 
-def test_bug_capsules_are_cut_from_positions():
+def test_bug_capsules_are_cut_from_channels():
     """One type of capsule at one position lights up one capsule, with all its components."""
     model = from_module(lambda rngs: PrimaryCapsules(1, 3, 4, 2, 2, rngs=rngs))
     params = jax.tree.map(np.zeros_like, filled(model))
@@ -70,7 +70,7 @@ def test_activations_are_lengths_below_one(squash):
 
 
 @pytest.mark.parametrize("squash", ["none", "exponential"])
-def test_activations_of_their_own(squash):
+def test_sigmoid_activations(squash):
     """Matrix capsules: the probability of a type is a sigmoid of a second convolution."""
     model = from_module(
         lambda rngs: PrimaryCapsules(2, 3, 4, 2, 2, activation="sigmoid", squash=squash, rngs=rngs)
@@ -90,7 +90,7 @@ def test_activations_of_their_own(squash):
 
 
 @pytest.mark.parametrize("gradient", ["full", "stop"])
-def test_routed_capsules(gradient):
+def test_routed_capsules_equal_reference(gradient):
     """The layer is votes, then routing with its bias, iterations and gradient."""
     model = from_module(
         lambda rngs: RoutedCapsules(
@@ -127,7 +127,7 @@ def test_routed_capsules(gradient):
         np.testing.assert_allclose(du[n], exact, atol=1e-5 * abs(exact).max())
 
 
-def test_default_routing_of_a_layer_is_the_papers():
+def test_default_routing_of_a_layer_is_dynamic():
     layer = nnx.eval_shape(lambda: RoutedCapsules(5, 3, 2, 4, rngs=nnx.Rngs(0)))
     assert (layer.routing.name, layer.routing.passes, layer.names) == ("dynamic", 3, ())
 
@@ -159,7 +159,7 @@ def test_arrays_of_another_shape_are_refused(make, x):
         jax.eval_shape(model.apply, params, jax.tree.map(np.float32, x))
 
 
-def test_first_matrices():
+def test_initial_vote_matrices():
     """Votes of matrices start near the identity; of others a routing may ask for larger ones."""
 
     def kernel(votes, gain):

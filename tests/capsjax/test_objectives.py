@@ -44,7 +44,7 @@ def test_losses_by_name(x64):
         np.testing.assert_array_equal(got, cross_entropy_of_logits(LENGTHS, targets))
 
 
-def test_losses_that_a_table_does_not_have():
+def test_unknown_losses_are_rejected():
     assert LOGIT_LOSSES.keys() == {"cross_entropy"}
     for name in ("margin", "spread"):
         with pytest.raises(ValueError, match=f"{name!r} needs scores in .* use cross_entropy$"):
@@ -67,7 +67,7 @@ def test_losses_that_a_table_does_not_have():
     ],
     ids=["paper", "weights", "no decoder"],
 )
-def test_capsnet_loss(config, weights):
+def test_capsnet_loss_equals_reference(config, weights):
     model = create_model(config)
     params = filled(model)
     images, _ = batch(config, 3)
@@ -96,7 +96,7 @@ SCORE_LOSSES = {
 
 
 @pytest.mark.parametrize("name", SCORE_LOSSES)
-def test_losses_of_scores(name):
+def test_score_losses_equal_reference(name):
     scores = np.array([0.3, 0.5, 0.15, 0.9], np.float32)
     images, labels = np.zeros((4, 1, 1, 1), np.float32), np.arange(4)
     loss = jax.jit(capsnet_loss(Scores, loss=name, margin_weight=0.5))
@@ -129,7 +129,7 @@ def test_labels_of_another_rank_are_refused():
             loss(scores, images, labels)
 
 
-def test_losses_that_do_not_fit():
+def test_losses_of_other_scores_are_rejected():
     for name in ("margin", "spread"):
         with pytest.raises(ValueError, match=f"{name!r} needs scores in .0, 1., not logits"):
             capsnet_loss(Scores, loss=name, logit=True)

@@ -13,7 +13,7 @@ from capsjax import (
 )
 
 
-def test_recipes_are_switches_that_exist():
+def test_recipes_name_existing_options():
     fields = {f.name: f.default for f in dataclasses.fields(CapsNetConfig)}
     loss = inspect.signature(capsnet_loss).parameters
     switches = fields | {
@@ -33,7 +33,7 @@ def test_recipes_are_switches_that_exist():
     }
 
 
-def test_no_run_can_change_the_recipes_of_another():
+def test_recipes_are_read_only():
     with pytest.raises(TypeError):
         RECIPES["mine"] = {}
     with pytest.raises(TypeError):

@@ -191,7 +191,7 @@ def value_and_jacobian(name):
     return jax.jit(jax.vmap(lambda s: (function(s), jax.jacobian(function)(s))))
 
 
-def test_every_name_has_a_loop():
+def test_every_squash_has_a_reference():
     assert SQUASHES.keys() == reference_routing.SQUASHES.keys()
     assert squash_by_name("paper") is squash
 

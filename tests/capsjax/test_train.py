@@ -42,7 +42,7 @@ KEY = jax.random.key(0)
     ],
     ids=["decay", "floor", "constant", "default"],
 )
-def test_adam(schedule):
+def test_adam_equals_reference(schedule):
     names = {"rate": "learning_rate", "decay": "decay_rate"}
     optimizer = adam(**{names.get(name, name): value for name, value in schedule.items()})
     gradients = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
@@ -60,7 +60,7 @@ def test_adam(schedule):
     assert abs(exact[-1] - exact[0]).max() > 1e-3
 
 
-def test_the_rate_falls_by_4_percent_every_2000_steps():
+def test_learning_rate_falls_by_4_percent_every_2000_steps():
     """Against a constant gradient, Adam's step is the rate."""
     optimizer = adam()
 
@@ -73,7 +73,7 @@ def test_the_rate_falls_by_4_percent_every_2000_steps():
     np.testing.assert_allclose(rates[np.array([0, 1000, 2000, 4000])], exact, rtol=1e-4)
 
 
-def test_the_margin_grows_with_the_steps():
+def test_spread_margin_grows_with_the_steps():
     """From 0.2 at the first step to 0.9 at the last, in training; 0.9 in evaluation."""
     optimizer = optax.sgd(0.0)
     params = np.array([0.9, 0.85, 0.2], np.float32)
@@ -148,7 +148,7 @@ def stepping():
     return state, jax.jit(step)
 
 
-def test_train_step_is_gradient_and_optimiser():
+def test_train_step_applies_gradient_and_optimizer():
     state, step = stepping()
     states, grads = [state], []
     for n in range(3):

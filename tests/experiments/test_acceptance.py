@@ -1,11 +1,9 @@
 """The acceptance program: what it runs, and how it judges."""
 
-import subprocess
-import sys
 
 import jax
 import pytest
-from helpers import ROOT, read_json
+from helpers import read_json, run_command
 
 from experiments.benchmarks import acceptance_parts, acceptance_targets
 from experiments.benchmarks.acceptance_parts import Part
@@ -68,14 +66,14 @@ def test_parts_of_an_accelerator(monkeypatch):
      "why"),
     ("import time; time.sleep(60)", 0.5, "too slow", "more than 0 s"),
 ])
-def test_a_part_that_fails_is_recorded(code, seconds, status, error, tmp_path, monkeypatch):
+def test_failed_part_is_recorded(code, seconds, status, error, tmp_path, monkeypatch):
     (tmp_path / "failing.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     got = acceptance_parts.run_part(Part("a", "failing", ()), "cpu", tmp_path, seconds)
     assert (got["status"], got["error"], got["results"]) == (status, error, [])
 
 
-def test_lines_of_json_and_the_environment_reach_the_result(tmp_path, monkeypatch):
+def test_json_lines_and_environment_are_recorded(tmp_path, monkeypatch):
     (tmp_path / "fine.py").write_text(
         "import os; print('text'); print('{\"a\": \"' + os.environ['NAME'] + '\"}')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -85,17 +83,15 @@ def test_lines_of_json_and_the_environment_reach_the_result(tmp_path, monkeypatc
     assert got["command"] == "NAME=b python -m fine --x=1"
 
 
-def test_an_absent_accelerator_is_one_line():
+def test_absent_accelerator_is_an_error():
     absent = "gpu" if jax.default_backend() == "tpu" else "tpu"
     with pytest.raises(UserError, match=f"--accelerator={absent}: JAX .* sees no such device"):
         acceptance_parts.check_device(absent)
 
 
 def test_tiny(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.acceptance", "--accelerator=cpu", "--tiny",
-         f"--output={tmp_path / 'a'}"],
-        cwd=ROOT, capture_output=True, text=True)
+    done = run_command(
+        "acceptance", "--accelerator=cpu", "--tiny", f"--output={tmp_path / 'a'}")
     assert done.returncode == 0, done.stdout + done.stderr
     result = read_json(tmp_path / "a.json")
     assert [part["status"] for part in result["parts"]] == [0] * 4

@@ -87,7 +87,7 @@ def test_first_steps_are_those_of_the_program():
     assert min(took["warm"] + took["cold"]) > 0 and took["warm"][0] + took["cold"][0] < both
 
 
-def test_a_program_that_ends_before_its_first_step():
+def test_program_without_a_first_step_is_an_error():
     with pytest.raises(UserError, match="--preset=nothing.* ended before its first step"):
         startup.first_step_seconds(dataclasses.replace(TINY, preset="nothing"), 1)
 
@@ -113,7 +113,7 @@ def test_variants(stubs, tmp_path, capsys):
     assert (tmp_path / "b.png").exists()
 
 
-def test_variants_are_what_they_are_called():
+def test_variants_measure_the_named_networks():
     """Bug to be feared: all rows measure the same network."""
     axes = {"routings": ["em", "self"], "dtypes": ["bfloat16", "float32"]}
     found = dict(variants.make_variants(TINY, axes))
@@ -122,7 +122,7 @@ def test_variants_are_what_they_are_called():
     assert list(variants.make_variants(TINY, {})) == [("capsjax", TINY)]
 
 
-def test_nothing_left(stubs, capsys):
+def test_unavailable_implementation_is_an_error(stubs, capsys):
     with pytest.raises(UserError, match="--routing_implementation=pallas"):
         run("--batch_size=2", "--implementations=pallas")
 
@@ -153,7 +153,7 @@ def test_operations_are_counted():
         conv + primary + votes + 12 * 5 + 5 * 36)
 
 
-def test_uncountable_operations():
+def test_unknown_operations_give_no_share_of_a_limit():
     """A share of a limit that is not known is not stated."""
     assert measurement.countable_flops(preset("capsnet_small")) > 0
     for name in ("capsnet_deep", "capsnet_efficient", "capsnet_matrix"):
@@ -167,7 +167,7 @@ def test_in_turn_counts_images(quick):
     assert all(rate > 0 for rate in [*products, *rates["a"], *rates["b"]])
 
 
-def test_what_is_measured_is_training_and_the_scores(quick):
+def test_benchmark_measures_training_and_scores(quick):
     functions = throughput.capsjax_implementations(small(3))
     for name, images in (("training", 30), ("inference", 30), ("one call", 3), ("training", 30)):
         assert functions["capsjax", name].run() == images  # the state of training is carried on
@@ -190,7 +190,7 @@ def test_wrong_variants():
     assert variants.parse_values("dtypes", "all") == ["float32", "bfloat16"]
 
 
-def test_picture_shows_medians_and_ranges():
+def test_figure_shows_medians_and_ranges():
     other = ROW | {"batch_size": 2, "images_per_second": {"median": 7.0, "min": 6.0, "max": 7.5}}
     rows = [row | {"function": f} for row in (ROW, other) for f in ("training", "inference")]
     page, *panels = throughput_figure(rows).axes
@@ -203,7 +203,7 @@ def test_picture_shows_medians_and_ranges():
             panel.containers[0].lines[0].get_xydata(), [[2, value], [4, value]])
 
 
-def test_picture_of_one_batch_size():
+def test_figure_of_one_batch_size():
     rows = [ROW | {"network": name, "share_of_limit": None} for name in ("em", "vb", "self")]
     page, training, inference, share, memory = throughput_figure(rows).axes
     dots = [line.get_xydata().tolist() for line in training.lines if len(line.get_xdata()) == 1]

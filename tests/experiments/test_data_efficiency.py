@@ -53,7 +53,7 @@ def test_other_files_are_refused(text, tmp_path):
     assert not list(tmp_path.glob("*.png"))
 
 
-def test_networks_are_told_apart_by_model_and_preset(tmp_path, monkeypatch):
+def test_networks_are_distinguished_by_model_and_preset(tmp_path, monkeypatch):
     drawn = []
 
     def draw(path, rows, title):
@@ -74,7 +74,7 @@ def test_networks_are_told_apart_by_model_and_preset(tmp_path, monkeypatch):
     ("data_efficiency_small", 200, [10, 100, 1000, 57000]),
     ("data_efficiency_digits", 200, [10, 30, 100, 300, 1000]),
 ])
-def test_a_study_trains_all_alike(name, steps, counts):
+def test_study_trains_all_runs_for_as_many_steps(name, steps, counts):
     """As many steps for all, and no evaluation after each of the epochs of a few examples."""
     study = STUDIES[name]
     made = [parse_flags(Config(), [f"--{n}={v}" for n, v in row.items()])

@@ -60,7 +60,7 @@ def test_dimensions_come_in_the_order_of_their_effect(opened):
         changed.images[0, -1].reshape(-1), decoded(opened, last, 3), atol=1e-5)
 
 
-def test_columns_are_right_ones_and_then_wrong_ones_twice(opened):
+def test_columns_are_correct_examples_before_wrong_ones(opened):
     labels = opened.setup.dataset.test_labels
     _, _, activation, pose = (np.concatenate(parts) for parts in zip(*(
         run_figures.encode(opened.setup, opened.params, np.arange(n, n + 16))
@@ -82,7 +82,7 @@ def test_columns_are_right_ones_and_then_wrong_ones_twice(opened):
         np.testing.assert_allclose(column.reconstruction.reshape(-1), want, atol=1e-5)
 
 
-def test_which_example_is_taken():
+def test_first_correct_example_is_selected():
     correct = np.array([False, True, False, True])
     assert run_figures.first_correct(correct) == 1
     assert run_figures.first_correct(correct, np.array([True, False, True, True])) == 3
@@ -90,7 +90,7 @@ def test_which_example_is_taken():
     assert run_figures.first_correct(np.zeros(4, bool)) == 0
 
 
-def test_pictures_compile_once(opened, monkeypatch):
+def test_figures_compile_once(opened, monkeypatch):
     traced = []
     real = opened.setup.model.apply
 
@@ -111,7 +111,7 @@ def test_pictures_compile_once(opened, monkeypatch):
     assert sorted(traced) == [*["decode"] * decodings, "encode", "encode", "votes"]
 
 
-def test_all_pictures_in_two_kinds(tiny_run, tmp_path, capsys):
+def test_all_figures_in_two_formats(tiny_run, tmp_path, capsys):
     output = tmp_path / "out"
     figures.main(Flags(run=str(tiny_run), format="png,pdf", class_="7", image=2,
                        output=str(output), accelerator="cpu"))
@@ -130,7 +130,7 @@ def shown(monkeypatch, name):
     return calls
 
 
-def test_changes_of_logits_are_measured_where_training_did_not(opened, monkeypatch):
+def test_logit_changes_are_measured_if_training_did_not(opened, monkeypatch):
     rows = [{"step": 1, "epoch": 0.5, "loss": 1.0}, {"step": 2, "epoch": 1.0, "loss": 1.0}]
     setup = opened.setup
     d = routing_diagnostics.diagnostics(setup, opened.params, setup.dataset.test_images[:128])
@@ -147,7 +147,7 @@ def test_changes_of_logits_are_measured_where_training_did_not(opened, monkeypat
     assert changes(measured) == (measured[2:], "T")
 
 
-def test_several_runs_are_called_by_what_differs(tiny_run, tmp_path, monkeypatch):
+def test_several_runs_are_named_by_what_differs(tiny_run, tmp_path, monkeypatch):
     others = [tmp_path / name for name in ("one", "two")]
     for iterations, other in enumerate(others, 1):
         other.mkdir()

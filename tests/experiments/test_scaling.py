@@ -20,7 +20,7 @@ def test_exponent_of_a_power(p):
     assert scaling.exponent(x, 7 * x**p) == p
 
 
-def test_arithmetic_is_that_of_the_bench():
+def test_arithmetic_equals_that_of_the_benchmark():
     sizes = {"B": 6, "I": 11, "J": 5}
     *_, work = scaling.routing("naive", **sizes, R=3)
     assert work == bench.cost("routing, gradients", Problem(**sizes), 4)[1]

@@ -1,4 +1,4 @@
-"""The program: what it runs and does not run again, prints, and says of failures."""
+"""The command sweep: what is run, recorded, printed and refused."""
 
 import json
 import os
@@ -97,7 +97,7 @@ def workers(monkeypatch):
     (["--grid=seed=0", "--program=mnst"], "did you mean mnist"),
     (["--study=learned_coupling", "--validation_fraction=0"], "tuning needs validation data"),
 ])
-def test_what_is_wrong_ends_before_anything_starts(
+def test_errors_are_reported_before_any_run_starts(
         run_sweep, workers, arguments, message, tmp_path, capsys):
     with pytest.raises(UserError, match=message):
         run_sweep(*arguments, f"--runs={tmp_path / 'runs'}")
@@ -182,7 +182,7 @@ def test_a_failure_is_recorded_and_only_what_is_missing_runs_again(
     assert workers.groups == [] and capsys.readouterr().out == out
 
 
-def test_what_is_printed_comes_from_the_ledger(run_sweep, workers, tmp_path, capsys):
+def test_printed_tables_come_from_the_ledger(run_sweep, workers, tmp_path, capsys):
     run_sweep(GRID, f"--runs={tmp_path}")
     before = capsys.readouterr().out
     for path in tmp_path.glob("*/summary.json"):
@@ -221,7 +221,7 @@ def test_flags_apply_to_all_runs(run_sweep, workers, tmp_path, flag, grid, name,
     assert [getattr(resolve(run, "digits"), name) for run in workers.runs()] == [want, want]
 
 
-def test_no_run_succeeds(run_sweep, workers, tmp_path):
+def test_sweep_without_a_successful_run(run_sweep, workers, tmp_path):
     workers.status |= {"em": 2, "vb": 1}
     with pytest.raises(UserError, match=f"no run succeeded.*{tmp_path}"):
         run_sweep(GRID, f"--runs={tmp_path}")
@@ -251,7 +251,7 @@ def test_runs_that_can_be_are_trained_together(run_sweep, workers, tmp_path, cap
     assert "| 200 | 2000 | 5 |" in out, "images a second of both, half of the time"
 
 
-def test_what_the_memory_does_not_hold_comes_next(run_sweep, workers, tmp_path):
+def test_groups_are_limited_by_memory(run_sweep, workers, tmp_path):
     workers.most = 2
     run_sweep("--grid=seed=0..4", f"--runs={tmp_path}", "--vmap=8")
     assert [[c.seed for c in group] for group in workers.groups] == [
@@ -321,16 +321,11 @@ def test_the_command_can_be_given_to_a_shell_elsewhere(run_sweep, workers, tmp_p
     assert text.endswith(f"`{command}`, commit abc\n") and str(tmp_path) not in text
 
 
-def test_the_program_of_a_command_line():
+def test_command_line_names_the_program():
     assert sweep.program_of([]) == sweep.program_of(["--grid=program=x"]) == "mnist"
     assert sweep.program_of(["--seeds=3", "--program=abc"]) == "abc"
     assert sweep.program_of(["--program", "abc", "--study=routing"]) == "abc"
     assert sweep.program_of(["--study=table1"]) == "mnist"
-
-
-def test_in_words():
-    words = [time_estimate.in_words(s) for s in (None, 0.4, 89, 100, 5399, 7200)]
-    assert words == ["unknown time", "0 s", "89 s", "2 min", "90 min", "2.0 h"]
 
 
 TINY = ["--dataset=digits", "--preset=tiny", "--batch_size=8", "--noreconstruction",
@@ -351,7 +346,7 @@ def end(child):
     return subprocess.CompletedProcess([], child.returncode, out, err)
 
 
-def test_a_real_sweep_with_a_run_that_fails(tmp_path):
+def test_sweep_with_a_failing_run(tmp_path):
     arguments = ["--grid=learning_rate=0.001,1e30", "--steps=4", "--log_every=1",
                  "--vmap=off", "--validation_fraction=0", f"--output={tmp_path / 'table'}"]
     done = end(start(tmp_path, *arguments))
@@ -375,7 +370,7 @@ def test_a_real_sweep_with_a_run_that_fails(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_sweep_that_is_killed_loses_the_run_in_flight_only(tmp_path, number):
+def test_killed_sweep_loses_only_the_run_in_progress(tmp_path, number):
     arguments = ["--grid=seed=0..2", "--steps=60", "--vmap=off", "--validation_fraction=0"]
     child = start(tmp_path, *arguments)
     book = tmp_path / "runs" / "ledger.jsonl"

@@ -35,7 +35,7 @@ from capsjax import (
 
 
 @pytest.mark.parametrize("shape", [(17, 17, 3), (21, 30, 1), (18, 17, 2)])
-def test_other_images(shape):
+def test_presets_accept_other_image_shapes(shape):
     config = preset("capsnet_tiny", image_shape=shape, num_classes=2)
     model = create_model(config)
     params = jax.eval_shape(model.init, KEY)
@@ -63,7 +63,7 @@ def test_images_of_another_shape_are_rejected():
     ],
     ids=["label", "argmax", "one", "official"],
 )
-def test_capsnet_is_the_papers(changes, labels):
+def test_capsnet_equals_reference(changes, labels):
     config, params, apply = built(**changes)
     if config.primary_scale != 1:  # undone, or the primary capsules would be all bias
         params = copy.deepcopy(params)
@@ -77,7 +77,7 @@ def test_capsnet_is_the_papers(changes, labels):
         np.testing.assert_allclose(out.reconstruction[n], exact.reconstruction, rtol=1e-4)
 
 
-def test_capsnet_in_float64(x64):
+def test_capsnet_scores_and_gradient_in_float64(x64):
     """Scores, and the derivative of the margin loss along a random direction."""
     config = dataclasses.replace(TINY, dtype="float64", decoder=None, routing_bias=True)
     model = create_model(config)
@@ -108,7 +108,7 @@ def test_capsnet_in_float64(x64):
     np.testing.assert_allclose(got, reference.derivative(along, 0.0, 1.0), rtol=1e-9)
 
 
-def test_depth(x64):
+def test_deep_network_equals_reference(x64):
     """A network of layers is layer after layer."""
     config = dataclasses.replace(DEEP, routing_bias=True)
     model, params, x = in_float64(config)
@@ -134,7 +134,7 @@ def test_depth(x64):
 
 
 @pytest.mark.parametrize("pose_norm", ["auto", "none"])
-def test_poses_that_are_means_are_normalised_between_layers(x64, pose_norm):
+def test_mean_poses_are_normalized_between_layers(x64, pose_norm):
     config = dataclasses.replace(DEEP, routing="kde", pose_norm=pose_norm)
     model, params, x = in_float64(config)
     encode = functools.partial(model.apply, method="encode")
@@ -152,7 +152,7 @@ def test_poses_that_are_means_are_normalised_between_layers(x64, pose_norm):
 
 
 @pytest.mark.parametrize("schedule", ["sequential", "concurrent"])
-def test_constants_of_a_routing_are_not_trained(schedule):
+def test_routing_constants_have_zero_gradient(schedule):
     config = dataclasses.replace(
         TINY, routing="random", routing_schedule=schedule, decoder=None, squash="none"
     )
@@ -177,7 +177,7 @@ VOTES = {
 
 
 @pytest.mark.parametrize("votes", VOTES)
-def test_votes(votes):
+def test_network_of_every_kind_of_votes(votes):
     changes = {"votes": votes, "primary_pose": 4, "class_pose": 4, "decoder": None}
     config = dataclasses.replace(TINY, **changes)
     model, x = create_model(config), images(1)
@@ -191,7 +191,7 @@ def test_votes(votes):
     np.testing.assert_allclose(out.pose[0], routed.pose, rtol=1e-4, atol=1e-5)
 
 
-def test_coordinates():
+def test_coordinates_are_added_to_the_last_column():
     """Row and column go to the last column of a 3x3 pose, and nowhere else."""
     shape = {"primary_pose": 9, "class_pose": 9, "image_shape": (10, 8, 2), "decoder": None}
     config = dataclasses.replace(TINY, coordinates=True, **shape)
@@ -213,7 +213,7 @@ def test_coordinates():
 
 
 @pytest.mark.parametrize("schedule", ["sequential", "concurrent"])
-def test_class_capsules_see_coordinates_of_the_grid_below_them(x64, schedule):
+def test_class_capsules_receive_coordinates_of_their_input_grid(x64, schedule):
     """Here of a single layer, 3x2 positions, and of uniform routing: one pass."""
     changes = {"primary_pose": 4, "coordinates": True, "capsule_layers": ((3, 2, 1),)}
     config = dataclasses.replace(DEEP, routing="uniform", routing_schedule=schedule, **changes)
@@ -244,7 +244,7 @@ def test_bfloat16_is_close_to_float32():
         assert {p.dtype for p in jax.tree.leaves(shapes)} == {np.dtype("float32")}
 
 
-def test_bug_predictions_depend_on_the_rest_of_the_batch():
+def test_bug_predictions_do_not_depend_on_the_rest_of_the_batch():
     _, params, apply = built()
     x = images()
     together, alone = apply(params, x), apply(params, x[:1])
@@ -256,7 +256,7 @@ def test_bug_predictions_depend_on_the_rest_of_the_batch():
         np.testing.assert_allclose(mixed[0], many[0], rtol=1e-5, atol=1e-6)
 
 
-def test_bug_softmax_on_lengths():
+def test_bug_scores_are_lengths_without_softmax():
     """Scores are the lengths of the poses; unlike probabilities they sum to anything."""
     _, params, apply = built()
     out = apply(params, images())
@@ -265,7 +265,7 @@ def test_bug_softmax_on_lengths():
     assert abs(np.sum(exact, axis=1) - 1).max() > 0.1
 
 
-def test_bug_decoder_masked_by_its_own_guess_in_training():
+def test_bug_decoder_is_masked_by_the_label_in_training():
     _, params, apply = built()
     guessed = apply(params, images())
     longest = np.argmax(guessed.scores, axis=1)
@@ -277,7 +277,7 @@ def test_bug_decoder_masked_by_its_own_guess_in_training():
     np.testing.assert_array_equal(wrong.pose, right.pose)
 
 
-def test_only_the_unmasked_capsule_is_drawn():
+def test_decoder_sees_only_the_unmasked_capsule():
     model, (_, params, _) = create_model(TINY), built()
     pose = np.random.default_rng(0).normal(size=(1, 3, 4)).astype(np.float32)
     mask = np.array([[0, 1, 0]], np.float32)
@@ -296,7 +296,7 @@ def test_only_the_unmasked_capsule_is_drawn():
     assert np.any(influence, axis=2).tolist() == [[False, True, False]]
 
 
-def test_em_takes_poses_as_they_are(x64):
+def test_em_receives_poses_without_squash(x64):
     """All of a network: convolutions, poses without squash, their lengths after it, EM."""
     config = dataclasses.replace(TINY, routing="em", decoder=None)
     model, params, x = in_float64(config, 1)
@@ -312,7 +312,7 @@ def test_em_takes_poses_as_they_are(x64):
     np.testing.assert_allclose(out.pose[0], exact.pose, rtol=1e-8)
 
 
-def test_other_methods():
+def test_methods_other_than_the_forward_pass():
     model, (_, params, _) = create_model(TINY), built()
     routed = jax.eval_shape(functools.partial(model.apply, method="encode"), params, images())
     assert routed.coupling.shape == (3, TINY.input_capsules, 3) and routed.aux is None

@@ -15,7 +15,7 @@ from capsjax import (
 
 
 # Bug: a negative dimension, or a crash deep inside the framework.
-def test_smallest_image():
+def test_images_that_are_too_small_are_rejected():
     for shape in [(16, 28, 1), (28, 16, 1), (16, 16, 3)]:
         with pytest.raises(ValueError, match=f"{shape[0]}x{shape[1]}.*smallest image is 17x17"):
             preset("capsnet_mnist", image_shape=shape)
@@ -64,7 +64,7 @@ def test_configurations_are_frozen_and_hashable():
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_configurations_that_make_no_network(changes, message):
+def test_invalid_configurations_are_rejected(changes, message):
     with pytest.raises(ValueError, match=message) as error:
         create_model(dataclasses.replace(TINY, **changes))
     assert "\n" not in str(error.value)

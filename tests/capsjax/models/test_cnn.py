@@ -14,7 +14,7 @@ from capsjax import (
 
 
 @pytest.mark.parametrize("pool", [False, True])
-def test_cnn_is_the_papers(pool):
+def test_cnn_equals_reference(pool):
     config = CNNConfig((7, 6, 2), 3, channels=(3, 4), kernels=(3, 2), pool=pool, dense=(6, 5))
     model = create_model(config)
     params = filled(model)
@@ -25,7 +25,7 @@ def test_cnn_is_the_papers(pool):
         np.testing.assert_allclose(out.scores[n], exact, rtol=1e-4, atol=1e-5)
 
 
-def test_dropout_needs_a_key():
+def test_dropout_is_applied_only_with_a_key():
     config = CNNConfig((4, 4, 1), 3, channels=(2,), kernels=(1,), dense=(8,), dropout=0.25)
     model = create_model(config)
     params = filled(model)

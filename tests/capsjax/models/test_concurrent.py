@@ -50,7 +50,7 @@ def inverted_attention(params, u, iterations):
     return poses[-1] @ p["readout"] + p["readout_offset"], poses[-1]
 
 
-def test_concurrent_schedule(x64):
+def test_concurrent_schedule_equals_reference(x64):
     config = dataclasses.replace(DEEP, routing="inverted", routing_schedule="concurrent")
     model, params, x = in_float64(config, 1)
     direction = as_float64(filled(model, 1))
@@ -82,7 +82,7 @@ def test_concurrent_schedule(x64):
 
 
 @pytest.mark.parametrize("routing", ["dynamic", "em"])
-def test_one_layer_is_concurrent_with_itself(routing):
+def test_schedules_agree_for_one_layer(routing):
     config = dataclasses.replace(TINY, routing=routing, decoder=None)
     models = [
         create_model(dataclasses.replace(config, routing_schedule=schedule))

@@ -52,7 +52,7 @@ def efficient_capsnet(params, x):
     return loops.self_attention(votes, params["classes"]["beta"])
 
 
-def test_efficient_capsnet(x64):
+def test_efficient_capsnet_equals_reference(x64):
     model, params, x = in_float64(EFFICIENT)
     for norm in params["norms"].values():
         norm["scale"] += 1  # or the ReLU lets nothing through
@@ -79,7 +79,7 @@ def test_efficient_capsnet(x64):
     np.testing.assert_allclose(got, reference.derivative(along, 0.0, 1.0), rtol=1e-8)
 
 
-def test_efficient_preset_is_what_is_tested_above():
+def test_efficient_preset_has_the_tested_options():
     config = PRESETS["capsnet_efficient"]
     for name in ("conv_norm", "primary_depthwise", "primary_stride", "squash", "routing"):
         assert getattr(config, name) == getattr(EFFICIENT, name)

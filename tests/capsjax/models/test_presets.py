@@ -33,7 +33,7 @@ from capsjax import (
     ],
     ids=str,
 )
-def test_parameters_of_the_papers_networks(config, parameters):
+def test_published_parameter_counts(config, parameters):
     shapes = jax.eval_shape(create_model(config).init, KEY)  # allocates nothing
     assert count_parameters(shapes) == parameters
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
@@ -105,12 +105,12 @@ DECODER = (160 * 128 + 128) + (128 * 256 + 256) + (256 * 784 + 784)
         ),
     ],
 )
-def test_parameters_by_hand(name, parameters):
+def test_parameter_counts_by_hand(name, parameters):
     assert count_parameters(jax.eval_shape(create_model(preset(name)).init, KEY)) == parameters
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_is_a_network(name):
+def test_every_preset_builds_a_network(name):
     for dtype in ("float32", "bfloat16"):
         config = preset(name, dtype=dtype)
         model = create_model(config)
@@ -129,7 +129,7 @@ def test_every_preset_is_a_network(name):
             assert out.pose is None and out.reconstruction is None
 
 
-def test_primary_capsules_of_mnist():
+def test_number_of_primary_capsules():
     assert PRESETS["capsnet_mnist"].input_capsules == 1152  # 6 x 6 x 32
     assert PRESETS["capsnet_multimnist"].input_capsules == 3200  # 10 x 10 x 32
     assert preset("capsnet_mnist", image_shape=(40, 28, 1)).input_capsules == 12 * 6 * 32
@@ -138,7 +138,7 @@ def test_primary_capsules_of_mnist():
     assert preset("capsnet_deep", image_shape=(30, 28, 1)).primary_grid == (7, 6)
 
 
-def test_preset_errors():
+def test_invalid_presets_are_rejected():
     with pytest.raises(ValueError, match="capsnet_mnist, .*cnn_tiny, not 'resnet'"):
         preset("resnet")
     with pytest.raises(TypeError, match="depth"):

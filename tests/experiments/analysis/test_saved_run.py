@@ -51,14 +51,14 @@ def test_a_run_opens_without_data_and_is_not_changed(tiny_run, monkeypatch):
     np.testing.assert_allclose(run.facts["border"], [low, high], atol=1e-4)
 
 
-def test_data_are_loaded_where_they_are_asked_for(copy):
+def test_examples_are_loaded_on_request(copy):
     (copy / "network.json").unlink()  # as in a run of an earlier version
     run = saved_run.open_run(copy, examples=True)
     assert len(run.setup.dataset.test_labels) == 360
     assert run.facts["class_names"] == list("0123456789")
 
 
-def test_what_belongs_to_another_machine_is_not_taken_over(copy):
+def test_local_settings_are_not_read_back(copy):
     path = copy / "config.json"
     there = {"num_devices": 8, "parallel": "pmap", "accelerator": "gpu", "batch_size": 136,
              "routing_implementation": "pallas", "cache_dir": "/nowhere"}
@@ -94,7 +94,7 @@ def rewrite(name, **changes):
     (rewrite("config.json", class_pose=9),
      r"checkpoint 2 .*read \(classes.kernel is \(144, 10, 16, 8\), not \(144, 10, 9, 8\)\)"),
 ], ids=range(15))
-def test_what_is_no_run_is_named(copy, change, message):
+def test_invalid_run_folders_are_refused(copy, change, message):
     change(copy)
     before = files(copy.parent)
     with pytest.raises(UserError, match=message):
@@ -103,7 +103,7 @@ def test_what_is_no_run_is_named(copy, change, message):
 
 
 @pytest.mark.parametrize("text", [None, "{", "{}", '{"program": "mnist", "no_such": 1}', "[]"])
-def test_a_folder_that_is_no_run(text, tmp_path):
+def test_invalid_configuration_files_are_refused(text, tmp_path):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match="config.json is no configuration of a run"):

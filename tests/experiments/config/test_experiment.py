@@ -7,7 +7,7 @@ from helpers import MNIST, parse_mnist
 from experiments.config import resolve
 
 
-def test_default_workdir_depends_on_what_is_trained_and_on_nothing_else():
+def test_default_workdir_depends_only_on_what_is_trained():
     base = resolve(MNIST, "digits")
     same = dataclasses.replace(
         base, epochs=99, accelerator="cpu", data_dir="x", log_every=3, diagnostics=True)

@@ -46,7 +46,7 @@ def test_flags_reach_the_configuration():
     "--primary_types=-1", "--primary_pose=1.5", "--class_pose=big", "--diagnostics=much",
     "--preset=capsnet_mnist",
 ])
-def test_nonsense_is_refused(flag):
+def test_invalid_flag_values_are_refused(flag):
     with pytest.raises(flags.Error):
         parse_mnist(flag)
 
@@ -57,7 +57,7 @@ def test_nonsense_is_refused(flag):
     ("--preset=efficent", "efficient"), ("--loss=cross-entropy", "cross_entropy"),
     ("--routing=qqq", None),
 ])
-def test_a_wrong_name_is_answered_with_the_nearest(flag, near):
+def test_wrong_name_suggests_the_nearest(flag, near):
     with pytest.raises(flags.Error) as error:
         parse_mnist(flag)
     message = str(error.value)
@@ -73,7 +73,7 @@ def test_a_wrong_name_is_answered_with_the_nearest(flag, near):
     ("--routing=dynamc", ["--routing=dynamc", "did you mean dynamic?"]),
     ("--votes=shard", ["--votes=shard", "did you mean shared?"]),
 ])
-def test_a_wrong_flag_is_one_line_and_status_2(flag, words):
+def test_wrong_flag_is_reported_in_one_line_with_status_2(flag, words):
     done = run_command("mnist", flag)
     assert done.returncode == 2
     assert done.stdout == ""

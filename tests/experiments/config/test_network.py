@@ -48,7 +48,7 @@ def test_defaults_depend_on_the_preset(preset, routing, votes, squash):
     assert network_config(got, (28, 28, 1), 10).primary_squash == "half"
 
 
-def test_a_cnn_has_none_of_the_capsules_defaults():
+def test_cnn_has_no_defaults_of_capsule_networks():
     got = resolve(parse_mnist("--model=cnn"), "digits")
     assert (got.routing, got.votes, got.squash, got.loss) == (None, None, None, "auto")
 
@@ -89,7 +89,7 @@ def test_flags_reach_the_network(given, want):
     assert {name: getattr(network, name) for name in want} == want
 
 
-def test_defaults_depend_on_the_data_set():
+def test_defaults_depend_on_the_dataset():
     assert (resolve(MNIST, "digits").epochs, resolve(MNIST, "digits").batch_size) == (10, 64)
     assert resolve(MNIST, "mnist").batch_size == 128
     assert resolve(dataclasses.replace(MNIST, epochs=3), "digits").epochs == 3
@@ -129,13 +129,13 @@ def test_command_gives_the_same_run_again(given):
     (["--preset=matrix", "--routing=dynamic"], " --preset=matrix --routing=dynamic"),
     (["--recipe=official", "--init=official"], " --recipe=official"),
 ])
-def test_command_leaves_out_what_goes_without_saying(given, want):
+def test_command_omits_default_flags(given, want):
     config = resolve(parse_mnist("--dataset=digits", "--epochs=3", "--batch_size=8", *given), "digits")
     command = command_of(config, MNIST).replace(" --epochs=3", "").replace(" --batch_size=8", "")
     assert command == f"python -m experiments.mnist --dataset=digits{want}"
 
 
-def test_given_are_the_flags_that_make_it():
+def test_given_flags_are_those_that_differ_from_the_defaults():
     changes = {"seed": 3, "routing": "em", "reconstruction": False, "loss": "margin"}
     here = {"data_dir": "x", "cache_dir": "y", "workdir": "z"}  # on this machine
     assert given_flags(dataclasses.replace(MNIST, **changes, **here), MNIST) == changes

@@ -93,7 +93,7 @@ def whereabouts(canvas):
     return found
 
 
-def test_test_pairs_are_moved_test_digits_of_two_classes():
+def test_fixed_pairs_are_translated_test_digits_of_two_classes():
     images, labels = fixed_pairs(12)
     assert images.shape == (12, 2, 36, 36, 1) and images.dtype == np.uint8
     assert labels.shape == (12, 2) and labels.dtype == np.int32
@@ -112,7 +112,7 @@ def test_every_digit_is_first_once_before_it_is_first_again():
     assert (images[360:] != images[:140]).any((1, 2, 3, 4)).all()
 
 
-def test_more_pairs_begin_with_the_same_ones():
+def test_larger_sets_of_pairs_begin_with_the_smaller_ones():
     fewer = fixed_pairs(12)
     for few, many in zip(fewer, fixed_pairs(500), strict=True):
         np.testing.assert_array_equal(few, many[:12])
@@ -125,7 +125,7 @@ def checksum(*arrays):
     return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()
 
 
-def test_test_pairs_are_the_same_everywhere():
+def test_fixed_pairs_have_a_known_checksum():
     """On every version of Python and JAX."""
     images, labels = fixed_pairs(500)
     assert checksum(images, labels)[:16] == TEST_SUM

@@ -8,7 +8,7 @@ from experiments.config import UserError
 from experiments.data import datasets
 
 
-def test_arrays_as_they_are(stored):
+def test_npz_arrays_are_loaded_unchanged(stored):
     given = arrays((5, 4, 3), 3)
     path = stored(given | {"class_names": np.array(["ant", "bee", "cow", "dog"])})
     got = datasets.load(path, cache_dir="none", validation_fraction=0.25)
@@ -43,7 +43,7 @@ def test_grey_arrays_and_classes_without_names(stored):
     (lambda a: a.update(train_images=a["train_images"][0]), "5 train images and 40 labels"),
     (dict.clear, "no array train_images; there are none"),
 ])
-def test_wrong_arrays(change, message, stored):
+def test_invalid_arrays_are_refused(change, message, stored):
     values = arrays((5, 4, 3), 3)
     change(values)
     path = stored(values)
@@ -53,7 +53,7 @@ def test_wrong_arrays(change, message, stored):
     assert text.startswith(f"--dataset={path}: ") and message in text and "\n" not in text
 
 
-def test_a_file_that_is_not_there_or_no_npz(tmp_path):
+def test_missing_or_invalid_npz_is_refused(tmp_path):
     with pytest.raises(UserError, match="x.npz: No such file"):
         datasets.load(str(tmp_path / "x.npz"), cache_dir="none")
     (tmp_path / "y.npz").write_text("hello")

@@ -24,7 +24,7 @@ def test_first_parts_of_the_balanced_order_are_balanced():
         assert all(c == t or c >= counts.max() - 1 for c, t in zip(counts, there, strict=True)), n
 
 
-def test_the_order_is_a_shuffled_one():
+def test_balanced_order_is_shuffled_within_classes():
     """Within a class it is the order of one fixed permutation of all."""
     shuffled = np.random.RandomState(20171026).permutation(500)
     order = subset.balanced_order(LABELS)

@@ -21,7 +21,7 @@ def test_two_colours():
 
 @pytest.mark.parametrize("counts, lines", [((8, 4, 4), 2), ((2, 2, 2), 1), ((8, 0, 8), 2),
                                            ((1, 0, 0), 1)])
-def test_picture(counts, lines, tmp_path):
+def test_figure(counts, lines, tmp_path):
     kinds = ("right", "wrong", "absent")
     groups = [(kind, kind, [column("4")] * n) for kind, n in zip(kinds, counts, strict=True) if n]
     figure = segmentation_plot._segmentation_figure(groups, "title")

@@ -3,7 +3,7 @@
 from experiments import plots
 
 
-def test_picture(tmp_path):
+def test_figure(tmp_path):
     from experiments.plots import sweep_intervals
 
     table = [plots.Dots("dynamic", [1.0, 2.0], 0.5, 2.5), plots.Dots("x" * 60, [3.0], 2, 4)]

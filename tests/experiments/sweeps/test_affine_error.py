@@ -13,7 +13,7 @@ from experiments.sweeps.studies import STUDIES
 STUDY = STUDIES["learned_coupling"]
 
 
-def test_column(tiny_run, tmp_path, monkeypatch):
+def test_affine_error_column(tiny_run, tmp_path, monkeypatch):
     """Of black images, whose class is always the same."""
     shown = []
 
@@ -41,12 +41,12 @@ def test_column(tiny_run, tmp_path, monkeypatch):
     assert ledger.read(book)["a # affine"]["summary"] == {"affine_error": round(wrong, 4)}
 
 
-def test_runs_of_another_machine(tmp_path):
+def test_runs_of_another_machine_are_skipped(tmp_path):
     run = types.SimpleNamespace(key="a", workdir=tmp_path)
     column, (note,) = affine_error.measure(
         STUDY, [run], {"a": {"key": "a", "summary": {}}}, tmp_path / "ledger.jsonl")
     assert column == {} and "1 runs have no checkpoint on this machine" in note
 
 
-def test_studies_that_do_not_ask():
+def test_studies_without_affine_error_add_no_column():
     assert affine_error.measure(STUDIES["table1"], [None], {}, None) == ({}, [])

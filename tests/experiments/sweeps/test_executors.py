@@ -37,13 +37,13 @@ def child(monkeypatch):
     return use
 
 
-def test_what_is_finished_is_not_run(tmp_path, child):
+def test_finished_runs_are_not_repeated(tmp_path, child):
     child(None)
     finish(tmp_path, "a")
     assert executors.perform(task(tmp_path, "a")) == [ledger.success("a", SUMMARY, 1)]
 
 
-def test_the_last_line_is_the_reason(tmp_path, child):
+def test_last_line_of_the_log_is_the_error(tmp_path, child):
     def fail(folder):
         (folder / "log.txt").write_text("much\nerror: this\n")
         return 2
@@ -56,7 +56,7 @@ def test_the_last_line_is_the_reason(tmp_path, child):
     assert not (tmp_path / "a" / "error.txt").exists()
 
 
-def test_of_a_group_each_run_has_its_own_end(tmp_path, child):
+def test_each_run_of_a_group_has_its_own_result(tmp_path, child):
     def some(folder):
         finish(tmp_path, "a")
         (tmp_path / "b" / "error.txt").write_text("error: nan\n")
@@ -83,7 +83,7 @@ def test_several_processes_at_once(tmp_path, child):
     assert sorted(found) == list("abcd")
 
 
-def test_interrupted_processes_are_told_once_and_waited_for(tmp_path, monkeypatch):
+def test_interrupted_processes_are_signaled_once_and_awaited(tmp_path, monkeypatch):
     saved = tmp_path / "saved"
     code = (f"import pathlib, signal, sys, time\n"
             f"def stop(*_):\n    time.sleep(0.5); pathlib.Path({str(saved)!r}).write_text('x')\n"

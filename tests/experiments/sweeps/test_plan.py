@@ -46,7 +46,7 @@ def test_parse_grid(text, want):
     "", "seed", "seed=", "seed=0,", "seed=,0", "=1", "seed=0;", ";", "seed=0;routing",
     "seed=0;seed=1", "seed=0,0", "workdir=here", "seed=4..0", "seed=0..2,1", "seed=0..9999999999",
 ])
-def test_what_is_no_grid(text):
+def test_invalid_grids_are_refused(text):
     with pytest.raises(UserError, match="--grid="):
         plan.parse_grid(text)
 
@@ -71,12 +71,12 @@ def test_find_study():
     (None, "seed=0..9999", "10,000 runs; to run all of them, add --yes"),
     (None, "seed=0..20;depth=1..10", "210 runs"),
 ])
-def test_no_study(name, text, message):
+def test_invalid_studies_are_refused(name, text, message):
     with pytest.raises(UserError, match=message):
         plan.find_study(name, text)
 
 
-def test_many_runs_that_are_meant():
+def test_many_runs_need_confirmation():
     assert len(plan.find_study(None, "seed=0..9999", yes=True).seeds) == 10_000
     with pytest.raises(UserError, match="210 runs"):
         plan.find_study(None, "depth=1..10", seeds=21)
@@ -102,7 +102,7 @@ def test_runs():
         assert parse_flags(MNIST, list(run.arguments)) == run.config
 
 
-def test_a_run_is_known_by_what_decides_its_result():
+def test_run_key_depends_only_on_what_decides_the_result():
     def key(**given):
         (run,) = grid("seed=3", **given)
         return run.key
@@ -156,7 +156,7 @@ def test_every_run_of_every_study_has_legal_flags(name):
     ("learning_rate=1e-3,0.001", {}, "are the same runs"),
     ("routing=em,vb", {"routing_prior": "learned"}, "has no prior"),
 ])
-def test_what_the_program_does_not_have(text, given, message):
+def test_unknown_flags_of_a_program_are_refused(text, given, message):
     with pytest.raises(UserError, match=message):
         grid(text, **given)
 
@@ -197,7 +197,7 @@ def test_the_smallest_validation_error_is_chosen():
         assert run.config.learning_rate == 0.001
 
 
-def test_parts_of_a_sweep():
+def test_parts_of_a_sweep_cover_all_runs():
     runs = grid("votes=full,conv;routing=dynamic,frozen,em;seed=0..3")
     for parts in (1, 2, 3, 5, 16, 40):
         shares = [plan.part(runs, n, parts) for n in range(parts)]

@@ -32,7 +32,7 @@ def test_further_columns_and_notes(made):
     assert f"{tables.NOTE} {tables.EXTRA_NOTE}\n\n" in text
 
 
-def test_tuning_is_told():
+def test_tuning_is_reported():
     study = Study(
         {"a": {}, "b": {"routing": "uniform"}}, seeds=("0",), about="What is asked.",
         tuning={"learning_rate": ("0.001", "0.01")})

@@ -60,7 +60,7 @@ def test_holm():
         assert {n for n, q in enumerate(statistics.holm(list(p))) if q <= level} == rejected
 
 
-def test_an_image_counts_once_however_many_seeds():
+def test_each_image_counts_once_for_any_number_of_seeds():
     ours = np.array([[1, 1, 0, 0, 1], [1, 0, 0, 1, 1], [1, 1, 0, 0, 0]], bool)
     theirs = np.array([[0, 1, 1, 1, 1], [0, 1, 1, 0, 0], [0, 0, 1, 0, 1]], bool)
     # Right for 3, 2, 0, 1, 2 seeds against 0, 2, 3, 1, 2.
@@ -100,12 +100,12 @@ def test_compare():
     (-1, (-1.5, -0.5), 50, 30, 0.06, "undecided"),  # inside the noise of images
     (-1, (-1.5, -0.5), 10, 50, 0.001, "undecided"),  # the two contradict each other
 ])
-def test_no_winner_inside_the_noise(difference, interval, wins, losses, p, verdict):
+def test_differences_within_the_noise_are_undecided(difference, interval, wins, losses, p, verdict):
     made = Comparison(difference, Interval(*interval), wins, losses, p, 3)
     assert made.verdict == verdict
 
 
-def test_equal_rows_are_seldom_told_apart():
+def test_equal_rows_rarely_differ_significantly():
     """Two rows of one distribution, many times: false winners are rarer than one in twenty."""
     found = 0
     for trial in range(200):

@@ -52,7 +52,7 @@ def test_one_run_has_the_interval_of_its_rate():
     assert (em.seconds, em.images_per_second) == (2.4, 400), "shared by four runs"
 
 
-def test_values_of_a_flag_are_compared_apart():
+def test_group_by_compares_values_separately():
     rows = {f"{r} {v}": {"routing": r, "votes": v} for v in ("full", "conv") for r in ("em", "vb")}
     study = Study(rows, seeds=("0", "1"), group_by="votes")
     runs = runs_of(study)
@@ -62,7 +62,7 @@ def test_values_of_a_flag_are_compared_apart():
     assert [row.comparison is None for row in full + conv] == [True, False, True, False]
 
 
-def test_three_forms_say_the_same(made):
+def test_three_text_forms_agree(made):
     headings, lines = tables.cells(STUDY, made.tables[0])
     assert headings[:4] == ["routing", "test error, %", "95% interval", "seeds"]
     assert lines[0][:4] == ["em", "2.50 ± 1.80", "0.00 to 6.98", "3"]

@@ -50,7 +50,7 @@ def test_time_grows_with_steps_and_runs(monkeypatch):
     assert seconds("seed=0", "--dataset=cifar10") is None
 
 
-def test_data_has_data(tmp_path):
+def test_datasets_on_this_machine_are_found(tmp_path):
     def at_hand(**changes):
         return time_estimate._has_data(dataclasses.replace(MNIST, **changes))
 
@@ -61,3 +61,8 @@ def test_data_has_data(tmp_path):
     for path in (folder / "mnist.npz", tmp_path / "own.npz"):
         path.write_text("")
     assert at_hand(cache_dir=str(tmp_path)) and at_hand(dataset=f"{tmp_path}/own.npz")
+
+
+def test_time_in_words():
+    words = [time_estimate.in_words(s) for s in (None, 0.4, 89, 100, 5399, 7200)]
+    assert words == ["unknown time", "0 s", "89 s", "2 min", "90 min", "2.0 h"]

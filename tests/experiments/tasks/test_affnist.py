@@ -26,7 +26,7 @@ def dataset(n=30):
     return datasets.Dataset("some", "nowhere", *(images, labels) * 3, tuple("0123456789"))
 
 
-def test_stream():
+def test_canvas_pipeline():
     """Trained on anywhere on the canvas; held out at places that stay; digits in the middle."""
     some = dataset()
     stream = affnist_task.canvas_pipeline(affnist.PROGRAM.defaults, some)
@@ -51,13 +51,13 @@ def test_stream():
     ({"validation_fraction": 0.0}, "--stop_at=99.23 needs a --validation_fraction"),
     ({"affnist_dir": "x"}, "--affnist_dir goes with MNIST, not with --dataset=some"),
 ])
-def test_flags_that_contradict(changes, problem):
+def test_contradictory_flags_are_refused(changes, problem):
     small = dataset()._replace(class_names=("0", "1"))
     with pytest.raises(UserError, match=problem):
         affnist_task.canvas_pipeline(dataclasses.replace(affnist.PROGRAM.defaults, **changes), small)
 
 
-def test_enough():
+def test_should_stop():
     def ends(*errors, stop_at=99.23):
         rows = [{"loss": 1.0}, *({"validation_error": e} for e in errors), {"loss": 0.5}]
         return affnist_task.should_stop(dataclasses.replace(affnist.PROGRAM.defaults, stop_at=stop_at), rows)
@@ -67,7 +67,7 @@ def test_enough():
     assert not ends(0.0, stop_at=0.0) and ends(0.0, stop_at=100.0)
 
 
-def test_response_curves_transform_as_they_say(monkeypatch):
+def test_response_curves_apply_their_transformations(monkeypatch):
     """A classifier that is right about images that are as they were drawn here."""
     monkeypatch.setattr(response_curves, "CURVES", {"scale": (0.5, 1, 1.5), "shift_x": (-2, 0, 2)})
     images, labels = affnist_images.pad_to_canvas(digits(4)), np.arange(4)
@@ -145,7 +145,7 @@ def test_program(quick, tmp_path, capsys):
     ('{"program": "mnist"}', "a run of mnist"),
     ('{"program": "affnist"}', "'response'"),
 ])
-def test_another_run_that_is_none(there, problem, tmp_path):
+def test_invalid_run_to_compare_with_is_refused(there, problem, tmp_path):
     if there:
         (tmp_path / "summary.json").write_text(there)
     config = dataclasses.replace(affnist.PROGRAM.defaults, dataset="digits", cache_dir="none", compare=str(tmp_path))

@@ -27,7 +27,7 @@ def members(made):
     return before, jax.device_get(after.params), jax.device_get(sums)
 
 
-def test_each_network_of_an_ensemble_is_trained_as_if_alone(stored, tmp_path):
+def test_ensemble_members_train_independently(stored, tmp_path):
     path = stored(arrays((28, 28), 10))
     made = prepare_run(short("cifar10", path, tmp_path, ensemble=3))
     before, after, sums = members(made)
@@ -46,7 +46,7 @@ def test_each_network_of_an_ensemble_is_trained_as_if_alone(stored, tmp_path):
     assert sums["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-def test_an_ensemble_averages_scores(stored, tmp_path):
+def test_ensemble_averages_scores(stored, tmp_path):
     made = prepare_run(short("cifar10", stored(arrays((28, 28), 10)), tmp_path, ensemble=3))
     params = jax.device_get(initial_state(made).params)
     pixels, labels = made.pipeline.held_out("test")
@@ -65,7 +65,7 @@ def test_an_ensemble_averages_scores(stored, tmp_path):
     ({"diagnostics": True}, "--diagnostics"), ({"reconstruction": True}, "--reconstruction"),
     ({"routing": "frozen"}, "--routing=frozen"),
 ])
-def test_flags_of_a_single_network(changes, flag, stored, tmp_path):
+def test_flags_of_a_single_network_are_refused_for_ensembles(changes, flag, stored, tmp_path):
     config = short("cifar10", stored(arrays((28, 28), 10)), tmp_path, ensemble=2, **changes)
     with pytest.raises(UserError, match=f"{flag} needs a single network, not --ensemble=2"):
         train(config)

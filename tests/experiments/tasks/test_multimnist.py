@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from helpers import load_digits, read_json, train
+from helpers import load_digits, train
 
 from capsjax import Prediction, functional
 from experiments import multimnist
@@ -48,7 +48,7 @@ def test_training_pairs_are_a_function_of_seed_and_step():
         first.labels.digits, np.concatenate([h.labels.digits for h in halves]))
 
 
-def test_input_is_the_sum_cut_off_at_1():
+def test_input_is_the_sum_clipped_at_1():
     batch = training_batch(0, 0)
     images, (labels, single) = batch.images, batch.labels
     assert images.shape == (16, 36, 36, 1) and single.shape == (16, 2, 36, 36, 1)
@@ -62,12 +62,12 @@ def test_input_is_the_sum_cut_off_at_1():
     ({"train_labels": np.zeros(1365, np.int32)}, "pairs need digits of two classes"),
     ({"train_images": np.zeros((1365, 28, 28, 3), np.uint8)}, "grey images, not of 3 channels"),
 ])
-def test_data_of_which_no_pairs_can_be_made(changes, message):
+def test_data_without_pairs_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         pair_pipeline(multimnist.PROGRAM.defaults, load_digits()._replace(**changes))
 
 
-def test_no_validation_digits_are_no_pairs():
+def test_empty_validation_split_gives_no_pairs():
     empty = load_digits()._replace(
         validation_images=load_digits().validation_images[:0],
         validation_labels=load_digits().validation_labels[:0])
@@ -194,12 +194,12 @@ def test_the_margin_of_the_spread_loss_grows(monkeypatch):
     assert float(got) == pytest.approx(exact, rel=1e-5)
 
 
-def test_the_margin_loss_is_the_papers_with_two_classes():
+def test_margin_loss_with_two_classes_equals_reference():
     want = reference.margin_loss(SCORES, np.array([0, 1, 0, 1]))
     assert WANTED["dynamic"][1]([1, 3]) == pytest.approx(float(want))
 
 
-def test_logits_have_no_margin_loss(tmp_path):
+def test_margin_loss_of_logits_is_refused(tmp_path):
     workdir = str(tmp_path / "x")
     config = dataclasses.replace(PAIRS, routing="heinsen", loss="margin", workdir=workdir)
     with pytest.raises(UserError, match="--loss=margin: the scores of heinsen .*cross_entropy"):
@@ -230,30 +230,3 @@ def test_segmentation_against_loops():
     perfect = multimnist_task.segmentation(jnp.asarray(single), jnp.asarray(single))
     assert perfect["single_right"] == perfect["single_pixels"]
     assert perfect["shared_right"] == perfect["shared_pixels"]
-
-
-@pytest.mark.parametrize("changes", [
-    {}, {"model": "cnn"},
-    pytest.param({"parallel": "shard_map", "num_devices": 2, "shift": 6, "recipe": "official"},
-                 marks=pytest.mark.slow),
-    pytest.param({"routing": "em", "diagnostics": True}, marks=pytest.mark.slow),
-    pytest.param({"routing": "heinsen", "dtype": "bfloat16"}, marks=pytest.mark.slow),
-    pytest.param({"parallel": "pmap", "num_devices": 2, "reconstruction": False,
-                  "validation_fraction": 0.0}, marks=pytest.mark.slow),
-], ids=lambda c: "-".join(map(str, c.values())) or "default")
-def test_program_for_two_steps(changes, tmp_path, capsys):
-    config = dataclasses.replace(PAIRS, workdir=str(tmp_path), **changes)
-    summary = train(config)
-    assert read_json(tmp_path / "summary.json") == summary
-    assert summary["program"] == "multimnist" and summary["test_examples"] == 40
-    assert summary["command"].startswith("python -m experiments.multimnist --dataset=digits")
-    assert summary["shift"] == changes.get("shift", 4)
-    assert 0 <= summary["digit_accuracy"] <= summary["either_accuracy"] <= 100
-    assert 0.3 < summary["overlap"] < 1
-    assert sum(row["pairs"] for row in summary["test_error_by_overlap"]) == 40
-    drawn = config.model == "capsnet" and config.reconstruction
-    for name in ("segmentation_accuracy", "shared_ink_accuracy", "reconstruction_mse"):
-        assert (summary[name] is not None) == drawn
-    pictures = {p.name for p in (tmp_path / "figures").iterdir()}
-    assert ("segmentation.png" in pictures) == drawn and "training_curves.png" in pictures
-    assert capsys.readouterr().out.count(".png") == len(pictures)

@@ -21,7 +21,7 @@ def test_errors_by_overlap():
     ([0.1, 0.9, 0.8, 0.2], [2, 3], [2, 1]), ([0.1, 0.9, 0.8, 0.2], [3, 2], [1, 2]),
     ([0.1, 0.9, 0.8, 0.2], [0, 1], [2, 1]), ([0.1, 0.9, 0.8, 0.2], [0, 3], [1, 2]),
 ])
-def test_predictions_stand_where_their_labels_do(scores, labels, want):
+def test_predictions_are_matched_to_their_labels(scores, labels, want):
     assert multimnist_report.matched(np.array(scores), np.array(labels)).tolist() == want
 
 

@@ -47,7 +47,7 @@ def test_programs_are_found_by_name():
     ("mnits", "no program 'mnits'; did you mean mnist?"), ("figures", "no program 'figures'"),
     ("../mnist", "no program"), ("", "no program ''"),
 ])
-def test_other_names_are_no_programs(name, message):
+def test_unknown_programs_are_refused(name, message):
     with pytest.raises(UserError, match=message):
         registry.find_program(name)
 
@@ -71,7 +71,7 @@ def test_flags_of_one_program(own):
         parse_flags(own, ["--max_shift=1"])
 
 
-def test_a_run_is_opened_as_what_it_is(own, tmp_path):
+def test_stored_configuration_has_the_class_of_its_program(own, tmp_path):
     resolved = resolve(dataclasses.replace(own, sides=9), "digits")
     write_config(resolved, tmp_path)
     assert stored_config(tmp_path) == resolved

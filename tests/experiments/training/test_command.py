@@ -6,7 +6,7 @@ import sys
 from helpers import ROOT, run_command
 
 
-def test_a_user_error_is_one_line_and_status_2(tmp_path):
+def test_user_error_is_reported_in_one_line_with_status_2(tmp_path):
     done = run_command(
         "mnist", "--dataset=mnist", f"--data_dir={tmp_path}", f"--cache_dir={tmp_path}",
         "--preset=tiny", "--accelerator=cpu", f"--workdir={tmp_path}")

@@ -16,7 +16,7 @@ from experiments.training.checkpoints import Checkpoints
 from experiments.training.setup import initial_state
 
 
-def test_frozen_says_which_command_comes_first(tmp_path, monkeypatch):
+def test_frozen_names_the_command_to_run_first(tmp_path, monkeypatch):
     """The command is the right one: after it the run without --frozen_from works."""
     monkeypatch.chdir(tmp_path)
     frozen = dataclasses.replace(QUICK, routing="frozen", workdir="frozen", steps=1)
@@ -33,14 +33,14 @@ def test_frozen_says_which_command_comes_first(tmp_path, monkeypatch):
     ({"validation_fraction": 0.1}, "validation_fraction=0.3 there, 0.1 here"),
     ({"votes": "shared"}, "votes=full there, shared here"),
 ])
-def test_couplings_of_another_kind_of_run_are_refused(dynamic, changes, message, tmp_path):
+def test_couplings_of_a_different_network_are_refused(dynamic, changes, message, tmp_path):
     config, source, _ = dynamic
     with pytest.raises(UserError, match=f"--frozen_from={source} is another kind.*{message}"):
         train(dataclasses.replace(
             config, routing="frozen", frozen_from=str(source), workdir=str(tmp_path), **changes))
 
 
-def test_an_unfinished_run_has_no_couplings_to_take(dynamic, tmp_path):
+def test_couplings_of_an_unfinished_run_are_refused(dynamic, tmp_path):
     config, source, _ = dynamic
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-r", source, copy], check=True)
@@ -50,7 +50,7 @@ def test_an_unfinished_run_has_no_couplings_to_take(dynamic, tmp_path):
             config, routing="frozen", frozen_from=str(copy), workdir=str(tmp_path / "run")))
 
 
-def test_frozen_takes_the_mean_couplings_and_training_keeps_them(dynamic, tmp_path):
+def test_frozen_couplings_are_means_and_stay_constant(dynamic, tmp_path):
     config, source, _ = dynamic
     # Another seed, so that nothing but the couplings comes from there.
     config_here = dataclasses.replace(

@@ -12,7 +12,7 @@ from experiments.training import loop
 from experiments.training.setup import initial_state, training_inputs
 
 
-def test_validation_within_epochs_changes_nothing_else(tmp_path):
+def test_validation_within_epochs_does_not_change_training(tmp_path):
     """Epochs of three steps, two of them in an order that is drawn at once."""
     config = dataclasses.replace(
         QUICK, steps=10, log_every=5, train_examples=48, validation_fraction=0.3)
@@ -47,7 +47,7 @@ def test_implementations_of_routing_give_the_same_losses(implementation, steps, 
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_path):
+def test_non_finite_loss_ends_the_run(tmp_path):
     config = dataclasses.replace(TINY, workdir=str(tmp_path), learning_rate=1e30, steps=30)
     with pytest.raises(UserError, match="the loss is (nan|inf) after step"):
         train(config)

@@ -7,7 +7,7 @@ import json
 from helpers import QUICK, metrics_rows, train
 
 
-def test_profile_traces_the_second_chunk_and_changes_nothing(tmp_path):
+def test_profile_traces_the_second_chunk_without_changing_results(tmp_path):
     config = dataclasses.replace(QUICK, steps=9, log_every=2)
     plain, traced = (
         train(dataclasses.replace(config, workdir=str(tmp_path / name), profile=steps))

@@ -63,7 +63,7 @@ def interrupt(command, workdir, number, after_rows):
     return child.returncode, err
 
 
-def test_diagnostics_of_every_epoch(undisturbed):
+def test_diagnostics_of_every_epoch_equal_numpy(undisturbed):
     """The last row is measured again, from the checkpoint and in NumPy."""
     workdir, _ = undisturbed
     everything = metrics_rows(workdir)
@@ -101,7 +101,7 @@ def test_diagnostics_of_every_epoch(undisturbed):
     assert measured[-1]["logit_change"][1] > 1e-3
 
 
-def test_killed_and_resumed_equals_undisturbed(undisturbed, tmp_path):
+def test_killed_and_resumed_run_equals_uninterrupted_run(undisturbed, tmp_path):
     want, cache = undisturbed
     workdir = tmp_path / "run"
     command = program(workdir, cache=cache)
@@ -114,7 +114,7 @@ def test_killed_and_resumed_equals_undisturbed(undisturbed, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_five_moments(undisturbed, tmp_path):
+def test_run_killed_at_five_moments_resumes_exactly(undisturbed, tmp_path):
     want, cache = undisturbed
     for moment in (1, 6, 8, 14, 21):
         workdir = tmp_path / str(moment)
@@ -124,7 +124,7 @@ def test_killed_at_five_moments(undisturbed, tmp_path):
         assert_same_run(workdir, want)
 
 
-def test_ctrl_c_stops_cleanly_and_the_same_command_continues(undisturbed, tmp_path):
+def test_interrupted_run_continues_with_the_same_command(undisturbed, tmp_path):
     want, cache = undisturbed
     workdir = tmp_path / "run"
     command = program(workdir, cache=cache)

@@ -32,7 +32,7 @@ from experiments.config import UserError
     ({"preset": "efficient", "primary_types": 8}, "128"),
     ({"model": "cnn", "routing": "frozen"}, "cnn"),
 ], ids=lambda x: "-".join(map(str, x.values())) if isinstance(x, dict) else "")
-def test_wrong_combinations_are_one_line_and_leave_nothing(changes, message, tmp_path, capsys):
+def test_contradictory_flags_are_refused_before_the_workdir_exists(changes, message, tmp_path, capsys):
     config = dataclasses.replace(QUICK, workdir=str(tmp_path / "run"), **changes)
     with pytest.raises(UserError, match=message):
         train(config)

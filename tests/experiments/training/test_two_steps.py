@@ -3,41 +3,140 @@
 import dataclasses
 import resource
 
+import jax
 import numpy as np
 import pytest
-from helpers import QUICK, TINY, figure_names, metrics_rows, read_json, train
+from helpers import QUICK, TINY, figure_names, metrics_rows, prepare_run, read_json, train
+from npz_files import arrays
 
+from capsjax import functional
 from capsjax.routing import ROUTINGS
+from experiments.analysis.saved_run import stored_config
+from experiments.config import names_of
+from experiments.tasks.registry import find_program
+
+SMALL = ("preset", "steps", "num_devices", "cache_dir", "accelerator")  # fields of TINY
 
 
-@pytest.mark.parametrize("changes", [
-    {},
-    {"recipe": "official", "routing_gradient": "stop"},
-    {"routing_gradient": "last", "routing_iterations": 1, "max_shift": 0},
-    {"reconstruction": False, "validation_fraction": 0.0},
-    {"dtype": "bfloat16"},
-    {"model": "cnn"},
-    {"parallel": "jit", "num_devices": 2},
-    {"parallel": "shard_map", "num_devices": 2},
-    {"parallel": "pmap", "num_devices": 2},
-], ids=lambda c: "-".join(map(str, c.values())) or "default")
-def test_every_path_for_two_steps(changes, tmp_path, capsys):
-    config = dataclasses.replace(TINY, workdir=str(tmp_path), **changes)
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def check_digits(summary, config, folder):
+    """The figures of mnist: without a decoder only the curves."""
+    drawn = config.model == "capsnet" and config.reconstruction
+    assert figure_names(folder) == (
+        {"perturbations", "reconstructions", "training_curves"} if drawn else {"training_curves"})
+
+
+def check_pairs(summary, config, folder):
+    """The measures of pairs of digits: those of reconstructions only with a decoder."""
+    assert summary["command"].startswith("python -m experiments.multimnist --dataset=digits")
+    assert 0 <= summary["digit_accuracy"] <= summary["either_accuracy"] <= 100
+    assert 0.3 < summary["overlap"] < 1
+    assert sum(row["pairs"] for row in summary["test_error_by_overlap"]) == 40
+    drawn = config.model == "capsnet" and config.reconstruction
+    for name in ("segmentation_accuracy", "shared_ink_accuracy", "reconstruction_mse"):
+        assert (summary[name] is not None) == drawn
+    figures = figure_names(folder)
+    assert ("segmentation" in figures) == drawn and "training_curves" in figures
+
+
+def check_crops(summary, config, folder):
+    """The size of the ensemble, and the configuration read back."""
+    assert summary["dataset_source"].startswith("arrays ")
+    setup = prepare_run(config)
+    assert setup.pipeline.shape == setup.model_config.image_shape
+    one = functional.count_parameters(jax.eval_shape(
+        functional.create_model(setup.model_config).init, jax.random.key(0)))
+    count = summary.get("ensemble", 1)
+    assert summary["parameters"] == count * one
+    if count == 1 and config.program != "svhn":
+        assert summary["member_test_error"] == summary["test_error"]
+    opened = stored_config(folder)
+    defaults = find_program(config.program).defaults
+    here = {name: getattr(defaults, name) for name in names_of(defaults, "local")}
+    assert opened == dataclasses.replace(setup.config, **here)
+    assert opened.default_workdir().startswith(f"runs/{config.program}-a-")
+
+
+def digits(**changes):
+    return "mnist", None, changes, {"test_examples": 360}, check_digits
+
+
+def pairs(**changes):
+    changes = {"batch_size": 16, "test_pairs": 40} | changes
+    want = {"test_examples": 40, "shift": changes.get("shift", 4)}
+    return "multimnist", None, changes, want, check_pairs
+
+
+def crops(program, raw, classes, shape, **changes):
+    """Random arrays of a shape, and the shape that the network sees."""
+
+    def check(summary, config, folder):
+        setup = prepare_run(config)
+        assert setup.pipeline.shape == shape and setup.dataset.num_classes == classes
+        assert summary.get("ensemble", 1) == changes.get("ensemble", 1)
+        check_crops(summary, config, folder)
+
+    return program, (raw, classes), {"batch_size": 8} | changes, {"test_examples": 30}, check
+
+
+def case_name(value):
+    if isinstance(value, dict):
+        return "-".join(map(str, value.values())) or "default"
+    return value if isinstance(value, str) else ""
+
+
+@pytest.mark.parametrize("program, data, changes, want, check", [
+    digits(),
+    digits(recipe="official", routing_gradient="stop"),
+    digits(routing_gradient="last", routing_iterations=1, max_shift=0),
+    digits(reconstruction=False, validation_fraction=0.0),
+    digits(dtype="bfloat16"),
+    digits(model="cnn"),
+    digits(parallel="jit", num_devices=2),
+    digits(parallel="shard_map", num_devices=2),
+    digits(parallel="pmap", num_devices=2),
+    pairs(),
+    pairs(model="cnn"),
+    slow(*pairs(parallel="shard_map", num_devices=2, shift=6, recipe="official")),
+    slow(*pairs(routing="em", diagnostics=True)),
+    slow(*pairs(routing="heinsen", dtype="bfloat16")),
+    slow(*pairs(parallel="pmap", num_devices=2, reconstruction=False, validation_fraction=0.0)),
+    crops("cifar10", (32, 32, 3), 10, (24, 24, 3)),
+    crops("cifar10", (28, 28), 10, (24, 24, 1), ensemble=2),
+    slow(*crops("cifar10", (32, 32, 3), 10, (24, 24, 3), reconstruction=True,
+                parallel="shard_map", num_devices=2)),
+    slow(*crops("cifar10", (32, 32, 3), 10, (24, 24, 3), ensemble=2, model="cnn")),
+    crops("smallnorb", (96, 96, 2), 5, (32, 32, 2)),
+    slow(*crops("smallnorb", (96, 96, 2), 5, (32, 32, 2), reconstruction=False)),
+    crops("svhn", (32, 32, 3), 10, (32, 32, 3)),
+], ids=case_name)
+def test_every_program_for_two_steps(
+        program, data, changes, want, check, stored, tmp_path, capsys):
+    folder = tmp_path / "run"
+    small = {name: getattr(TINY, name) for name in SMALL}
+    dataset = stored(arrays(*data)) if data else "digits"
+    config = dataclasses.replace(
+        find_program(program).defaults,
+        **small | {"dataset": dataset, "workdir": str(folder)} | changes)
     summary = train(config)
     out, err = capsys.readouterr()
-    assert read_json(tmp_path / "summary.json") == summary
-    assert summary["steps"] == 2 and summary["test_examples"] == 360
-    assert summary["test_error"] == pytest.approx(100 * summary["test_errors"] / 360, abs=1e-3)
-    assert summary["dataset"] == "digits" and summary["num_devices"] == config.num_devices
+    assert read_json(folder / "summary.json") == summary
+    want = {"program": program, "steps": 2, "dataset": dataset,
+            "num_devices": config.num_devices} | want
+    assert {name: summary[name] for name in want} == want
+    count = summary["test_examples"]
+    assert summary["test_error"] == pytest.approx(100 * summary["test_errors"] / count, abs=1e-3)
+    assert np.isfinite(summary["test_loss"])
     assert f"{summary['parameters']:,} parameters" in err
-    drawn = config.model == "capsnet" and config.reconstruction
-    pictures = sorted(p.name for p in (tmp_path / "figures").iterdir())
-    assert pictures == (["perturbations.png", "reconstructions.png", "training_curves.png"]
-                        if drawn else ["training_curves.png"])
-    assert all(str(tmp_path / "figures" / name) in out for name in pictures)
-    assert all(np.isfinite(row["loss"]) for row in metrics_rows(tmp_path) if "loss" in row)
-    assert read_json(tmp_path / "config.json")["dataset"] == "digits"
-    assert list((tmp_path / "tensorboard").iterdir())
+    figures = list((folder / "figures").iterdir())
+    assert out.count(".png") == len(figures) and all(str(path) in out for path in figures)
+    assert all(np.isfinite(row["loss"]) for row in metrics_rows(folder) if "loss" in row)
+    assert read_json(folder / "config.json")["dataset"] == dataset
+    assert list((folder / "tensorboard").iterdir())
+    check(summary, config, folder)
 
 
 # What differs from three passes, the margin loss and squashed primary capsules.
@@ -46,10 +145,6 @@ LOSS = {"self": "cross_entropy", "inverted": "cross_entropy", "heinsen": "cross_
         "em": "spread"}
 UNSQUASHED = {"self", "em", "vb"}
 USUAL = {"frozen", "sparsemax", "self", "heinsen"}  # of the routings; the others are slow tests
-
-
-def slow(*values):
-    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("routing", [

@@ -63,7 +63,7 @@ def finished(request, tmp_path_factory, fast):
     return folder, alone, together
 
 
-def test_numbers_that_differ_are_those_of_the_recipe():
+def test_cases_differ_in_every_numeric_setting():
     assert set(OTHER) == {"seed", *names_of(Config, "numeric")}
 
 
@@ -99,7 +99,7 @@ def test_summaries_are_those_of_runs_alone(finished):
     assert first["test_correct"] != second["test_correct"]
 
 
-def test_the_same_command_as_alone_continues_nothing(finished, capsys):
+def test_finished_run_of_a_group_is_not_continued(finished, capsys):
     folder, _, together = finished
     before = read_rows(folder / "t1" / "metrics.jsonl")
     train(together[1])
@@ -107,7 +107,7 @@ def test_the_same_command_as_alone_continues_nothing(finished, capsys):
     assert read_rows(folder / "t1" / "metrics.jsonl") == before
 
 
-def test_one_that_fails_leaves_the_others(tmp_path):
+def test_failed_run_does_not_stop_the_others(tmp_path):
     bad = at(tmp_path / "bad", learning_rate=1e30)
     good = at(tmp_path / "good")
     vmapped_loop.run(mnist.PROGRAM, [bad, good])
@@ -117,7 +117,7 @@ def test_one_that_fails_leaves_the_others(tmp_path):
 
 
 @pytest.mark.slow
-def test_runs_stopped_at_the_same_step_go_on_together_others_alone(tmp_path, capsys):
+def test_runs_at_the_same_step_resume_together(tmp_path, capsys):
     short = [at(tmp_path / name, steps=2, seed=n) for n, name in enumerate("ab")]
     vmapped_loop.run(mnist.PROGRAM, short)
     longer = [dataclasses.replace(config, steps=4) for config in short]
@@ -131,7 +131,7 @@ def test_runs_stopped_at_the_same_step_go_on_together_others_alone(tmp_path, cap
     assert read_json(tmp_path / "b" / "summary.json")["steps"] == 4
 
 
-def test_a_folder_of_another_run(tmp_path):
+def test_folder_of_another_run_is_refused(tmp_path):
     (tmp_path / "a").mkdir()
     write_config(resolve(BASE, "digits"), tmp_path / "a")
     with pytest.raises(UserError, match="holds another run"):
@@ -149,7 +149,7 @@ class _Device:
 
 
 @pytest.mark.slow
-def test_capacity():
+def test_number_of_runs_that_fit_in_memory():
     setup = prepare_run(BASE)
     configs = [setup.config] * 10
     assert vmapped_loop.capacity(setup, configs) == 10, "no limit is known of a CPU"

@@ -17,7 +17,7 @@ def finished(tmp_path_factory):
     return config, workdir, train(config)
 
 
-def test_a_finished_run_is_only_reported_again(finished, monkeypatch):
+def test_finished_run_is_only_reported_again(finished, monkeypatch):
     config, workdir, summary = finished
     before = metrics_rows(workdir)
     monkeypatch.setattr("experiments.training.summary.peak_memory_mb", lambda device: 10**6)  # not training's
@@ -32,7 +32,7 @@ def test_a_finished_run_is_only_reported_again(finished, monkeypatch):
     ({"routing_iterations": 2}, "routing_iterations=3 there, 2 here"),
     ({"steps": 1}, "already done 2 steps and 1 are asked for"),
 ])
-def test_a_workdir_of_another_run_is_refused_and_kept(finished, changes, message):
+def test_workdir_of_another_run_is_refused_and_unchanged(finished, changes, message):
     config, workdir, _ = finished
     before = (workdir / "config.json").read_text(), metrics_rows(workdir)
     with pytest.raises(UserError, match=message):
@@ -40,7 +40,7 @@ def test_a_workdir_of_another_run_is_refused_and_kept(finished, changes, message
     assert ((workdir / "config.json").read_text(), metrics_rows(workdir)) == before
 
 
-def test_a_damaged_checkpoint_is_named(finished, tmp_path):
+def test_damaged_checkpoint_is_reported(finished, tmp_path):
     config, workdir, _ = finished
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-r", workdir, copy], check=True)
@@ -51,13 +51,13 @@ def test_a_damaged_checkpoint_is_named(finished, tmp_path):
         train(dataclasses.replace(config, workdir=str(copy)))
 
 
-def test_a_workdir_that_cannot_be_made(tmp_path):
+def test_unwritable_workdir_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="can't be written"):
         train(dataclasses.replace(TINY, workdir=str(tmp_path / "file" / "run")))
 
 
-def test_a_workdir_in_use(tmp_path):
+def test_workdir_in_use_is_refused(tmp_path):
     config = resolve(dataclasses.replace(TINY, workdir=str(tmp_path)), "digits")
     with open_workdir(config):
         # The lock belongs to the opening, not to the process: this needs no second one.
