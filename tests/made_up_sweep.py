@@ -13,7 +13,7 @@ IMAGES = 400
 
 
 def correct(wrong, seed=0):
-    """All but so many of the images, spread by the seed."""
+    """Returns which images are classified correctly: all but ``wrong``, chosen by the seed."""
     right = np.ones(IMAGES, bool)
     right[np.random.default_rng(seed).permutation(IMAGES)[:wrong]] = False
     return right

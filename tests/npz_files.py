@@ -1,4 +1,4 @@
-"""Random images as arrays of one's own, and short runs on them."""
+"""Random images as user-provided arrays, and short runs on them."""
 
 import dataclasses
 

@@ -35,7 +35,7 @@ def batch(config, n, seed=0):
 
 
 def expected_loss(params, image, label, margin_weight=1.0, reconstruction_weight=0.0005):
-    """The paper's loss, its two terms, and the class."""
+    """Returns the paper's loss, its two terms, and the accuracy."""
     out = reference.capsnet(params, image, pose=3, stride=2, iterations=3, label=label)
     terms = {
         "margin_loss": reference.margin_loss(out.lengths, np.eye(len(out.lengths))[label]),

@@ -1,4 +1,4 @@
-"""Pictures written to files, good and bad."""
+"""Images written to files, readable and unreadable."""
 
 import numpy as np
 from PIL import Image

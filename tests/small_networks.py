@@ -54,7 +54,7 @@ KEY = jax.random.key(0)
 
 @functools.cache
 def built(**changes):
-    """A tiny network: configuration, parameters without zeros, compiled apply."""
+    """Returns a tiny network: configuration, parameters without zeros, compiled apply."""
     config = dataclasses.replace(TINY, **changes)
     model = create_model(config)
     return config, filled(model), jax.jit(model.apply)
@@ -65,13 +65,13 @@ def images(n=3, shape=TINY.image_shape, seed=0):
 
 
 def in_float64(config, batch=2):
-    """Network, parameters and images in float64."""
+    """Returns network, parameters and images in float64."""
     model = create_model(dataclasses.replace(config, dtype="float64"))
     return model, as_float64(filled(model)), as_float64(images(batch, config.image_shape))
 
 
 def promoting(config):
-    """Flax's LayerNorm promotes types, which tests otherwise forbid."""
+    """Allows the promotion of types that Flax's LayerNorm needs."""
     normalized = isinstance(config, CapsNetConfig) and config.conv_norm
     return jax.numpy_dtype_promotion("standard" if normalized else "strict")
 
@@ -89,7 +89,7 @@ def expected(config, params, image, label=None):
 
 
 def primary_capsules(params, x, pose):
-    """Poses ``[I, K]`` of the network DEEP."""
+    """Returns the poses ``[I, K]`` of the primary capsules of the network DEEP."""
     y = reference.convolution(x, params["conv"]["kernel"]) + params["conv"]["bias"]
     y = reference.convolution(reference.positive(y), params["primary"]["conv"]["kernel"], 2)
     y = (y + params["primary"]["conv"]["bias"]).reshape(-1, pose)
@@ -97,7 +97,7 @@ def primary_capsules(params, x, pose):
 
 
 def seen(u, grid, kernel):
-    """Children of every position, with stride 1."""
+    """Returns the input capsules of every position, with stride 1."""
     return loops.patches(u.reshape(*grid, -1, u.shape[1]), kernel, 1)[0]
 
 

@@ -1,4 +1,4 @@
-"""README says what can be run."""
+"""The commands and examples of README.md."""
 
 import importlib
 import re
@@ -65,7 +65,7 @@ def test_the_library_example_runs(capsys):
 
 
 def test_custom_routing_example(capsys):
-    """It runs, streams, and with perfect memory is dynamic routing."""
+    """The example runs, streams, and equals dynamic routing if its memory is perfect."""
     _, example = blocks("python")
     names = {}
     before = dict(ROUTINGS)

@@ -1,4 +1,4 @@
-"""The structure of the repository: who may import whom, circles, sizes, and what is public."""
+"""The structure of the repository: imports, cycles, sizes, and public names."""
 
 import ast
 import inspect
@@ -52,7 +52,7 @@ MODULES = {
 
 
 def imported(tree):
-    """All that a module imports, anywhere in it, as it is written."""
+    """Returns all names that a module imports, anywhere in it, as written."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -62,7 +62,7 @@ def imported(tree):
 
 
 def module_of(name):
-    """The module of ours that an imported name is in, or None."""
+    """Returns the module of this repository that holds an imported name, or None."""
     while name and name not in MODULES:
         name = name.rpartition(".")[0]
     return name or None
@@ -110,7 +110,7 @@ def test_no_command_imports_another_but_to_measure_it():
 
 
 def circle(graph):
-    """Modules that import each other in a circle, or nothing."""
+    """Returns modules that import each other in a cycle, or nothing."""
     done, active = set(), []
 
     def visit(module):
@@ -198,7 +198,7 @@ def test_public_names_exist_and_are_documented(module):
 
 @pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)
 def test_all_that_a_package_imports_is_public(module):
-    """Of its own: what __init__ takes from other packages it merely uses."""
+    """Applies to its own names: what __init__ imports from other packages is not public."""
     tree = ast.parse(pathlib.Path(module.__file__).read_text())
     taken = {
         alias.asname or alias.name

@@ -1,4 +1,4 @@
-"""Arrays that are computed once, against what they are made of."""
+"""Arrays that are materialized: values, gradients, batching and layouts."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def test_mapped_over_any_axis():
     lambda x: (backend._in_order.fun(x * 2), turned(x)),
 ], ids=["result", "turned", "gradient", "inlined"])
 def test_results_have_the_default_layout(function):
-    """JAX 0.10 would let the layout of others follow, and compute with it wrongly."""
+    """JAX 0.10 would change the layout of other arrays too, and compute wrong values with it."""
     formats = jax.jit(function).lower(x).compile().output_formats
     for format in formats:
         assert format.layout.major_to_minor == (0, 1, 2)

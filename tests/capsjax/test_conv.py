@@ -40,7 +40,7 @@ def data(B, H, W, C, k, stride, O, dtype=np.float64):
 
 
 def expected(x, w, stride, g):
-    """Value and both gradients."""
+    """Returns the value and both gradients."""
     y = np.stack([reference.convolution(image, w, stride) for image in x])
     dx, dw = zip(*[reference.convolution_gradients(*pair, stride, gi) for *pair, gi in
                    zip(x, [w] * len(x), g)])
@@ -49,7 +49,7 @@ def expected(x, w, stride, g):
 
 @functools.cache
 def jitted(stride):
-    """Value and both gradients in every form."""
+    """Returns the value and both gradients in every form."""
 
     @jax.jit
     def everything(x, w, g):
@@ -64,7 +64,7 @@ def jitted(stride):
 
 
 def relative_error(a, b):
-    """Largest difference relative to the largest value."""
+    """Returns the largest difference relative to the largest value."""
     return abs(np.asarray(a, np.float64) - b).max() / abs(b).max()
 
 
@@ -81,7 +81,7 @@ def test_value_and_gradients(x64, size):
 
 @pytest.mark.parametrize("form", ["im2col", "winograd"])
 def test_mapped_over_images_and_kernels(x64, form):
-    """As runs that are trained together do: every pair gives what it gives alone."""
+    """Every pair gives the same result alone, as runs that are trained together need."""
     size = SIZES[6]
     pairs = [data(*size) for _ in range(2)]
     pairs[1] = tuple(a[::-1] for a in pairs[1])
@@ -98,7 +98,7 @@ def test_mapped_over_images_and_kernels(x64, form):
 
 @pytest.mark.parametrize("tiles", [(1, 1), (2, 2), (1, 3), (6, 2)], ids=str)
 def test_tiled_convolution_equals_reference(x64, tiles):
-    """Of all sizes, also where the last tile is not full, and where there are fewer outputs."""
+    """Covers all sizes, including partial last tiles and fewer outputs than a tile has."""
 
     def everything(x, w, g, stride):
         y, vjp = jax.vjp(lambda x, w: winograd.convolve(x, w, stride, tiles), x, w)
@@ -129,14 +129,14 @@ def test_transforms_are_a_correlation(kernel):
 
 
 def traced(x, w, stride=1):
-    """Products, without computing anything."""
+    """Counts products by tracing, without computing anything."""
     arguments = (jax.ShapeDtypeStruct(shape, np.float32) for shape in (x, w))
     conv = functools.partial(conv2d, stride=stride)
     return list(products(jax.make_jaxpr(conv)(*arguments).jaxpr))
 
 
 def test_large_images_are_cut_into_tiles():
-    """The second layer of the paper's CNN: a quarter of the direct form's multiplications."""
+    """The second layer of the paper's CNN needs a quarter of the direct form's multiplications."""
     x, w = (32, 32, 32, 256), (5, 5, 256, 256)
     found, count = traced(x, w), 0
     for product in found:
@@ -213,7 +213,7 @@ def test_bfloat16_is_accumulated_in_float32():
 
 
 def products(jaxpr):
-    """All matrix products, also those inside calls."""
+    """Returns all matrix products, including those inside calls."""
     for equation in jaxpr.eqns:
         if "dot" in equation.primitive.name:
             yield equation
@@ -256,7 +256,7 @@ def test_errors():
 
 
 def alone(x, w, stride, g):
-    """Value and both gradients: one image and one channel at a time."""
+    """Returns the value and both gradients, one image and one channel at a time."""
     y, dx, dw = np.zeros(g.shape), np.zeros(x.shape), np.zeros(w.shape)
     for b, row, column, c in np.ndindex(*g.shape):
         for i, j in np.ndindex(*w.shape[:2]):
@@ -324,7 +324,7 @@ def test_depthwise_module():
 
 @pytest.mark.parametrize("side", [24, 28, 32, 36, 40])
 def test_gradients_at_the_image_sizes_of_the_presets(side):
-    """Both convolutions of CapsNet in float32, against XLA's own convolution and its gradient."""
+    """Compares both convolutions of CapsNet in float32 with XLA's convolution and its gradient."""
     for H, C, stride in ((side, 1, 1), (side, 3, 1), (side - 8, 16, 2)):
         x, w, g = data(2, H, H, C, 9, stride, 8, dtype=np.float32)
         results = jitted(stride)(x, w, g)
@@ -334,7 +334,7 @@ def test_gradients_at_the_image_sizes_of_the_presets(side):
 
 
 def test_gradients_of_the_whole_loss(monkeypatch):
-    """Fast convolutions and routing without votes, against XLA's convolutions and votes."""
+    """Compares fast convolutions and streamed routing with XLA's convolutions and stored votes."""
     config = preset("capsnet_mnist", conv_channels=32, primary_types=4, decoder=(16,))
     images = jax.random.uniform(jax.random.key(1), (2, 28, 28, 1))
     labels, found = jnp.array([3, 7]), {}

@@ -56,7 +56,7 @@ def layer(case, grid=None, implementation="auto"):
 
 
 def example(model, stride=1, batch=2):
-    """Parameters that are not their first values, and capsules that agree somewhat."""
+    """Returns parameters other than the initial ones, and capsules that agree to some degree."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     params = {name: 0.5 * rng.normal(size=x.shape) for name, x in shapes.items()}
@@ -156,7 +156,7 @@ def test_values_and_gradients(x64, case):
 
 
 def test_couplings_of_a_field_as_constants(x64):
-    """gradient=stop: the last M-step with the couplings that led to it."""
+    """With gradient=stop, the last M-step is differentiated with constant couplings."""
     case = Case("em", 1, {"iterations": 2}, gradient="stop")
     model = layer(case)
     params, x = example(model, batch=1)
@@ -225,7 +225,7 @@ def test_output_does_not_depend_on_other_examples_in_the_batch(x64, routing):
 
 
 def test_output_capsules_see_their_square_and_nothing_else(x64):
-    """By dynamic routing; a field makes everything depend on everything nearby."""
+    """Uses dynamic routing; routing over a field makes all nearby capsules depend on each other."""
     case = Case("dynamic", 2, {"iterations": 2})
     model = layer(case)
     params, x = example(model, 2, batch=1)
@@ -277,14 +277,14 @@ def test_field_softmax(x64, stride):
 
 
 def shares(coupling, index):
-    """What the couplings of each input capsule that is seen sum to."""
+    """Returns the sum of the couplings of each input capsule that is seen."""
     numbers, places = np.unique(index, return_inverse=True)
     return np.bincount(places.ravel(), np.sum(coupling, -1).ravel(), len(numbers))
 
 
 @pytest.mark.parametrize("routing, stride", [("em", 1), ("em", 2), ("vb", 1), ("dynamic", 1)])
 def test_an_input_capsule_is_shared_once(x64, routing, stride):
-    """Mixture models share it among all positions, others do at each position that sees it."""
+    """Mixture models share it among all positions, other routings at each position that sees it."""
     model = layer(Case(routing, stride, {"iterations": 2}))
     params, x = example(model, stride, batch=1)
     coupling = np.asarray(compiled(model.apply, params, x)(params, x).coupling[0])

@@ -56,7 +56,7 @@ def test_primary_scale_acts_before_the_bias():
 
 @pytest.mark.parametrize("squash", loops.SQUASHES)
 def test_activations_are_lengths_below_one(squash):
-    """Of the squashed pose, even where the pose is left as it is."""
+    """The activation is the length of the squashed pose, even where the pose is not squashed."""
     model = from_module(lambda rngs: PrimaryCapsules(1, 2, 3, 2, 1, squash=squash, rngs=rngs))
     params, x = filled(model), 9 * images(1, (3, 4, 1))
     pose, activation = (a[0] for a in jax.jit(model.apply)(params, x))
@@ -91,7 +91,7 @@ def test_sigmoid_activations(squash):
 
 @pytest.mark.parametrize("gradient", ["full", "stop"])
 def test_routed_capsules_equal_reference(gradient):
-    """The layer is votes, then routing with its bias, iterations and gradient."""
+    """Computes the votes, then routing with its bias, iterations and gradient."""
     model = from_module(
         lambda rngs: RoutedCapsules(
             5,
@@ -160,7 +160,7 @@ def test_arrays_of_another_shape_are_refused(make, x):
 
 
 def test_initial_vote_matrices():
-    """Votes of matrices start near the identity; of others a routing may ask for larger ones."""
+    """Vote matrices start near the identity; for other votes a routing may set a larger scale."""
 
     def kernel(votes, gain):
         routing = dataclasses.replace(make_routing("uniform"), gain=lambda sizes: gain * sizes.I)

@@ -28,7 +28,7 @@ LENGTHS = np.array([0.35, 0.62, 0.05, 0.97])
 
 
 def test_losses_by_name(x64):
-    """All have the same arguments; only the margin of the spread loss depends on progress."""
+    """All losses have the same arguments; only the margin of the spread loss uses progress."""
     targets = np.array(TARGETS["two"], float)
     expected = {
         "margin": lambda progress: margin_loss(LENGTHS, targets),

@@ -74,7 +74,7 @@ def test_learning_rate_falls_by_4_percent_every_2000_steps():
 
 
 def test_spread_margin_grows_with_the_steps():
-    """From 0.2 at the first step to 0.9 at the last, in training; 0.9 in evaluation."""
+    """The margin grows from 0.2 at the first step to 0.9 at the last; in evaluation it is 0.9."""
     optimizer = optax.sgd(0.0)
     params = np.array([0.9, 0.85, 0.2], np.float32)
     images, labels = np.zeros((2, 1, 1, 1), np.float32), np.zeros(2, np.int32)
@@ -115,7 +115,7 @@ def test_gradient_follows_the_progress():
 
 
 def test_gradient_of_every_parameter():
-    """Along a random direction in each array of parameters, against the loops."""
+    """Compares derivatives along a random direction in each array of parameters with the loops."""
     model = create_model(CAPSNET)
     params = filled(model)
     images, labels = batch(CAPSNET, 2)
@@ -139,7 +139,7 @@ def test_gradient_of_every_parameter():
 
 @functools.cache
 def stepping():
-    """A first state, and the compiled step, which fails if it is traced twice."""
+    """Returns an initial state and the compiled step, which fails if it is traced twice."""
     model = create_model(CAPSNET)
     optimizer = adam(0.01)
     chex.clear_trace_counter()
@@ -295,7 +295,7 @@ def gradients(strategy, params=None):
 
 @pytest.mark.parametrize("strategy", [compiler, shard_map, pmap])
 def test_four_devices_give_the_gradient_of_one(strategy):
-    """Gradients, because Adam's step hides a wrong factor."""
+    """Compares gradients, because Adam's step hides a wrong factor."""
     assert len(jax.devices()) == 4
     (exact, want), (grads, metrics) = gradients(one_device), gradients(strategy)
     for (path, a), b in zip(

@@ -17,7 +17,7 @@ def stored(tmp_path):
 
 @pytest.fixture(scope="session")
 def ten_digits():
-    """Test images of the bundled digits, one of each class, floats [10, 28, 28, 1]."""
+    """Returns test images of the bundled digits, one of each class, floats [10, 28, 28, 1]."""
     found = enlarged_digits()
     first = [np.flatnonzero(found["test_labels"] == k)[0] for k in range(10)]
     return np.float32(found["test_images"][first]) / 255

@@ -1,4 +1,4 @@
-"""The acceptance program: what it runs, and how it judges."""
+"""The command acceptance: its parts, targets and tables."""
 
 
 import jax

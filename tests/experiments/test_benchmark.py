@@ -1,4 +1,4 @@
-"""The benchmark counts right and says what it measured. Speeds themselves are not tested."""
+"""The benchmark: its counts and reports. Speeds themselves are not tested."""
 
 import dataclasses
 import importlib.util
@@ -46,7 +46,7 @@ def small(batch_size, pixels=28, **changes):
 
 @pytest.fixture
 def stubs(quick, monkeypatch):
-    """Functions that do nothing, for tests of what is said about them."""
+    """Replaces the measured functions by ones that do nothing, to test the report."""
     nothing = throughput.Implementation(lambda: 2, 3_000_000)
     found = {("capsjax", name): nothing for name in throughput.FUNCTIONS}
     monkeypatch.setattr(throughput, "capsjax_implementations", lambda setup: found)
@@ -114,7 +114,7 @@ def test_variants(stubs, tmp_path, capsys):
 
 
 def test_variants_measure_the_named_networks():
-    """Bug to be feared: all rows measure the same network."""
+    """Guards against a bug in which all rows measure the same network."""
     axes = {"routings": ["em", "self"], "dtypes": ["bfloat16", "float32"]}
     found = dict(variants.make_variants(TINY, axes))
     assert {(name, c.routing, c.dtype) for name, c in found.items()} == {
@@ -133,7 +133,7 @@ def test_image_sizes(quick):
 
 
 def test_share_of_limit(quick, monkeypatch):
-    """Of images that take as long as their operations do at the rate of the matrix product."""
+    """The share is 1 for images that take as long as their operations in a matrix product."""
     flop = throughput.flops_per_image(preset("capsnet_tiny"))
     rates = {("capsjax", "training"): [1e12 / flop], ("capsjax", "inference"): [1e12 / flop]}
     monkeypatch.setattr(throughput, "measure_in_turn", lambda found, repetitions: (rates, [1000.0]))
@@ -143,7 +143,7 @@ def test_share_of_limit(quick, monkeypatch):
 
 
 def test_operations_are_counted():
-    """6x6 pixels by hand: a 3x3 convolution to 4 channels, 2 types of capsules of 2, 3 classes."""
+    """Counts by hand, for 6x6 pixels, a 3x3 convolution to 4 channels, 2 types of 2, 3 classes."""
     config = preset("capsnet_tiny", image_shape=(6, 6, 1), num_classes=3, conv_channels=4,
                     conv_kernel=3, primary_types=2, primary_pose=2, primary_kernel=3,
                     class_pose=4, decoder=(5,))
@@ -154,7 +154,7 @@ def test_operations_are_counted():
 
 
 def test_unknown_operations_give_no_share_of_a_limit():
-    """A share of a limit that is not known is not stated."""
+    """No share is stated of an unknown limit."""
     assert measurement.countable_flops(preset("capsnet_small")) > 0
     for name in ("capsnet_deep", "capsnet_efficient", "capsnet_matrix"):
         assert measurement.countable_flops(preset(name)) is None
@@ -245,7 +245,7 @@ def test_without_torch():
 
 
 def test_torch_computes_the_same():
-    """Loss, scores and gradients from the same parameters."""
+    """Compares loss, scores and gradients from the same parameters."""
     torch = pytest.importorskip("torch")
     baseline = throughput.torch_capsnet()
     setup = small(4)

@@ -1,4 +1,4 @@
-"""The picture of a sweep over the number of training examples."""
+"""The command data_efficiency: the figure of a sweep over the number of training examples."""
 
 import json
 
@@ -15,7 +15,7 @@ from experiments.sweeps.studies import STUDIES
 
 
 def rows():
-    """Errors 90 / examples for capsnet and twice that for cnn, seeds 10% up and down."""
+    """Returns errors 90 / examples for capsnet and twice that for cnn, varied by 10% by seed."""
     return [{"train_examples": str(n), "model": model, "seed": str(seed),
              "test_error": factor * (0.9 + 0.1 * seed) / n}
             for n in (10, 100, 1000) for model, factor in (("capsnet", 90), ("cnn", 180))
@@ -75,7 +75,7 @@ def test_networks_are_distinguished_by_model_and_preset(tmp_path, monkeypatch):
     ("data_efficiency_digits", 200, [10, 30, 100, 300, 1000]),
 ])
 def test_study_trains_all_runs_for_as_many_steps(name, steps, counts):
-    """As many steps for all, and no evaluation after each of the epochs of a few examples."""
+    """All runs take the same number of steps and are not evaluated after every short epoch."""
     study = STUDIES[name]
     made = [parse_flags(Config(), [f"--{n}={v}" for n, v in row.items()])
             for row in study.rows.values()]

@@ -29,7 +29,7 @@ def cnn_run(tmp_path_factory):
 
 
 def test_features_are_the_poses_of_the_labels(tiny_run, cnn_run, monkeypatch):
-    """Of 130 images in three calls, the last batch filled; of a CNN what the last layer sees."""
+    """Checks three calls with a padded last batch; of a CNN, the input of the last layer."""
     monkeypatch.setattr(feature_paths, "BATCH", 32)
     monkeypatch.setattr(feature_paths, "BATCHES", 2)
     for folder in (tiny_run, cnn_run):

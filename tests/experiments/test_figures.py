@@ -1,4 +1,4 @@
-"""What the pictures of a run show, and the program that draws them again."""
+"""The command figures: what the figures of a run show."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ def opened(tiny_run):
 
 
 def decoded(opened, pose, label):
-    """An image drawn by the decoder, in float64, from one capsule ``[D]``."""
+    """Returns the image that the decoder draws, in float64, from one capsule ``[D]``."""
     weights = jax.tree.map(np.float64, jax.device_get(opened.params["decoder"]))
     x = np.zeros((10, len(pose)))
     x[label] = pose
@@ -39,7 +39,7 @@ def decoded(opened, pose, label):
 
 
 def test_dimensions_come_in_the_order_of_their_effect(opened):
-    """Drawn again by a decoder in NumPy, float64, one capsule at a time."""
+    """Compares with a decoder in NumPy, float64, one capsule at a time."""
     changed = run_figures.perturbed(opened.setup, opened.params, 5, 3)
     (pose,) = run_figures.encode(opened.setup, opened.params, np.array([5])).pose
     before = decoded(opened, np.float64(pose[3]), 3)
@@ -124,7 +124,7 @@ def test_all_figures_in_two_formats(tiny_run, tmp_path, capsys):
 
 
 def shown(monkeypatch, name):
-    """Arguments, after the path, with which a picture is drawn in place of drawing it."""
+    """Records the arguments, after the path, with which a figure would be drawn."""
     calls = []
     monkeypatch.setattr(plots, f"plot_{name}", lambda path, *arguments: calls.append(arguments))
     return calls

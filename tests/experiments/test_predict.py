@@ -23,7 +23,7 @@ from experiments.predict import Flags
 
 @pytest.fixture
 def folder(tmp_path, ten_digits):
-    """Two good images, one of them a negative, and three bad ones."""
+    """Returns a folder with two good images, one of them a negative, and three bad ones."""
     here = tmp_path / "folder"
     here.mkdir()
     one, two = (np.uint8(np.round(255 * ten_digits[k, ..., 0])) for k in (3, 8))

@@ -1,4 +1,4 @@
-"""Exponents and counts of the scaling program. Times themselves are not tested."""
+"""The command scaling: exponents and counts. Times themselves are not tested."""
 
 import json
 

@@ -27,7 +27,7 @@ GRID = "--grid=routing=em,vb;seed=0,1"
 
 @pytest.fixture
 def run_sweep(monkeypatch):
-    """``main`` of the program with flags, in this process."""
+    """Runs ``main`` of the program with flags, in this process."""
     values = flags.FLAGS
 
     def run(*arguments):
@@ -49,7 +49,7 @@ def run_sweep(monkeypatch):
 
 @pytest.fixture
 def workers(monkeypatch):
-    """Stands for processes: what they were given, ``status`` and last words by routing."""
+    """Replaces processes: records their jobs; ``status`` and log depend on the routing."""
     fake = types.SimpleNamespace(groups=[], status={}, words={}, most=99)
     fake.error = lambda config: config.seed + 1
 

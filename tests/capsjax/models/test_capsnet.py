@@ -78,7 +78,7 @@ def test_capsnet_equals_reference(changes, labels):
 
 
 def test_capsnet_scores_and_gradient_in_float64(x64):
-    """Scores, and the derivative of the margin loss along a random direction."""
+    """Checks scores and the derivative of the margin loss along a random direction."""
     config = dataclasses.replace(TINY, dtype="float64", decoder=None, routing_bias=True)
     model = create_model(config)
     params, direction = as_float64(filled(model)), as_float64(filled(model, seed=1))
@@ -109,7 +109,7 @@ def test_capsnet_scores_and_gradient_in_float64(x64):
 
 
 def test_deep_network_equals_reference(x64):
-    """A network of layers is layer after layer."""
+    """Applies the reference layer by layer."""
     config = dataclasses.replace(DEEP, routing_bias=True)
     model, params, x = in_float64(config)
     encode = functools.partial(model.apply, method="encode")
@@ -192,7 +192,7 @@ def test_network_of_every_kind_of_votes(votes):
 
 
 def test_coordinates_are_added_to_the_last_column():
-    """Row and column go to the last column of a 3x3 pose, and nowhere else."""
+    """Row and column are added to the last column of a 3x3 pose and nowhere else."""
     shape = {"primary_pose": 9, "class_pose": 9, "image_shape": (10, 8, 2), "decoder": None}
     config = dataclasses.replace(TINY, coordinates=True, **shape)
     assert config.primary_grid == (3, 2) and config.primary_types == 2
@@ -214,7 +214,7 @@ def test_coordinates_are_added_to_the_last_column():
 
 @pytest.mark.parametrize("schedule", ["sequential", "concurrent"])
 def test_class_capsules_receive_coordinates_of_their_input_grid(x64, schedule):
-    """Here of a single layer, 3x2 positions, and of uniform routing: one pass."""
+    """Checks one layer of 3x2 positions with uniform routing, which has one pass."""
     changes = {"primary_pose": 4, "coordinates": True, "capsule_layers": ((3, 2, 1),)}
     config = dataclasses.replace(DEEP, routing="uniform", routing_schedule=schedule, **changes)
     model, params, x = in_float64(config, 1)
@@ -232,7 +232,7 @@ def test_class_capsules_receive_coordinates_of_their_input_grid(x64, schedule):
 
 
 def test_bfloat16_is_close_to_float32():
-    """bfloat16 has 8 bits: an error of 2^-8 per rounding, and a few roundings in a row."""
+    """Allows for a few roundings in a row, each with the error 2^-8 of bfloat16."""
     _, params, apply = built()
     full, half = apply(params, images()), built(dtype="bfloat16")[2](params, images())
     assert all(a.dtype == jnp.float32 for a in half)
@@ -257,7 +257,7 @@ def test_bug_predictions_do_not_depend_on_the_rest_of_the_batch():
 
 
 def test_bug_scores_are_lengths_without_softmax():
-    """Scores are the lengths of the poses; unlike probabilities they sum to anything."""
+    """Scores are the lengths of the poses; unlike probabilities they need not sum to one."""
     _, params, apply = built()
     out = apply(params, images())
     exact = [[reference.norm(v) for v in pose] for pose in np.asarray(out.pose, np.float64)]
@@ -297,7 +297,7 @@ def test_decoder_sees_only_the_unmasked_capsule():
 
 
 def test_em_receives_poses_without_squash(x64):
-    """All of a network: convolutions, poses without squash, their lengths after it, EM."""
+    """Computes a whole network: convolutions, poses without squash, their squashed lengths, EM."""
     config = dataclasses.replace(TINY, routing="em", decoder=None)
     model, params, x = in_float64(config, 1)
     out = compiled(model.apply, params, x)(params, x)

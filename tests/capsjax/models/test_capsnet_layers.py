@@ -17,7 +17,7 @@ from capsjax import (
 
 @functools.cache
 def initial(**changes):
-    """Initial parameters of the tiny preset by name, and their number."""
+    """Returns the initial parameters of the tiny preset by name."""
     key = jax.random.key(0, impl="rbg")  # compiles in a tenth of the time of threefry
     params = jax.jit(create_model(preset("capsnet_tiny", **changes)).init)(key)
     leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -58,7 +58,7 @@ def test_options_of_the_configuration_reach_every_layer():
 
 
 def test_official_initial_parameters():
-    """Truncated normals (0.05 in the first layer, 0.1 elsewhere), biases 0.1."""
+    """Kernels are truncated normals (0.05 in the first layer, 0.1 elsewhere), biases 0.1."""
     params = initial(**OFFICIAL)
     assert len(params) == 12
     for name, values in params.items():

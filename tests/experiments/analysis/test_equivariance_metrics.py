@@ -62,7 +62,7 @@ def test_variance_shares_are_those_of_the_slopes():
 
 
 def test_length_changes_alone_and_direction_changes_alone():
-    """Poses that stretch, and poses that turn by the angle; labels tell classes apart."""
+    """Uses poses that stretch, and poses that turn by the angle, of two labelled classes."""
     labels = np.repeat([0, 1], 50)
     first = RNG.normal(size=(100, 2)) + 5 * labels[:, None]
     stretched = first[:, None] * np.exp(X / 60)[:, None]
@@ -106,7 +106,7 @@ def test_ridge_equals_scikit_learn(penalty):
 
 
 def examples(n, noise=0.0, dims=6):
-    """A target that every class has in another direction, with another sign."""
+    """Returns examples whose target each class encodes in another direction and sign."""
     labels, target = RNG.integers(0, 3, n), RNG.uniform(-30, 30, n)
     ways = np.eye(3, dims) * [[1.0], [-2.0], [3.0]]
     features = target[:, None] * ways[labels] + 7.0 * labels[:, None]
@@ -187,7 +187,3 @@ def test_thickness_of_a_bar_and_of_a_disc():
     np.testing.assert_allclose(
         equivariance_metrics.thickness((255 * bar).astype(np.uint8)),
         equivariance_metrics.thickness(bar), rtol=0.01)
-
-
-def noise(images, labels, t):
-    return RNG.normal(size=(len(labels), 20))

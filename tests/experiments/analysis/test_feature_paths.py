@@ -10,7 +10,7 @@ X = np.linspace(-30, 30, 13)  # degrees
 
 
 def knowing(images, labels, t):
-    """Features of a network that knows what was done, in a way of each class, and no thickness."""
+    """Returns features that encode the transformation, in a way of each class, but no thickness."""
     known = np.stack([t.rotation / 30, t.shear / 0.3, np.log(t.scale_x), t.shift_x, t.shift_y], 1)
     own = np.random.default_rng(images[:, 5, 5].astype(int).sum()).normal(size=(len(labels), 1))
     return np.concatenate([known * (1 + labels[:, None]) + own, own], axis=1)

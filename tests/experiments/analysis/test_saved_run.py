@@ -1,4 +1,4 @@
-"""Runs opened from their folders, and what is said of folders that hold none."""
+"""Runs opened from their folders, and the errors of folders that hold none."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Defaults that depend on preset, data set and recipe; the network; the command that repeats a run."""
+"""Defaults of preset, data set and recipe; the network; the command that repeats a run."""
 
 import dataclasses
 

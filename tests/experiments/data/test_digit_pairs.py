@@ -27,7 +27,7 @@ def fixed_pairs(count=500, pixels=4):
 
 @pytest.mark.parametrize("pixels", [4, 6])
 def test_overlap_of_boxes(pixels):
-    """72.6% and 61.6%, as computed from all displacements of two boxes of 20x20."""
+    """Mean overlaps are 72.6% and 61.6%, from all displacements of two boxes of 20x20."""
     moves = np.arange(-pixels, pixels + 1)
     apart = np.abs(moves[:, None] - moves[None])
     exact = np.mean(np.maximum(20 - apart, 0) / 20) ** 2
@@ -81,7 +81,7 @@ def test_partners_are_of_another_class_and_otherwise_equally_probable():
 
 
 def whereabouts(canvas):
-    """Of all digits of the test split that are somewhere on a canvas: rows and displacements."""
+    """Returns rows and displacements of the test digits that are found on a canvas."""
     found = []
     for dy in range(-4, 5):
         for dx in range(-4, 5):
@@ -126,6 +126,6 @@ def checksum(*arrays):
 
 
 def test_fixed_pairs_have_a_known_checksum():
-    """On every version of Python and JAX."""
+    """The pairs are the same on every version of Python and JAX."""
     images, labels = fixed_pairs(500)
     assert checksum(images, labels)[:16] == TEST_SUM

@@ -116,7 +116,7 @@ def test_padding_keeps_the_ratio_and_the_ground(ten_digits):
 
 @pytest.mark.parametrize("label", range(10))
 def test_digits_are_placed_as_those_of_mnist(label, ten_digits):
-    """Box and centre of mass measured in float64, wherever the digit was, however grey it was."""
+    """Measures box and centre of mass in float64, for digits at any position and brightness."""
     large = np.kron(ten_digits[label, ..., 0], np.ones((4, 4), np.float32))
     got = []
     for top, left, ink, paper in ((0, 0, 1.0, 0.0), (70, 31, 0.6, 0.2)):

@@ -1,4 +1,4 @@
-"""Data sets from arrays of one's own."""
+"""Data sets from user-provided arrays."""
 
 import numpy as np
 import pytest

@@ -25,7 +25,7 @@ def test_first_parts_of_the_balanced_order_are_balanced():
 
 
 def test_balanced_order_is_shuffled_within_classes():
-    """Within a class it is the order of one fixed permutation of all."""
+    """Within a class the order is that of one fixed permutation of all examples."""
     shuffled = np.random.RandomState(20171026).permutation(500)
     order = subset.balanced_order(LABELS)
     for which in range(4):

@@ -264,7 +264,7 @@ def test_tfds_is_read_without_tensorflow_or_jax(prepared, tmp_path):
 
 
 class TinyStereo(Tiny):
-    """Two eyes and a category, as smallnorb has them."""
+    """Images of two cameras and a category, as smallnorb has them."""
 
     SHAPE, SIZES = (6, 5, 1), {"train": 12, "test": 4}
 

@@ -1,4 +1,4 @@
-"""The column of transformed test images: measured once a run, from its checkpoint."""
+"""The column of errors on transformed test images, measured once per run."""
 
 import types
 
@@ -14,7 +14,7 @@ STUDY = STUDIES["learned_coupling"]
 
 
 def test_affine_error_column(tiny_run, tmp_path, monkeypatch):
-    """Of black images, whose class is always the same."""
+    """Replaces all images by black ones, which are all classified the same."""
     shown = []
 
     def black(images):

@@ -1,4 +1,4 @@
-"""Processes: their order, their ends, and those of a Ray cluster."""
+"""Executors: local processes and a Ray cluster, their order and their results."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def finish(tmp_path, name):
 
 @pytest.fixture
 def child(monkeypatch):
-    """Stands for the process: a function of the log's folder."""
+    """Replaces the process by a function of the log's folder."""
 
     def use(function):
         monkeypatch.setattr(executors, "_child", lambda job, log, started: function(log.parent))
@@ -117,7 +117,7 @@ def test_interrupted_processes_are_signaled_once_and_awaited(tmp_path, monkeypat
 
 
 def test_a_worker_ends_with_its_parent(tmp_path):
-    """It is the parent of nobody and the child of a process that is killed."""
+    """Closing its standard input, as the death of its parent does, ends a worker."""
     arguments = ["--dataset=digits", "--preset=tiny", "--batch_size=8", "--accelerator=cpu",
                  "--cache_dir=none", "--epochs=100", f"--workdir={tmp_path / 'run'}"]
     job = json.dumps({"program": "mnist", "runs": [arguments]})

@@ -1,4 +1,4 @@
-"""Ledgers: nothing is lost, nothing is half written, many may write."""
+"""Ledgers: entries are kept, whole lines are written, and several processes may write."""
 
 import json
 import subprocess

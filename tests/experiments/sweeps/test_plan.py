@@ -1,4 +1,4 @@
-"""From grids and studies to runs, and what is refused before the first one starts."""
+"""Plans: from grids and studies to runs, and errors before the first run starts."""
 
 import dataclasses
 import pathlib

@@ -106,7 +106,7 @@ def test_differences_within_the_noise_are_undecided(difference, interval, wins, 
 
 
 def test_equal_rows_rarely_differ_significantly():
-    """Two rows of one distribution, many times: false winners are rarer than one in twenty."""
+    """Among many pairs of equal rows, fewer than one in twenty is found significant."""
     found = 0
     for trial in range(200):
         rng = np.random.default_rng(trial)

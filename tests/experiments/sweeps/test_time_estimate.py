@@ -1,4 +1,4 @@
-"""The guess at the time of runs, against arithmetic counted by hand."""
+"""Estimates of the time of runs, against arithmetic counted by hand."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The task affnist: its examples, its early end, its response curves, and whole runs."""
+"""The task affnist: its examples, early stopping, response curves, and whole runs."""
 
 import dataclasses
 import re
@@ -27,7 +27,7 @@ def dataset(n=30):
 
 
 def test_canvas_pipeline():
-    """Trained on anywhere on the canvas; held out at places that stay; digits in the middle."""
+    """Training positions are random, held-out positions fixed, and digits to predict centred."""
     some = dataset()
     stream = affnist_task.canvas_pipeline(affnist.PROGRAM.defaults, some)
     assert stream.shape == (40, 40, 1)
@@ -68,7 +68,7 @@ def test_should_stop():
 
 
 def test_response_curves_apply_their_transformations(monkeypatch):
-    """A classifier that is right about images that are as they were drawn here."""
+    """Uses a classifier that is right about the images as they are expected here."""
     monkeypatch.setattr(response_curves, "CURVES", {"scale": (0.5, 1, 1.5), "shift_x": (-2, 0, 2)})
     images, labels = affnist_images.pad_to_canvas(digits(4)), np.arange(4)
     wanted = [*(Affine(scale_x=s, scale_y=s) for s in (0.5, 1.0, 1.5)),
@@ -93,7 +93,7 @@ def test_response_curves_apply_their_transformations(monkeypatch):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """96 digits to train on, 40 each for validation and test, in batches of 40; few curves."""
+    """Provides 96 training digits, 40 each for validation and test, and few curves."""
     whole = load_digits()
     ends = (96, 96, 40, 40, 40, 40)
     parts = (part[:n] for part, n in zip(whole[2:8], ends, strict=True))
@@ -106,7 +106,7 @@ def quick(monkeypatch):
 
 
 def test_program(quick, tmp_path, capsys):
-    """It stops early and stays so; goes on where nothing is to be reached; takes real files."""
+    """The run stops early, stays finished, continues without a target, and reads official files."""
     config = dataclasses.replace(
         affnist.PROGRAM.defaults, dataset="digits", preset="tiny", cache_dir="none", accelerator="cpu",
         epochs=6, batch_size=96, log_every=3, stop_at=0.1, curve_images=20, num_devices=1,

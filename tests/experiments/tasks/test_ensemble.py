@@ -17,7 +17,7 @@ from experiments.training.setup import initial_state, training_inputs
 
 
 def members(made):
-    """Parameters of each network after one step of plain descent."""
+    """Returns the parameters of each network before and after one step of gradient descent."""
     made = made._replace(optimizer=optax.sgd(1.0))
     state = initial_state(made)
     source, key = training_inputs(made)

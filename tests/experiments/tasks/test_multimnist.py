@@ -92,7 +92,7 @@ PAIRS = dataclasses.replace(
 
 
 class Fake:
-    """A network whose scores, poses and pictures are its parameters."""
+    """A network whose scores, poses and reconstructions are its parameters."""
 
     def __init__(self, decoder):
         self.decoder = decoder
@@ -117,7 +117,7 @@ LABELS = np.array([[1, 3], [3, 1], [1, 2], [0, 2]], np.int32)
 
 
 def alone(loss, labels, scores=SCORES):
-    """The sum of a loss of each digit among the classes that are not in the image."""
+    """Returns the sum of the losses of each digit among the classes that are not in the image."""
     total = 0.0
     for label, other in (labels, labels[::-1]):
         kept = [j for j in range(4) if j != other]

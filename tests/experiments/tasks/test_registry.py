@@ -20,7 +20,7 @@ from experiments.training.workdir import write_config
 
 @dataclasses.dataclass(frozen=True)
 class OwnConfig(Config):
-    """A program's own flag, one with another default, and one less."""
+    """Adds a flag, changes the default of another, and removes a third."""
 
     sides: int = setting(3, "of something", low=1)
     seed: int = setting(7, "of everything random", low=0)
@@ -29,7 +29,7 @@ class OwnConfig(Config):
 
 @pytest.fixture
 def own(monkeypatch):
-    """A program with a flag of its own and mnist's task, in the table as "own"."""
+    """Registers a program with a flag of its own and mnist's task as "own"."""
     module = types.ModuleType("own_program")
     module.PROGRAM = Program(OwnConfig(program="own"), CLASSIFICATION)
     monkeypatch.setitem(sys.modules, "own_program", module)

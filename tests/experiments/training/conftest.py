@@ -8,7 +8,7 @@ from helpers import QUICK, train
 
 @pytest.fixture(scope="session")
 def dynamic(tmp_path_factory):
-    """A dynamic run whose couplings are no longer even, for the frozen ones."""
+    """Trains a dynamic run until its couplings are no longer even, for runs with frozen ones."""
     workdir = tmp_path_factory.mktemp("dynamic")
     config = dataclasses.replace(
         QUICK, routing="dynamic", workdir=str(workdir), learning_rate=0.01, steps=6,

@@ -1,4 +1,4 @@
-"""Accelerators, and the three ways to share a batch, on four simulated devices."""
+"""Accelerators, and the three ways to divide a batch among four simulated devices."""
 
 import jax
 import numpy as np
@@ -44,7 +44,7 @@ def setup(parallel, num_devices, **changes):
 
 
 def gradients(made):
-    """What one step of plain descent with rate 1 subtracts from the parameters."""
+    """Returns what one step of gradient descent with rate 1 subtracts from the parameters."""
     made = made._replace(optimizer=optax.sgd(1.0))
     state = initial_state(made)
     before = jax.device_get(state.params)

@@ -17,7 +17,7 @@ from experiments.training.setup import initial_state
 
 
 def test_frozen_names_the_command_to_run_first(tmp_path, monkeypatch):
-    """The command is the right one: after it the run without --frozen_from works."""
+    """After the named command, the run without --frozen_from works."""
     monkeypatch.chdir(tmp_path)
     frozen = dataclasses.replace(QUICK, routing="frozen", workdir="frozen", steps=1)
     with pytest.raises(UserError, match="first run") as error:

@@ -13,7 +13,7 @@ from experiments.training.setup import initial_state, training_inputs
 
 
 def test_validation_within_epochs_does_not_change_training(tmp_path):
-    """Epochs of three steps, two of them in an order that is drawn at once."""
+    """Uses epochs of three steps, of which two at a time draw their order together."""
     config = dataclasses.replace(
         QUICK, steps=10, log_every=5, train_examples=48, validation_fraction=0.3)
     plain, often = (

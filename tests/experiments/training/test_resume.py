@@ -49,7 +49,7 @@ def assert_same_run(got, want):
 
 
 def interrupt(command, workdir, number, after_rows):
-    """Start the program and send it a signal once it has written so many rows."""
+    """Starts the program and sends it a signal once it has written a number of rows."""
     path = workdir / "metrics.jsonl"
     with subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -64,7 +64,7 @@ def interrupt(command, workdir, number, after_rows):
 
 
 def test_diagnostics_of_every_epoch_equal_numpy(undisturbed):
-    """The last row is measured again, from the checkpoint and in NumPy."""
+    """Recomputes the last row from the checkpoint in NumPy."""
     workdir, _ = undisturbed
     everything = metrics_rows(workdir)
     measured = [row for row in everything if "entropy" in row]

@@ -23,14 +23,14 @@ def slow(*values):
 
 
 def check_digits(summary, config, folder):
-    """The figures of mnist: without a decoder only the curves."""
+    """Checks the figures of mnist: without a decoder only the curves."""
     drawn = config.model == "capsnet" and config.reconstruction
     assert figure_names(folder) == (
         {"perturbations", "reconstructions", "training_curves"} if drawn else {"training_curves"})
 
 
 def check_pairs(summary, config, folder):
-    """The measures of pairs of digits: those of reconstructions only with a decoder."""
+    """Checks the measures of pairs of digits: those of reconstructions only with a decoder."""
     assert summary["command"].startswith("python -m experiments.multimnist --dataset=digits")
     assert 0 <= summary["digit_accuracy"] <= summary["either_accuracy"] <= 100
     assert 0.3 < summary["overlap"] < 1
@@ -43,7 +43,7 @@ def check_pairs(summary, config, folder):
 
 
 def check_crops(summary, config, folder):
-    """The size of the ensemble, and the configuration read back."""
+    """Checks the number of parameters, and the configuration read back."""
     assert summary["dataset_source"].startswith("arrays ")
     setup = prepare_run(config)
     assert setup.pipeline.shape == setup.model_config.image_shape
@@ -71,7 +71,7 @@ def pairs(**changes):
 
 
 def crops(program, raw, classes, shape, **changes):
-    """Random arrays of a shape, and the shape that the network sees."""
+    """Returns the case of a program on random arrays, whose crops have another shape."""
 
     def check(summary, config, folder):
         setup = prepare_run(config)

@@ -1,4 +1,4 @@
-"""Runs trained together are the runs that they would be alone."""
+"""Runs trained together equal the same runs trained alone."""
 
 import dataclasses
 import pathlib
@@ -28,10 +28,10 @@ OTHER = {
 
 @pytest.fixture(scope="module", autouse=True)
 def fast():
-    """No pictures, and the form of convolutions with the smallest rounding errors.
+    """Draws no figures, and takes the form of convolutions with the smallest rounding errors.
 
-    Where a gradient is all rounding error, Adam makes a whole step of it. tests/capsjax/test_conv.py has
-    the other form mapped over kernels.
+    Where a gradient is all rounding error, Adam makes a whole step of it.
+    tests/capsjax/test_conv.py has the other form mapped over kernels.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "of_finished_run", lambda *_: [])
@@ -51,7 +51,7 @@ def at(folder, **changes):
 
 @pytest.fixture(scope="module", params=["one by one", "vmap"])
 def finished(request, tmp_path_factory, fast):
-    """Two runs alone, and the same two together, as on a CPU and as on an accelerator."""
+    """Trains two runs alone and together, as on a CPU and as on an accelerator."""
     folder = tmp_path_factory.mktemp("vmapped")
     alone = [at(folder / "a0"), at(folder / "a1", **OTHER)]
     together = [at(folder / "t0"), at(folder / "t1", **OTHER)]

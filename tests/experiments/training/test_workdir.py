@@ -20,7 +20,8 @@ def finished(tmp_path_factory):
 def test_finished_run_is_only_reported_again(finished, monkeypatch):
     config, workdir, summary = finished
     before = metrics_rows(workdir)
-    monkeypatch.setattr("experiments.training.summary.peak_memory_mb", lambda device: 10**6)  # not training's
+    # This is not the peak of the training, which is to be reported.
+    monkeypatch.setattr("experiments.training.summary.peak_memory_mb", lambda device: 10**6)
     again = train(config)
     same = set(summary) - {"wall_seconds"}
     assert {k: again[k] for k in same} == {k: summary[k] for k in same}
