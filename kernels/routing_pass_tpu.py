@@ -177,8 +177,8 @@ def _compiler_params(inputs, config, states, gradients=False):
     needed = 2 * blocks + 4 * coupling * 2 + 2**21
     if needed > config.max_vmem_bytes:
         raise Unsupported(
-            f"W [J, K, D, I] = {inputs.W.shape}: the TPU kernel needs {needed >> 20} MiB of VMEM for "
-            f"all J output capsules, its limit is {config.max_vmem_bytes >> 20} MiB; use stream"
+            f"W [J, K, D, I] = {inputs.W.shape}: the TPU kernel needs {needed >> 20} MiB of VMEM "
+            f"for all J output capsules, its limit is {config.max_vmem_bytes >> 20} MiB; use stream"
         )
     return pltpu.CompilerParams(
         dimension_semantics=("parallel", "arbitrary"),

@@ -7,7 +7,7 @@ RNG = np.random.default_rng(0)
 
 
 def digits(n=40, side=28):
-    """Strokes of noise in the middle 20x20 pixels, as MNIST's."""
+    """Returns strokes of noise in the middle 20x20 pixels, like MNIST's digits."""
     images = np.zeros((n, side, side, 1), np.uint8)
     images[:, 4:-4, 4:-4] = RNG.integers(0, 256, size=(n, side - 8, side - 8, 1))
     return images * (RNG.uniform(size=images.shape) < 0.3)

@@ -1,10 +1,11 @@
-"""Four simulated CPU devices, and JAX with nothing implicit about types and shapes."""
+"""Fixtures of all tests: four simulated CPU devices, strict types and shapes in JAX."""
 
+import dataclasses
 import functools
 import importlib.util
 import os
 
-from helpers import train
+from helpers import TINY, train
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -47,7 +48,7 @@ optax.tree.bias_correction = _promoting(optax.tree.bias_correction)
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_programs(tmp_path_factory):
-    """Tests that need the same program compile it once."""
+    """Compiles a program that several tests need only once."""
     folder = tmp_path_factory.mktemp("compiled")
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -55,20 +56,18 @@ def compiled_programs(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def released_programs():
-    """Each module's programs go with it: the system limits how many pieces of memory are mapped."""
+    """Frees the programs of a module: the system limits the number of memory mappings."""
     yield
     jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
-    """The folder of a run of two steps on the digits; not to be changed."""
-    from experiments.config import Config
+    """Returns the folder of a run of two steps on the digits, which tests must not change."""
     from experiments.tasks import figures
 
     folder = tmp_path_factory.mktemp("tiny_run") / "run"
-    config = Config(dataset="digits", preset="tiny", steps=2, batch_size=16, num_devices=1,
-                    cache_dir="none", accelerator="cpu", workdir=str(folder))
+    config = dataclasses.replace(TINY, batch_size=16, workdir=str(folder))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "of_finished_run", lambda *_: [])  # which others test
         train(config)
@@ -77,6 +76,6 @@ def tiny_run(tmp_path_factory):
 
 @pytest.fixture
 def x64():
-    """float64 for the duration of a test."""
+    """Enables float64 for the duration of a test."""
     with jax.enable_x64():
         yield

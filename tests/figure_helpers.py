@@ -1,4 +1,4 @@
-"""Made-up data for figures, and reading figures back: pixels of files, texts of Figures."""
+"""Made-up data for figures, and functions that read pixels and texts of figures."""
 
 import itertools
 
@@ -36,7 +36,7 @@ def validation(step, error):
 
 
 def run(steps=500, every=10, evaluate=100):
-    """Rows of a run that learns: a training row every few steps, validation each epoch."""
+    """Returns rows of a run that learns: a training row every few steps, validation each epoch."""
     noise = np.random.default_rng(0)
     rows = []
     for step in range(every, steps + 1, every):
@@ -56,7 +56,7 @@ def run(steps=500, every=10, evaluate=100):
 
 
 def columns(right, wrong, levels=None, shape=(28, 28, 1)):
-    """Flat images in these levels of grey (0..255); labels count up, wrong predictions are +1."""
+    """Returns flat images in these levels of grey (0..255); wrong predictions are label + 1."""
     grey = iter(levels or itertools.repeat(128))
     made = []
     for k in range(right + wrong):
@@ -68,12 +68,12 @@ def columns(right, wrong, levels=None, shape=(28, 28, 1)):
 
 
 def pixels(path):
-    """8-bit RGB [H, W, 3] of a PNG."""
+    """Returns the 8-bit RGB [H, W, 3] of a PNG."""
     return np.round(255 * matplotlib.image.imread(path)[..., :3]).astype(np.int16)
 
 
 def box(image, color):
-    """First and last row, first and last column of the area that has (nearly) this colour.
+    """Returns first and last row and column of the area that has (nearly) this colour.
 
     Frames and separators (under 8 pixels) may cross it; letters elsewhere may have its colour.
     """
@@ -90,7 +90,7 @@ def box(image, color):
 
 
 def texts(figure):
-    """Visible texts, drawn, as (words, bounding box in pixels)."""
+    """Returns the visible texts as (words, bounding box in pixels)."""
     figure.draw_without_rendering()
     found = [
         text
@@ -111,7 +111,7 @@ def texts(figure):
 
 
 def assert_legible(figure):
-    """Every text lies on the page and touches no other."""
+    """Asserts that every text lies on the page and touches no other."""
     found = texts(figure)
     for words, extent in found:
         assert extent.x0 >= 0 and extent.y0 >= 0, words
@@ -133,7 +133,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def layer(passes, outputs):
-    """Entropy, changes of logits and activity, of which one is never and one always active."""
+    """Returns entropy, logit changes and activity; one capsule is never, one always active."""
     rng = np.random.default_rng(passes)
     activity = rng.uniform(0.01, 0.99, outputs)
     if outputs > 2:
@@ -142,7 +142,7 @@ def layer(passes, outputs):
 
 
 def routed(epochs, passes, ratio=3.0):
-    """Rows of validation with changes of logits that fall by the ratio from pass to pass."""
+    """Returns validation rows with logit changes that fall by the ratio from pass to pass."""
     falling = ratio ** -np.arange(passes - 1.0)
     return [
         validation(100 * k, 1.0) | {"logit_change": (falling / k).tolist()}

@@ -264,9 +264,7 @@ def capsnet(params, image, *, pose, stride, iterations, scale=1.0, label=None):
     if "decoder" not in params:
         return Network(routed.lengths, routed.v, None)
     kept = int(np.argmax(np.real(routed.lengths))) if label is None else label
-    return Network(
-        routed.lengths, routed.v, decode(params["decoder"], routed.v, kept, image.shape)
-    )
+    return Network(routed.lengths, routed.v, decode(params["decoder"], routed.v, kept, image.shape))
 
 
 def cnn(params, image, pool):

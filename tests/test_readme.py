@@ -1,4 +1,4 @@
-"""README says what can be run."""
+"""The commands and examples of README.md."""
 
 import importlib
 import re
@@ -29,10 +29,10 @@ def program_calls():
             for call in line.split("&&"):
                 words = shlex.split(call, comments=True)
                 if "-m" in words and words[words.index("-m") + 1].split(".")[0] in PROGRAMS:
-                    yield words[words.index("-m") + 1:]
+                    yield words[words.index("-m") + 1 :]
 
 
-def test_there_are_calls():
+def test_readme_has_commands():
     assert len(list(program_calls())) >= 5
 
 
@@ -68,15 +68,18 @@ def test_the_library_example_runs(capsys):
     assert "(8, 4, 16) (8, 24, 24, 3)" in capsys.readouterr().out
 
 
-def test_the_example_of_a_routing_of_ones_own(capsys):
-    """It runs, streams, and with perfect memory is dynamic routing."""
+def test_custom_routing_example(capsys):
+    """The example runs, streams, and equals dynamic routing if its memory is perfect."""
     _, example = blocks("python")
     names = {}
     before = dict(ROUTINGS)
     try:
         exec(compile(example, "README.md", "exec"), names)
         assert capsys.readouterr().out == "(2, 10)\n"
-        forgetful, rng = make_routing("forgetful", iterations=3, memory=1.0), np.random.default_rng(0)
+        forgetful, rng = (
+            make_routing("forgetful", iterations=3, memory=1.0),
+            np.random.default_rng(0),
+        )
     finally:
         ROUTINGS.clear()
         ROUTINGS.update(before)
@@ -92,13 +95,15 @@ def test_the_example_of_a_routing_of_ones_own(capsys):
 @pytest.mark.slow
 def test_the_wheel_is_capsjax_alone_and_runs_the_example_elsewhere(tmp_path):
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT], check=True)
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT], check=True
+    )
     (wheel,) = tmp_path.glob("*.whl")
     venv.create(tmp_path / "venv", with_pip=True, system_site_packages=False)
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-q", wheel], check=True)
     listing = subprocess.run(
-        [python, "-m", "zipfile", "-l", wheel], capture_output=True, text=True, check=True).stdout
+        [python, "-m", "zipfile", "-l", wheel], capture_output=True, text=True, check=True
+    ).stdout
     names = [line.split()[0] for line in listing.splitlines()[1:]]
     assert {name.split("/")[0].split("-")[0] for name in names} == {"capsjax"}
     (tmp_path / "example.py").write_text(blocks("python")[0])

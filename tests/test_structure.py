@@ -1,4 +1,4 @@
-"""The structure of the repository: who may import whom, circles, sizes, and what is public."""
+"""The structure of the repository: imports, cycles, sizes, and public names."""
 
 import ast
 import inspect
@@ -52,7 +52,7 @@ MODULES = {
 
 
 def imported(tree):
-    """All that a module imports, anywhere in it, as it is written."""
+    """Returns all names that a module imports, anywhere in it, as written."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -62,14 +62,15 @@ def imported(tree):
 
 
 def module_of(name):
-    """The module of ours that an imported name is in, or None."""
+    """Returns the module of this repository that holds an imported name, or None."""
     while name and name not in MODULES:
         name = name.rpartition(".")[0]
     return name or None
 
 
-GRAPH = {name: {module_of(i) for i in imported(tree)} - {None, name}
-         for name, tree in MODULES.items()}
+GRAPH = {
+    name: {module_of(i) for i in imported(tree)} - {None, name} for name, tree in MODULES.items()
+}
 
 
 def folder_of(module):
@@ -110,12 +111,12 @@ def test_no_command_imports_another_but_to_measure_it():
 
 
 def circle(graph):
-    """Modules that import each other in a circle, or nothing."""
+    """Returns modules that import each other in a cycle, or nothing."""
     done, active = set(), []
 
     def visit(module):
         if module in active:
-            return active[active.index(module):]
+            return active[active.index(module) :]
         if module in done:
             return []
         active.append(module)
@@ -127,12 +128,13 @@ def circle(graph):
     return next(filter(None, map(visit, sorted(graph))), [])
 
 
-def test_there_is_no_circle_of_modules():
+def test_module_imports_have_no_cycle():
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
     # A package imports its modules, whose imports of other modules of it are no circle.
     packages = {name_of(p) for p in ROOT.rglob("__init__.py") if ".venv" not in p.parts[-3:]}
-    modules = {m: {i for i in ours if i not in packages} for m, ours in GRAPH.items()
-               if m not in packages}
+    modules = {
+        m: {i for i in ours if i not in packages} for m, ours in GRAPH.items() if m not in packages
+    }
     assert circle(modules) == []
 
 
@@ -163,8 +165,11 @@ def test_experiments_do_not_import_tests():
 def test_library_does_no_input_or_output():
     for name, tree in MODULES.items():
         if name.startswith("capsjax"):
-            called = {node.func.id for node in ast.walk(tree)
-                      if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+            called = {
+                node.func.id
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+            }
             assert not called & FORBIDDEN_IN_CAPSJAX, name
 
 
@@ -182,7 +187,7 @@ def test_every_folder_is_a_package():
             assert (path.parent / "__init__.py").exists(), path
 
 
-def test_kernels_are_ours():
+def test_kernels_package_is_that_of_this_repository():
     where = pathlib.Path(kernels.__file__).resolve()
     assert ROOT in where.parents, f"{where} is Hugging Face's package; run from the root"
 
@@ -198,7 +203,7 @@ def test_public_names_exist_and_are_documented(module):
 
 @pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)
 def test_all_that_a_package_imports_is_public(module):
-    """Of its own: what __init__ takes from other packages it merely uses."""
+    """Applies to its own names: what __init__ imports from other packages is not public."""
     tree = ast.parse(pathlib.Path(module.__file__).read_text())
     taken = {
         alias.asname or alias.name
@@ -211,8 +216,13 @@ def test_all_that_a_package_imports_is_public(module):
 
 def test_requirements_cover_every_import_of_the_programs():
     written = (ROOT / "requirements.txt").read_text().lower()
-    distributions = {"absl": "absl-py", "PIL": "pillow", "sklearn": "scikit-learn",
-                     "orbax": "orbax-checkpoint", "tensorflow_datasets": "tensorflow-datasets"}
+    distributions = {
+        "absl": "absl-py",
+        "PIL": "pillow",
+        "sklearn": "scikit-learn",
+        "orbax": "orbax-checkpoint",
+        "tensorflow_datasets": "tensorflow-datasets",
+    }
     ours = {"capsjax", "kernels", "experiments"} | STANDARD
     # NumPy comes with JAX, requests with TensorFlow Datasets, torch only with who compares, and Ray
     # with who has several machines.

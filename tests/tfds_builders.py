@@ -19,7 +19,7 @@ from experiments.data import tfds as tfds_module
 
 
 def png(image):
-    """An image as a file, which TFDS stores as it is: from an array it needs TensorFlow."""
+    """Returns an image as a file, which TFDS stores unchanged: an array would need TensorFlow."""
     file = io.BytesIO()
     PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, format="PNG")
     file.seek(0)
@@ -61,7 +61,7 @@ class TinyColour(Tiny):
 
 
 class TinyMnist(Tiny):
-    """To be put in MNIST's place."""
+    """Replaces MNIST."""
 
     SHAPE = (28, 28, 1)
 
@@ -89,7 +89,7 @@ class TinyUntrained(Tiny):
 
 
 class TinyFetched(Tiny):
-    """One that would come from the network; its first host in the alphabet is asked."""
+    """A data set that needs the network; the alphabetically first host is asked."""
 
     url_infos = {"https://b.invalid/x": None, "https://a.invalid/x": None}
 
@@ -143,7 +143,7 @@ def prepare(folder, builders=PREPARED, file_format="array_record"):
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
-    """A TFDS folder; not to be changed."""
+    """Returns a TFDS folder, which tests must not change."""
     folder = tmp_path_factory.mktemp("prepared")
     prepare(folder)
     return folder
@@ -151,7 +151,7 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
-    """Neither the network nor the user's own TFDS folder is seen. Gives the attempts."""
+    """Hides the network and the user's own TFDS folder; returns the attempted accesses."""
     attempts = []
 
     def refuse(*args, **kwargs):
@@ -178,7 +178,7 @@ def no_download(monkeypatch):
 
 
 def error_of(*args, **kwargs):
-    """The message, of one line, of the UserError that load raises."""
+    """Returns the one-line message of the UserError that load raises."""
     with pytest.raises(UserError) as caught:
         datasets.load(*args, **kwargs)
     message = str(caught.value)
@@ -194,7 +194,7 @@ def assert_same(first, second):
 
 
 def run(program, *args):
-    """The standard output and error of a Python program run from the repository root."""
+    """Returns the standard output and error of a Python program run from the repository root."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program, *map(str, args)],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""Arrays that are computed once, against what they are made of."""
+"""Arrays that are materialized: values, gradients, batching and layouts."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ def turned(x):
 
 
 @pytest.mark.parametrize("wrap", [jax.jit, lambda f: f], ids=["jit", "eager"])
-def test_values_and_gradients_are_the_same(wrap):
+def test_values_and_gradients_are_unchanged(wrap):
     def function(x):
         a, b = materialize((turned(x), x.T))
         return jnp.sum(a * materialize(a)) + jnp.sum(jnp.sin(b))
@@ -35,20 +35,24 @@ def test_mapped_over_any_axis():
         np.testing.assert_array_equal(jax.jit(mapped)(x), exact)
 
 
-@pytest.mark.parametrize("function", [
-    lambda x: (materialize(x * 2), turned(x)),
-    lambda x: (materialize(turned(x)), turned(x)),
-    lambda x: (jax.grad(lambda y: jnp.sum(materialize(y) ** 3))(x), turned(x)),
-    lambda x: (backend._in_order.fun(x * 2), turned(x)),
-], ids=["result", "turned", "gradient", "inlined"])
-def test_results_of_a_program_lie_in_the_order_of_their_axes(function):
-    """JAX 0.10 would let the layout of others follow, and compute with it wrongly."""
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: (materialize(x * 2), turned(x)),
+        lambda x: (materialize(turned(x)), turned(x)),
+        lambda x: (jax.grad(lambda y: jnp.sum(materialize(y) ** 3))(x), turned(x)),
+        lambda x: (backend._in_order.fun(x * 2), turned(x)),
+    ],
+    ids=["result", "turned", "gradient", "inlined"],
+)
+def test_results_have_the_default_layout(function):
+    """JAX 0.10 would change the layout of other arrays too, and compute wrong values with it."""
     formats = jax.jit(function).lower(x).compile().output_formats
     for format in formats:
         assert format.layout.major_to_minor == (0, 1, 2)
 
 
-def test_otherwise_nothing_is_asked_of_the_compiler(monkeypatch):
+def test_materialize_does_nothing_on_gpu(monkeypatch):
     def names():
         return {e.primitive.name for e in jax.make_jaxpr(lambda x: materialize(x * 2))(x).eqns}
 

@@ -1,4 +1,4 @@
-"""conv2d in its three forms against loops and against each other."""
+"""Convolutions: values and gradients of all forms, and the choice among them."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ import reference
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
-from capsjax import Conv, capsnet_loss, conv2d, create_model, from_module, preset, winograd
+from capsjax import Conv, capsnet_loss, conv2d, create_model, preset, winograd
 from capsjax.conv import IMPLEMENTATIONS, depthwise_conv2d
 
 # (B, H, W, C, k, stride, O)
@@ -40,16 +40,20 @@ def data(B, H, W, C, k, stride, O, dtype=np.float64):
 
 
 def expected(x, w, stride, g):
-    """Value and both gradients."""
+    """Returns the value and both gradients."""
     y = np.stack([reference.convolution(image, w, stride) for image in x])
-    dx, dw = zip(*[reference.convolution_gradients(*pair, stride, gi) for *pair, gi in
-                   zip(x, [w] * len(x), g)])
+    dx, dw = zip(
+        *[
+            reference.convolution_gradients(*pair, stride, gi)
+            for *pair, gi in zip(x, [w] * len(x), g)
+        ]
+    )
     return y, np.stack(dx), sum(dw)
 
 
 @functools.cache
 def jitted(stride):
-    """Value and both gradients in every form."""
+    """Returns the value and both gradients in every form."""
 
     @jax.jit
     def everything(x, w, g):
@@ -64,7 +68,7 @@ def jitted(stride):
 
 
 def relative_error(a, b):
-    """Largest difference relative to the largest value."""
+    """Returns the largest difference relative to the largest value."""
     return abs(np.asarray(a, np.float64) - b).max() / abs(b).max()
 
 
@@ -81,7 +85,7 @@ def test_value_and_gradients(x64, size):
 
 @pytest.mark.parametrize("form", ["im2col", "winograd"])
 def test_mapped_over_images_and_kernels(x64, form):
-    """As runs that are trained together do: every pair gives what it gives alone."""
+    """Every pair gives the same result alone, as runs that are trained together need."""
     size = SIZES[6]
     pairs = [data(*size) for _ in range(2)]
     pairs[1] = tuple(a[::-1] for a in pairs[1])
@@ -97,8 +101,8 @@ def test_mapped_over_images_and_kernels(x64, form):
 
 
 @pytest.mark.parametrize("tiles", [(1, 1), (2, 2), (1, 3), (6, 2)], ids=str)
-def test_tiles(x64, tiles):
-    """Of all sizes, also where the last tile is not full, and where there are fewer outputs."""
+def test_tiled_convolution_equals_reference(x64, tiles):
+    """Covers all sizes, including partial last tiles and fewer outputs than a tile has."""
 
     def everything(x, w, g, stride):
         y, vjp = jax.vjp(lambda x, w: winograd.convolve(x, w, stride, tiles), x, w)
@@ -129,14 +133,14 @@ def test_transforms_are_a_correlation(kernel):
 
 
 def traced(x, w, stride=1):
-    """Products, without computing anything."""
+    """Counts products by tracing, without computing anything."""
     arguments = (jax.ShapeDtypeStruct(shape, np.float32) for shape in (x, w))
     conv = functools.partial(conv2d, stride=stride)
     return list(products(jax.make_jaxpr(conv)(*arguments).jaxpr))
 
 
 def test_large_images_are_cut_into_tiles():
-    """The second layer of the paper's CNN: a quarter of the direct form's multiplications."""
+    """The second layer of the paper's CNN needs a quarter of the direct form's multiplications."""
     x, w = (32, 32, 32, 256), (5, 5, 256, 256)
     found, count = traced(x, w), 0
     for product in found:
@@ -150,7 +154,7 @@ def test_large_images_are_cut_into_tiles():
 
 
 @pytest.mark.parametrize("size", [(32, 20, 20, 256, 9, 2, 256), (4, 33, 18, 6, 3, 1, 8)], ids=str)
-def test_the_cheapest_of_all_numbers_of_tiles_is_found(size):
+def test_number_of_tiles_is_the_cheapest(size):
     B, H, W, C, k, stride, O = size
     x, w = (B, H, W, C), (k, k, C, O)
     every = np.ndindex((H - k) // stride + 1, (W - k) // stride + 1)
@@ -158,16 +162,26 @@ def test_the_cheapest_of_all_numbers_of_tiles_is_found(size):
     assert winograd.cost(x, w, stride) == min(costs) < costs[0]
 
 
-@pytest.mark.parametrize("batch, side, channels, outputs, kernel, stride, form", [
-    (64, 28, 1, 64, 9, 1, "im2col"), (64, 32, 3, 64, 9, 1, "im2col"),
-    (64, 32, 6, 64, 9, 1, "winograd"), (32, 28, 1, 64, 5, 1, "im2col"),
-    (64, 20, 16, 16, 9, 2, "winograd"), (64, 20, 64, 64, 9, 2, "winograd"),
-    (1, 20, 64, 64, 9, 2, "im2col"), (64, 28, 64, 64, 9, 2, "winograd"),
-    (1, 20, 256, 256, 9, 2, "im2col"), (4, 20, 256, 256, 9, 2, "im2col"),
-    (16, 20, 256, 256, 9, 2, "winograd"), (64, 20, 256, 256, 9, 2, "winograd"),
-    (64, 20, 32, 32, 5, 1, "winograd"), (64, 22, 64, 64, 3, 1, "winograd"),
-    (16, 12, 128, 128, 3, 2, "im2col"),
-])
+@pytest.mark.parametrize(
+    "batch, side, channels, outputs, kernel, stride, form",
+    [
+        (64, 28, 1, 64, 9, 1, "im2col"),
+        (64, 32, 3, 64, 9, 1, "im2col"),
+        (64, 32, 6, 64, 9, 1, "winograd"),
+        (32, 28, 1, 64, 5, 1, "im2col"),
+        (64, 20, 16, 16, 9, 2, "winograd"),
+        (64, 20, 64, 64, 9, 2, "winograd"),
+        (1, 20, 64, 64, 9, 2, "im2col"),
+        (64, 28, 64, 64, 9, 2, "winograd"),
+        (1, 20, 256, 256, 9, 2, "im2col"),
+        (4, 20, 256, 256, 9, 2, "im2col"),
+        (16, 20, 256, 256, 9, 2, "winograd"),
+        (64, 20, 256, 256, 9, 2, "winograd"),
+        (64, 20, 32, 32, 5, 1, "winograd"),
+        (64, 22, 64, 64, 3, 1, "winograd"),
+        (16, 12, 128, 128, 3, 2, "im2col"),
+    ],
+)
 def test_forms_are_chosen_as_measured(batch, side, channels, outputs, kernel, stride, form):
     """Gradients of the other form took at least a tenth more time, on 2 cores and JAX 0.12."""
     found = traced((batch, side, side, channels), (kernel, kernel, channels, outputs), stride)
@@ -189,8 +203,11 @@ def test_float32_error_at_the_sizes_of_capsnet(size):
 def test_bfloat16_is_accumulated_in_float32():
     """Errors are those of a few roundings to bfloat16, not of sums of 512 terms in it."""
     args = [jnp.asarray(a, jnp.bfloat16) for a in data(2, 8, 8, 32, 4, 2, 8)]
-    exact = expected(*(np.asarray(a.astype(jnp.float32), np.float64) for a in args[:2]), 2,
-                     np.asarray(args[2].astype(jnp.float32), np.float64))
+    exact = expected(
+        *(np.asarray(a.astype(jnp.float32), np.float64) for a in args[:2]),
+        2,
+        np.asarray(args[2].astype(jnp.float32), np.float64),
+    )
     for form, results in jitted(2)(*args).items():
         for name, got, true in zip(["y", "dx", "dw"], results, exact, strict=True):
             assert got.dtype == jnp.bfloat16
@@ -213,7 +230,7 @@ def test_bfloat16_is_accumulated_in_float32():
 
 
 def products(jaxpr):
-    """All matrix products, also those inside calls."""
+    """Returns all matrix products, including those inside calls."""
     for equation in jaxpr.eqns:
         if "dot" in equation.primitive.name:
             yield equation
@@ -255,11 +272,8 @@ def test_errors():
             conv2d(x, np.zeros(shape, np.float32))
 
 
-# Every channel alone
-
-
 def alone(x, w, stride, g):
-    """Value and both gradients: one image and one channel at a time."""
+    """Returns the value and both gradients, one image and one channel at a time."""
     y, dx, dw = np.zeros(g.shape), np.zeros(x.shape), np.zeros(w.shape)
     for b, row, column, c in np.ndindex(*g.shape):
         for i, j in np.ndindex(*w.shape[:2]):
@@ -313,7 +327,13 @@ def test_depthwise_errors():
 
 def test_depthwise_module():
     conv = Conv(
-        3, 3, 2, stride=2, scale=0.25, depthwise=True, bias_init=jax.nn.initializers.normal(1),
+        3,
+        3,
+        2,
+        stride=2,
+        scale=0.25,
+        depthwise=True,
+        bias_init=jax.nn.initializers.normal(1),
         rngs=nnx.Rngs(0),
     )
     assert conv.kernel[...].shape == (2, 2, 1, 3)
@@ -325,54 +345,9 @@ def test_depthwise_module():
         Conv(3, 6, 2, depthwise=True, rngs=nnx.Rngs(0))
 
 
-# The module around it
-
-
-@pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize("kernel", [1, 4, 5, 9])
-def test_same_padding(kernel, stride):
-    conv = Conv(2, 3, kernel, stride=stride, padding="SAME", rngs=nnx.Rngs(0))
-    x = np.random.default_rng(0).normal(size=(2, 6, 7, 2)).astype(np.float32)
-    exact = jax.lax.conv_general_dilated(
-        x, conv.kernel[...], (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    assert conv(x).shape == (2, -(-6 // stride), -(-7 // stride), 3)
-    np.testing.assert_allclose(conv(x), exact, rtol=1e-5, atol=1e-5)
-
-
-def test_conv_module_is_scale_times_convolution_plus_bias():
-    conv = Conv(
-        2, 3, 3, stride=2, scale=0.25, bias_init=jax.nn.initializers.normal(1), rngs=nnx.Rngs(0)
-    )
-    x = np.random.default_rng(0).normal(size=(1, 8, 7, 2)).astype(np.float32)
-    kernel, bias = np.asarray(conv.kernel[...]), np.asarray(conv.bias[...])
-    exact = 0.25 * reference.convolution(x[0], kernel, 2) + bias
-    np.testing.assert_allclose(conv(x)[0], exact, rtol=1e-5, atol=1e-5)
-
-
-def test_bias_gradient_in_bfloat16_is_a_float32_sum():
-    """A sum of ones in bfloat16 stops at 256; this one has 3,000 terms."""
-    x = np.random.default_rng(0).uniform(size=(30, 10, 10, 1)).astype(np.float32)
-
-    def gradient(dtype):
-        model = from_module(lambda rngs: Conv(1, 2, 1, dtype=dtype, rngs=rngs))
-        params = {"kernel": np.ones((1, 1, 1, 2), np.float32), "bias": np.zeros(2, np.float32)}
-        return jax.jit(jax.grad(lambda p: model.apply(p, x).astype(jnp.float32).sum()))(params)
-
-    half, full = gradient(jnp.bfloat16), gradient(jnp.float32)
-    np.testing.assert_array_equal(full["bias"], 3000)
-    np.testing.assert_allclose(half["bias"], full["bias"], rtol=2**-8)
-    np.testing.assert_allclose(half["kernel"], full["kernel"], rtol=2**-8)
-
-
-def test_conv_module_rejects_padding_it_does_not_have():
-    with pytest.raises(ValueError, match="padding must be one of VALID, SAME, not 'FULL'"):
-        Conv(1, 1, 3, padding="FULL", rngs=nnx.Rngs(0))
-
-
 @pytest.mark.parametrize("side", [24, 28, 32, 36, 40])
 def test_gradients_at_the_image_sizes_of_the_presets(side):
-    """Both convolutions of CapsNet in float32, against XLA's own convolution and its gradient."""
+    """Compares both convolutions of CapsNet in float32 with XLA's convolution and its gradient."""
     for H, C, stride in ((side, 1, 1), (side, 3, 1), (side - 8, 16, 2)):
         x, w, g = data(2, H, H, C, 9, stride, 8, dtype=np.float32)
         results = jitted(stride)(x, w, g)
@@ -382,7 +357,7 @@ def test_gradients_at_the_image_sizes_of_the_presets(side):
 
 
 def test_gradients_of_the_whole_loss(monkeypatch):
-    """Fast convolutions and routing without votes, against XLA's convolutions and votes."""
+    """Compares fast convolutions and streamed routing with XLA's convolutions and stored votes."""
     config = preset("capsnet_mnist", conv_channels=32, primary_types=4, decoder=(16,))
     images = jax.random.uniform(jax.random.key(1), (2, 28, 28, 1))
     labels, found = jnp.array([3, 7]), {}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import reference
 import reference_routing as loops
+from helpers import compiled
 
 from capsjax import Capsules, ConvCapsules, RoutedCapsules, from_module
 from capsjax.routing import (
@@ -42,11 +43,6 @@ class Case(NamedTuple):
     gradient: str = "full"
 
 
-def compiled(function, *args):
-    """Called once, and compiled fast rather than well."""
-    return jax.jit(function).lower(*args).compile()
-
-
 def layer(case, grid=None, implementation="auto"):
     sizes = (grid or GRID[case.stride], T, K, J, D, KERNEL, case.stride)
     options = {
@@ -60,7 +56,7 @@ def layer(case, grid=None, implementation="auto"):
 
 
 def example(model, stride=1, batch=2):
-    """Parameters that are not their first values, and capsules that agree somewhat."""
+    """Returns parameters other than the initial ones, and capsules that agree to some degree."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     params = {name: 0.5 * rng.normal(size=x.shape) for name, x in shapes.items()}
@@ -160,7 +156,7 @@ def test_values_and_gradients(x64, case):
 
 
 def test_couplings_of_a_field_as_constants(x64):
-    """gradient=stop: the last M-step with the couplings that led to it."""
+    """With gradient=stop, the last M-step is differentiated with constant couplings."""
     case = Case("em", 1, {"iterations": 2}, gradient="stop")
     model = layer(case)
     params, x = example(model, batch=1)
@@ -185,7 +181,7 @@ def test_couplings_of_a_field_as_constants(x64):
 
 
 @pytest.mark.parametrize("routing", ["dynamic", "em"])
-def test_one_position_is_a_routed_layer(x64, routing):
+def test_one_position_equals_a_routed_layer(x64, routing):
     case = Case(routing, 1, {"iterations": 2})
     model = layer(case, grid=(KERNEL, KERNEL))
     n = KERNEL * KERNEL * T
@@ -206,7 +202,7 @@ def test_one_position_is_a_routed_layer(x64, routing):
     [Case("dynamic", 1, FULLEST), Case("self", 2, {}, "conv")],
     ids=["passes", "tiles"],
 )
-def test_stream_is_naive(x64, case):
+def test_stream_equals_naive(x64, case):
     naive, stream = (layer(case, implementation=how) for how in ("naive", "stream"))
     params, x = example(naive, case.stride)
     exact, got = (differentiated(model, case, params, x) for model in (naive, stream))
@@ -217,7 +213,7 @@ def test_stream_is_naive(x64, case):
 
 
 @pytest.mark.parametrize("routing", ["dynamic", "em"])
-def test_other_examples_in_the_batch_do_not_matter(x64, routing):
+def test_output_does_not_depend_on_other_examples_in_the_batch(x64, routing):
     model = layer(Case(routing))
     params, x = example(model, batch=3)
     apply = compiled(model.apply, params, x)
@@ -229,7 +225,7 @@ def test_other_examples_in_the_batch_do_not_matter(x64, routing):
 
 
 def test_output_capsules_see_their_square_and_nothing_else(x64):
-    """By dynamic routing; a field makes everything depend on everything nearby."""
+    """Uses dynamic routing; routing over a field makes all nearby capsules depend on each other."""
     case = Case("dynamic", 2, {"iterations": 2})
     model = layer(case)
     params, x = example(model, 2, batch=1)
@@ -281,14 +277,14 @@ def test_field_softmax(x64, stride):
 
 
 def shares(coupling, index):
-    """What the couplings of each input capsule that is seen sum to."""
+    """Returns the sum of the couplings of each input capsule that is seen."""
     numbers, places = np.unique(index, return_inverse=True)
     return np.bincount(places.ravel(), np.sum(coupling, -1).ravel(), len(numbers))
 
 
 @pytest.mark.parametrize("routing, stride", [("em", 1), ("em", 2), ("vb", 1), ("dynamic", 1)])
 def test_an_input_capsule_is_shared_once(x64, routing, stride):
-    """Mixture models share it among all positions, others do at each position that sees it."""
+    """Mixture models share it among all positions, other routings at each position that sees it."""
     model = layer(Case(routing, stride, {"iterations": 2}))
     params, x = example(model, stride, batch=1)
     coupling = np.asarray(compiled(model.apply, params, x)(params, x).coupling[0])
@@ -342,7 +338,7 @@ def test_votes_that_do_not_fit_are_refused():
         from_module(lambda rngs: ConvCapsules((4, 3), T, 4, J, 9, 2, votes="matrix", rngs=rngs))
 
 
-def test_first_parameters(x64):
+def test_initial_parameters(x64):
     """Even couplings of votes for unit poses sum to vectors of length one, on average."""
     n, J, D = 9 * 8, 16, 16
     case = make_routing("uniform", squash="none")

@@ -16,7 +16,7 @@ IMAGES = np.random.default_rng(0).uniform(size=(7, 28, 28, 1)).astype(np.float32
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_batches_of_any_size_say_what_the_network_says(name):
+def test_classify_equals_the_network_for_any_batch_size(name):
     model = create_model(MODELS[name])
     params = model.init(jax.random.key(0))
     whole = jax.jit(model.apply)(params, IMAGES)
@@ -53,7 +53,7 @@ def test_one_compilation_serves_all_batches_and_calls():
     assert traced == [(3, 28, 28, 1)]
 
 
-def test_it_can_be_compiled_itself():
+def test_classify_can_be_jitted():
     model = create_model(MODELS["cnn"])
     params = model.init(jax.random.key(0))
     inside = jax.jit(lambda p, x: classify(model, p, x, batch_size=3))(params, IMAGES)
@@ -61,7 +61,7 @@ def test_it_can_be_compiled_itself():
     np.testing.assert_allclose(inside.scores, outside.scores, rtol=1e-5, atol=1e-6)
 
 
-def test_what_are_no_images_is_refused():
+def test_invalid_images_are_refused():
     model = create_model(MODELS["cnn"])
     params = model.init(jax.random.key(0))
     with pytest.raises(ValueError, match="no images"):
@@ -103,7 +103,7 @@ def test_batches_of_traced_arrays():
         np.testing.assert_array_equal(out, 2 * x)
 
 
-def test_what_cannot_be_divided_into_batches_is_refused():
+def test_arrays_that_do_not_form_batches_are_refused():
     def same(batch, count):
         return batch
 

@@ -1,4 +1,4 @@
-"""Losses and masks: each paper's equation, the summed squared error, what the decoder may see."""
+"""Losses: each paper's equation and the summed squared error."""
 
 import functools
 
@@ -19,7 +19,6 @@ from capsjax.losses import (
     spread_margin,
 )
 from capsjax.masks import argmax_mask, label_mask, mask_capsules
-from capsjax.objectives import LOGIT_LOSSES, LOSSES, score_loss
 
 CLASSES = [1, 2, 10]
 TARGETS = {"one": [1, 0, 0, 0], "two": [1, 0, 1, 0], "none": [0, 0, 0, 0], "soft": [0.3, 0.7, 0, 1]}
@@ -179,36 +178,6 @@ def test_soft_targets_mix_the_losses_of_their_classes(x64):
         np.testing.assert_allclose(loss(LENGTHS, targets), mixed, rtol=1e-12)
 
 
-def test_losses_by_name(x64):
-    """All have the same arguments; only the margin of the spread loss depends on progress."""
-    targets = np.array(TARGETS["two"], float)
-    expected = {
-        "margin": lambda progress: margin_loss(LENGTHS, targets),
-        "spread": lambda progress: spread_loss(LENGTHS, targets, 0.2 + 0.7 * progress),
-        "cross_entropy": lambda progress: cross_entropy_of_lengths(LENGTHS, targets),
-    }
-    assert list(LOSSES) == list(expected)
-    for progress in (0.0, 0.5, 1.0):
-        for name, exact in expected.items():
-            got = score_loss(name)(LENGTHS, targets, progress)
-            np.testing.assert_array_equal(got, exact(progress))
-        got = score_loss("cross_entropy", logit=True)(LENGTHS, targets, progress)
-        np.testing.assert_array_equal(got, cross_entropy_of_logits(LENGTHS, targets))
-
-
-def test_losses_that_a_table_does_not_have():
-    assert LOGIT_LOSSES.keys() == {"cross_entropy"}
-    for name in ("margin", "spread"):
-        with pytest.raises(ValueError, match=f"{name!r} needs scores in .* use cross_entropy$"):
-            score_loss(name, logit=True)
-    for logit in (False, True):
-        with pytest.raises(ValueError, match="margin, spread, cross_entropy, not 'hinge'"):
-            score_loss("hinge", logit=logit)
-    for table in (LOSSES, LOGIT_LOSSES):
-        with pytest.raises(TypeError):
-            table["hinge"] = margin_loss
-
-
 def test_cross_entropy_by_its_former_name_warns():
     targets = jnp.array(TARGETS["one"], float)
     with pytest.warns(DeprecationWarning, match="use cross_entropy_of_logits or") as caught:
@@ -234,28 +203,6 @@ def test_reconstruction_loss(x64):
 def test_bug_reconstruction_loss_is_a_sum():
     image = jnp.full((28, 28, 1), 0.5)
     np.testing.assert_allclose(reconstruction_loss(0 * image, image), 784 / 4, rtol=1e-6)
-
-
-def test_label_mask():
-    np.testing.assert_array_equal(label_mask(jnp.array(2), 4), [0, 0, 1, 0])
-    np.testing.assert_array_equal(label_mask(jnp.array([1, 0]), 2), [[0, 1], [1, 0]])
-    assert label_mask(jnp.array(0), 3).dtype == jnp.float32
-
-
-def test_argmax_mask():
-    np.testing.assert_array_equal(argmax_mask(jnp.array([0.1, 0.3, 0.9, 0.2])), [0, 0, 1, 0])
-    np.testing.assert_array_equal(argmax_mask(jnp.zeros(3)), [1, 0, 0])
-    np.testing.assert_array_equal(argmax_mask(jnp.ones(1)), [1])
-
-
-def test_mask_capsules():
-    pose = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
-    mask = np.array([0, 1, 0], np.float32)
-    out, vjp = jax.vjp(mask_capsules, pose, mask)
-    np.testing.assert_array_equal(out, [0 * pose[0], pose[1], 0 * pose[2]])
-    dpose, dmask = vjp(jnp.ones((3, 4)))
-    np.testing.assert_array_equal(dpose, np.outer(mask, np.ones(4)))
-    np.testing.assert_allclose(dmask, pose.sum(axis=1), rtol=1e-5, atol=1e-6)
 
 
 def test_jit_and_vmap_change_nothing():

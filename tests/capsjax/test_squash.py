@@ -20,7 +20,7 @@ def vectors(D, scale=1.0, seed=0, n=5):
 @jax.jit
 @jax.vmap
 def everything(s):
-    """Values and derivatives of one vector."""
+    """Returns values and derivatives of one vector."""
     length, dlength = jax.value_and_grad(safe_norm)(s)
     return length, dlength, squash(s), jax.jacobian(squash)(s)
 
@@ -191,7 +191,7 @@ def value_and_jacobian(name):
     return jax.jit(jax.vmap(lambda s: (function(s), jax.jacobian(function)(s))))
 
 
-def test_every_name_has_a_loop():
+def test_every_squash_has_a_reference():
     assert SQUASHES.keys() == reference_routing.SQUASHES.keys()
     assert squash_by_name("paper") is squash
 
@@ -279,7 +279,7 @@ def test_axis_by_name(name):
     ],
 )
 def test_lengths_of_a_stack(name, n, lengths):
-    """The numbers in the documentation, layer after layer."""
+    """Checks the numbers in the documentation, layer by layer."""
     for length in lengths:
         n = float(safe_norm(squash_by_name(name)(jnp.array([0.6 * n, -0.8 * n]))))
         assert abs(n - length) <= 0.05 * length

@@ -1,8 +1,7 @@
-"""Training: Adam, the losses of whole networks, one step, the same gradient on any devices."""
+"""The optimizer, the training step, and its gradient on several devices."""
 
 import dataclasses
 import functools
-import inspect
 
 import chex
 import jax
@@ -12,14 +11,12 @@ import optax
 import pytest
 import reference
 import reference_routing
+from helpers import filled
 from jax.sharding import NamedSharding, PartitionSpec
+from objective_cases import CAPSNET, CNN, Scores, batch, expected_loss
 
 from capsjax import (
-    RECIPES,
-    CapsNetConfig,
-    CNNConfig,
     Model,
-    Prediction,
     TrainState,
     adam,
     capsnet_loss,
@@ -32,51 +29,7 @@ from capsjax import (
     preset,
 )
 
-CAPSNET = CapsNetConfig(
-    image_shape=(7, 8, 1),
-    num_classes=3,
-    conv_channels=3,
-    conv_kernel=3,
-    primary_types=2,
-    primary_pose=3,
-    primary_kernel=3,
-    primary_stride=2,
-    class_pose=4,
-    decoder=(5,),
-    routing_bias=True,
-)
-CNN = CNNConfig((4, 5, 1), 3, channels=(2,), kernels=(3,), dense=(8,))
 KEY = jax.random.key(0)
-
-
-def batch(config, n, seed=0):
-    rng = np.random.default_rng(seed)
-    images = rng.uniform(size=(n, *config.image_shape)).astype(np.float32)
-    return images, rng.integers(0, config.num_classes, n).astype(np.int32)
-
-
-def filled(model, seed=0):
-    rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(model.init, KEY)
-    return jax.tree.map(lambda p: (0.5 * rng.normal(size=p.shape)).astype(np.float32), shapes)
-
-
-def expected_loss(params, image, label, margin_weight=1.0, reconstruction_weight=0.0005):
-    """The paper's loss, its two terms, and the class."""
-    out = reference.capsnet(params, image, pose=3, stride=2, iterations=3, label=label)
-    terms = {
-        "margin_loss": reference.margin_loss(out.lengths, np.eye(len(out.lengths))[label]),
-        "accuracy": np.argmax(np.real(out.lengths)) == label,
-    }
-    terms["loss"] = margin_weight * terms["margin_loss"]
-    if out.reconstruction is not None:
-        error = reference.reconstruction_loss(out.reconstruction, image)
-        terms["reconstruction_loss"] = error
-        terms["loss"] = terms["loss"] + reconstruction_weight * error
-    return terms
-
-
-# The optimiser
 
 
 @pytest.mark.parametrize(
@@ -89,7 +42,7 @@ def expected_loss(params, image, label, margin_weight=1.0, reconstruction_weight
     ],
     ids=["decay", "floor", "constant", "default"],
 )
-def test_adam(schedule):
+def test_adam_equals_reference(schedule):
     names = {"rate": "learning_rate", "decay": "decay_rate"}
     optimizer = adam(**{names.get(name, name): value for name, value in schedule.items()})
     gradients = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
@@ -107,7 +60,7 @@ def test_adam(schedule):
     assert abs(exact[-1] - exact[0]).max() > 1e-3
 
 
-def test_the_rate_falls_by_4_percent_every_2000_steps():
+def test_learning_rate_falls_by_4_percent_every_2000_steps():
     """Against a constant gradient, Adam's step is the rate."""
     optimizer = adam()
 
@@ -120,126 +73,8 @@ def test_the_rate_falls_by_4_percent_every_2000_steps():
     np.testing.assert_allclose(rates[np.array([0, 1000, 2000, 4000])], exact, rtol=1e-4)
 
 
-def test_recipes_are_switches_that_exist():
-    fields = {f.name: f.default for f in dataclasses.fields(CapsNetConfig)}
-    loss = inspect.signature(capsnet_loss).parameters
-    switches = fields | {
-        "margin_weight": loss["margin_weight"].default,
-        "learning_rate_floor": inspect.signature(adam).parameters["floor"].default,
-    }
-    for recipe in RECIPES.values():
-        assert recipe.keys() == RECIPES["paper"].keys() <= switches.keys()
-    assert RECIPES["paper"] == {name: switches[name] for name in RECIPES["paper"]}
-    assert loss["reconstruction_weight"].default == 0.0005
-    assert RECIPES["official"] == {
-        "init": "official",
-        "routing_bias": True,
-        "primary_scale": 1 / 32,
-        "margin_weight": 1 / 20,
-        "learning_rate_floor": 1e-6,
-    }
-
-
-def test_no_run_can_change_the_recipes_of_another():
-    with pytest.raises(TypeError):
-        RECIPES["mine"] = {}
-    with pytest.raises(TypeError):
-        RECIPES["paper"]["init"] = "official"
-
-
-# Losses of whole networks
-
-
-# Bugs: mean for sum in either term, the decoder masked by its own guess, dropped weights.
-@pytest.mark.parametrize(
-    "config, weights",
-    [
-        (CAPSNET, {}),
-        (CAPSNET, {"margin_weight": 1 / 20, "reconstruction_weight": 0.01}),
-        (dataclasses.replace(CAPSNET, decoder=None), {"margin_weight": 0.5}),
-    ],
-    ids=["paper", "weights", "no decoder"],
-)
-def test_capsnet_loss(config, weights):
-    model = create_model(config)
-    params = filled(model)
-    images, _ = batch(config, 3)
-    images[1:] = images[0]
-    labels = np.arange(3)  # one of them right
-    losses, metrics = jax.jit(capsnet_loss(model, **weights))(params, images, labels)
-    np.testing.assert_array_equal(metrics["loss"], losses)
-    for n in range(3):
-        exact = expected_loss(params, images[n], labels[n], **weights)
-        assert metrics.keys() == exact.keys()
-        for name, value in exact.items():
-            np.testing.assert_allclose(metrics[name][n], value, rtol=1e-4, err_msg=name)
-    assert sum(metrics["accuracy"]) == 1
-
-
-class Scores:
-    """A network whose scores are its parameters, the same for every image."""
-
-    @staticmethod
-    def apply(params, images, labels=None, key=None):
-        return Prediction(jnp.broadcast_to(params[None], (images.shape[0], params.shape[0])))
-
-
-# Of scores and label, and of the progress of training.
-SCORE_LOSSES = {
-    "margin": lambda a, label, progress: reference.margin_loss(a, np.eye(len(a))[label]),
-    "spread": lambda a, label, progress: reference_routing.spread_loss(
-        a, label, 0.2 + 0.7 * progress
-    ),
-    "cross_entropy": lambda a, label, progress: reference_routing.cross_entropy_of_probabilities(
-        a, label
-    ),
-}
-
-
-@pytest.mark.parametrize("name", SCORE_LOSSES)
-def test_losses_of_scores(name):
-    scores = np.array([0.3, 0.5, 0.15, 0.9], np.float32)
-    images, labels = np.zeros((4, 1, 1, 1), np.float32), np.arange(4)
-    loss = jax.jit(capsnet_loss(Scores, loss=name, margin_weight=0.5))
-    for progress in (0.0, 0.25, 1.0, None):  # None: as at the end
-        options = {} if progress is None else {"progress": progress}
-        losses, metrics = loss(scores, images, labels, None, **options)
-        end = 1 if progress is None else progress
-        exact = [SCORE_LOSSES[name](scores.astype(float), label, end) for label in labels]
-        np.testing.assert_allclose(metrics[f"{name}_loss"], exact, rtol=1e-5, atol=1e-7)
-        np.testing.assert_allclose(losses, 0.5 * np.array(exact), rtol=1e-5, atol=1e-7)
-        assert metrics.keys() == {f"{name}_loss", "loss", "accuracy"}
-        np.testing.assert_array_equal(metrics["accuracy"], [0, 0, 0, 1])
-
-
-def test_cross_entropy_of_logits():
-    scores = np.array([-2.0, 3.0, 0.5], np.float32)
-    images, labels = np.zeros((3, 1, 1, 1), np.float32), np.arange(3)
-    loss = capsnet_loss(Scores, loss="cross_entropy", logit=True)
-    losses, metrics = jax.jit(loss)(scores, images, labels)
-    exact = [reference.cross_entropy(scores.astype(float), label) for label in labels]
-    np.testing.assert_allclose(losses, exact, rtol=1e-5)
-    np.testing.assert_array_equal(metrics["cross_entropy_loss"], losses)
-
-
-def test_labels_of_another_rank_are_refused():
-    scores = np.zeros(3, np.float32)
-    images, labels = np.zeros((3, 1, 1, 1), np.float32), np.arange(3)[:, None]
-    for loss in (capsnet_loss(Scores), cross_entropy_loss(Scores)):
-        with pytest.raises((AssertionError, ValueError)):
-            loss(scores, images, labels)
-
-
-def test_losses_that_do_not_fit():
-    for name in ("margin", "spread"):
-        with pytest.raises(ValueError, match=f"{name!r} needs scores in .0, 1., not logits"):
-            capsnet_loss(Scores, loss=name, logit=True)
-    with pytest.raises(ValueError, match="margin, spread, cross_entropy, not 'hinge'"):
-        capsnet_loss(Scores, loss="hinge")
-
-
-def test_the_margin_grows_with_the_steps():
-    """From 0.2 at the first step to 0.9 at the last, in training; 0.9 in evaluation."""
+def test_spread_margin_grows_with_the_steps():
+    """The margin grows from 0.2 at the first step to 0.9 at the last; in evaluation it is 0.9."""
     optimizer = optax.sgd(0.0)
     params = np.array([0.9, 0.85, 0.2], np.float32)
     images, labels = np.zeros((2, 1, 1, 1), np.float32), np.zeros(2, np.int32)
@@ -279,21 +114,8 @@ def test_gradient_follows_the_progress():
         np.testing.assert_allclose(got, exact, rtol=1e-4)
 
 
-def test_cross_entropy_loss():
-    model = create_model(CNN)
-    params = filled(model)
-    images, labels = batch(CNN, 5)
-    losses, metrics = jax.jit(cross_entropy_loss(model))(params, images, labels)
-    logits = np.asarray(jax.jit(model.apply)(params, images).scores, float)
-    exact = [reference.cross_entropy(*pair) for pair in zip(logits, labels)]
-    assert metrics.keys() == {"loss", "accuracy"}
-    np.testing.assert_allclose(losses, exact, rtol=1e-5)
-    np.testing.assert_array_equal(metrics["loss"], losses)
-    np.testing.assert_array_equal(metrics["accuracy"], np.argmax(logits, axis=1) == labels)
-
-
 def test_gradient_of_every_parameter():
-    """Along a random direction in each array of parameters, against the loops."""
+    """Compares derivatives along a random direction in each array of parameters with the loops."""
     model = create_model(CAPSNET)
     params = filled(model)
     images, labels = batch(CAPSNET, 2)
@@ -315,12 +137,9 @@ def test_gradient_of_every_parameter():
         np.testing.assert_allclose(np.sum(got * direction), exact, atol=1e-5 * scale, rtol=1e-4)
 
 
-# One step
-
-
 @functools.cache
 def stepping():
-    """A first state, and the compiled step, which fails if it is traced twice."""
+    """Returns an initial state and the compiled step, which fails if it is traced twice."""
     model = create_model(CAPSNET)
     optimizer = adam(0.01)
     chex.clear_trace_counter()
@@ -329,7 +148,7 @@ def stepping():
     return state, jax.jit(step)
 
 
-def test_train_step_is_gradient_and_optimiser():
+def test_train_step_applies_gradient_and_optimizer():
     state, step = stepping()
     states, grads = [state], []
     for n in range(3):
@@ -425,9 +244,6 @@ def test_evaluation_is_per_example():
         np.testing.assert_allclose(padded[name][:2], together[name][:2], rtol=1e-5)
 
 
-# Devices
-
-
 def one_device(gradient):
     return jax.jit(gradient(None))
 
@@ -479,7 +295,7 @@ def gradients(strategy, params=None):
 
 @pytest.mark.parametrize("strategy", [compiler, shard_map, pmap])
 def test_four_devices_give_the_gradient_of_one(strategy):
-    """Gradients, because Adam's step hides a wrong factor."""
+    """Compares gradients, because Adam's step hides a wrong factor."""
     assert len(jax.devices()) == 4
     (exact, want), (grads, metrics) = gradients(one_device), gradients(strategy)
     for (path, a), b in zip(

@@ -1,4 +1,4 @@
-"""How input capsules vote: every kind against NumPy loops, half precision, shapes."""
+"""Votes of input capsules: every kind against NumPy loops, half precision, shapes."""
 
 import jax
 import jax.numpy as jnp

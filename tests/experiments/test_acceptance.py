@@ -1,12 +1,8 @@
-"""The acceptance program: what it runs, and how it judges."""
-
-import json
-import subprocess
-import sys
+"""The command acceptance: its parts, targets and tables."""
 
 import jax
 import pytest
-from helpers import ROOT
+from helpers import read_json, run_command
 
 from experiments.benchmarks import acceptance_parts, acceptance_targets
 from experiments.benchmarks.acceptance_parts import Part
@@ -33,8 +29,14 @@ DONE = [
 
 def test_targets():
     judged = [(row["value"], row["met"]) for row in acceptance_targets.judge(DONE)]
-    assert judged == [(0.75, True), (2.5, False), (None, False), (3.0, False), (0.31, True),
-                      (75.5, False)]
+    assert judged == [
+        (0.75, True),
+        (2.5, False),
+        (None, False),
+        (3.0, False),
+        (0.31, True),
+        (75.5, False),
+    ]
 
 
 def test_table():
@@ -46,8 +48,10 @@ def test_table():
     assert lines[2] == "| a | 3 | done |"
     assert lines[3] == "| b | 240 | failed (too slow): more than 240 s |"
     assert lines[7] == "| MNIST epoch in bfloat16, s | ≤ 1 | 0.75 | met |"
-    assert lines[8:10] == ["| MNIST epoch in float32, s | ≤ 2 | 2.5 | missed |",
-                           "| MNIST epoch in TF32, s | ≤ 2 | not measured |  |"]
+    assert lines[8:10] == [
+        "| MNIST epoch in float32, s | ≤ 2 | 2.5 | missed |",
+        "| MNIST epoch in TF32, s | ≤ 2 | not measured |  |",
+    ]
     assert lines[10].endswith("| ≥ 5 | 3 | missed |")
 
 
@@ -64,21 +68,29 @@ def test_parts_of_an_accelerator(monkeypatch):
         assert {"--accelerator=gpu", "--cache_dir=kept"} <= set(part.arguments)
 
 
-@pytest.mark.parametrize("code, seconds, status, error", [
-    ("import sys; print('x', file=sys.stderr); print('why', file=sys.stderr); sys.exit(3)", 60, 3,
-     "why"),
-    ("import time; time.sleep(60)", 0.5, "too slow", "more than 0 s"),
-])
-def test_a_part_that_fails_is_recorded(code, seconds, status, error, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "code, seconds, status, error",
+    [
+        (
+            "import sys; print('x', file=sys.stderr); print('why', file=sys.stderr); sys.exit(3)",
+            60,
+            3,
+            "why",
+        ),
+        ("import time; time.sleep(60)", 0.5, "too slow", "more than 0 s"),
+    ],
+)
+def test_failed_part_is_recorded(code, seconds, status, error, tmp_path, monkeypatch):
     (tmp_path / "failing.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     got = acceptance_parts.run_part(Part("a", "failing", ()), "cpu", tmp_path, seconds)
     assert (got["status"], got["error"], got["results"]) == (status, error, [])
 
 
-def test_lines_of_json_and_the_environment_reach_the_result(tmp_path, monkeypatch):
+def test_json_lines_and_environment_are_recorded(tmp_path, monkeypatch):
     (tmp_path / "fine.py").write_text(
-        "import os; print('text'); print('{\"a\": \"' + os.environ['NAME'] + '\"}')")
+        "import os; print('text'); print('{\"a\": \"' + os.environ['NAME'] + '\"}')"
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     part = Part("a", "fine", ("--x=1",), (("NAME", "b"),))
     got = acceptance_parts.run_part(part, "cpu", tmp_path, 60)
@@ -86,19 +98,16 @@ def test_lines_of_json_and_the_environment_reach_the_result(tmp_path, monkeypatc
     assert got["command"] == "NAME=b python -m fine --x=1"
 
 
-def test_an_absent_accelerator_is_one_line():
+def test_absent_accelerator_is_an_error():
     absent = "gpu" if jax.default_backend() == "tpu" else "tpu"
     with pytest.raises(UserError, match=f"--accelerator={absent}: JAX .* sees no such device"):
         acceptance_parts.check_device(absent)
 
 
 def test_tiny(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.acceptance", "--accelerator=cpu", "--tiny",
-         f"--output={tmp_path / 'a'}"],
-        cwd=ROOT, capture_output=True, text=True)
+    done = run_command("acceptance", "--accelerator=cpu", "--tiny", f"--output={tmp_path / 'a'}")
     assert done.returncode == 0, done.stdout + done.stderr
-    result = json.loads((tmp_path / "a.json").read_text())
+    result = read_json(tmp_path / "a.json")
     assert [part["status"] for part in result["parts"]] == [0] * 4
     kernels, naive, stream, training = (part["results"] for part in result["parts"])
     assert {row["implementation"] for row in kernels} == {"naive", "stream"}
@@ -106,5 +115,4 @@ def test_tiny(tmp_path):
     assert len(naive[0]["rows"]) == len(stream[0]["rows"]) >= 2
     assert training[0]["test_examples"] == 360
     assert done.stdout.strip() == (tmp_path / "a.md").read_text().rpartition("\n\n")[0]
-    assert result["command"] == (
-        "python -m experiments.acceptance --accelerator=cpu --tiny=True")
+    assert result["command"] == ("python -m experiments.acceptance --accelerator=cpu --tiny=True")

@@ -1,4 +1,4 @@
-"""The benchmark counts right and says what it measured. Speeds themselves are not tested."""
+"""The benchmark: its counts and reports. Speeds themselves are not tested."""
 
 import dataclasses
 import importlib.util
@@ -8,6 +8,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from helpers import read_json
 
 from capsjax import functional, preset
 from experiments import benchmark, benchmark_vmap
@@ -18,11 +19,18 @@ from experiments.plots.throughput import _throughput_figure as throughput_figure
 from experiments.training.setup import prepare
 from kernels import bench
 
-TINY = dataclasses.replace(benchmark.DEFAULTS, preset="tiny", cache_dir="none", num_devices=1,
-                           accelerator="cpu")
-ROW = {"network": "capsjax", "function": "training", "pixels": 28, "batch_size": 4,
-       "images_per_second": {"median": 10.4, "min": 9.0, "max": 12.0}, "share_of_limit": 0.5,
-       "megabytes": 30.2}
+TINY = dataclasses.replace(
+    benchmark.DEFAULTS, preset="tiny", cache_dir="none", num_devices=1, accelerator="cpu"
+)
+ROW = {
+    "network": "capsjax",
+    "function": "training",
+    "pixels": 28,
+    "batch_size": 4,
+    "images_per_second": {"median": 10.4, "min": 9.0, "max": 12.0},
+    "share_of_limit": 0.5,
+    "megabytes": 30.2,
+}
 
 
 @pytest.fixture
@@ -34,8 +42,12 @@ def quick(monkeypatch):
 
 
 def run(*arguments):
-    benchmark.main(parse_flags(benchmark.DEFAULTS, [
-        "--preset=tiny", "--repetitions=2", "--cache_dir=none", "--num_devices=1", *arguments]))
+    benchmark.main(
+        parse_flags(
+            benchmark.DEFAULTS,
+            ["--preset=tiny", "--repetitions=2", "--cache_dir=none", "--num_devices=1", *arguments],
+        )
+    )
 
 
 def small(batch_size, pixels=28, **changes):
@@ -45,7 +57,7 @@ def small(batch_size, pixels=28, **changes):
 
 @pytest.fixture
 def stubs(quick, monkeypatch):
-    """Functions that do nothing, for tests of what is said about them."""
+    """Replaces the measured functions by ones that do nothing, to test the report."""
     nothing = throughput.Implementation(lambda: 2, 3_000_000)
     found = {("capsjax", name): nothing for name in throughput.FUNCTIONS}
     monkeypatch.setattr(throughput, "capsjax_implementations", lambda setup: found)
@@ -55,7 +67,7 @@ def test_program(quick, tmp_path, capsys):
     run("--batch_size=2", f"--output={tmp_path / 'b'}")
     out, err = capsys.readouterr()
     result = json.loads(out)
-    assert json.loads((tmp_path / "b.json").read_text()) == result
+    assert read_json(tmp_path / "b.json") == result
     assert [row["function"] for row in result["rows"]] == list(throughput.FUNCTIONS)
     flop = throughput.flops_per_image(preset("capsnet_tiny"))
     parameters = 4 * functional.count_parameters(small(2).model.init(jax.random.key(0))) / 1e6
@@ -67,10 +79,12 @@ def test_program(quick, tmp_path, capsys):
         assert row["megabytes"] > parameters * (3 if row["function"] == "training" else 0.5)
     assert result["command"] == (
         "python -m experiments.benchmark --preset=tiny --batch_size=2 --num_devices=1 "
-        "--repetitions=2")
+        "--repetitions=2"
+    )
     assert result["first_step_seconds"] == {
         "cold": {"median": 3.0, "min": 2.0, "max": 4.0},
-        "warm": {"median": 1.25, "min": 1.0, "max": 1.5}}
+        "warm": {"median": 1.25, "min": 1.0, "max": 1.5},
+    }
     table = (tmp_path / "b.md").read_text()
     assert "cold 3.0 s (2.0 to 4.0), warm 1.2 s (1.0 to 1.5)." in table and "cold 3.0 s" in err
     assert table.count("\n| capsjax | ") == 3 and table.split("\n\n")[0] in err
@@ -86,7 +100,7 @@ def test_first_steps_are_those_of_the_program():
     assert min(took["warm"] + took["cold"]) > 0 and took["warm"][0] + took["cold"][0] < both
 
 
-def test_a_program_that_ends_before_its_first_step():
+def test_program_without_a_first_step_is_an_error():
     with pytest.raises(UserError, match="--preset=nothing.* ended before its first step"):
         startup.first_step_seconds(dataclasses.replace(TINY, preset="nothing"), 1)
 
@@ -95,33 +109,45 @@ def test_sizes(stubs, capsys):
     run("--batch_sizes=2,4", "--pixels=24,28")
     result = json.loads(capsys.readouterr().out)
     assert [(row["pixels"], row["batch_size"]) for row in result["rows"][::3]] == [
-        (24, 2), (24, 4), (28, 2), (28, 4)]
+        (24, 2),
+        (24, 4),
+        (28, 2),
+        (28, 4),
+    ]
     assert result["command"].endswith("--batch_sizes=2,4 --pixels=24,28 --repetitions=2")
 
 
 def test_variants(stubs, tmp_path, capsys):
-    run("--batch_size=2", "--routings=em,uniform", "--implementations=all",
-        "--dtypes=bfloat16", f"--output={tmp_path / 'b'}")
+    run(
+        "--batch_size=2",
+        "--routings=em,uniform",
+        "--implementations=all",
+        "--dtypes=bfloat16",
+        f"--output={tmp_path / 'b'}",
+    )
     out, err = capsys.readouterr()
     result = json.loads(out)
     assert [row["network"] for row in result["rows"][::3]] == [
         f"{routing}, {how}, bfloat16"
-        for routing in ("em", "uniform") for how in ("naive", "stream")]
+        for routing in ("em", "uniform")
+        for how in ("naive", "stream")
+    ]
     assert len(result["left_out"]) == 2 and "em, pallas, bfloat16" in result["left_out"][0]
     assert err.count("skipped: --routing_implementation=pallas") == 2
     assert (tmp_path / "b.png").exists()
 
 
-def test_variants_are_what_they_are_called():
-    """Bug to be feared: all rows measure the same network."""
+def test_variants_measure_the_named_networks():
+    """Guards against a bug in which all rows measure the same network."""
     axes = {"routings": ["em", "self"], "dtypes": ["bfloat16", "float32"]}
     found = dict(variants.make_variants(TINY, axes))
     assert {(name, c.routing, c.dtype) for name, c in found.items()} == {
-        (f"{r}, {d}", r, d) for r in axes["routings"] for d in axes["dtypes"]}
+        (f"{r}, {d}", r, d) for r in axes["routings"] for d in axes["dtypes"]
+    }
     assert list(variants.make_variants(TINY, {})) == [("capsjax", TINY)]
 
 
-def test_nothing_left(stubs, capsys):
+def test_unavailable_implementation_is_an_error(stubs, capsys):
     with pytest.raises(UserError, match="--routing_implementation=pallas"):
         run("--batch_size=2", "--implementations=pallas")
 
@@ -132,28 +158,37 @@ def test_image_sizes(quick):
 
 
 def test_share_of_limit(quick, monkeypatch):
-    """Of images that take as long as their operations do at the rate of the matrix product."""
+    """The share is 1 for images that take as long as their operations in a matrix product."""
     flop = throughput.flops_per_image(preset("capsnet_tiny"))
     rates = {("capsjax", "training"): [1e12 / flop], ("capsjax", "inference"): [1e12 / flop]}
     monkeypatch.setattr(throughput, "measure_in_turn", lambda found, repetitions: (rates, [1000.0]))
     training, inference = measurement.measure(
-        benchmark.PROGRAM, TINY, {}, [28], [2], 1, torch=False)["rows"]
+        benchmark.PROGRAM, TINY, {}, [28], [2], 1, torch=False
+    )["rows"]
     assert training["share_of_limit"] == 1 and inference["share_of_limit"] == 0.333
 
 
 def test_operations_are_counted():
-    """6x6 pixels by hand: a 3x3 convolution to 4 channels, 2 types of capsules of 2, 3 classes."""
-    config = preset("capsnet_tiny", image_shape=(6, 6, 1), num_classes=3, conv_channels=4,
-                    conv_kernel=3, primary_types=2, primary_pose=2, primary_kernel=3,
-                    class_pose=4, decoder=(5,))
+    """Counts by hand, for 6x6 pixels, a 3x3 convolution to 4 channels, 2 types of 2, 3 classes."""
+    config = preset(
+        "capsnet_tiny",
+        image_shape=(6, 6, 1),
+        num_classes=3,
+        conv_channels=4,
+        conv_kernel=3,
+        primary_types=2,
+        primary_pose=2,
+        primary_kernel=3,
+        class_pose=4,
+        decoder=(5,),
+    )
     conv, primary, votes = 4 * 4 * 9 * 4, 2 * 9 * 4 * 2 * 1 * 1, 2 * 3 * 4 * 2
     assert config.input_capsules == 2
-    assert throughput.flops_per_image(config) == 6 * (
-        conv + primary + votes + 12 * 5 + 5 * 36)
+    assert throughput.flops_per_image(config) == 6 * (conv + primary + votes + 12 * 5 + 5 * 36)
 
 
-def test_uncountable_operations():
-    """A share of a limit that is not known is not stated."""
+def test_unknown_operations_give_no_share_of_a_limit():
+    """No share is stated of an unknown limit."""
     assert measurement.countable_flops(preset("capsnet_small")) > 0
     for name in ("capsnet_deep", "capsnet_efficient", "capsnet_matrix"):
         assert measurement.countable_flops(preset(name)) is None
@@ -166,7 +201,7 @@ def test_in_turn_counts_images(quick):
     assert all(rate > 0 for rate in [*products, *rates["a"], *rates["b"]])
 
 
-def test_what_is_measured_is_training_and_the_scores(quick):
+def test_benchmark_measures_training_and_scores(quick):
     functions = throughput.capsjax_implementations(small(3))
     for name, images in (("training", 30), ("inference", 30), ("one call", 3), ("training", 30)):
         assert functions["capsjax", name].run() == images  # the state of training is carried on
@@ -189,7 +224,7 @@ def test_wrong_variants():
     assert variants.parse_values("dtypes", "all") == ["float32", "bfloat16"]
 
 
-def test_picture_shows_medians_and_ranges():
+def test_figure_shows_medians_and_ranges():
     other = ROW | {"batch_size": 2, "images_per_second": {"median": 7.0, "min": 6.0, "max": 7.5}}
     rows = [row | {"function": f} for row in (ROW, other) for f in ("training", "inference")]
     page, *panels = throughput_figure(rows).axes
@@ -199,10 +234,11 @@ def test_picture_shows_medians_and_ranges():
         np.testing.assert_allclose(bars.get_segments(), [[[2, 6], [2, 7.5]], [[4, 9], [4, 12]]])
     for panel, value in zip(panels[2:], (0.5, 30.2)):
         np.testing.assert_array_equal(
-            panel.containers[0].lines[0].get_xydata(), [[2, value], [4, value]])
+            panel.containers[0].lines[0].get_xydata(), [[2, value], [4, value]]
+        )
 
 
-def test_picture_of_one_batch_size():
+def test_figure_of_one_batch_size():
     rows = [ROW | {"network": name, "share_of_limit": None} for name in ("em", "vb", "self")]
     page, training, inference, share, memory = throughput_figure(rows).axes
     dots = [line.get_xydata().tolist() for line in training.lines if len(line.get_xdata()) == 1]
@@ -215,19 +251,31 @@ def test_table():
     none = ROW | {"share_of_limit": None, "megabytes": None}
     assert measurement.table([ROW, none]).splitlines()[2:] == [
         "| capsjax | training | 28 | 4 | 10 | 9 to 12 | 0.50 | 30 |",
-        "| capsjax | training | 28 | 4 | 10 | 9 to 12 |  |  |"]
+        "| capsjax | training | 28 | 4 | 10 | 9 to 12 |  |  |",
+    ]
 
 
 def test_program_for_runs_together(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(benchmark_vmap, "seconds", lambda run, *arguments: [0.02])
-    benchmark_vmap.main(parse_flags(benchmark_vmap.DEFAULTS, [
-        "--sizes=tiny,4", "--runs=2", f"--output={tmp_path / 'v'}"]))
+    benchmark_vmap.main(
+        parse_flags(
+            benchmark_vmap.DEFAULTS, ["--sizes=tiny,4", "--runs=2", f"--output={tmp_path / 'v'}"]
+        )
+    )
     result = json.loads(capsys.readouterr().out)
-    assert json.loads((tmp_path / "v.json").read_text()) == result
+    assert read_json(tmp_path / "v.json") == result
     assert result["command"] == "python -m experiments.benchmark_vmap --sizes='tiny,4' --runs=2"
     # A call is 10 steps, of one run and of two.
-    assert result["rows"] == [{"preset": "tiny", "batch_size": 4, "runs": 2, "alone_ms": 2.0,
-                               "together_ms": 1.0, "gain": 2.0}]
+    assert result["rows"] == [
+        {
+            "preset": "tiny",
+            "batch_size": 4,
+            "runs": 2,
+            "alone_ms": 2.0,
+            "together_ms": 1.0,
+            "gain": 2.0,
+        }
+    ]
     assert "\n| tiny | 4 | 2 | 2.0 | 1.0 | 2.0 |\n" in (tmp_path / "v.md").read_text()
 
 
@@ -244,15 +292,14 @@ def test_without_torch():
 
 
 def test_torch_computes_the_same():
-    """Loss, scores and gradients from the same parameters."""
+    """Compares loss, scores and gradients from the same parameters."""
     torch = pytest.importorskip("torch")
     baseline = throughput.torch_capsnet()
     setup = small(4)
     params = setup.model.init(jax.random.key(0))
     images, labels = throughput.unit_images(setup), setup.dataset.train_labels[:4]
     model = baseline.CapsNet(setup.model_config, jax.device_get(params))
-    exact, gradient = jax.value_and_grad(
-        lambda p: setup.loss(p, images, labels)[0].mean())(params)
+    exact, gradient = jax.value_and_grad(lambda p: setup.loss(p, images, labels)[0].mean())(params)
     loss = model(*baseline.batch(images, labels, "cpu"))
     loss.backward()
     np.testing.assert_allclose(loss.item(), exact, rtol=1e-5)
@@ -260,6 +307,8 @@ def test_torch_computes_the_same():
         pose = model.encode(baseline.batch(images, labels, "cpu")[0])
     ours = setup.model.apply(params, images, method="encode").pose
     np.testing.assert_allclose(pose, ours, rtol=1e-3, atol=1e-6)
-    for got, exact in ((model.W.grad, gradient["classes"]["kernel"]),
-                       (model.conv.weight.grad.permute(2, 3, 1, 0), gradient["conv"]["kernel"])):
+    for got, exact in (
+        (model.W.grad, gradient["classes"]["kernel"]),
+        (model.conv.weight.grad.permute(2, 3, 1, 0), gradient["conv"]["kernel"]),
+    ):
         np.testing.assert_allclose(got, exact, rtol=1e-3, atol=1e-5 * np.abs(exact).max())

@@ -1,4 +1,4 @@
-"""The picture of a sweep over the number of training examples."""
+"""The command data_efficiency: the figure of a sweep over the number of training examples."""
 
 import json
 
@@ -15,11 +15,18 @@ from experiments.sweeps.studies import STUDIES
 
 
 def rows():
-    """Errors 90 / examples for capsnet and twice that for cnn, seeds 10% up and down."""
-    return [{"train_examples": str(n), "model": model, "seed": str(seed),
-             "test_error": factor * (0.9 + 0.1 * seed) / n}
-            for n in (10, 100, 1000) for model, factor in (("capsnet", 90), ("cnn", 180))
-            for seed in range(3)]
+    """Returns errors 90 / examples for capsnet and twice that for cnn, varied by 10% by seed."""
+    return [
+        {
+            "train_examples": str(n),
+            "model": model,
+            "seed": str(seed),
+            "test_error": factor * (0.9 + 0.1 * seed) / n,
+        }
+        for n in (10, 100, 1000)
+        for model, factor in (("capsnet", 90), ("cnn", 180))
+        for seed in range(3)
+    ]
 
 
 def test_lines_are_means_and_bars_ranges():
@@ -29,8 +36,9 @@ def test_lines_are_means_and_bars_ranges():
         np.testing.assert_array_equal(line.get_xdata(), [10, 100, 1000])
         np.testing.assert_allclose(line.get_ydata(), factor / np.array([10, 100, 1000]))
         ends = [segment[:, 1] for segment in bars.get_segments()]
-        np.testing.assert_allclose(ends, [(0.9 * factor / n, 1.1 * factor / n)
-                                          for n in (10, 100, 1000)])
+        np.testing.assert_allclose(
+            ends, [(0.9 * factor / n, 1.1 * factor / n) for n in (10, 100, 1000)]
+        )
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["capsnet", "cnn"]
 
 
@@ -42,8 +50,17 @@ def test_program(tmp_path, capsys):
     assert matplotlib.image.imread(tmp_path / "few_examples.png").shape[1] == 1050
 
 
-@pytest.mark.parametrize("text", [None, "{", "[]", "{}", '{"runs": [{"test_error": 1}]}',
-                                  '{"runs": [{"test_error": 1, "train_examples": "x"}]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "{",
+        "[]",
+        "{}",
+        '{"runs": [{"test_error": 1}]}',
+        '{"runs": [{"test_error": 1, "train_examples": "x"}]}',
+    ],
+)
 def test_other_files_are_refused(text, tmp_path):
     path = tmp_path / "few.json"
     if text:
@@ -53,7 +70,7 @@ def test_other_files_are_refused(text, tmp_path):
     assert not list(tmp_path.glob("*.png"))
 
 
-def test_networks_are_told_apart_by_model_and_preset(tmp_path, monkeypatch):
+def test_networks_are_distinguished_by_model_and_preset(tmp_path, monkeypatch):
     drawn = []
 
     def draw(path, rows, title):
@@ -69,16 +86,20 @@ def test_networks_are_told_apart_by_model_and_preset(tmp_path, monkeypatch):
     assert found == [*["capsnet small", "cnn small"] * 3, "capsnet"]
 
 
-@pytest.mark.parametrize("name, steps, counts", [
-    ("data_efficiency", 2000, [10, 100, 1000, 10000, 57000]),
-    ("data_efficiency_small", 200, [10, 100, 1000, 57000]),
-    ("data_efficiency_digits", 200, [10, 30, 100, 300, 1000]),
-])
-def test_a_study_trains_all_alike(name, steps, counts):
-    """As many steps for all, and no evaluation after each of the epochs of a few examples."""
+@pytest.mark.parametrize(
+    "name, steps, counts",
+    [
+        ("data_efficiency", 2000, [10, 100, 1000, 10000, 57000]),
+        ("data_efficiency_small", 200, [10, 100, 1000, 57000]),
+        ("data_efficiency_digits", 200, [10, 30, 100, 300, 1000]),
+    ],
+)
+def test_study_trains_all_runs_for_as_many_steps(name, steps, counts):
+    """All runs take the same number of steps and are not evaluated after every short epoch."""
     study = STUDIES[name]
-    made = [parse_flags(Config(), [f"--{n}={v}" for n, v in row.items()])
-            for row in study.rows.values()]
+    made = [
+        parse_flags(Config(), [f"--{n}={v}" for n, v in row.items()]) for row in study.rows.values()
+    ]
     assert {(c.steps, c.log_every) for c in made} == {(steps, 100)} and len(study.seeds) == 3
     assert len({c.batch_size for c in made}) == 1
     assert len({(c.model, c.preset) for c in made}) == 3

@@ -1,4 +1,4 @@
-"""What the pictures of a run show, and the program that draws them again."""
+"""The command figures: what the figures of a run show."""
 
 import dataclasses
 import json
@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from helpers import read_json
 
 from experiments import figures, plots
 from experiments.analysis import saved_run
@@ -16,8 +17,14 @@ from experiments.tasks import figures as run_figures
 from experiments.tasks import routing_diagnostics
 from experiments.training.metrics import read_rows
 
-ALL = ["couplings", "logit_changes", "perturbations", "reconstructions", "routing",
-       "training_curves"]
+ALL = [
+    "couplings",
+    "logit_changes",
+    "perturbations",
+    "reconstructions",
+    "routing",
+    "training_curves",
+]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +33,7 @@ def opened(tiny_run):
 
 
 def decoded(opened, pose, label):
-    """An image drawn by the decoder, in float64, from one capsule ``[D]``."""
+    """Returns the image that the decoder draws, in float64, from one capsule ``[D]``."""
     weights = jax.tree.map(np.float64, jax.device_get(opened.params["decoder"]))
     x = np.zeros((10, len(pose)))
     x[label] = pose
@@ -38,7 +45,7 @@ def decoded(opened, pose, label):
 
 
 def test_dimensions_come_in_the_order_of_their_effect(opened):
-    """Drawn again by a decoder in NumPy, float64, one capsule at a time."""
+    """Compares with a decoder in NumPy, float64, one capsule at a time."""
     changed = run_figures.perturbed(opened.setup, opened.params, 5, 3)
     (pose,) = run_figures.encode(opened.setup, opened.params, np.array([5])).pose
     before = decoded(opened, np.float64(pose[3]), 3)
@@ -56,23 +63,30 @@ def test_dimensions_come_in_the_order_of_their_effect(opened):
     last = np.float64(pose[3])
     last[changed.dims[0]] += 0.25
     np.testing.assert_allclose(
-        changed.images[0, -1].reshape(-1), decoded(opened, last, 3), atol=1e-5)
+        changed.images[0, -1].reshape(-1), decoded(opened, last, 3), atol=1e-5
+    )
 
 
-def test_columns_are_right_ones_and_then_wrong_ones_twice(opened):
+def test_columns_are_correct_examples_before_wrong_ones(opened):
     labels = opened.setup.dataset.test_labels
-    _, _, activation, pose = (np.concatenate(parts) for parts in zip(*(
-        run_figures.encode(opened.setup, opened.params, np.arange(n, n + 16))
-        for n in (0, 16, 32))))
+    _, _, activation, pose = (
+        np.concatenate(parts)
+        for parts in zip(
+            *(
+                run_figures.encode(opened.setup, opened.params, np.arange(n, n + 16))
+                for n in (0, 16, 32)
+            )
+        )
+    )
     correct = np.argmax(activation, axis=1) == labels[:48]
     right, wrong = np.flatnonzero(correct)[:8], np.flatnonzero(~correct)[:4]
     columns = run_figures.reconstruction_columns(opened.setup, opened.params, correct)
     rows = np.concatenate([right, np.repeat(wrong, 2)])
     assert [column.label for column in columns] == labels[rows].tolist()
     targets = [column.target for column in columns]
-    assert targets[:len(right)] == labels[right].tolist()
+    assert targets[: len(right)] == labels[right].tolist()
     for n, row in enumerate(wrong):
-        pair = targets[len(right) + 2 * n:len(right) + 2 * n + 2]
+        pair = targets[len(right) + 2 * n : len(right) + 2 * n + 2]
         assert pair == [labels[row], np.argmax(activation[row])]
     for row, column in zip(rows, columns, strict=True):
         image = np.float64(opened.setup.dataset.test_images[row]) / 255
@@ -81,7 +95,7 @@ def test_columns_are_right_ones_and_then_wrong_ones_twice(opened):
         np.testing.assert_allclose(column.reconstruction.reshape(-1), want, atol=1e-5)
 
 
-def test_which_example_is_taken():
+def test_first_correct_example_is_selected():
     correct = np.array([False, True, False, True])
     assert run_figures.first_correct(correct) == 1
     assert run_figures.first_correct(correct, np.array([True, False, True, True])) == 3
@@ -89,7 +103,7 @@ def test_which_example_is_taken():
     assert run_figures.first_correct(np.zeros(4, bool)) == 0
 
 
-def test_pictures_compile_once(opened, monkeypatch):
+def test_figures_compile_once(opened, monkeypatch):
     traced = []
     real = opened.setup.model.apply
 
@@ -110,10 +124,18 @@ def test_pictures_compile_once(opened, monkeypatch):
     assert sorted(traced) == [*["decode"] * decodings, "encode", "encode", "votes"]
 
 
-def test_all_pictures_in_two_kinds(tiny_run, tmp_path, capsys):
+def test_all_figures_in_two_formats(tiny_run, tmp_path, capsys):
     output = tmp_path / "out"
-    figures.main(Flags(run=str(tiny_run), format="png,pdf", class_="7", image=2,
-                       output=str(output), accelerator="cpu"))
+    figures.main(
+        Flags(
+            run=str(tiny_run),
+            format="png,pdf",
+            class_="7",
+            image=2,
+            output=str(output),
+            accelerator="cpu",
+        )
+    )
     out = capsys.readouterr().out.splitlines()
     effects = [float(line.split()[-1]) for line in out if line.startswith("dim")]
     assert len(effects) == 16 and effects == sorted(effects, reverse=True)
@@ -123,13 +145,13 @@ def test_all_pictures_in_two_kinds(tiny_run, tmp_path, capsys):
 
 
 def shown(monkeypatch, name):
-    """Arguments, after the path, with which a picture is drawn in place of drawing it."""
+    """Records the arguments, after the path, with which a figure would be drawn."""
     calls = []
     monkeypatch.setattr(plots, f"plot_{name}", lambda path, *arguments: calls.append(arguments))
     return calls
 
 
-def test_changes_of_logits_are_measured_where_training_did_not(opened, monkeypatch):
+def test_logit_changes_are_measured_if_training_did_not(opened, monkeypatch):
     rows = [{"step": 1, "epoch": 0.5, "loss": 1.0}, {"step": 2, "epoch": 1.0, "loss": 1.0}]
     setup = opened.setup
     d = routing_diagnostics.diagnostics(setup, opened.params, setup.dataset.test_images[:128])
@@ -146,11 +168,11 @@ def test_changes_of_logits_are_measured_where_training_did_not(opened, monkeypat
     assert changes(measured) == (measured[2:], "T")
 
 
-def test_several_runs_are_called_by_what_differs(tiny_run, tmp_path, monkeypatch):
+def test_several_runs_are_named_by_what_differs(tiny_run, tmp_path, monkeypatch):
     others = [tmp_path / name for name in ("one", "two")]
     for iterations, other in enumerate(others, 1):
         other.mkdir()
-        config = json.loads((tiny_run / "config.json").read_text())
+        config = read_json(tiny_run / "config.json")
         config |= {"routing_iterations": iterations, "data_dir": "/elsewhere"}
         (other / "config.json").write_text(json.dumps(config))
         shutil.copy(tiny_run / "metrics.jsonl", other)
@@ -165,17 +187,21 @@ def test_several_runs_are_called_by_what_differs(tiny_run, tmp_path, monkeypatch
     assert list(calls[1][0]) == [str(others[0]), str(tmp_path / "three")]
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"run": ""}, "give a run"),
-    ({"run": "a,"}, "give a run, or several"),
-    ({"run": "a,a"}, "several different ones"),
-    ({"format": "png,jpg"}, "--format=png,jpg: png, pdf, or png,pdf"),
-    ({"format": ""}, "--format="),
-    ({"class_": "10"}, "--class=10: the classes are 0, 1, .*or 0 to 9"),
-    ({"class_": "seven"}, "--class=seven"),
-    ({"image": 360}, "--image=360: there are 360 test images"),
-    ({"run": "a,b"}, "a: no such folder"),
-], ids=lambda x: str(x))
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"run": ""}, "give a run"),
+        ({"run": "a,"}, "give a run, or several"),
+        ({"run": "a,a"}, "several different ones"),
+        ({"format": "png,jpg"}, "--format=png,jpg: png, pdf, or png,pdf"),
+        ({"format": ""}, "--format="),
+        ({"class_": "10"}, "--class=10: the classes are 0, 1, .*or 0 to 9"),
+        ({"class_": "seven"}, "--class=seven"),
+        ({"image": 360}, "--image=360: there are 360 test images"),
+        ({"run": "a,b"}, "a: no such folder"),
+    ],
+    ids=lambda x: str(x),
+)
 def test_user_errors(changes, message, tiny_run, tmp_path):
     flags = dataclasses.replace(Flags(run=str(tiny_run), output=str(tmp_path / "x")), **changes)
     with pytest.raises(UserError, match=message):

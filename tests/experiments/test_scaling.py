@@ -1,9 +1,10 @@
-"""Exponents and counts of the scaling program. Times themselves are not tested."""
+"""The command scaling: exponents and counts. Times themselves are not tested."""
 
 import json
 
 import numpy as np
 import pytest
+from helpers import read_json
 
 from capsjax import preset
 from experiments import scaling
@@ -19,7 +20,7 @@ def test_exponent_of_a_power(p):
     assert scaling.exponent(x, 7 * x**p) == p
 
 
-def test_arithmetic_is_that_of_the_bench():
+def test_arithmetic_equals_that_of_the_benchmark():
     sizes = {"B": 6, "I": 11, "J": 5}
     *_, work = scaling.routing("naive", **sizes, R=3)
     assert work == bench.cost("routing, gradients", Problem(**sizes), 4)[1]
@@ -35,15 +36,17 @@ def test_program(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(scaling, "AXES", {"I": (8, 16), "R": (2, 3)})
     monkeypatch.setattr(scaling, "BASE", {"B": 2, "I": 8, "J": 3, "R": 3})
     monkeypatch.setattr(scaling, "seconds", lambda run, *arguments: [len(run(*arguments)) * 1e-3])
-    scaling.main(parse_flags(
-        scaling.DEFAULTS, ["--implementation=naive", f"--output={tmp_path / 's'}"]))
+    scaling.main(
+        parse_flags(scaling.DEFAULTS, ["--implementation=naive", f"--output={tmp_path / 's'}"])
+    )
     result = json.loads(capsys.readouterr().out)
-    assert json.loads((tmp_path / "s.json").read_text()) == result
+    assert read_json(tmp_path / "s.json") == result
     input_capsules, iterations = result["rows"]
     assert input_capsules["sizes"] == [8, 16] and input_capsules["milliseconds"] == [2.0, 2.0]
     assert input_capsules["exponents"]["time"] == 0
     assert input_capsules["exponents"]["arithmetic"] == 1
     assert iterations["exponents"]["arithmetic"] == pytest.approx(
-        np.log(21 / 12) / np.log(1.5), abs=0.005)
+        np.log(21 / 12) / np.log(1.5), abs=0.005
+    )
     text = (tmp_path / "s.md").read_text()
     assert "| input capsules | 8, 16 | 2, 2 |" in text and "--implementation=naive" in text

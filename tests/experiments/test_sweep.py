@@ -1,4 +1,4 @@
-"""The program: what it runs and does not run again, prints, and says of failures."""
+"""The command sweep: what is run, recorded, printed and refused."""
 
 import json
 import os
@@ -13,23 +13,21 @@ import types
 import numpy as np
 import pytest
 from absl import flags
-from helpers import ROOT
+from helpers import MNIST, ROOT, read_json
 
 from experiments import sweep
 from experiments.config import UserError, resolve
 from experiments.config.flags import parse_flags
 from experiments.sweeps import executors, grouping, ledger, plan, studies, time_estimate
 from experiments.sweeps.studies import Study
-from experiments.tasks import registry
 from experiments.training.summary import pack, unpack
 
-DEFAULTS = registry.find_program("mnist").defaults
 GRID = "--grid=routing=em,vb;seed=0,1"
 
 
 @pytest.fixture
 def run_sweep(monkeypatch):
-    """``main`` of the program with flags, in this process."""
+    """Runs ``main`` of the program with flags, in this process."""
     values = flags.FLAGS
 
     def run(*arguments):
@@ -51,12 +49,12 @@ def run_sweep(monkeypatch):
 
 @pytest.fixture
 def workers(monkeypatch):
-    """Stands for processes: what they were given, ``status`` and last words by routing."""
+    """Replaces processes: records their jobs; ``status`` and log depend on the routing."""
     fake = types.SimpleNamespace(groups=[], status={}, words={}, most=99)
     fake.error = lambda config: config.seed + 1
 
     def child(job, log, started):
-        configs = [parse_flags(DEFAULTS, arguments) for arguments in job["runs"]]
+        configs = [parse_flags(MNIST, arguments) for arguments in job["runs"]]
         fake.groups.append(configs)
         status = fake.status.get(configs[0].routing, 0)
         log.write_text(fake.words.get(configs[0].routing, ""))
@@ -64,14 +62,31 @@ def workers(monkeypatch):
             right = np.ones(360, bool)
             right[: int(3.6 * fake.error(config))] = False
             summary = {
-                "test_error": float(fake.error(config)), "test_errors": int((~right).sum()),
-                "test_examples": 360, "test_correct": pack(right), "parameters": 1234567,
-                "images_per_second": 100.0, "peak_memory_mb": 2000, "training_seconds": 9.6,
-                "wall_seconds": 30.0, "together": len(configs[: fake.most]), "commit": "abc",
-                "seed": config.seed, "device_kind": "cpu", "versions": {"jax": "1"}, "steps": 2,
-                "routing": config.routing, "votes": "full", "squash": "none", "loss": "margin",
-                "depth": 1, "validation_error": 100 * config.learning_rate,
-                "validation_loss": 0.1, "test_loss": 0.2, "dataset": "digits"}
+                "test_error": float(fake.error(config)),
+                "test_errors": int((~right).sum()),
+                "test_examples": 360,
+                "test_correct": pack(right),
+                "parameters": 1234567,
+                "images_per_second": 100.0,
+                "peak_memory_mb": 2000,
+                "training_seconds": 9.6,
+                "wall_seconds": 30.0,
+                "together": len(configs[: fake.most]),
+                "commit": "abc",
+                "seed": config.seed,
+                "device_kind": "cpu",
+                "versions": {"jax": "1"},
+                "steps": 2,
+                "routing": config.routing,
+                "votes": "full",
+                "squash": "none",
+                "loss": "margin",
+                "depth": 1,
+                "validation_error": 100 * config.learning_rate,
+                "validation_loss": 0.1,
+                "test_loss": 0.2,
+                "dataset": "digits",
+            }
             path = pathlib.Path(config.workdir) / "summary.json"
             path.write_text(json.dumps(summary))
         return status
@@ -82,25 +97,29 @@ def workers(monkeypatch):
     return fake
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ([], "--study"),
-    (["--study=routing", "--grid=seed=0"], "--study"),
-    (["--study=routin"], "did you mean routing"),
-    (["--grid=no_such_flag=1"], "no_such_flag"),
-    (["--grid=routing=dynamc"], "did you mean dynamic"),
-    (["--grid=seed="], "--grid=seed="),
-    (["--grid=seed=0..9999"], "10,000 runs"),
-    (["--grid=routing=em,vb", "--model=cnn"], "--routing applies only to capsule"),
-    (["--grid=seed=0", "--workdir=x"], "--workdir is for one run"),
-    (["--grid=seed=0", "--shard=2/2"], "--shard=2/2"),
-    (["--grid=seed=0", "--shard=1"], "--shard=1"),
-    (["--grid=seed=0", "--vmap=0"], "--vmap=0"),
-    (["--grid=seed=0", "--merge=nowhere"], "--merge=.*nowhere"),
-    (["--grid=seed=0", "--program=mnst"], "did you mean mnist"),
-    (["--study=learned_coupling", "--validation_fraction=0"], "tuning needs validation data"),
-])
-def test_what_is_wrong_ends_before_anything_starts(
-        run_sweep, workers, arguments, message, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "--study"),
+        (["--study=routing", "--grid=seed=0"], "--study"),
+        (["--study=routin"], "did you mean routing"),
+        (["--grid=no_such_flag=1"], "no_such_flag"),
+        (["--grid=routing=dynamc"], "did you mean dynamic"),
+        (["--grid=seed="], "--grid=seed="),
+        (["--grid=seed=0..9999"], "10,000 runs"),
+        (["--grid=routing=em,vb", "--model=cnn"], "--routing applies only to capsule"),
+        (["--grid=seed=0", "--workdir=x"], "--workdir is for one run"),
+        (["--grid=seed=0", "--shard=2/2"], "--shard=2/2"),
+        (["--grid=seed=0", "--shard=1"], "--shard=1"),
+        (["--grid=seed=0", "--vmap=0"], "--vmap=0"),
+        (["--grid=seed=0", "--merge=nowhere"], "--merge=.*nowhere"),
+        (["--grid=seed=0", "--program=mnst"], "did you mean mnist"),
+        (["--study=learned_coupling", "--validation_fraction=0"], "tuning needs validation data"),
+    ],
+)
+def test_errors_are_reported_before_any_run_starts(
+    run_sweep, workers, arguments, message, tmp_path, capsys
+):
     with pytest.raises(UserError, match=message):
         run_sweep(*arguments, f"--runs={tmp_path / 'runs'}")
     assert capsys.readouterr().out == "" and not (tmp_path / "runs").exists()
@@ -114,12 +133,16 @@ def test_a_folder_that_cannot_be_written(run_sweep, workers, tmp_path):
     assert not workers.groups
 
 
-def test_dry_run_prints_commands_and_their_time(
-        run_sweep, workers, tmp_path, capsys, monkeypatch):
+def test_dry_run_prints_commands_and_their_time(run_sweep, workers, tmp_path, capsys, monkeypatch):
     guesses = iter([480.0, None])
     monkeypatch.setattr(time_estimate, "estimate_seconds", lambda runs, defaults: next(guesses))
-    arguments = [GRID, "--dataset=digits", "--noreconstruction", "--cache_dir=x",
-                 f"--runs={tmp_path}/runs"]
+    arguments = [
+        GRID,
+        "--dataset=digits",
+        "--noreconstruction",
+        "--cache_dir=x",
+        f"--runs={tmp_path}/runs",
+    ]
     run_sweep(*arguments, "--dry_run")
     out, err = capsys.readouterr()
     assert err == "4 runs, 4 missing: 8 min, estimated from their arithmetic\n"
@@ -127,8 +150,14 @@ def test_dry_run_prints_commands_and_their_time(
     points = [(r, s) for r in ("em", "vb") for s in "01"]
     for line, (routing, seed) in zip(out.splitlines(), points):
         words = shlex.split(line)
-        assert words[:6] == ["python", "-m", "experiments.mnist", "--dataset=digits",
-                             "--cache_dir=x", "--reconstruction=False"]
+        assert words[:6] == [
+            "python",
+            "-m",
+            "experiments.mnist",
+            "--dataset=digits",
+            "--cache_dir=x",
+            "--reconstruction=False",
+        ]
         assert words[6:8] == [f"--routing={routing}", f"--seed={seed}"]
         assert words[8].startswith(f"--workdir={tmp_path}/runs/routing={routing},seed={seed},")
     run_sweep(*arguments, "--dry_run")
@@ -155,7 +184,8 @@ def test_default_folder_is_the_same_for_the_same_flags(run_sweep, capsys):
 
 
 def test_a_failure_is_recorded_and_only_what_is_missing_runs_again(
-        run_sweep, workers, tmp_path, capsys):
+    run_sweep, workers, tmp_path, capsys
+):
     workers.status["vb"], workers.words["vb"] = 2, "much\nerror: the reason\n"
     with pytest.raises(SystemExit) as exit_:
         run_sweep(GRID, f"--runs={tmp_path}/runs", f"--output={tmp_path}/out")
@@ -168,7 +198,7 @@ def test_a_failure_is_recorded_and_only_what_is_missing_runs_again(
     assert sorted("error" in entry for entry in entries.values()) == [False] * 2 + [True] * 2
     assert "error: the reason (exit status 2)" in [e.get("error") for e in entries.values()]
     assert "2 of 4 runs are missing." in out
-    assert len(json.loads((tmp_path / "out.json").read_text())["runs"]) == 2
+    assert len(read_json(tmp_path / "out.json")["runs"]) == 2
 
     workers.status.clear()
     workers.groups.clear()
@@ -184,7 +214,7 @@ def test_a_failure_is_recorded_and_only_what_is_missing_runs_again(
     assert workers.groups == [] and capsys.readouterr().out == out
 
 
-def test_what_is_printed_comes_from_the_ledger(run_sweep, workers, tmp_path, capsys):
+def test_printed_tables_come_from_the_ledger(run_sweep, workers, tmp_path, capsys):
     run_sweep(GRID, f"--runs={tmp_path}")
     before = capsys.readouterr().out
     for path in tmp_path.glob("*/summary.json"):
@@ -212,18 +242,21 @@ def test_frozen_comes_after_dynamic(run_sweep, workers, tmp_path):
     assert workers.runs()[2].frozen_from == workers.runs()[1].workdir
 
 
-@pytest.mark.parametrize("flag, grid, name, want", [
-    ("--routing=dynamic", "preset=small,matrix", "routing", "dynamic"),
-    ("--init=lecun", "recipe=paper,official", "init", "lecun"),
-    ("--loss=margin", "routing=dynamic,uniform", "loss", "margin"),
-    ("--seed=3", "routing=em,vb", "seed", 3),
-])
+@pytest.mark.parametrize(
+    "flag, grid, name, want",
+    [
+        ("--routing=dynamic", "preset=small,matrix", "routing", "dynamic"),
+        ("--init=lecun", "recipe=paper,official", "init", "lecun"),
+        ("--loss=margin", "routing=dynamic,uniform", "loss", "margin"),
+        ("--seed=3", "routing=em,vb", "seed", 3),
+    ],
+)
 def test_flags_apply_to_all_runs(run_sweep, workers, tmp_path, flag, grid, name, want):
     run_sweep(f"--grid={grid}", flag, f"--runs={tmp_path}")
     assert [getattr(resolve(run, "digits"), name) for run in workers.runs()] == [want, want]
 
 
-def test_no_run_succeeds(run_sweep, workers, tmp_path):
+def test_sweep_without_a_successful_run(run_sweep, workers, tmp_path):
     workers.status |= {"em": 2, "vb": 1}
     with pytest.raises(UserError, match=f"no run succeeded.*{tmp_path}"):
         run_sweep(GRID, f"--runs={tmp_path}")
@@ -253,11 +286,14 @@ def test_runs_that_can_be_are_trained_together(run_sweep, workers, tmp_path, cap
     assert "| 200 | 2000 | 5 |" in out, "images a second of both, half of the time"
 
 
-def test_what_the_memory_does_not_hold_comes_next(run_sweep, workers, tmp_path):
+def test_groups_are_limited_by_memory(run_sweep, workers, tmp_path):
     workers.most = 2
     run_sweep("--grid=seed=0..4", f"--runs={tmp_path}", "--vmap=8")
     assert [[c.seed for c in group] for group in workers.groups] == [
-        [0, 1, 2, 3, 4], [2, 3, 4], [4]]
+        [0, 1, 2, 3, 4],
+        [2, 3, 4],
+        [4],
+    ]
 
 
 def test_runs_of_a_group_whose_process_failed_are_tried_alone(run_sweep, workers, tmp_path):
@@ -283,8 +319,11 @@ def test_parts_of_a_sweep_share_a_folder_or_are_merged(run_sweep, workers, tmp_p
     assert len(workers.runs()) == 4 and capsys.readouterr().out == whole
 
 
-TUNED = Study({"a": {"routing": "em"}, "b": {"routing": "vb"}}, seeds=("0", "1"),
-              tuning={"learning_rate": ("0.01", "0.001")})
+TUNED = Study(
+    {"a": {"routing": "em"}, "b": {"routing": "vb"}},
+    seeds=("0", "1"),
+    tuning={"learning_rate": ("0.01", "0.001")},
+)
 
 
 def test_tuning_comes_first_and_is_kept(run_sweep, workers, tmp_path, monkeypatch, capsys):
@@ -293,7 +332,8 @@ def test_tuning_comes_first_and_is_kept(run_sweep, workers, tmp_path, monkeypatc
     done = [(run.routing, run.seed, run.learning_rate) for run in workers.runs()]
     seed = int(plan.TUNING_SEED)
     assert done == [(r, seed, lr) for r in ("em", "vb") for lr in (0.01, 0.001)] + [
-        (r, s, 0.001) for r in ("em", "vb") for s in (0, 1)]
+        (r, s, 0.001) for r in ("em", "vb") for s in (0, 1)
+    ]
     out = capsys.readouterr().out
     assert "| a | 1.00 | **0.10** |" in out and "| b | 1.50 ± 0.71 |" in out
     run_sweep("--study=tuned", f"--runs={tmp_path}")
@@ -315,37 +355,57 @@ def test_tuning_waits_for_other_parts(run_sweep, workers, tmp_path, monkeypatch,
 
 def test_the_command_can_be_given_to_a_shell_elsewhere(run_sweep, workers, tmp_path):
     given = [GRID, "--steps", "2", "--noreconstruction"]
-    run_sweep(*given, "--runs", str(tmp_path / "here"), "--cache_dir=/there", "--jobs=2",
-              f"--output={tmp_path}/new/table", "--vmap=off", "--yes")
+    run_sweep(
+        *given,
+        "--runs",
+        str(tmp_path / "here"),
+        "--cache_dir=/there",
+        "--jobs=2",
+        f"--output={tmp_path}/new/table",
+        "--vmap=off",
+        "--yes",
+    )
     text = (tmp_path / "new" / "table.md").read_text()
-    command = json.loads((tmp_path / "new" / "table.json").read_text())["command"]
+    command = read_json(tmp_path / "new" / "table.json")["command"]
     assert shlex.split(command) == ["python", "-m", "experiments.sweep", *given]
     assert text.endswith(f"`{command}`, commit abc\n") and str(tmp_path) not in text
 
 
-def test_the_program_of_a_command_line():
+def test_command_line_names_the_program():
     assert sweep.program_of([]) == sweep.program_of(["--grid=program=x"]) == "mnist"
     assert sweep.program_of(["--seeds=3", "--program=abc"]) == "abc"
     assert sweep.program_of(["--program", "abc", "--study=routing"]) == "abc"
     assert sweep.program_of(["--study=table1"]) == "mnist"
 
 
-def test_in_words():
-    words = [time_estimate.in_words(s) for s in (None, 0.4, 89, 100, 5399, 7200)]
-    assert words == ["unknown time", "0 s", "89 s", "2 min", "90 min", "2.0 h"]
-
-
-TINY = ["--dataset=digits", "--preset=tiny", "--batch_size=8", "--noreconstruction",
-        "--accelerator=cpu"]
+TINY = [
+    "--dataset=digits",
+    "--preset=tiny",
+    "--batch_size=8",
+    "--noreconstruction",
+    "--accelerator=cpu",
+]
 
 
 def start(tmp_path, *arguments):
-    command = [sys.executable, "-m", "experiments.sweep", *TINY, f"--runs={tmp_path / 'runs'}",
-               f"--cache_dir={tmp_path / 'cache'}", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.sweep",
+        *TINY,
+        f"--runs={tmp_path / 'runs'}",
+        f"--cache_dir={tmp_path / 'cache'}",
+        *arguments,
+    ]
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=environment)
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
 
 
 def end(child):
@@ -353,9 +413,15 @@ def end(child):
     return subprocess.CompletedProcess([], child.returncode, out, err)
 
 
-def test_a_real_sweep_with_a_run_that_fails(tmp_path):
-    arguments = ["--grid=learning_rate=0.001,1e30", "--steps=4", "--log_every=1",
-                 "--vmap=off", "--validation_fraction=0", f"--output={tmp_path / 'table'}"]
+def test_sweep_with_a_failing_run(tmp_path):
+    arguments = [
+        "--grid=learning_rate=0.001,1e30",
+        "--steps=4",
+        "--log_every=1",
+        "--vmap=off",
+        "--validation_fraction=0",
+        f"--output={tmp_path / 'table'}",
+    ]
     done = end(start(tmp_path, *arguments))
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
@@ -377,13 +443,16 @@ def test_a_real_sweep_with_a_run_that_fails(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_sweep_that_is_killed_loses_the_run_in_flight_only(tmp_path, number):
+def test_killed_sweep_loses_only_the_run_in_progress(tmp_path, number):
     arguments = ["--grid=seed=0..2", "--steps=60", "--vmap=off", "--validation_fraction=0"]
     child = start(tmp_path, *arguments)
     book = tmp_path / "runs" / "ledger.jsonl"
     deadline = time.monotonic() + 300
-    while not (book.exists() and len(ledger.read(book)) == 1 and len(list(
-            (tmp_path / "runs").glob("*/metrics.jsonl"))) == 2):
+    while not (
+        book.exists()
+        and len(ledger.read(book)) == 1
+        and len(list((tmp_path / "runs").glob("*/metrics.jsonl"))) == 2
+    ):
         assert time.monotonic() < deadline and child.poll() is None
         time.sleep(0.05)
     child.send_signal(number)

@@ -1,4 +1,4 @@
-"""Runs opened from their folders, and what is said of folders that hold none."""
+"""Runs opened from their folders, and the errors of folders that hold none."""
 
 import dataclasses
 import json
@@ -7,9 +7,10 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from helpers import prepare_run
+from helpers import prepare_run, read_json
 
 from experiments.analysis import saved_run
+from experiments.analysis.saved_run import stored_config
 from experiments.config import Config, UserError
 from experiments.data import datasets
 from experiments.training.checkpoints import Checkpoints
@@ -27,7 +28,7 @@ def copy(tiny_run, tmp_path):
 
 
 def test_a_run_opens_without_data_and_is_not_changed(tiny_run, monkeypatch):
-    config = Config(**json.loads((tiny_run / "config.json").read_text()))
+    config = Config(**read_json(tiny_run / "config.json"))
     setup = prepare_run(config)
     with Checkpoints(tiny_run) as checkpoints:
         want = jax.device_get(checkpoints.restore(initial_state(setup)).params)
@@ -50,18 +51,24 @@ def test_a_run_opens_without_data_and_is_not_changed(tiny_run, monkeypatch):
     np.testing.assert_allclose(run.facts["border"], [low, high], atol=1e-4)
 
 
-def test_data_are_loaded_where_they_are_asked_for(copy):
+def test_examples_are_loaded_on_request(copy):
     (copy / "network.json").unlink()  # as in a run of an earlier version
     run = saved_run.open_run(copy, examples=True)
     assert len(run.setup.dataset.test_labels) == 360
     assert run.facts["class_names"] == list("0123456789")
 
 
-def test_what_belongs_to_another_machine_is_not_taken_over(copy):
+def test_local_settings_are_not_read_back(copy):
     path = copy / "config.json"
-    there = {"num_devices": 8, "parallel": "pmap", "accelerator": "gpu", "batch_size": 136,
-             "routing_implementation": "pallas", "cache_dir": "/nowhere"}
-    path.write_text(json.dumps(json.loads(path.read_text()) | there))
+    there = {
+        "num_devices": 8,
+        "parallel": "pmap",
+        "accelerator": "gpu",
+        "batch_size": 136,
+        "routing_implementation": "pallas",
+        "cache_dir": "/nowhere",
+    }
+    path.write_text(json.dumps(read_json(path) | there))
     run = saved_run.open_run(copy, cache_dir="none")
     assert len(run.setup.devices) == 1 and run.setup.devices[0].platform == "cpu"
     assert run.setup.config.cache_dir == "none" and run.setup.config.batch_size == 136
@@ -70,32 +77,52 @@ def test_what_belongs_to_another_machine_is_not_taken_over(copy):
 def rewrite(name, **changes):
     def change(folder):
         path = folder / name
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        path.write_text(json.dumps(read_json(path) | changes))
 
     return change
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda f: f.rename(f.with_name("rum")), r"run: no such folder, did you mean .*/rum\?"),
-    (shutil.rmtree, "run: no such folder$"),
-    (lambda f: (f / "config.json").unlink(), "config.json is no configuration of a run"),
-    (lambda f: (f / "config.json").write_text('{"program": "mn'), "config.json is no .*Untermin"),
-    (lambda f: (f / "config.json").write_text("[]"), "config.json is no configuration"),
-    (rewrite("config.json", program="mnits"), "no program 'mnits'; did you mean mnist"),
-    (rewrite("config.json", routing="telepathy"), "is no .*of this version: .*telepathy"),
-    (rewrite("config.json", temperature=3), "is no .*of this version: .*temperature"),
-    (rewrite("config.json", class_pose="large"), "is no .*of this version: .*class_pose"),
-    (lambda f: shutil.rmtree(f / "checkpoints"), "has no checkpoint yet"),
-    (lambda f: shutil.rmtree(f / "checkpoints" / "2"), "has no checkpoint yet"),
-    (lambda f: shutil.rmtree(f / "checkpoints" / "2" / "default"), "checkpoint 2 .*can't be read"),
-    (lambda f: (f / "network.json").unlink(), "network.json can't be read .*writes it again"),
-    (lambda f: (f / "network.json").write_text("{}"), "network.json can't .*image_shape"),
-    (rewrite("config.json", class_pose=9),
-     r"checkpoint 2 .*read \(classes.kernel is \(144, 10, 16, 8\), not \(144, 10, 9, 8\)\)"),
-], ids=range(15))
-def test_what_is_no_run_is_named(copy, change, message):
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda f: f.rename(f.with_name("rum")), r"run: no such folder, did you mean .*/rum\?"),
+        (shutil.rmtree, "run: no such folder$"),
+        (lambda f: (f / "config.json").unlink(), "config.json is no configuration of a run"),
+        (
+            lambda f: (f / "config.json").write_text('{"program": "mn'),
+            "config.json is no .*Untermin",
+        ),
+        (lambda f: (f / "config.json").write_text("[]"), "config.json is no configuration"),
+        (rewrite("config.json", program="mnits"), "no program 'mnits'; did you mean mnist"),
+        (rewrite("config.json", routing="telepathy"), "is no .*of this version: .*telepathy"),
+        (rewrite("config.json", temperature=3), "is no .*of this version: .*temperature"),
+        (rewrite("config.json", class_pose="large"), "is no .*of this version: .*class_pose"),
+        (lambda f: shutil.rmtree(f / "checkpoints"), "has no checkpoint yet"),
+        (lambda f: shutil.rmtree(f / "checkpoints" / "2"), "has no checkpoint yet"),
+        (
+            lambda f: shutil.rmtree(f / "checkpoints" / "2" / "default"),
+            "checkpoint 2 .*can't be read",
+        ),
+        (lambda f: (f / "network.json").unlink(), "network.json can't be read .*writes it again"),
+        (lambda f: (f / "network.json").write_text("{}"), "network.json can't .*image_shape"),
+        (
+            rewrite("config.json", class_pose=9),
+            r"checkpoint 2 .*read \(classes.kernel is \(144, 10, 16, 8\), not \(144, 10, 9, 8\)\)",
+        ),
+    ],
+    ids=range(15),
+)
+def test_invalid_run_folders_are_refused(copy, change, message):
     change(copy)
     before = files(copy.parent)
     with pytest.raises(UserError, match=message):
         saved_run.open_run(str(copy))
     assert files(copy.parent) == before
+
+
+@pytest.mark.parametrize("text", [None, "{", "{}", '{"program": "mnist", "no_such": 1}', "[]"])
+def test_invalid_configuration_files_are_refused(text, tmp_path):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match="config.json is no configuration of a run"):
+        stored_config(tmp_path)

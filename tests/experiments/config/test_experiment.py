@@ -1,268 +1,33 @@
-"""Flags, defaults, recipes and the errors of a wrong command line."""
+"""The configuration of a run: its default folder."""
 
 import dataclasses
-import re
-import subprocess
-import sys
 
-import pytest
-from absl import flags
-from helpers import ROOT
+from helpers import MNIST, parse_mnist
 
-from capsjax.recipes import RECIPES
-from capsjax.routing import ROUTINGS
-from experiments.config import Config, UserError, given_flags, network_config, resolve
-from experiments.config import command as command_of
-from experiments.config.flags import define_flags, parse_flags
-from experiments.mnist import PROGRAM
-
-DEFAULTS = PROGRAM.defaults
+from experiments.config import resolve
 
 
-
-def parse(*arguments):
-    return parse_flags(DEFAULTS, list(arguments))
-
-
-def program(*arguments):
-    command = [sys.executable, "-m", "experiments.mnist", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
-
-def test_flags_are_the_fields():
-    values = flags.FlagValues()
-    define_flags(DEFAULTS, values)
-    assert set(values) == {f.name for f in dataclasses.fields(Config)} - {"program"}
-
-
-def test_no_flags_give_the_defaults():
-    assert parse() == DEFAULTS
-
-
-def test_flags_reach_the_configuration():
-    got = parse("--routing_iterations=5", "--noreconstruction", "--learning_rate=0.01",
-                "--routing_bias", "--recipe=official", "--dataset=cifar10", "--routing=em",
-                "--routing_prior=learned", "--routing_schedule=concurrent", "--frozen_from=a/b",
-                "--votes=conv_matrix", "--squash=none", "--primary_types=3", "--primary_pose=4",
-                "--class_pose=5", "--depth=2", "--loss=spread", "--diagnostics", "--pose_norm=none")
-    want = dataclasses.replace(
-        DEFAULTS, routing_iterations=5, reconstruction=False, learning_rate=0.01,
-        routing_bias=True, recipe="official", dataset="cifar10", routing="em",
-        routing_prior="learned", routing_schedule="concurrent", frozen_from="a/b",
-        votes="conv_matrix", squash="none", primary_types=3, primary_pose=4, class_pose=5, depth=2,
-        loss="spread", diagnostics=True, pose_norm="none")
-    assert got == want
-
-
-@pytest.mark.parametrize("flag", [
-    "--routing_iterations=0", "--routing_iterations=2.5", "--model=resnet", "--epochs=-1",
-    "--validation_fraction=1", "--seed=-1", "--dtype=float16", "--parallel=magic",
-    "--learning_rate=fast", "--accelerator=abacus", "--recipe=mine", "--no_such_flag=1",
-    "--decay_rate=1.5", "--reconstruction=perhaps", "--routing=", "--votes=1", "--squash=soft",
-    "--routing_prior=ones", "--routing_schedule=random", "--loss=hinge", "--depth=-1",
-    "--primary_types=-1", "--primary_pose=1.5", "--class_pose=big", "--diagnostics=much",
-    "--preset=capsnet_mnist",
-])
-def test_nonsense_is_refused(flag):
-    with pytest.raises(flags.Error):
-        parse(flag)
-
-
-@pytest.mark.parametrize("flag, near", [
-    ("--routing=dynamc", "dynamic"), ("--routing=self_atention", "self_attention"),
-    ("--votes=shard", "shared"), ("--squash=exponentail", "exponential"),
-    ("--preset=efficent", "efficient"), ("--loss=cross-entropy", "cross_entropy"),
-    ("--routing=qqq", None),
-])
-def test_a_wrong_name_is_answered_with_the_nearest(flag, near):
-    with pytest.raises(flags.Error) as error:
-        parse(flag)
-    message = str(error.value)
-    assert flag in message and "\n" not in message
-    if near is None:
-        assert "did you mean" not in message
-    else:
-        assert message.endswith(f", did you mean {near}?")
-
-
-@pytest.mark.parametrize("flag, words", [
-    ("--routing_iteration=3", ["routing_iteration", "routing_iterations"]),
-    ("--routing=dynamc", ["--routing=dynamc", "did you mean dynamic?"]),
-    ("--votes=shard", ["--votes=shard", "did you mean shared?"]),
-])
-def test_a_wrong_flag_is_one_line_and_status_2(flag, words):
-    done = program(flag)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    assert all(word in done.stderr for word in words)
-
-
-def test_help_says_what_every_routing_is():
-    done = program("--helpfull")
-    shown = re.sub(r"\s", "", done.stdout)  # the help is wrapped, also inside words with hyphens
-    assert "--routing:<" in shown and done.stderr == ""
-    for name, (_, line) in ROUTINGS.items():
-        assert re.sub(r"\s", "", f"{name}: {line}") in shown, name
-    assert shown.count("(default:thatofthepreset)") == 4
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_recipe_fills_only_what_was_not_given(recipe):
-    got = resolve(dataclasses.replace(DEFAULTS, recipe=recipe, margin_weight=0.3), "mnist")
-    assert got.margin_weight == 0.3
-    for name, value in RECIPES[recipe].items():
-        if name != "margin_weight":
-            assert getattr(got, name) == value
-
-
-def test_every_switch_of_a_recipe_is_a_flag_without_default():
-    for recipe in RECIPES.values():
-        for name in recipe:
-            assert getattr(DEFAULTS, name) is None
-
-
-@pytest.mark.parametrize("preset, routing, votes, squash", [
-    ("mnist", "dynamic", "full", "auto"),
-    ("tiny", "dynamic", "full", "auto"),
-    ("small", "dynamic", "full", "auto"),
-    ("deep", "dynamic", "full", "exponential"),
-    ("efficient", "self_attention", "full", "exponential"),
-    ("matrix", "em", "conv_matrix", "auto"),
-])
-def test_defaults_depend_on_the_preset(preset, routing, votes, squash):
-    got = resolve(parse(f"--preset={preset}"), "digits")
-    assert (got.routing, got.votes, got.squash) == (routing, votes, squash)
-    network = network_config(got, (28, 28, 1), 10)
-    assert (network.routing, network.votes, network.squash) == (routing, votes, squash)
-    got = resolve(parse(f"--preset={preset}", "--routing=kmeans"), "digits")
-    assert (got.routing, got.votes, got.squash) == ("kmeans", votes, squash)
-    # Bug: em saw the squashed poses of --preset=deep, and stayed at 90% error.
-    got = resolve(parse(f"--preset={preset}", "--routing=vb"), "digits")
-    assert (got.routing, got.votes, got.squash) == ("vb", votes, "auto")
-    assert network_config(got, (28, 28, 1), 10).primary_squash == "none"
-    got = resolve(parse(f"--preset={preset}", "--routing=vb", "--squash=half"), "digits")
-    assert network_config(got, (28, 28, 1), 10).primary_squash == "half"
-
-
-def test_a_cnn_has_none_of_the_capsules_defaults():
-    got = resolve(parse("--model=cnn"), "digits")
-    assert (got.routing, got.votes, got.squash, got.loss) == (None, None, None, "auto")
-
-
-@pytest.mark.parametrize("given, loss", [
-    ([], "margin"), (["--routing=em"], "spread"), (["--routing=inverted"], "cross_entropy"),
-    (["--routing=self"], "cross_entropy"), (["--routing=heinsen"], "cross_entropy"),
-    (["--routing=vb"], "margin"), (["--preset=matrix"], "spread"),
-    (["--preset=matrix", "--loss=margin"], "margin"),
-    (["--routing=self", "--loss=margin"], "margin"),
-    (["--preset=matrix", "--routing=dynamic"], "margin"),
-])
-def test_loss_is_the_routings_own_unless_given(given, loss):
-    assert resolve(parse(*given), "digits").loss == loss
-
-
-@pytest.mark.parametrize("given, want", [
-    (["--preset=deep"], {"capsule_layers": ((8, 3, 1), (8, 3, 1), (8, 2, 1))}),
-    (["--preset=deep", "--depth=4"], {"capsule_layers": ((8, 3, 1), (8, 3, 1), (8, 2, 1))}),
-    (["--preset=deep", "--depth=2"], {"capsule_layers": ((8, 3, 1),)}),
-    (["--preset=deep", "--depth=1"], {"capsule_layers": ()}),
-    (["--preset=matrix", "--depth=2"], {"capsule_layers": ((16, 3, 2),)}),
-    (["--depth=1"], {"capsule_layers": ()}),
-    (["--primary_types=3", "--primary_pose=4", "--class_pose=5"],
-     {"primary_types": 3, "primary_pose": 4, "class_pose": 5}),
-    # Votes that keep the pose size.
-    (["--votes=elementwise"], {"primary_pose": 8, "class_pose": 8}),
-    (["--votes=elementwise", "--primary_pose=5"], {"primary_pose": 5, "class_pose": 5}),
-    (["--votes=matrix", "--primary_pose=9"], {"primary_pose": 9, "class_pose": 9}),
-    (["--votes=conv", "--primary_pose=9"], {"primary_pose": 9, "class_pose": 16}),
-    (["--routing_prior=learned", "--routing_schedule=concurrent"],
-     {"routing_prior": "learned", "routing_schedule": "concurrent"}),
-    (["--squash=exponential", "--votes=shared", "--routing=kde", "--routing_iterations=7"],
-     {"squash": "exponential", "votes": "shared", "routing": "kde", "routing_iterations": 7}),
-], ids=lambda x: " ".join(x) if isinstance(x, list) else "")
-def test_flags_reach_the_network(given, want):
-    network = network_config(resolve(parse(*given), "digits"), (28, 28, 1), 10)
-    assert {name: getattr(network, name) for name in want} == want
-
-
-def test_defaults_depend_on_the_data_set():
-    assert (resolve(DEFAULTS, "digits").epochs, resolve(DEFAULTS, "digits").batch_size) == (10, 64)
-    assert resolve(DEFAULTS, "mnist").batch_size == 128
-    assert resolve(dataclasses.replace(DEFAULTS, epochs=3), "digits").epochs == 3
-
-
-def test_default_workdir_depends_on_what_is_trained_and_on_nothing_else():
-    base = resolve(DEFAULTS, "digits")
+def test_default_workdir_depends_only_on_what_is_trained():
+    base = resolve(MNIST, "digits")
     same = dataclasses.replace(
-        base, epochs=99, accelerator="cpu", data_dir="x", log_every=3, diagnostics=True)
+        base, epochs=99, accelerator="cpu", data_dir="x", log_every=3, diagnostics=True
+    )
     assert base.default_workdir() == same.default_workdir()
-    others = [{"seed": 1}, {"routing": "em"}, {"votes": "conv"}, {"squash": "none"}, {"depth": 1},
-              {"loss": "spread"}, {"routing_prior": "learned"}, {"primary_types": 3},
-              {"routing_schedule": "concurrent"}, {"frozen_from": "x"}, {"pose_norm": "none"},
-              {"routing_iterations": 2}]
+    others = [
+        {"seed": 1},
+        {"routing": "em"},
+        {"votes": "conv"},
+        {"squash": "none"},
+        {"depth": 1},
+        {"loss": "spread"},
+        {"routing_prior": "learned"},
+        {"primary_types": 3},
+        {"routing_schedule": "concurrent"},
+        {"frozen_from": "x"},
+        {"pose_norm": "none"},
+        {"routing_iterations": 2},
+    ]
     places = {dataclasses.replace(base, **other).default_workdir() for other in others}
     assert len(places | {base.default_workdir()}) == len(others) + 1
-    spelt_out = resolve(parse("--routing=dynamic", "--votes=full", "--loss=margin"), "digits")
+    spelt_out = resolve(parse_mnist("--routing=dynamic", "--votes=full", "--loss=margin"), "digits")
     assert spelt_out.default_workdir() == base.default_workdir()
-
-
-@pytest.mark.parametrize("given", [
-    ["--recipe=official", "--seed=3", "--noreconstruction", "--primary_scale=0.5",
-     "--data_dir=somewhere", "--batch_size=32"],
-    ["--routing=em", "--loss=spread"],
-    ["--routing=em", "--loss=margin", "--routing_gradient=stop"],
-    ["--routing=self", "--loss=margin"],
-    ["--routing=inverted", "--routing_schedule=concurrent", "--preset=deep", "--depth=3"],
-    ["--preset=efficient"],
-    ["--preset=efficient", "--routing=dynamic", "--squash=paper", "--loss=cross_entropy"],
-    ["--preset=matrix", "--votes=full", "--depth=1"],
-    ["--preset=matrix", "--loss=margin"],
-    ["--routing=frozen", "--frozen_from=runs/elsewhere", "--diagnostics"],
-    ["--routing_prior=learned", "--votes=conv", "--primary_types=3", "--primary_pose=4",
-     "--class_pose=5", "--squash=none"],
-    ["--model=cnn", "--seed=1"],
-], ids=" ".join)
-def test_command_gives_the_same_run_again(given):
-    resolved = resolve(parse("--dataset=digits", *given), "digits")
-    command = command_of(resolved, DEFAULTS).split()
-    assert command[:3] == ["python", "-m", "experiments.mnist"]
-    assert "somewhere" not in command_of(resolved, DEFAULTS)
-    again = resolve(parse(*command[3:]), "digits")
-    assert again == dataclasses.replace(resolved, data_dir="")
-
-
-@pytest.mark.parametrize("given, want", [
-    ([], ""),
-    (["--preset=matrix"], " --preset=matrix"),
-    (["--preset=efficient", "--routing=self_attention"], " --preset=efficient"),
-    (["--routing=self"], " --routing=self"),
-    (["--routing=self", "--loss=cross_entropy", "--votes=full"], " --routing=self"),
-    (["--preset=matrix", "--routing=dynamic"], " --preset=matrix --routing=dynamic"),
-    (["--recipe=official", "--init=official"], " --recipe=official"),
-])
-def test_command_leaves_out_what_goes_without_saying(given, want):
-    config = resolve(parse("--dataset=digits", "--epochs=3", "--batch_size=8", *given), "digits")
-    command = command_of(config, DEFAULTS).replace(" --epochs=3", "").replace(" --batch_size=8", "")
-    assert command == f"python -m experiments.mnist --dataset=digits{want}"
-
-
-def test_given_are_the_flags_that_make_it():
-    changes = {"seed": 3, "routing": "em", "reconstruction": False, "loss": "margin"}
-    here = {"data_dir": "x", "cache_dir": "y", "workdir": "z"}  # on this machine
-    assert given_flags(dataclasses.replace(DEFAULTS, **changes, **here), DEFAULTS) == changes
-    assert given_flags(DEFAULTS, DEFAULTS) == {}
-
-
-@pytest.mark.parametrize("recipe, bias, scale", [("paper", False, 1.0), ("official", True, 1 / 32)])
-def test_model_config_follows_the_recipe(recipe, bias, scale):
-    got = network_config(resolve(dataclasses.replace(DEFAULTS, recipe=recipe), "mnist"),
-        (28, 28, 1), 10)
-    assert (got.routing_bias, got.primary_scale, got.decoder) == (bias, scale, (512, 1024))
-    plain = resolve(dataclasses.replace(DEFAULTS, reconstruction=False), "mnist")
-    assert network_config(plain, (28, 28, 1), 10).decoder is None
-
-
-def test_small_images_are_refused_by_name_and_smallest_size():
-    with pytest.raises(UserError, match="tiny_set.*16x30.*17x17"):
-        network_config(resolve(DEFAULTS, "tiny_set"), (16, 30, 3), 10)

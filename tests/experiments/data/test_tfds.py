@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants
-from tfds_builders import TinyColour, TinyGrey, assert_same, copy, edit_info, error_of, pixels, run
+from tfds_builders import (
+    Tiny,
+    TinyColour,
+    TinyGrey,
+    assert_same,
+    copy,
+    edit_info,
+    error_of,
+    pixels,
+    png,
+    prepare,
+    run,
+)
 
 from experiments.data import datasets
 from experiments.data import tfds as tfds_module
@@ -275,3 +287,43 @@ def test_tfds_is_read_without_tensorflow_or_jax(prepared, tmp_path):
         tmp_path,
     )
     assert out.strip() == "6 False False"
+
+
+class TinyStereo(Tiny):
+    """Images of two cameras and a category, as smallnorb has them."""
+
+    SHAPE, SIZES = (6, 5, 1), {"train": 12, "test": 4}
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(shape=self.SHAPE),
+            "image2": tfds.features.Image(shape=self.SHAPE),
+            "label_azimuth": tfds.features.ClassLabel(num_classes=9),
+            "label_category": tfds.features.ClassLabel(names=self.NAMES),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _generate_examples(self, split):
+        for n in range(self.SIZES[split]):
+            left = np.full(self.SHAPE, n, np.uint8)
+            yield (
+                n,
+                {
+                    "image": png(left),
+                    "image2": png(left + 100),
+                    "label_azimuth": n % 9,
+                    "label_category": n % 3,
+                },
+            )
+
+
+def test_stereo_pairs_become_two_channels(tmp_path):
+    prepare(tmp_path, [TinyStereo])
+    got = datasets.load(
+        "tiny_stereo", data_dir=tmp_path, cache_dir=tmp_path / "cache", validation_fraction=0
+    )
+    assert got.image_shape == (6, 5, 2) and got.class_names == ("ant", "bee", "cow")
+    np.testing.assert_array_equal(got.train_labels, got.train_images[:, 0, 0, 0] % 3)
+    left, right = got.train_images[..., 0], got.train_images[..., 1]
+    np.testing.assert_array_equal(right, left + 100)
+    assert sorted(left[:, 0, 0]) == list(range(12))

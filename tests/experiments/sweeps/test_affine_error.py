@@ -1,4 +1,4 @@
-"""The column of transformed test images: measured once a run, from its checkpoint."""
+"""The column of errors on transformed test images, measured once per run."""
 
 import types
 
@@ -13,8 +13,8 @@ from experiments.sweeps.studies import STUDIES
 STUDY = STUDIES["learned_coupling"]
 
 
-def test_column(tiny_run, tmp_path, monkeypatch):
-    """Of black images, whose class is always the same."""
+def test_affine_error_column(tiny_run, tmp_path, monkeypatch):
+    """Replaces all images by black ones, which are all classified the same."""
     shown = []
 
     def black(images):
@@ -25,8 +25,10 @@ def test_column(tiny_run, tmp_path, monkeypatch):
     config = types.SimpleNamespace(accelerator="cpu", data_dir="", cache_dir="")
     run = types.SimpleNamespace(key="a", workdir=tiny_run, config=config)
     failed = types.SimpleNamespace(key="b", workdir=tmp_path)
-    entries, book = {"a": {"key": "a", "summary": {}}, "b": {"key": "b", "error": ""}}, (
-        tmp_path / "ledger.jsonl")
+    entries, book = (
+        {"a": {"key": "a", "summary": {}}, "b": {"key": "b", "error": ""}},
+        (tmp_path / "ledger.jsonl"),
+    )
     column, (note,) = affine_error.measure(STUDY, [run, failed], entries, book)
     opened = saved_run.open_run(str(tiny_run), accelerator="cpu", examples=True)
     test = opened.setup.dataset.test_images, opened.setup.dataset.test_labels
@@ -41,12 +43,13 @@ def test_column(tiny_run, tmp_path, monkeypatch):
     assert ledger.read(book)["a # affine"]["summary"] == {"affine_error": round(wrong, 4)}
 
 
-def test_runs_of_another_machine(tmp_path):
+def test_runs_of_another_machine_are_skipped(tmp_path):
     run = types.SimpleNamespace(key="a", workdir=tmp_path)
     column, (note,) = affine_error.measure(
-        STUDY, [run], {"a": {"key": "a", "summary": {}}}, tmp_path / "ledger.jsonl")
+        STUDY, [run], {"a": {"key": "a", "summary": {}}}, tmp_path / "ledger.jsonl"
+    )
     assert column == {} and "1 runs have no checkpoint on this machine" in note
 
 
-def test_studies_that_do_not_ask():
+def test_studies_without_affine_error_add_no_column():
     assert affine_error.measure(STUDIES["table1"], [None], {}, None) == ({}, [])

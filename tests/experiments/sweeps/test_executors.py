@@ -1,4 +1,4 @@
-"""Processes: their order, their ends, and those of a Ray cluster."""
+"""Executors: local processes and a Ray cluster, their order and their results."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def finish(tmp_path, name):
 
 @pytest.fixture
 def child(monkeypatch):
-    """Stands for the process: a function of the log's folder."""
+    """Replaces the process by a function of the log's folder."""
 
     def use(function):
         monkeypatch.setattr(executors, "_child", lambda job, log, started: function(log.parent))
@@ -37,13 +37,13 @@ def child(monkeypatch):
     return use
 
 
-def test_what_is_finished_is_not_run(tmp_path, child):
+def test_finished_runs_are_not_repeated(tmp_path, child):
     child(None)
     finish(tmp_path, "a")
     assert executors.perform(task(tmp_path, "a")) == [ledger.success("a", SUMMARY, 1)]
 
 
-def test_the_last_line_is_the_reason(tmp_path, child):
+def test_last_line_of_the_log_is_the_error(tmp_path, child):
     def fail(folder):
         (folder / "log.txt").write_text("much\nerror: this\n")
         return 2
@@ -56,7 +56,7 @@ def test_the_last_line_is_the_reason(tmp_path, child):
     assert not (tmp_path / "a" / "error.txt").exists()
 
 
-def test_of_a_group_each_run_has_its_own_end(tmp_path, child):
+def test_each_run_of_a_group_has_its_own_result(tmp_path, child):
     def some(folder):
         finish(tmp_path, "a")
         (tmp_path / "b" / "error.txt").write_text("error: nan\n")
@@ -64,7 +64,9 @@ def test_of_a_group_each_run_has_its_own_end(tmp_path, child):
 
     child(some)
     assert executors.perform(task(tmp_path, "a", "b", "c")) == [
-        ledger.success("a", SUMMARY, 1), ledger.failure("b", "error: nan")]
+        ledger.success("a", SUMMARY, 1),
+        ledger.failure("b", "error: nan"),
+    ]
     child(lambda folder: 1)
     assert executors.perform(task(tmp_path, "d", "e")) == [], "each is to be tried alone"
 
@@ -83,13 +85,15 @@ def test_several_processes_at_once(tmp_path, child):
     assert sorted(found) == list("abcd")
 
 
-def test_interrupted_processes_are_told_once_and_waited_for(tmp_path, monkeypatch):
+def test_interrupted_processes_are_signaled_once_and_awaited(tmp_path, monkeypatch):
     saved = tmp_path / "saved"
-    code = (f"import pathlib, signal, sys, time\n"
-            f"def stop(*_):\n    time.sleep(0.5); pathlib.Path({str(saved)!r}).write_text('x')\n"
-            f"    sys.exit(130)\n"
-            f"signal.signal(signal.SIGINT, stop)\n"
-            f"pathlib.Path({str(tmp_path / 'started')!r}).write_text('')\ntime.sleep(60)\n")
+    code = (
+        f"import pathlib, signal, sys, time\n"
+        f"def stop(*_):\n    time.sleep(0.5); pathlib.Path({str(saved)!r}).write_text('x')\n"
+        f"    sys.exit(130)\n"
+        f"signal.signal(signal.SIGINT, stop)\n"
+        f"pathlib.Path({str(tmp_path / 'started')!r}).write_text('')\ntime.sleep(60)\n"
+    )
 
     def child(job, log, started):
         process = subprocess.Popen([sys.executable, "-c", code])
@@ -117,13 +121,25 @@ def test_interrupted_processes_are_told_once_and_waited_for(tmp_path, monkeypatc
 
 
 def test_a_worker_ends_with_its_parent(tmp_path):
-    """It is the parent of nobody and the child of a process that is killed."""
-    arguments = ["--dataset=digits", "--preset=tiny", "--batch_size=8", "--accelerator=cpu",
-                 "--cache_dir=none", "--epochs=100", f"--workdir={tmp_path / 'run'}"]
+    """Closing its standard input, as the death of its parent does, ends a worker."""
+    arguments = [
+        "--dataset=digits",
+        "--preset=tiny",
+        "--batch_size=8",
+        "--accelerator=cpu",
+        "--cache_dir=none",
+        "--epochs=100",
+        f"--workdir={tmp_path / 'run'}",
+    ]
     job = json.dumps({"program": "mnist", "runs": [arguments]})
     worker = subprocess.Popen(
-        [sys.executable, "-m", "experiments.sweeps.worker"], cwd=ROOT, stdin=subprocess.PIPE,
-        text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        [sys.executable, "-m", "experiments.sweeps.worker"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
     worker.stdin.write(job + "\n")
     worker.stdin.flush()
     while not (tmp_path / "run" / "config.json").exists():

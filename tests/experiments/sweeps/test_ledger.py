@@ -1,4 +1,4 @@
-"""Ledgers: nothing is lost, nothing is half written, many may write."""
+"""Ledgers: entries are kept, whole lines are written, and several processes may write."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ def made_up(key, error=1.0, **more):
     return ledger.success(key, summary | more, 1)
 
 
-def test_what_is_appended_is_read(tmp_path):
+def test_appended_entries_are_read(tmp_path):
     path = tmp_path / "ledger.jsonl"
     assert ledger.read(tmp_path, path, tmp_path / "nowhere") == {}
     ledger.append(path, made_up("a", 1.5))
@@ -34,14 +34,14 @@ def test_time_is_shared_by_runs_trained_together():
 
 
 @pytest.mark.parametrize("count", [1, 8, 13, 10_000])
-def test_bits(count):
+def test_packed_correctness_is_unpacked(count):
     correct = np.random.default_rng(count).random(count) < 0.9
     text = pack(correct)
     np.testing.assert_array_equal(unpack(text, count), correct)
     assert len(text) <= count / 6 + 4 and json.loads(json.dumps(text)) == text
 
 
-def test_a_success_counts_wherever_it_is_and_else_the_last_failure(tmp_path):
+def test_success_takes_precedence_over_the_last_failure(tmp_path):
     ledger.append(tmp_path / "ledger.0-of-2.jsonl", made_up("a"))
     for reason in ("first", "last"):
         ledger.append(tmp_path / "ledger.1-of-2.jsonl", ledger.failure("a", reason))
@@ -60,7 +60,7 @@ def test_ledgers_of_several_machines_are_joined_by_concatenation(tmp_path):
 
 
 @pytest.mark.parametrize("kept", [1, 20, -1])
-def test_a_line_that_was_cut_off_is_lost_alone(tmp_path, kept):
+def test_truncated_line_is_skipped(tmp_path, kept):
     path = tmp_path / "ledger.jsonl"
     for name in "ab":
         ledger.append(path, made_up(name))
@@ -70,12 +70,12 @@ def test_a_line_that_was_cut_off_is_lost_alone(tmp_path, kept):
     assert list(ledger.read(path)) == ["a", "c"]
 
 
-def test_what_is_no_ledger(tmp_path):
+def test_invalid_ledgers_are_refused(tmp_path):
     path = tmp_path / "ledger.jsonl"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="can't be read as a ledger"):
         ledger.read(tmp_path)
-    path.write_text("3\n[]\n{\"other\": 1}\n")
+    path.write_text('3\n[]\n{"other": 1}\n')
     assert ledger.read(tmp_path) == {}
 
 

@@ -1,10 +1,11 @@
-"""From grids and studies to runs, and what is refused before the first one starts."""
+"""Plans: from grids and studies to runs, and errors before the first run starts."""
 
 import dataclasses
 import pathlib
 import subprocess
 
 import pytest
+from helpers import MNIST
 
 from capsjax.routing import ROUTINGS
 from experiments.config import UserError
@@ -13,7 +14,6 @@ from experiments.sweeps import grouping, plan
 from experiments.sweeps.studies import STUDIES, Study, product
 from experiments.tasks import registry
 
-DEFAULTS = registry.find_program("mnist").defaults
 FOLDER = pathlib.Path("/f")
 
 
@@ -28,25 +28,46 @@ def grid(text, **given):
     return make(plan.find_study(None, text), given)
 
 
-@pytest.mark.parametrize("text, want", [
-    ("seed=0", {"seed": ("0",)}),
-    ("routing=em,vb;seed=0,1", {"routing": ("em", "vb"), "seed": ("0", "1")}),
-    ("learning_rate=1e-3,0.01", {"learning_rate": ("1e-3", "0.01")}),
-    ("seed=1; routing=em, vb ;depth=1", {
-        "seed": ("1",), "routing": ("em", "vb"), "depth": ("1",)}),
-    ("seed=0..4", {"seed": tuple("01234")}),
-    ("seed=7,1..3;depth=2..2", {"seed": tuple("7123"), "depth": ("2",)}),
-])
+@pytest.mark.parametrize(
+    "text, want",
+    [
+        ("seed=0", {"seed": ("0",)}),
+        ("routing=em,vb;seed=0,1", {"routing": ("em", "vb"), "seed": ("0", "1")}),
+        ("learning_rate=1e-3,0.01", {"learning_rate": ("1e-3", "0.01")}),
+        (
+            "seed=1; routing=em, vb ;depth=1",
+            {"seed": ("1",), "routing": ("em", "vb"), "depth": ("1",)},
+        ),
+        ("seed=0..4", {"seed": tuple("01234")}),
+        ("seed=7,1..3;depth=2..2", {"seed": tuple("7123"), "depth": ("2",)}),
+    ],
+)
 def test_parse_grid(text, want):
     got = plan.parse_grid(text)
     assert got == want and list(got) == list(want)
 
 
-@pytest.mark.parametrize("text", [
-    "", "seed", "seed=", "seed=0,", "seed=,0", "=1", "seed=0;", ";", "seed=0;routing",
-    "seed=0;seed=1", "seed=0,0", "workdir=here", "seed=4..0", "seed=0..2,1", "seed=0..9999999999",
-])
-def test_what_is_no_grid(text):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "seed",
+        "seed=",
+        "seed=0,",
+        "seed=,0",
+        "=1",
+        "seed=0;",
+        ";",
+        "seed=0;routing",
+        "seed=0;seed=1",
+        "seed=0,0",
+        "workdir=here",
+        "seed=4..0",
+        "seed=0..2,1",
+        "seed=0..9999999999",
+    ],
+)
+def test_invalid_grids_are_refused(text):
     with pytest.raises(UserError, match="--grid="):
         plan.parse_grid(text)
 
@@ -59,24 +80,29 @@ def test_find_study():
     made = plan.find_study(None, "depth=1,2;votes=full;seed=3..5")
     assert made.seeds == ("3", "4", "5") and made.axes == ("depth",)
     assert made.rows == {
-        "depth=1": {"depth": "1", "votes": "full"}, "depth=2": {"depth": "2", "votes": "full"}}
+        "depth=1": {"depth": "1", "votes": "full"},
+        "depth=2": {"depth": "2", "votes": "full"},
+    }
     assert plan.find_study(None, "depth=1,2;seed=3..5", seeds=1).seeds == ("0",)
     assert plan.find_study(None, "seed=0,1").rows == {"": {}}
 
 
-@pytest.mark.parametrize("name, text, message", [
-    (None, None, r"give either --study=table1\|routing.* or --grid"),
-    ("routing", "seed=0", "one of --study.* and --grid is needed"),
-    ("routin", None, "--study=routin: the studies are table1, .*; did you mean routing?"),
-    (None, "seed=0..9999", "10,000 runs; to run all of them, add --yes"),
-    (None, "seed=0..20;depth=1..10", "210 runs"),
-])
-def test_no_study(name, text, message):
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        (None, None, r"give either --study=table1\|routing.* or --grid"),
+        ("routing", "seed=0", "one of --study.* and --grid is needed"),
+        ("routin", None, "--study=routin: the studies are table1, .*; did you mean routing?"),
+        (None, "seed=0..9999", "10,000 runs; to run all of them, add --yes"),
+        (None, "seed=0..20;depth=1..10", "210 runs"),
+    ],
+)
+def test_invalid_studies_are_refused(name, text, message):
     with pytest.raises(UserError, match=message):
         plan.find_study(name, text)
 
 
-def test_many_runs_that_are_meant():
+def test_many_runs_need_confirmation():
     assert len(plan.find_study(None, "seed=0..9999", yes=True).seeds) == 10_000
     with pytest.raises(UserError, match="210 runs"):
         plan.find_study(None, "depth=1..10", seeds=21)
@@ -87,22 +113,28 @@ def test_many_runs_that_are_meant():
 def test_runs():
     runs = grid("routing=dynamic,uniform;seed=0,1", dataset="digits", steps=2)
     assert [(r.row, r.seed) for r in runs] == [
-        (f"routing={r}", s) for r in ("dynamic", "uniform") for s in "01"]
+        (f"routing={r}", s) for r in ("dynamic", "uniform") for s in "01"
+    ]
     first, last = runs[0], runs[3]
     assert first.key == "python -m experiments.mnist --dataset=digits --steps=2"
     assert last.key == (
-        "python -m experiments.mnist --dataset=digits --routing=uniform --steps=2 --seed=1")
+        "python -m experiments.mnist --dataset=digits --routing=uniform --steps=2 --seed=1"
+    )
     assert last.workdir.parent == FOLDER
     assert last.workdir.name.startswith("routing=uniform,seed=1,")
     assert len({r.workdir for r in runs}) == len({r.key for r in runs}) == 4
     assert last.arguments == (
-        "--dataset=digits", "--steps=2", "--routing=uniform", "--seed=1",
-        f"--workdir={last.workdir}")
+        "--dataset=digits",
+        "--steps=2",
+        "--routing=uniform",
+        "--seed=1",
+        f"--workdir={last.workdir}",
+    )
     for run in runs:
-        assert parse_flags(DEFAULTS, list(run.arguments)) == run.config
+        assert parse_flags(MNIST, list(run.arguments)) == run.config
 
 
-def test_a_run_is_known_by_what_decides_its_result():
+def test_run_key_depends_only_on_what_decides_the_result():
     def key(**given):
         (run,) = grid("seed=3", **given)
         return run.key
@@ -126,7 +158,8 @@ def test_frozen_runs_take_the_couplings_of_the_run_that_is_the_same_otherwise():
         (source,) = (r for r in runs[:4] if str(r.workdir) == run.config.frozen_from)
         same = dataclasses.replace(run.config, routing="dynamic", frozen_from="")
         assert dataclasses.replace(source.config, workdir="") == dataclasses.replace(
-            same, workdir="")
+            same, workdir=""
+        )
         assert f"--frozen_from={source.workdir}" in run.arguments
     (run,) = grid("routing=frozen", frozen_from="/there")
     assert run.config.frozen_from == "/there"
@@ -142,50 +175,75 @@ def test_every_run_of_every_study_has_legal_flags(name):
         assert all(study.group_by in point for point in study.rows.values())
 
 
-@pytest.mark.parametrize("text, given, message", [
-    ("no_such_flag=1", {}, "no_such_flag"),
-    ("routin=em", {}, "routin.*routing"),
-    ("routing=em,dynamc", {}, "--routing=dynamc.*did you mean dynamic"),
-    ("seed=0,x", {}, "--seed=x"),
-    ("depth=-1", {}, "--depth=-1"),
-    ("reconstruction=perhaps", {}, "--reconstruction=perhaps"),
-    ("routing=em,vb", {"model": "cnn"}, "--routing applies only to capsule"),
-    ("model=cnn,capsnet", {"preset": "deep"}, "no such --model=cnn"),
-    ("votes=conv,matrix", {"preset": "tiny"}, "matri"),
-    ("routing=frozen,em", {}, "routing=frozen.*add a row.*--frozen_from"),
-    ("learning_rate=1e-3,0.001", {}, "describe the same run"),
-    ("routing=em,vb", {"routing_prior": "learned"}, "has no prior"),
-])
-def test_what_the_program_does_not_have(text, given, message):
+@pytest.mark.parametrize(
+    "text, given, message",
+    [
+        ("no_such_flag=1", {}, "no_such_flag"),
+        ("routin=em", {}, "routin.*routing"),
+        ("routing=em,dynamc", {}, "--routing=dynamc.*did you mean dynamic"),
+        ("seed=0,x", {}, "--seed=x"),
+        ("depth=-1", {}, "--depth=-1"),
+        ("reconstruction=perhaps", {}, "--reconstruction=perhaps"),
+        ("routing=em,vb", {"model": "cnn"}, "--routing applies only to capsule"),
+        ("model=cnn,capsnet", {"preset": "deep"}, "--model=cnn has no --preset=deep"),
+        ("votes=conv,matrix", {"preset": "tiny"}, "matri"),
+        ("routing=frozen,em", {}, "routing=frozen.*add a row.*--frozen_from"),
+        ("learning_rate=1e-3,0.001", {}, "describe the same run"),
+        ("routing=em,vb", {"routing_prior": "learned"}, "has no prior"),
+    ],
+)
+def test_unknown_flags_of_a_program_are_refused(text, given, message):
     with pytest.raises(UserError, match=message):
         grid(text, **given)
 
 
 TUNED = Study(
-    {"a": {"routing": "em"}, "b": {"routing": "uniform"},
-     "f": {"routing": "frozen"}, "d": {"routing": "dynamic"}},
-    seeds=("0", "1"), tuning={"learning_rate": ("0.001", "0.01"), "decay_rate": ("0.9",)})
+    {
+        "a": {"routing": "em"},
+        "b": {"routing": "uniform"},
+        "f": {"routing": "frozen"},
+        "d": {"routing": "dynamic"},
+    },
+    seeds=("0", "1"),
+    tuning={"learning_rate": ("0.001", "0.01"), "decay_rate": ("0.9",)},
+)
 
 
 def test_tuning_tries_all_values_with_a_seed_of_its_own():
     tuned = plan.candidates(TUNED._replace(rows={"a": {}, "b": {"routing": "uniform"}}))
-    assert tuned["a"] == [
-        {"learning_rate": "0.001", "decay_rate": "0.9"},
-        {"learning_rate": "0.01", "decay_rate": "0.9"}] == tuned["b"]
+    assert (
+        tuned["a"]
+        == [
+            {"learning_rate": "0.001", "decay_rate": "0.9"},
+            {"learning_rate": "0.01", "decay_rate": "0.9"},
+        ]
+        == tuned["b"]
+    )
     assert plan.TUNING_SEED not in {seed for study in STUDIES.values() for seed in study.seeds}
 
 
 def test_the_smallest_validation_error_is_chosen():
-    runs = make(TUNED, tuned=plan.candidates(TUNED), seeds=(plan.TUNING_SEED,), given={
-        "votes": "conv"})
-    scores = {("b", "0.001"): (2.0, 0.5), ("b", "0.01"): (1.0, 0.9),
-              ("d", "0.001"): (1.0, 0.2), ("d", "0.01"): (1.0, 0.1), ("f", "0.001"): (3.0, 0.0)}
+    runs = make(
+        TUNED, tuned=plan.candidates(TUNED), seeds=(plan.TUNING_SEED,), given={"votes": "conv"}
+    )
+    scores = {
+        ("b", "0.001"): (2.0, 0.5),
+        ("b", "0.01"): (1.0, 0.9),
+        ("d", "0.001"): (1.0, 0.2),
+        ("d", "0.01"): (1.0, 0.1),
+        ("f", "0.001"): (3.0, 0.0),
+    }
     entries = {
         r.key: {"summary": dict(zip(("validation_error", "validation_loss"), score))}
-        for r in runs if (score := scores.get((r.row, r.tuned["learning_rate"])))}
+        for r in runs
+        if (score := scores.get((r.row, r.tuned["learning_rate"])))
+    }
     got = plan.choose(runs, entries)
     assert {row: t["learning_rate"] for row, (t,) in got.items()} == {
-        "b": "0.01", "d": "0.01", "f": "0.001"}, "rows none of whose runs succeeded are missing"
+        "b": "0.01",
+        "d": "0.01",
+        "f": "0.001",
+    }, "rows none of whose runs succeeded are missing"
     # Frozen couplings are those of the best dynamic run, whatever its learning rate.
     final = make(TUNED, tuned=got)
     source = {str(r.workdir): r for r in final if r.row == "d"}
@@ -197,7 +255,7 @@ def test_the_smallest_validation_error_is_chosen():
         assert run.config.learning_rate == 0.001
 
 
-def test_parts_of_a_sweep():
+def test_parts_of_a_sweep_cover_all_runs():
     runs = grid("votes=full,conv;routing=dynamic,frozen,em;seed=0..3")
     for parts in (1, 2, 3, 5, 16, 40):
         shares = [plan.part(runs, n, parts) for n in range(parts)]
@@ -215,21 +273,27 @@ def names(parts):
 
 def test_groups(monkeypatch):
     runs = grid("learning_rate=0.001,0.01;seed=0..2", preset="tiny", batch_size=8)
-    assert names(grouping.divide(runs, DEFAULTS, "off", set())) == [[s] for s in "012012"]
-    assert names(grouping.divide(runs, DEFAULTS, "4", set())) == [list("0120"), list("12")]
+    assert names(grouping.divide(runs, MNIST, "off", set())) == [[s] for s in "012012"]
+    assert names(grouping.divide(runs, MNIST, "4", set())) == [list("0120"), list("12")]
     monkeypatch.setattr(grouping, "platform", lambda accelerator: "gpu")
-    assert names(grouping.divide(runs, DEFAULTS, "auto", set())) == [list("012012")]
-    assert names(grouping.divide(runs, DEFAULTS, "auto", set(), jobs=2)) == [
-        list("012"), list("012")], "a part for each process"
+    assert names(grouping.divide(runs, MNIST, "auto", set())) == [list("012012")]
+    assert names(grouping.divide(runs, MNIST, "auto", set(), jobs=2)) == [
+        list("012"),
+        list("012"),
+    ], "a part for each process"
     alone = {runs[1].key}
-    assert sorted(names(grouping.divide(runs, DEFAULTS, "9", alone))) == [list("02012"), ["1"]]
+    assert sorted(names(grouping.divide(runs, MNIST, "9", alone))) == [list("02012"), ["1"]]
     runs = grid("routing=dynamic,frozen,em;seed=0,1", preset="tiny", batch_size=8)
-    assert names(grouping.divide(runs, DEFAULTS, "9", set())) == [
-        list("01"), list("01"), ["0"], ["1"]], "other networks and frozen runs apart"
+    assert names(grouping.divide(runs, MNIST, "9", set())) == [
+        list("01"),
+        list("01"),
+        ["0"],
+        ["1"],
+    ], "other networks and frozen runs apart"
     # On CPU nothing was gained.
     monkeypatch.setattr(grouping, "platform", lambda accelerator: "cpu")
     runs = grid("seed=0,1", preset="tiny")
-    assert names(grouping.divide(runs, DEFAULTS, "auto", set())) == [["0"], ["1"]]
+    assert names(grouping.divide(runs, MNIST, "auto", set())) == [["0"], ["1"]]
 
 
 def test_platform(monkeypatch):

@@ -15,14 +15,21 @@ def test_interval_of_a_mean():
     want = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert statistics.of_mean(values) == pytest.approx((want.low, want.high), rel=1e-12)
     # Three trials: t = 4.303 of any table; mean 2, deviation 1.
-    assert statistics.of_mean([1, 2, 3]) == pytest.approx((2 - 4.3027 / 3**0.5,
-                                                           2 + 4.3027 / 3**0.5), abs=1e-4)
+    assert statistics.of_mean([1, 2, 3]) == pytest.approx(
+        (2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-4
+    )
 
 
 # Newcombe, "Two-sided confidence intervals for the single proportion" (1998), table I, method 3.
-@pytest.mark.parametrize("count, total, low, high", [
-    (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611),
-    (1, 29, 0.0061, 0.1718)])
+@pytest.mark.parametrize(
+    "count, total, low, high",
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
 def test_interval_of_a_rate(count, total, low, high):
     got = statistics.of_rate(count, total)
     assert got == pytest.approx((low, high), abs=5e-5)
@@ -60,7 +67,7 @@ def test_holm():
         assert {n for n, q in enumerate(statistics.holm(list(p))) if q <= level} == rejected
 
 
-def test_an_image_counts_once_however_many_seeds():
+def test_each_image_counts_once_for_any_number_of_seeds():
     ours = np.array([[1, 1, 0, 0, 1], [1, 0, 0, 1, 1], [1, 1, 0, 0, 0]], bool)
     theirs = np.array([[0, 1, 1, 1, 1], [0, 1, 1, 0, 0], [0, 0, 1, 0, 1]], bool)
     # Right for 3, 2, 0, 1, 2 seeds against 0, 2, 3, 1, 2.
@@ -93,20 +100,23 @@ def test_compare():
     assert statistics.compare(ours, {"0": right(0.9, 0, 10)}) is None
 
 
-@pytest.mark.parametrize("difference, interval, wins, losses, p, verdict", [
-    (-1, (-1.5, -0.5), 50, 10, 0.001, "better"),
-    (1, (0.5, 1.5), 10, 50, 0.001, "worse"),
-    (-1, (-2.5, 0.5), 50, 10, 0.001, "undecided"),  # inside the noise of seeds
-    (-1, (-1.5, -0.5), 50, 30, 0.06, "undecided"),  # inside the noise of images
-    (-1, (-1.5, -0.5), 10, 50, 0.001, "undecided"),  # the two contradict each other
-])
-def test_no_winner_inside_the_noise(difference, interval, wins, losses, p, verdict):
+@pytest.mark.parametrize(
+    "difference, interval, wins, losses, p, verdict",
+    [
+        (-1, (-1.5, -0.5), 50, 10, 0.001, "better"),
+        (1, (0.5, 1.5), 10, 50, 0.001, "worse"),
+        (-1, (-2.5, 0.5), 50, 10, 0.001, "undecided"),  # inside the noise of seeds
+        (-1, (-1.5, -0.5), 50, 30, 0.06, "undecided"),  # inside the noise of images
+        (-1, (-1.5, -0.5), 10, 50, 0.001, "undecided"),  # the two contradict each other
+    ],
+)
+def test_differences_within_the_noise_are_undecided(difference, interval, wins, losses, p, verdict):
     made = Comparison(difference, Interval(*interval), wins, losses, p, 3)
     assert made.verdict == verdict
 
 
-def test_equal_rows_are_seldom_told_apart():
-    """Two rows of one distribution, many times: false winners are rarer than one in twenty."""
+def test_equal_rows_rarely_differ_significantly():
+    """Among many pairs of equal rows, fewer than one in twenty is found significant."""
     found = 0
     for trial in range(200):
         rng = np.random.default_rng(trial)
@@ -119,5 +129,4 @@ def test_equal_rows_are_seldom_told_apart():
 def test_holm_is_over_the_rows():
     made = [Comparison(-1, Interval(-2, -0.5), 50, 10, p, 3) for p in (0.03, 0.001, 0.04)]
     assert [round(c.p, 3) for c in statistics.corrected(made)] == [0.06, 0.003, 0.06]
-    assert [c.verdict for c in statistics.corrected(made)] == [
-        "undecided", "better", "undecided"]
+    assert [c.verdict for c in statistics.corrected(made)] == ["undecided", "better", "undecided"]

@@ -1,22 +1,27 @@
-"""The guess at the time of runs, against arithmetic counted by hand."""
+"""Estimates of the time of runs, against arithmetic counted by hand."""
 
 import dataclasses
 
 import pytest
-from helpers import prepare_run
+from helpers import MNIST, prepare_run
 
 from experiments.config.flags import parse_flags
 from experiments.sweeps import plan, time_estimate
-from experiments.tasks.registry import find_program
 
-DEFAULTS = find_program("mnist").defaults
-FLAGS = ["--dataset=digits", "--model=cnn", "--preset=tiny", "--batch_size=16", "--steps=100",
-         "--accelerator=cpu", "--cache_dir=none"]
+FLAGS = [
+    "--dataset=digits",
+    "--model=cnn",
+    "--preset=tiny",
+    "--batch_size=16",
+    "--steps=100",
+    "--accelerator=cpu",
+    "--cache_dir=none",
+]
 
 
 def test_work_is_that_of_the_layers(monkeypatch):
     monkeypatch.setattr("capsjax.conv._fastest", lambda *shapes: "im2col")
-    setup = prepare_run(parse_flags(DEFAULTS, FLAGS))
+    setup = prepare_run(parse_flags(MNIST, FLAGS))
     model, (side, _, channels) = setup.model_config, setup.model_config.image_shape
     weights = 0
     for width, kernel in zip(model.channels, model.kernels):  # padded, so of every pixel
@@ -35,11 +40,12 @@ def test_time_grows_with_steps_and_runs(monkeypatch):
     monkeypatch.setattr(time_estimate.bench, "matrix_rate", lambda: 1e9)
 
     def seconds(grid, *flags):
-        given = plan.changed_flags(parse_flags(DEFAULTS, [*FLAGS, *flags]), DEFAULTS)
+        given = plan.changed_flags(parse_flags(MNIST, [*FLAGS, *flags]), MNIST)
         study = plan.find_study(None, grid)
-        runs = plan.make(study, given, plan.Path("runs"), DEFAULTS,
-                         {row: [{}] for row in study.rows}, study.seeds)
-        return time_estimate.estimate_seconds(runs, DEFAULTS)
+        runs = plan.make(
+            study, given, plan.Path("runs"), MNIST, {row: [{}] for row in study.rows}, study.seeds
+        )
+        return time_estimate.estimate_seconds(runs, MNIST)
 
     one = seconds("seed=0")
     assert one > time_estimate.FIXED_SECONDS
@@ -52,9 +58,9 @@ def test_time_grows_with_steps_and_runs(monkeypatch):
     assert seconds("seed=0", "--dataset=cifar10") is None
 
 
-def test_data_has_data(tmp_path):
+def test_datasets_on_this_machine_are_found(tmp_path):
     def at_hand(**changes):
-        return time_estimate._has_data(dataclasses.replace(DEFAULTS, **changes))
+        return time_estimate._has_data(dataclasses.replace(MNIST, **changes))
 
     assert at_hand(dataset="digits")
     folder = tmp_path / "datasets"
@@ -63,3 +69,8 @@ def test_data_has_data(tmp_path):
     for path in (folder / "mnist.npz", tmp_path / "own.npz"):
         path.write_text("")
     assert at_hand(cache_dir=str(tmp_path)) and at_hand(dataset=f"{tmp_path}/own.npz")
+
+
+def test_time_in_words():
+    words = [time_estimate.in_words(s) for s in (None, 0.4, 89, 100, 5399, 7200)]
+    assert words == ["unknown time", "0 s", "89 s", "2 min", "90 min", "2.0 h"]

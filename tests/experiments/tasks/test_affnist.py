@@ -1,7 +1,6 @@
-"""The task affnist: its examples, its early end, its response curves, and whole runs."""
+"""The task affnist: its examples, early stopping, response curves, and whole runs."""
 
 import dataclasses
-import json
 import re
 
 import jax
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from affnist_files import digits, write
-from helpers import train
+from helpers import load_digits, metrics_rows, read_json, train
 
 from experiments import affnist
 from experiments.config import UserError
@@ -18,7 +17,8 @@ from experiments.data.affine import Affine, warp
 from experiments.tasks import affnist as affnist_task
 from experiments.tasks import figures, response_curves
 from experiments.training import evaluate as evaluate_module
-from experiments.training.devices import cache_folder
+
+# What the program adds to the loop
 
 
 def dataset(n=30):
@@ -26,8 +26,8 @@ def dataset(n=30):
     return datasets.Dataset("some", "nowhere", *(images, labels) * 3, tuple("0123456789"))
 
 
-def test_pipeline_translates_training_and_held_out_digits_on_the_canvas():
-    """Trained on anywhere on the canvas; held out at places that stay; digits in the middle."""
+def test_canvas_pipeline():
+    """Training positions are random, held-out positions fixed, and digits to predict centred."""
     some = dataset()
     stream = affnist_task.canvas_pipeline(affnist.PROGRAM.defaults, some)
     assert stream.shape == (40, 40, 1)
@@ -51,10 +51,10 @@ def test_pipeline_translates_training_and_held_out_digits_on_the_canvas():
     "changes, problem",
     [
         ({"validation_fraction": 0.0}, "--stop_at=99.23 needs a --validation_fraction"),
-        ({"affnist_dir": "x"}, "--affnist_dir requires MNIST, not with --dataset=some"),
+        ({"affnist_dir": "x"}, "--affnist_dir requires MNIST, not --dataset=some"),
     ],
 )
-def test_contradicting_flags_are_refused(changes, problem):
+def test_contradictory_flags_are_refused(changes, problem):
     small = dataset()._replace(class_names=("0", "1"))
     with pytest.raises(UserError, match=problem):
         affnist_task.canvas_pipeline(
@@ -62,7 +62,7 @@ def test_contradicting_flags_are_refused(changes, problem):
         )
 
 
-def test_training_stops_at_the_required_accuracy():
+def test_should_stop():
     def ends(*errors, stop_at=99.23):
         rows = [{"loss": 1.0}, *({"validation_error": e} for e in errors), {"loss": 0.5}]
         return affnist_task.should_stop(
@@ -74,8 +74,8 @@ def test_training_stops_at_the_required_accuracy():
     assert not ends(0.0, stop_at=0.0) and ends(0.0, stop_at=100.0)
 
 
-def test_response_curves_transform_as_they_say(monkeypatch):
-    """A classifier that is right about images that are as they were drawn here."""
+def test_response_curves_apply_their_transformations(monkeypatch):
+    """Uses a classifier that is right about the images as they are expected here."""
     monkeypatch.setattr(response_curves, "CURVES", {"scale": (0.5, 1, 1.5), "shift_x": (-2, 0, 2)})
     images, labels = affnist_images.pad_to_canvas(digits(4)), np.arange(4)
     wanted = [
@@ -102,8 +102,8 @@ def test_response_curves_transform_as_they_say(monkeypatch):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """96 digits to train on, 40 each for validation and test, in batches of 40; few curves."""
-    whole = datasets.load("digits", cache_dir=cache_folder("none"))
+    """Provides 96 training digits, 40 each for validation and test, and few curves."""
+    whole = load_digits()
     ends = (96, 96, 40, 40, 40, 40)
     parts = (part[:n] for part, n in zip(whole[2:8], ends, strict=True))
     some = datasets.Dataset(*whole[:2], *parts, *whole[8:])
@@ -114,8 +114,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(response_curves, "CURVES", few)
 
 
-def test_runs_stop_early_continue_and_read_official_files(quick, tmp_path, capsys):
-    """It stops early and stays so; goes on where nothing is to be reached; takes real files."""
+def test_program(quick, tmp_path, capsys):
+    """The run stops early, stays finished, continues without a target, and reads official files."""
     config = dataclasses.replace(
         affnist.PROGRAM.defaults,
         dataset="digits",
@@ -133,7 +133,7 @@ def test_runs_stop_early_continue_and_read_official_files(quick, tmp_path, capsy
 
     def summary_of(**changes):
         train(dataclasses.replace(config, **changes))
-        return json.loads((tmp_path / "run" / "summary.json").read_text())
+        return read_json(tmp_path / "run" / "summary.json")
 
     first = summary_of()
     assert (first["steps"], first["stopped_at"], first["stop_at"]) == (3, 3, 0.1)
@@ -156,7 +156,7 @@ def test_runs_stop_early_continue_and_read_official_files(quick, tmp_path, capsy
     write(tmp_path / "official" / "test_batches" / "1.mat")
     last = summary_of(stop_at=0.0, affnist_dir=str(tmp_path / "official"))
     assert (last["steps"], last["stopped_at"]) == (6, None)
-    rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    rows = metrics_rows(tmp_path / "run")
     # Every step is an epoch here, and not worth an evaluation.
     assert [row["step"] for row in rows if "validation_error" in row] == [3, 6]
     assert last["affnist"] == "official affNIST" and last["affnist_examples"] == 5
@@ -172,7 +172,7 @@ def test_runs_stop_early_continue_and_read_official_files(quick, tmp_path, capsy
         ('{"program": "affnist"}', "'response'"),
     ],
 )
-def test_folder_to_compare_must_be_a_finished_affnist_run(there, problem, tmp_path):
+def test_invalid_run_to_compare_with_is_refused(there, problem, tmp_path):
     if there:
         (tmp_path / "summary.json").write_text(there)
     config = dataclasses.replace(

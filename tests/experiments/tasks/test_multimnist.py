@@ -1,144 +1,24 @@
-"""Pairs of overlapping digits: how they are made, the loss, the measures, the whole program."""
+"""The task multimnist: its batches, losses and measures."""
 
 import dataclasses
 import functools
 import hashlib
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from helpers import train
+from helpers import load_digits, train
 
 from capsjax import Prediction, functional
 from experiments import multimnist
 from experiments.config import UserError, network_config, resolve
-from experiments.data import batching, datasets, digit_pairs
+from experiments.data import batching
 from experiments.data.digit_pairs import Pair
-from experiments.plots import segmentation as segmentation_plot
 from experiments.tasks import multimnist as multimnist_task
-from experiments.tasks import multimnist_report
 from experiments.tasks.multimnist import pair_pipeline
-from experiments.training.devices import cache_folder
 
-SQUARE = np.zeros((28, 28, 1), np.uint8)
-SQUARE[4:24, 4:24] = 200  # MNIST's digits are scaled into such a box
-
-
-@functools.cache
-def digits():
-    return datasets.load("digits", cache_dir=cache_folder("none"))
-
-
-def source(split="test"):
-    arrays = (getattr(digits(), f"{split}_{part}") for part in ("images", "labels"))
-    return digit_pairs.make_pair_source(*arrays, 10)
-
-
-@functools.cache
-def fixed_pairs(count=500, pixels=4):
-    return digit_pairs.fixed_pairs(source(), count, pixels)
-
-
-# How pairs are made
-
-
-@pytest.mark.parametrize("pixels", [4, 6])
-def test_overlap_of_boxes(pixels):
-    """72.6% and 61.6%, as computed from all displacements of two boxes of 20x20."""
-    moves = np.arange(-pixels, pixels + 1)
-    apart = np.abs(moves[:, None] - moves[None])
-    exact = np.mean(np.maximum(20 - apart, 0) / 20) ** 2
-    assert exact == pytest.approx({4: 0.726, 6: 0.616}[pixels], abs=5e-4)
-    squares = digit_pairs.PairSource(
-        np.stack([SQUARE, SQUARE]), np.array([0, 1], np.int32), np.array([0, 1], np.int32),
-        np.array([0, 1, 2], np.int32))
-    images, _ = digit_pairs.fixed_pairs(squares, 4000, pixels)
-    got = np.asarray(jax.vmap(digit_pairs.box_overlap)(images))
-    # Standard deviation 0.12 to 0.15 of one, over 4000.
-    assert got.mean() == pytest.approx(exact, abs=5 * float(got.std()) / 4000**0.5)
-
-
-def test_overlap_of_relative_displacement_up_to_4_is_79_percent():
-    moved = [np.pad(SQUARE, ((4 + dy, 4 - dy), (4 + dx, 4 - dx), (0, 0)))
-             for dy in range(-4, 5) for dx in range(-4, 5)]
-    got = jax.vmap(lambda other: digit_pairs.box_overlap(jnp.stack([jnp.pad(SQUARE, ((4, 4), (4, 4), (0, 0))),
-                                                          other])))(np.stack(moved))
-    assert np.mean(got) == pytest.approx(0.790, abs=5e-4)
-
-
-@pytest.mark.parametrize("boxes, want", [
-    (((2, 4, 6, 9), (2, 4, 6, 9)), 1.0),
-    (((0, 0, 4, 4), (2, 1, 6, 5)), 2 * 3 / 16),
-    (((0, 0, 8, 8), (2, 3, 4, 6)), 1.0),  # the smaller lies within
-    (((0, 0, 4, 4), (4, 4, 8, 8)), 0.0),
-    (((0, 0, 2, 9), (1, 2, 9, 4)), 1 * 2 / 16),
-    (((0, 0, 3, 3), (5, 0, 9, 3)), 0.0),
-    (((0, 0, 0, 0), (5, 0, 9, 3)), 0.0),  # a black image
-])
-def test_overlap(boxes, want):
-    image = np.zeros((2, 10, 12, 1), np.uint8)
-    for digit, (top, left, bottom, right) in zip(image, boxes, strict=True):
-        digit[top:bottom, left:right] = 1
-    assert float(digit_pairs.box_overlap(jnp.asarray(image))) == pytest.approx(want)
-    assert float(digit_pairs.box_overlap(jnp.asarray(image[::-1]))) == pytest.approx(want)
-
-
-def test_partners_are_of_another_class_and_otherwise_equally_probable():
-    labels = np.array([2, 0, 2, 1, 0, 2, 2, 0], np.int32)
-    images = np.zeros((8, 3, 3, 1), np.uint8)
-    made = jax.tree.map(jnp.asarray, digit_pairs.make_pair_source(images, labels, 4))
-    keys = jax.random.split(jax.random.key(0), 3000)
-    for label in range(4):
-        others = np.flatnonzero(labels != label)
-        got = np.asarray(jax.vmap(lambda k, label=label: digit_pairs.random_partner(k, made, label))(keys))
-        counts = np.bincount(got, minlength=8)
-        assert set(np.flatnonzero(counts)) == set(others)
-        p = 1 / len(others)
-        assert (abs(counts[others] - 3000 * p) < 6 * (3000 * p * (1 - p)) ** 0.5).all()
-
-
-def whereabouts(canvas):
-    """Of all digits of the test split that are somewhere on a canvas: rows and displacements."""
-    found = []
-    for dy in range(-4, 5):
-        for dx in range(-4, 5):
-            there = canvas[4 + dy : 32 + dy, 4 + dx : 32 + dx]
-            rows = np.flatnonzero((digits().test_images == there).all((1, 2, 3)))
-            # Nothing may lie outside of the digit.
-            if len(rows) and there.astype(int).sum() == canvas.astype(int).sum():
-                found += [(row, dy, dx) for row in rows]
-    return found
-
-
-def test_test_pairs_are_moved_test_digits_of_two_classes():
-    images, labels = fixed_pairs(12)
-    assert images.shape == (12, 2, 36, 36, 1) and images.dtype == np.uint8
-    assert labels.shape == (12, 2) and labels.dtype == np.int32
-    assert (labels[:, 0] != labels[:, 1]).all()
-    for pair, names in zip(images, labels, strict=True):
-        for canvas, label in zip(pair, names, strict=True):
-            places = whereabouts(canvas)
-            assert places and {digits().test_labels[row] for row, _, _ in places} == {label}
-
-
-def test_every_digit_is_first_once_before_it_is_first_again():
-    images, labels = fixed_pairs(500)
-    first = np.bincount(labels[:360, 0], minlength=10)
-    np.testing.assert_array_equal(first, np.bincount(digits().test_labels))
-    np.testing.assert_array_equal(labels[360:, 0], labels[:140, 0])
-    assert (images[360:] != images[:140]).any((1, 2, 3, 4)).all()
-
-
-def test_more_pairs_begin_with_the_same_ones():
-    fewer = fixed_pairs(12)
-    for few, many in zip(fewer, fixed_pairs(500), strict=True):
-        np.testing.assert_array_equal(few, many[:12])
-
-
-TEST_SUM = "4320158a91e45ae5"
 TRAINING_SUM = "f3858723b1a97c06"
 
 
@@ -146,17 +26,11 @@ def checksum(*arrays):
     return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()
 
 
-def test_test_pairs_are_the_same_everywhere():
-    """On every version of Python and JAX."""
-    images, labels = fixed_pairs(500)
-    assert checksum(images, labels)[:16] == TEST_SUM
-
-
 def training_batch(seed, step, part=(0, 1)):
     config = dataclasses.replace(multimnist.PROGRAM.defaults, seed=seed)
-    made = pair_pipeline(config, digits())
+    made = pair_pipeline(config, load_digits())
     key = jax.random.fold_in(jax.random.key(seed), 1)
-    order = batching.epoch_orders(key, 0, len(digits().train_labels))
+    order = batching.epoch_orders(key, 0, len(load_digits().train_labels))
     batch = functools.partial(batching.make_batch, made.example, batch_size=16, part=part)
     return jax.jit(batch)(made.source, order, key, step)
 
@@ -171,10 +45,11 @@ def test_training_pairs_are_a_function_of_seed_and_step():
     halves = [training_batch(0, 3, (which, 2)) for which in (0, 1)]
     np.testing.assert_array_equal(first.images, np.concatenate([h.images for h in halves]))
     np.testing.assert_array_equal(
-        first.labels.digits, np.concatenate([h.labels.digits for h in halves]))
+        first.labels.digits, np.concatenate([h.labels.digits for h in halves])
+    )
 
 
-def test_input_is_the_sum_cut_off_at_1():
+def test_input_is_the_sum_clipped_at_1():
     batch = training_batch(0, 0)
     images, (labels, single) = batch.images, batch.labels
     assert images.shape == (16, 36, 36, 1) and single.shape == (16, 2, 36, 36, 1)
@@ -184,44 +59,59 @@ def test_input_is_the_sum_cut_off_at_1():
     assert (labels[:, 0] != labels[:, 1]).all()
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"train_labels": np.zeros(1365, np.int32)}, "pairs need digits of two classes"),
-    ({"train_images": np.zeros((1365, 28, 28, 3), np.uint8)}, "grey images, not of 3 channels"),
-])
-def test_data_of_which_no_pairs_can_be_made(changes, message):
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"train_labels": np.zeros(1365, np.int32)}, "pairs need digits of two classes"),
+        ({"train_images": np.zeros((1365, 28, 28, 3), np.uint8)}, "grey images, not of 3 channels"),
+    ],
+)
+def test_data_without_pairs_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        pair_pipeline(multimnist.PROGRAM.defaults, digits()._replace(**changes))
+        pair_pipeline(multimnist.PROGRAM.defaults, load_digits()._replace(**changes))
 
 
-def test_no_validation_digits_are_no_pairs():
-    empty = digits()._replace(
-        validation_images=digits().validation_images[:0],
-        validation_labels=digits().validation_labels[:0])
+def test_empty_validation_split_gives_no_pairs():
+    empty = load_digits()._replace(
+        validation_images=load_digits().validation_images[:0],
+        validation_labels=load_digits().validation_labels[:0],
+    )
     images, labels = pair_pipeline(multimnist.PROGRAM.defaults, empty).held_out("validation")
     assert images.shape == (0, 2, 36, 36, 1) and labels.shape == (0, 2)
 
 
-# Networks and their losses
-
-
-@pytest.mark.parametrize("model, changes, count", [
-    ("capsnet", {}, 11_361_968 - 160), ("capsnet", {"routing_bias": True}, 11_361_968),
-    ("cnn", {}, 24_563_978),
-])
+@pytest.mark.parametrize(
+    "model, changes, count",
+    [
+        ("capsnet", {}, 11_361_968 - 160),
+        ("capsnet", {"routing_bias": True}, 11_361_968),
+        ("cnn", {}, 24_563_978),
+    ],
+)
 def test_published_numbers_of_parameters(model, changes, count):
-    config = resolve(dataclasses.replace(multimnist.PROGRAM.defaults, model=model, **changes), "mnist")
+    config = resolve(
+        dataclasses.replace(multimnist.PROGRAM.defaults, model=model, **changes), "mnist"
+    )
     network = network_config(config, (36, 36, 1), 10)
     shapes = jax.eval_shape(functional.create_model(network).init, jax.random.key(0))
     assert functional.count_parameters(shapes) == count
 
 
-TINY = dataclasses.replace(
-    multimnist.PROGRAM.defaults, dataset="digits", preset="tiny", steps=2, batch_size=16, num_devices=1,
-    test_pairs=40, cache_dir="none", accelerator="cpu")
+PAIRS = dataclasses.replace(
+    multimnist.PROGRAM.defaults,
+    dataset="digits",
+    preset="tiny",
+    steps=2,
+    batch_size=16,
+    num_devices=1,
+    test_pairs=40,
+    cache_dir="none",
+    accelerator="cpu",
+)
 
 
 class Fake:
-    """A network whose scores, poses and pictures are its parameters."""
+    """A network whose scores, poses and reconstructions are its parameters."""
 
     def __init__(self, decoder):
         self.decoder = decoder
@@ -246,7 +136,7 @@ LABELS = np.array([[1, 3], [3, 1], [1, 2], [0, 2]], np.int32)
 
 
 def alone(loss, labels, scores=SCORES):
-    """The sum of a loss of each digit among the classes that are not in the image."""
+    """Returns the sum of the losses of each digit among the classes that are not in the image."""
     total = 0.0
     for label, other in (labels, labels[::-1]):
         kept = [j for j in range(4) if j != other]
@@ -255,27 +145,35 @@ def alone(loss, labels, scores=SCORES):
 
 
 def spread(scores, label, margin=0.9):
-    return sum(max(0, margin - (scores[label] - a)) ** 2
-               for j, a in enumerate(scores) if j != label)
+    return sum(
+        max(0, margin - (scores[label] - a)) ** 2 for j, a in enumerate(scores) if j != label
+    )
 
 
 WANTED = {
-    "dynamic": ("margin", lambda y: sum(
-        max(0, 0.9 - a) ** 2 if j in y else 0.5 * max(0, a - 0.1) ** 2
-        for j, a in enumerate(SCORES))),
+    "dynamic": (
+        "margin",
+        lambda y: sum(
+            max(0, 0.9 - a) ** 2 if j in y else 0.5 * max(0, a - 0.1) ** 2
+            for j, a in enumerate(SCORES)
+        ),
+    ),
     "em": ("spread", lambda y: alone(spread, y)),
-    "self": ("cross_entropy", lambda y: alone(
-        lambda a, t: -np.log(a[t] / a.sum()), y)),
-    "heinsen": ("cross_entropy", lambda y: alone(
-        lambda a, t: -np.log(np.exp(a[t]) / np.exp(a).sum()), y)),
-    "cnn": ("cross_entropy", lambda y: sum(
-        np.log1p(np.exp(-a if j in y else a)) for j, a in enumerate(SCORES))),
+    "self": ("cross_entropy", lambda y: alone(lambda a, t: -np.log(a[t] / a.sum()), y)),
+    "heinsen": (
+        "cross_entropy",
+        lambda y: alone(lambda a, t: -np.log(np.exp(a[t]) / np.exp(a).sum()), y),
+    ),
+    "cnn": (
+        "cross_entropy",
+        lambda y: sum(np.log1p(np.exp(-a if j in y else a)) for j, a in enumerate(SCORES)),
+    ),
 }
 
 
 def made(monkeypatch, routing, **changes):
     given = {"model": "cnn"} if routing == "cnn" else {"routing": routing}
-    config = resolve(dataclasses.replace(TINY, **given, **changes), "digits")
+    config = resolve(dataclasses.replace(PAIRS, **given, **changes), "digits")
     network = network_config(config, (36, 36, 1), 4)
     monkeypatch.setattr(functional, "create_model", lambda config: Fake(config))
     return config, multimnist_task.pair_objective(config, network)
@@ -286,8 +184,13 @@ def made(monkeypatch, routing, **changes):
 def test_losses(routing, reconstruction, monkeypatch):
     rng = np.random.default_rng(0)
     weight = 0.3
-    config, objective = made(monkeypatch, routing, reconstruction=reconstruction,
-                             margin_weight=0.25, reconstruction_weight=weight)
+    config, objective = made(
+        monkeypatch,
+        routing,
+        reconstruction=reconstruction,
+        margin_weight=0.25,
+        reconstruction_weight=weight,
+    )
     pose = rng.uniform(size=(4, 6)).astype(np.float32)
     pictures = rng.uniform(size=(4, 2, 6, 1, 1)).astype(np.float32)
     params = {"scores": SCORES.astype(np.float32), "pose": pose}
@@ -323,14 +226,14 @@ def test_the_margin_of_the_spread_loss_grows(monkeypatch):
     assert float(got) == pytest.approx(exact, rel=1e-5)
 
 
-def test_the_margin_loss_is_the_papers_with_two_classes():
+def test_margin_loss_with_two_classes_equals_reference():
     want = reference.margin_loss(SCORES, np.array([0, 1, 0, 1]))
     assert WANTED["dynamic"][1]([1, 3]) == pytest.approx(float(want))
 
 
-def test_logits_have_no_margin_loss(tmp_path):
+def test_margin_loss_of_logits_is_refused(tmp_path):
     workdir = str(tmp_path / "x")
-    config = dataclasses.replace(TINY, routing="heinsen", loss="margin", workdir=workdir)
+    config = dataclasses.replace(PAIRS, routing="heinsen", loss="margin", workdir=workdir)
     with pytest.raises(UserError, match="--loss=margin: the scores of heinsen .*cross_entropy"):
         train(config)
     assert not (tmp_path / "x").exists()
@@ -359,84 +262,3 @@ def test_segmentation_against_loops():
     perfect = multimnist_task.segmentation(jnp.asarray(single), jnp.asarray(single))
     assert perfect["single_right"] == perfect["single_pixels"]
     assert perfect["shared_right"] == perfect["shared_pixels"]
-
-
-def test_errors_by_overlap():
-    accuracy = np.array([1, 0, 1, 0, 0, 1.0])
-    rows = multimnist_report.error_by_overlap(accuracy, np.array([0.1, 0.5, 0.59, 0.95, 1.0, 0.95]))
-    assert rows == [
-        {"overlap": [0.0, 0.5], "pairs": 1, "error": 0.0},
-        {"overlap": [0.5, 0.6], "pairs": 2, "error": 50.0},
-        {"overlap": [0.9, 1.0], "pairs": 3, "error": 66.6667},
-    ]
-
-
-@pytest.mark.parametrize("scores, labels, want", [
-    ([0.1, 0.9, 0.8, 0.2], [2, 1], [2, 1]), ([0.1, 0.9, 0.8, 0.2], [1, 2], [1, 2]),
-    ([0.1, 0.9, 0.8, 0.2], [2, 3], [2, 1]), ([0.1, 0.9, 0.8, 0.2], [3, 2], [1, 2]),
-    ([0.1, 0.9, 0.8, 0.2], [0, 1], [2, 1]), ([0.1, 0.9, 0.8, 0.2], [0, 3], [1, 2]),
-])
-def test_predictions_stand_where_their_labels_do(scores, labels, want):
-    assert multimnist_report.matched(np.array(scores), np.array(labels)).tolist() == want
-
-
-def test_the_absent_class_has_the_smallest_score():
-    assert multimnist_report.least(np.array([0.1, 0.9, 0.3, 0.2]), np.array([0, 1])) == 3
-
-
-# The program
-
-
-@pytest.mark.parametrize("changes", [
-    {}, {"model": "cnn"},
-    pytest.param({"parallel": "shard_map", "num_devices": 2, "shift": 6, "recipe": "official"},
-                 marks=pytest.mark.slow),
-    pytest.param({"routing": "em", "diagnostics": True}, marks=pytest.mark.slow),
-    pytest.param({"routing": "heinsen", "dtype": "bfloat16"}, marks=pytest.mark.slow),
-    pytest.param({"parallel": "pmap", "num_devices": 2, "reconstruction": False,
-                  "validation_fraction": 0.0}, marks=pytest.mark.slow),
-], ids=lambda c: "-".join(map(str, c.values())) or "default")
-def test_program_for_two_steps(changes, tmp_path, capsys):
-    config = dataclasses.replace(TINY, workdir=str(tmp_path), **changes)
-    summary = train(config)
-    assert json.loads((tmp_path / "summary.json").read_text()) == summary
-    assert summary["program"] == "multimnist" and summary["test_examples"] == 40
-    assert summary["command"].startswith("python -m experiments.multimnist --dataset=digits")
-    assert summary["shift"] == changes.get("shift", 4)
-    assert 0 <= summary["digit_accuracy"] <= summary["either_accuracy"] <= 100
-    assert 0.3 < summary["overlap"] < 1
-    assert sum(row["pairs"] for row in summary["test_error_by_overlap"]) == 40
-    drawn = config.model == "capsnet" and config.reconstruction
-    for name in ("segmentation_accuracy", "shared_ink_accuracy", "reconstruction_mse"):
-        assert (summary[name] is not None) == drawn
-    pictures = {p.name for p in (tmp_path / "figures").iterdir()}
-    assert ("segmentation.png" in pictures) == drawn and "training_curves.png" in pictures
-    assert capsys.readouterr().out.count(".png") == len(pictures)
-
-
-def column(kind, n=3):
-    rng = np.random.default_rng(n)
-    one = rng.uniform(size=(12, 10, 1))
-    two = rng.uniform(size=(2, 12, 10, 1))
-    return segmentation_plot.PairColumn(one, two, two, ("3", "8"), ("3", "7"), ("3", kind))
-
-
-def test_two_colours():
-    pair = np.array([[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 1.0, 0.0]]).reshape(2, 1, 4, 1)
-    (row,) = segmentation_plot.two_colours(pair)
-    np.testing.assert_allclose(row, [[1, 0.42, 0], [0, 0.58, 1], [1, 1, 1], [0, 0, 0]])
-
-
-@pytest.mark.parametrize("counts, lines", [((8, 4, 4), 2), ((2, 2, 2), 1), ((8, 0, 8), 2),
-                                           ((1, 0, 0), 1)])
-def test_picture(counts, lines, tmp_path):
-    kinds = ("right", "wrong", "absent")
-    groups = [(kind, kind, [column("4")] * n) for kind, n in zip(kinds, counts, strict=True) if n]
-    figure = segmentation_plot._segmentation_figure(groups, "title")
-    (axes,) = figure.axes
-    assert len(axes.images) == 3 * sum(counts)
-    assert sum(text.get_text() == "input" for text in axes.texts) == lines
-    captions = [text.get_text() for text in axes.texts]
-    assert captions.count("3  8\n3  7\n3  4") == sum(counts)
-    segmentation_plot.plot_segmentation(tmp_path / "a" / "b.png", groups)
-    assert (tmp_path / "a" / "b.png").stat().st_size > 1000

@@ -1,31 +1,26 @@
-"""What programs share and what is their own: the registry, flags of one program, few examples."""
+"""The table of programs, and the flags of a single program."""
 
 import dataclasses
-import json
 import sys
 import types
 
-import numpy as np
 import pytest
 from absl import flags
-from helpers import train
 
 from experiments import mnist
 from experiments.analysis.saved_run import stored_config
 from experiments.config import Config, UserError, resolve, setting
 from experiments.config import command as command_of
 from experiments.config.flags import define_flags, parse_flags
-from experiments.data import datasets, subset
 from experiments.tasks import registry
 from experiments.tasks.base import Program
 from experiments.tasks.classification import CLASSIFICATION
-from experiments.training.devices import cache_folder
 from experiments.training.workdir import write_config
 
 
 @dataclasses.dataclass(frozen=True)
 class OwnConfig(Config):
-    """A program's own flag, one with another default, and one less."""
+    """Adds a flag, changes the default of another, and removes a third."""
 
     sides: int = setting(3, "of something", low=1)
     seed: int = setting(7, "of everything random", low=0)
@@ -34,7 +29,7 @@ class OwnConfig(Config):
 
 @pytest.fixture
 def own(monkeypatch):
-    """A program with a flag of its own and mnist's task, in the table as "own"."""
+    """Registers a program with a flag of its own and mnist's task as "own"."""
     module = types.ModuleType("own_program")
     module.PROGRAM = Program(OwnConfig(program="own"), CLASSIFICATION)
     monkeypatch.setitem(sys.modules, "own_program", module)
@@ -48,11 +43,16 @@ def test_programs_are_found_by_name():
         assert registry.find_program(name).defaults.program == name
 
 
-@pytest.mark.parametrize("name, message", [
-    ("mnits", "no program 'mnits'; did you mean mnist?"), ("figures", "no program 'figures'"),
-    ("../mnist", "no program"), ("", "no program ''"),
-])
-def test_other_names_are_no_programs(name, message):
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("mnits", "no program 'mnits'; did you mean mnist?"),
+        ("figures", "no program 'figures'"),
+        ("../mnist", "no program"),
+        ("", "no program ''"),
+    ],
+)
+def test_unknown_programs_are_refused(name, message):
     with pytest.raises(UserError, match=message):
         registry.find_program(name)
 
@@ -76,70 +76,10 @@ def test_flags_of_one_program(own):
         parse_flags(own, ["--max_shift=1"])
 
 
-def test_a_run_is_opened_as_what_it_is(own, tmp_path):
+def test_stored_configuration_has_the_class_of_its_program(own, tmp_path):
     resolved = resolve(dataclasses.replace(own, sides=9), "digits")
     write_config(resolved, tmp_path)
     assert stored_config(tmp_path) == resolved
     mnist_config = resolve(mnist.PROGRAM.defaults, "digits")
     write_config(mnist_config, tmp_path)
     assert stored_config(tmp_path) == mnist_config
-
-
-@pytest.mark.parametrize("text", [None, "{", "{}", '{"program": "mnist", "no_such": 1}', "[]"])
-def test_a_folder_that_is_no_run(text, tmp_path):
-    if text is not None:
-        (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UserError, match="config.json is no configuration of a run"):
-        stored_config(tmp_path)
-
-
-LABELS = np.random.default_rng(0).choice(4, 500, p=[0.5, 0.3, 0.15, 0.05]).astype(np.int32)
-
-
-def test_first_parts_of_the_balanced_order_are_balanced():
-    order = subset.balanced_order(LABELS)
-    assert sorted(order) == list(range(500))
-    there = np.bincount(LABELS)
-    for n in range(1, 501):
-        counts = np.bincount(LABELS[order[:n]], minlength=4)
-        # Independent: as even as can be means that only used-up classes stay behind.
-        left = counts[counts < there]
-        assert left.size == 0 or left.max() - left.min() <= 1
-        assert all(c == t or c >= counts.max() - 1 for c, t in zip(counts, there, strict=True)), n
-
-
-def test_the_order_is_a_shuffled_one():
-    """Within a class it is the order of one fixed permutation of all."""
-    shuffled = np.random.RandomState(20171026).permutation(500)
-    order = subset.balanced_order(LABELS)
-    for which in range(4):
-        np.testing.assert_array_equal(
-            order[LABELS[order] == which], shuffled[LABELS[shuffled] == which])
-
-
-def digits(count):
-    return subset.limit_training_examples(datasets.load("digits", cache_dir=cache_folder("none")), count)
-
-
-def test_few_training_examples():
-    whole, twenty, ten = digits(0), digits(20), digits(10)
-    assert len(whole.train_labels) == 1365
-    np.testing.assert_array_equal(np.bincount(twenty.train_labels), [2] * 10)
-    np.testing.assert_array_equal(twenty.train_images[:10], ten.train_images)
-    rows = [np.flatnonzero((whole.train_images == image).all((1, 2, 3))) for image in
-            twenty.train_images]
-    for which, label in zip(rows, twenty.train_labels, strict=True):
-        assert label in whole.train_labels[which]
-    np.testing.assert_array_equal(twenty.test_images, whole.test_images)
-    np.testing.assert_array_equal(twenty.validation_images, whole.validation_images)
-    with pytest.raises(UserError, match="--train_examples=1366: digits has 1365 to train on"):
-        digits(1366)
-
-
-def test_a_run_on_few_examples(tmp_path):
-    config = Config(dataset="digits", preset="tiny", reconstruction=False, batch_size=10, epochs=2,
-                    train_examples=30, num_devices=1, cache_dir="none", workdir=str(tmp_path))
-    summary = train(config)
-    assert (summary["train_examples"], summary["steps"]) == (30, 6)
-    assert "--train_examples=30" in summary["command"]
-    assert json.loads((tmp_path / "config.json").read_text())["train_examples"] == 30

@@ -1,4 +1,4 @@
-"""Accelerators, and the three ways to share a batch, on four simulated devices."""
+"""Accelerators, and the three ways to divide a batch among four simulated devices."""
 
 import jax
 import numpy as np
@@ -38,13 +38,20 @@ def setup(parallel, num_devices, **changes):
     labels = rng.integers(0, 10, 24, np.int32)
     arrays = images, labels, images[:0], labels[:0], images[:10], labels[:10]
     dataset = datasets.Dataset("noise", "noise", *arrays, tuple("0123456789"))
-    config = Config(dataset="noise", preset="tiny", batch_size=8, parallel=parallel,
-                    num_devices=num_devices, cache_dir="none", **changes)
+    config = Config(
+        dataset="noise",
+        preset="tiny",
+        batch_size=8,
+        parallel=parallel,
+        num_devices=num_devices,
+        cache_dir="none",
+        **changes,
+    )
     return prepare_run(config, dataset)
 
 
 def gradients(made):
-    """What one step of plain descent with rate 1 subtracts from the parameters."""
+    """Returns what one step of gradient descent with rate 1 subtracts from the parameters."""
     made = made._replace(optimizer=optax.sgd(1.0))
     state = initial_state(made)
     before = jax.device_get(state.params)
@@ -71,7 +78,8 @@ def test_four_devices_take_the_step_of_one(parallel, one_device_gradients):
     want, want_sums = one_device_gradients
     got, sums = gradients(setup(parallel, 4))
     for (path, a), b in zip(
-            jax.tree_util.tree_leaves_with_path(want), jax.tree.leaves(got), strict=True):
+        jax.tree_util.tree_leaves_with_path(want), jax.tree.leaves(got), strict=True
+    ):
         scale = np.abs(a).max()
         assert scale > 0, path
         # Differences of parameters lose digits of the gradient: 2^-24 of a weight near 0.3.
@@ -98,7 +106,8 @@ def test_batch_must_divide_among_devices():
 
 @pytest.mark.parametrize("batch, batches", [(128, 8), (4, 2)])  # all at once; 3 batches, 2 calls
 def test_evaluation_counts_every_example_once_on_any_number_of_devices(
-        one_device, batch, batches, monkeypatch):
+    one_device, batch, batches, monkeypatch
+):
     monkeypatch.setattr(evaluate_module, "BATCH", batch)
     monkeypatch.setattr(evaluate_module, "BATCHES", batches)
     d = one_device.dataset

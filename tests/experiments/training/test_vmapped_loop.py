@@ -1,50 +1,58 @@
-"""Runs trained together are the runs that they would be alone."""
+"""Runs trained together equal the same runs trained alone."""
 
 import dataclasses
-import json
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import prepare_run, train
+from helpers import prepare_run, read_json, train
 
 from experiments import mnist
 from experiments.config import Config, UserError, names_of, resolve
 from experiments.tasks import figures
 from experiments.training import vmapped_loop
 from experiments.training.checkpoints import Checkpoints
+from experiments.training.metrics import read_rows
 from experiments.training.setup import initial_state
 from experiments.training.workdir import write_config
 
 BASE = dataclasses.replace(
-    mnist.PROGRAM.defaults, dataset="digits", preset="tiny", steps=5, batch_size=8, log_every=2,
-    validate_every=3, accelerator="cpu", num_devices=1, cache_dir="none", routing_iterations=2)
+    mnist.PROGRAM.defaults,
+    dataset="digits",
+    preset="tiny",
+    steps=5,
+    batch_size=8,
+    log_every=2,
+    validate_every=3,
+    accelerator="cpu",
+    num_devices=1,
+    cache_dir="none",
+    routing_iterations=2,
+)
 OTHER = {
-    "seed": 1, "learning_rate": 0.003, "decay_rate": 0.5, "decay_steps": 3,
-    "learning_rate_floor": 0.002, "margin_weight": 0.5, "reconstruction_weight": 0.005}
+    "seed": 1,
+    "learning_rate": 0.003,
+    "decay_rate": 0.5,
+    "decay_steps": 3,
+    "learning_rate_floor": 0.002,
+    "margin_weight": 0.5,
+    "reconstruction_weight": 0.005,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def fast():
-    """No pictures, and the form of convolutions with the smallest rounding errors.
+    """Draws no figures, and takes the form of convolutions with the smallest rounding errors.
 
-    Where a gradient is all rounding error, Adam makes a whole step of it. tests/capsjax/test_conv.py has
-    the other form mapped over kernels.
+    Where a gradient is all rounding error, Adam makes a whole step of it.
+    tests/capsjax/test_conv.py has the other form mapped over kernels.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "of_finished_run", lambda *_: [])
         patch.setattr("capsjax.conv._fastest", lambda *_: "im2col")
         yield
-
-
-def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def summary(folder):
-    return json.loads((folder / "summary.json").read_text())
 
 
 def parameters(config):
@@ -59,7 +67,7 @@ def at(folder, **changes):
 
 @pytest.fixture(scope="module", params=["one by one", "vmap"])
 def finished(request, tmp_path_factory, fast):
-    """Two runs alone, and the same two together, as on a CPU and as on an accelerator."""
+    """Trains two runs alone and together, as on a CPU and as on an accelerator."""
     folder = tmp_path_factory.mktemp("vmapped")
     alone = [at(folder / "a0"), at(folder / "a1", **OTHER)]
     together = [at(folder / "t0"), at(folder / "t1", **OTHER)]
@@ -71,14 +79,14 @@ def finished(request, tmp_path_factory, fast):
     return folder, alone, together
 
 
-def test_numbers_that_differ_are_those_of_the_recipe():
+def test_cases_differ_in_every_numeric_setting():
     assert set(OTHER) == {"seed", *names_of(Config, "numeric")}
 
 
 def test_metrics_and_parameters_are_those_of_runs_alone(finished):
     folder, alone, together = finished
     for n in range(2):
-        want, got = rows(folder / f"a{n}"), rows(folder / f"t{n}")
+        want, got = (read_rows(folder / f"{run}{n}" / "metrics.jsonl") for run in "at")
         assert [row["step"] for row in got] == [row["step"] for row in want] == [2, 3, 3, 4, 5, 5]
         for a, b in zip(want, got):
             assert a.keys() == b.keys()
@@ -96,52 +104,69 @@ def test_metrics_and_parameters_are_those_of_runs_alone(finished):
 def test_summaries_are_those_of_runs_alone(finished):
     folder, *_ = finished
     for n in range(2):
-        want, got = summary(folder / f"a{n}"), summary(folder / f"t{n}")
+        want, got = (read_json(folder / f"{run}{n}" / "summary.json") for run in "at")
         differ = {name for name in want if want[name] != got[name]}
         assert (want["together"], got["together"]) == (1, 2)
         assert differ <= {
-            "together", "test_loss", "validation_loss", "images_per_second", "training_seconds",
-            "wall_seconds", "peak_memory_mb"}
+            "together",
+            "test_loss",
+            "validation_loss",
+            "images_per_second",
+            "training_seconds",
+            "wall_seconds",
+            "peak_memory_mb",
+        }
         np.testing.assert_allclose(got["test_loss"], want["test_loss"], rtol=2e-4)
-    assert summary(folder / "t0")["test_correct"] != summary(folder / "t1")["test_correct"]
+    first, second = (read_json(folder / run / "summary.json") for run in ("t0", "t1"))
+    assert first["test_correct"] != second["test_correct"]
 
 
-def test_the_same_command_as_alone_continues_nothing(finished, capsys):
+def test_finished_run_of_a_group_is_not_continued(finished, capsys):
     folder, _, together = finished
-    before = rows(folder / "t1")
+    before = read_rows(folder / "t1" / "metrics.jsonl")
     train(together[1])
     assert "after step 5" in capsys.readouterr().err
-    assert rows(folder / "t1") == before
+    assert read_rows(folder / "t1" / "metrics.jsonl") == before
 
 
-def test_one_that_fails_leaves_the_others(tmp_path):
+def test_failed_run_does_not_stop_the_others(tmp_path):
     bad = at(tmp_path / "bad", learning_rate=1e30)
     good = at(tmp_path / "good")
     vmapped_loop.run(mnist.PROGRAM, [bad, good])
     assert "the loss is nan" in (tmp_path / "bad" / "error.txt").read_text()
     assert not (tmp_path / "bad" / "summary.json").exists()
-    assert summary(tmp_path / "good")["steps"] == 5
+    assert read_json(tmp_path / "good" / "summary.json")["steps"] == 5
 
 
 @pytest.mark.slow
-def test_runs_stopped_at_the_same_step_go_on_together_others_alone(tmp_path, capsys):
+def test_runs_at_the_same_step_resume_together(tmp_path, capsys):
     short = [at(tmp_path / name, steps=2, seed=n) for n, name in enumerate("ab")]
     vmapped_loop.run(mnist.PROGRAM, short)
     longer = [dataclasses.replace(config, steps=4) for config in short]
     capsys.readouterr()
     vmapped_loop.run(mnist.PROGRAM, longer)
     assert "2 runs together" in capsys.readouterr().err
-    assert [row["step"] for row in rows(tmp_path / "a")] == [2, 2, 3, 3, 4, 4]
+    assert [row["step"] for row in read_rows(tmp_path / "a" / "metrics.jsonl")] == [
+        2,
+        2,
+        3,
+        3,
+        4,
+        4,
+    ]
     train(at(tmp_path / "a", steps=6))
     vmapped_loop.run(mnist.PROGRAM, [dataclasses.replace(config, steps=8) for config in short])
-    assert summary(tmp_path / "a")["steps"] == 8 and summary(tmp_path / "b")["steps"] == 4
+    assert read_json(tmp_path / "a" / "summary.json")["steps"] == 8
+    assert read_json(tmp_path / "b" / "summary.json")["steps"] == 4
 
 
-def test_a_folder_of_another_run(tmp_path):
+def test_folder_of_another_run_is_refused(tmp_path):
     (tmp_path / "a").mkdir()
     write_config(resolve(BASE, "digits"), tmp_path / "a")
     with pytest.raises(UserError, match="holds another run"):
-        vmapped_loop.run(mnist.PROGRAM, [at(tmp_path / "a", steps=1, seed=4), at(tmp_path / "b", steps=1)])
+        vmapped_loop.run(
+            mnist.PROGRAM, [at(tmp_path / "a", steps=1, seed=4), at(tmp_path / "b", steps=1)]
+        )
 
 
 class _Device:
@@ -155,7 +180,7 @@ class _Device:
 
 
 @pytest.mark.slow
-def test_capacity():
+def test_number_of_runs_that_fit_in_memory():
     setup = prepare_run(BASE)
     configs = [setup.config] * 10
     assert vmapped_loop.capacity(setup, configs) == 10, "no limit is known of a CPU"
