@@ -5,8 +5,6 @@ import functools
 import importlib.util
 import os
 
-from helpers import TINY, train
-
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
@@ -64,6 +62,9 @@ def released_programs():
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
     """Returns the folder of a run of two steps on the digits, which tests must not change."""
+    # Not at the top: the tests of compilers run where the commands' packages are not installed.
+    from helpers import TINY, train
+
     from experiments.tasks import figures
 
     folder = tmp_path_factory.mktemp("tiny_run") / "run"
