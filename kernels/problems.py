@@ -61,10 +61,10 @@ PROBLEMS = {
     # Small enough for interpreters and float64 references.
     "tiny": Problem(B=8, I=16, J=3, D=4, K=4),
     "ragged": Problem(B=5, I=13, J=7, D=6, K=3, normalizer="leaky", prior=True),
-    "one_parent": Problem(B=3, I=9, J=1, D=16, K=8, normalizer="leaky"),
+    "one_output": Problem(B=3, I=9, J=1, D=16, K=8, normalizer="leaky"),
     "one_example": Problem(B=1, I=20, J=5, D=16, K=8, prior=True),
-    "one_child": Problem(B=2, I=1, J=4, D=8, K=3, prior=True),
+    "one_input": Problem(B=2, I=1, J=4, D=8, K=3, prior=True),
     "d8": Problem(B=6, I=40, J=4, D=8, K=16),
     "two_blocks": Problem(B=130, I=33, J=3, D=8, K=8, prior=True),
 }
-SMALL = ("tiny", "ragged", "one_parent", "one_example", "one_child", "d8", "two_blocks")
+SMALL = ("tiny", "ragged", "one_output", "one_example", "one_input", "d8", "two_blocks")
