@@ -198,5 +198,4 @@ def portable_command(arguments: list[str], defaults: Config) -> str:
 
 
 if __name__ == "__main__":
-    define_flags(sys.argv[1:])
-    cli.run(main, UserError)
+    cli.run(main, UserError, define=define_flags)

@@ -11,7 +11,11 @@ from jax.errors import JaxRuntimeError
 
 
 def run(
-    main: Callable[..., None], errors: type[Exception] = ValueError, *, words: bool = False
+    main: Callable[..., None],
+    errors: type[Exception] = ValueError,
+    *,
+    words: bool = False,
+    define: Callable[[list[str]], None] = lambda arguments: None,
 ) -> None:
     """Parses the flags, calls ``main``, and reports an error of the user in one line.
 
@@ -23,15 +27,17 @@ def run(
       main: the command.
       errors: exceptions that the user can fix.
       words: whether the command takes positional arguments, before, after and among flags.
+      define: defines flags that depend on the arguments.
     """
 
     def parse(argv):
         flags.FLAGS.set_gnu_getopt(words)
         try:
+            define(argv[1:])
             rest = flags.FLAGS(argv)[1:]
             if rest and not words:
                 raise flags.Error(f"unexpected argument {rest[0]!r}; flags look like --name=value")
-        except flags.Error as error:
+        except (flags.Error, errors) as error:
             _fail(error)
         return [argv[0], *rest]
 

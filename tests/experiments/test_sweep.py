@@ -13,7 +13,7 @@ import types
 import numpy as np
 import pytest
 from absl import flags
-from helpers import MNIST, ROOT, read_json
+from helpers import MNIST, ROOT, read_json, run_command
 
 from experiments import sweep
 from experiments.config import UserError, resolve
@@ -465,3 +465,10 @@ def test_killed_sweep_loses_only_the_run_in_progress(tmp_path, number):
     assert book.read_text().startswith(first) and len(book.read_text().splitlines()) == 3
     assert len(ledger.read(book)) == 3 and finished in ledger.read(book)
     assert "| 3 |" in again.stdout
+
+
+def test_an_unknown_program_is_reported_in_one_line():
+    """The flags of the sweep depend on the program, so this is found before they are parsed."""
+    done = run_command("sweep", "--program=mnits", "--grid=seed=0..1")
+    said = "error: no program 'mnits'; did you mean mnist?\n"
+    assert (done.returncode, done.stderr) == (2, said)
