@@ -3,6 +3,7 @@
 import ast
 import inspect
 import pathlib
+import re
 import sys
 import tomllib
 
@@ -231,3 +232,11 @@ def test_requirements_cover_every_import_of_the_programs():
         if module.split(".")[0] != "capsjax":
             for name in {i.split(".")[0] for i in imported(tree)} - ours:
                 assert distributions.get(name, name).lower() in written, (name, module)
+
+
+def test_files_that_the_documentation_names_exist():
+    text = (ROOT / "docs" / "development.md").read_text() + (ROOT / "README.md").read_text()
+    named = set(re.findall(r"`((?:capsjax|kernels|experiments|tests|docs)/[\w/.]+)`", text))
+    assert len(named) > 30
+    placeholders = {"experiments/NAME.py", "experiments/tasks/NAME.py"}
+    assert {name for name in named if not (ROOT / name).exists()} <= placeholders

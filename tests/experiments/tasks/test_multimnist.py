@@ -63,7 +63,7 @@ def test_input_is_the_sum_clipped_at_1():
     "changes, message",
     [
         ({"train_labels": np.zeros(1365, np.int32)}, "pairs need digits of two classes"),
-        ({"train_images": np.zeros((1365, 28, 28, 3), np.uint8)}, "grey images, not of images with 3"),
+        ({"train_images": np.zeros((1365, 28, 28, 3), np.uint8)}, "grey images, not of images"),
     ],
 )
 def test_data_without_pairs_are_refused(changes, message):
