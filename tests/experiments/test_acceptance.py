@@ -104,6 +104,7 @@ def test_absent_accelerator_is_an_error():
         acceptance_parts.check_device(absent)
 
 
+@pytest.mark.slow
 def test_tiny(tmp_path):
     done = run_command("acceptance", "--accelerator=cpu", "--tiny", f"--output={tmp_path / 'a'}")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -255,6 +255,7 @@ def test_table():
     ]
 
 
+@pytest.mark.slow
 def test_program_for_runs_together(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(benchmark_vmap, "seconds", lambda run, *arguments: [0.02])
     benchmark_vmap.main(

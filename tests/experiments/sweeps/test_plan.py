@@ -91,7 +91,7 @@ def test_find_study():
     "name, text, message",
     [
         (None, None, r"give either --study=table1\|routing.* or --grid"),
-        ("routing", "seed=0", "one of --study.* and --grid is needed"),
+        ("routing", "seed=0", "give either --study.* or --grid"),
         ("routin", None, "--study=routin: the studies are table1, .*; did you mean routing?"),
         (None, "seed=0..9999", "10,000 runs; to run all of them, add --yes"),
         (None, "seed=0..20;depth=1..10", "210 runs"),

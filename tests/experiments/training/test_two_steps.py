@@ -94,22 +94,22 @@ def case_name(value):
     "program, data, changes, want, check",
     [
         digits(),
-        digits(recipe="official", routing_gradient="stop"),
-        digits(routing_gradient="last", routing_iterations=1, max_shift=0),
+        slow(*digits(recipe="official", routing_gradient="stop")),
+        slow(*digits(routing_gradient="last", routing_iterations=1, max_shift=0)),
         digits(reconstruction=False, validation_fraction=0.0),
-        digits(dtype="bfloat16"),
+        slow(*digits(dtype="bfloat16")),
         digits(model="cnn"),
         digits(parallel="jit", num_devices=2),
         digits(parallel="shard_map", num_devices=2),
         digits(parallel="pmap", num_devices=2),
         pairs(),
-        pairs(model="cnn"),
+        slow(*pairs(model="cnn")),
         slow(*pairs(parallel="shard_map", num_devices=2, shift=6, recipe="official")),
         slow(*pairs(routing="em", diagnostics=True)),
         slow(*pairs(routing="heinsen", dtype="bfloat16")),
         slow(*pairs(parallel="pmap", num_devices=2, reconstruction=False, validation_fraction=0.0)),
         crops("cifar10", (32, 32, 3), 10, (24, 24, 3)),
-        crops("cifar10", (28, 28), 10, (24, 24, 1), ensemble=2),
+        slow(*crops("cifar10", (28, 28), 10, (24, 24, 1), ensemble=2)),
         slow(
             *crops(
                 "cifar10",
@@ -124,7 +124,7 @@ def case_name(value):
         slow(*crops("cifar10", (32, 32, 3), 10, (24, 24, 3), ensemble=2, model="cnn")),
         crops("smallnorb", (96, 96, 2), 5, (32, 32, 2)),
         slow(*crops("smallnorb", (96, 96, 2), 5, (32, 32, 2), reconstruction=False)),
-        crops("svhn", (32, 32, 3), 10, (32, 32, 3)),
+        slow(*crops("svhn", (32, 32, 3), 10, (32, 32, 3))),
     ],
     ids=case_name,
 )
@@ -167,7 +167,7 @@ LOSS = {
     "em": "spread",
 }
 UNSQUASHED = {"self", "em", "vb"}
-USUAL = {"frozen", "sparsemax", "self", "heinsen"}  # of the routings; the others are slow tests
+USUAL = {"frozen", "self"}  # of the routings; the others are slow tests
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_every_routing_for_two_steps(routing, dynamic, tmp_path):
                 "parameters": 161_824,
             },
         ),
-        (
+        slow(
             {
                 "preset": "deep",
                 "depth": 2,
