@@ -7,11 +7,11 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from helpers import prepare_run, read_json
+from helpers import MNIST, prepare_run, read_json
 
 from experiments.analysis import saved_run
 from experiments.analysis.saved_run import stored_config
-from experiments.config import Config, UserError
+from experiments.config import Config, UserError, names_of
 from experiments.data import datasets
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.setup import initial_state
@@ -82,6 +82,19 @@ def rewrite(name, **changes):
     return change
 
 
+def test_settings_of_a_machine_are_not_read_from_a_run(copy):
+    """A folder that somebody sends could name a cache of compiled programs inside itself."""
+    there = {"cache_dir": str(copy / "cache"), "data_dir": "/data", "workdir": "/other"}
+    there |= {"accelerator": "tpu", "num_devices": 8, "parallel": "pmap"}
+    assert there.keys() == set(names_of(MNIST, "local"))
+    rewrite("config.json", **there)(copy)
+    read = stored_config(copy)
+    assert {name: getattr(read, name) for name in there} == {
+        name: getattr(MNIST, name) for name in there
+    }
+    assert stored_config(copy, cache_dir="here").cache_dir == "here"
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -96,6 +109,8 @@ def rewrite(name, **changes):
         (rewrite("config.json", program="mnits"), "no program 'mnits'; did you mean mnist"),
         (rewrite("config.json", routing="telepathy"), "is no .*of this version: .*telepathy"),
         (rewrite("config.json", temperature=3), "is no .*of this version: .*temperature"),
+        (rewrite("config.json", flagfile="flags"), "is no .*of this version: 'flagfile'"),
+        (rewrite("config.json", **{"cache_dir=there": "/"}), "'cache_dir=there' is no setting"),
         (rewrite("config.json", class_pose="large"), "is no .*of this version: .*class_pose"),
         (lambda f: shutil.rmtree(f / "checkpoints"), "has no checkpoint yet"),
         (lambda f: shutil.rmtree(f / "checkpoints" / "2"), "has no checkpoint yet"),
@@ -110,7 +125,7 @@ def rewrite(name, **changes):
             r"checkpoint 2 .*read \(classes.kernel is \(144, 10, 16, 8\), not \(144, 10, 9, 8\)\)",
         ),
     ],
-    ids=range(15),
+    ids=range(17),
 )
 def test_invalid_run_folders_are_refused(copy, change, message):
     change(copy)

@@ -151,3 +151,12 @@ def test_help_says_what_every_routing_is():
     for name, (_, line) in ROUTINGS.items():
         assert re.sub(r"\s", "", f"{name}: {line}") in shown, name
     assert shown.count("(default:thatofthepreset)") == 4
+
+
+def test_files_of_flags_are_refused(tmp_path):
+    """Arguments may come from a grid or a job; a file of flags could set anything."""
+    path = tmp_path / "flags"
+    path.write_text("--seed=3\n")
+    for dashes in ("-", "--"):
+        with pytest.raises(flags.Error, match="flagfile"):
+            parse_mnist(f"{dashes}flagfile={path}")

@@ -179,6 +179,7 @@ def test_every_run_of_every_study_has_legal_flags(name):
     "text, given, message",
     [
         ("no_such_flag=1", {}, "no_such_flag"),
+        ("flagfile=a,b", {}, "flagfile"),
         ("routin=em", {}, "routin.*routing"),
         ("routing=em,dynamc", {}, "--routing=dynamc.*did you mean dynamic"),
         ("seed=0,x", {}, "--seed=x"),
