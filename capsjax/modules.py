@@ -170,7 +170,7 @@ class RoutedCapsules(nnx.Module):
     # The methods below make single passes, for networks whose layers are routed together.
 
     def input_capsules(self, x: Capsules) -> InputCapsules:
-        """Computes the votes of a batch of input capsules."""
+        """Compute the votes of a batch of input capsules."""
         W = self.kernel[...].astype(self.dtype)
         votes = jax.vmap(VOTES[self.votes].function, (0, None))(x.pose.astype(self.dtype), W)
         return InputCapsules(votes, x.pose.astype(votes.dtype), x.activation.astype(votes.dtype))

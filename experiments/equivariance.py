@@ -41,8 +41,12 @@ class Flags:
     train_images: int = setting(5000, "number of training images, for the probes; 0: all", low=0)
     output: str = setting("", "path of the results without suffix; by default RUN/equivariance")
     accelerator: str = setting("auto", "where to compute", choices=("auto", "cpu", "gpu", "tpu"))
-    data_dir: str = setting("", "prepared TensorFlow Datasets; by default that of the run")
-    cache_dir: str = setting("", "data sets and compiled programs; by default that of the run")
+    data_dir: str = setting(
+        "", "directory of prepared TensorFlow Datasets; that of the run is not used"
+    )
+    cache_dir: str = setting(
+        "", "data sets and compiled programs; by default the user's cache folder"
+    )
 
 
 DEFAULTS = Flags()

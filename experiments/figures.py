@@ -40,8 +40,12 @@ class Flags:
         -1, "test image in Figure 4; -1: the first (of the class) classified correctly", low=-1
     )
     accelerator: str = setting("auto", "where to compute", choices=("auto", "cpu", "gpu", "tpu"))
-    data_dir: str = setting("", "prepared TensorFlow Datasets; by default that of the run")
-    cache_dir: str = setting("", "data sets and compiled programs; by default that of the run")
+    data_dir: str = setting(
+        "", "directory of prepared TensorFlow Datasets; that of the run is not used"
+    )
+    cache_dir: str = setting(
+        "", "data sets and compiled programs; by default the user's cache folder"
+    )
 
 
 DEFAULTS = Flags()

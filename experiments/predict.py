@@ -54,7 +54,7 @@ class Flags:
     )
     output: str = setting("", "figure, .png or .pdf; by default predictions.png in the run")
     accelerator: str = setting("auto", "where to compute", choices=("auto", "cpu", "gpu", "tpu"))
-    cache_dir: str = setting("", "folder of compiled programs; by default that of the run")
+    cache_dir: str = setting("", "folder of compiled programs; by default the user's cache folder")
 
 
 DEFAULTS = Flags()

@@ -18,7 +18,7 @@ def inverted(iterations: int = 3) -> Routing:
     Couplings are even in the first pass and then follow from the poses of the pass before; logits
     do not accumulate. Poses are layer-normalized instead of squashed, and a class score is a
     linear read-out of its pose: a logit, trained by cross-entropy. Stacked layers can also be
-    iterated all together, see :func:`capsjax.models.concurrent.concurrent`.
+    iterated all together, see :func:`capsjax.models.concurrent.route_concurrently`.
 
     Parameters: ``scale``, ``offset`` ``[D]`` of the layer normalization, and ``readout`` ``[D]``
     and ``readout_offset``, shared by all output capsules. Cost: R passes, as dynamic routing.

@@ -69,10 +69,10 @@ class RoutingOutput(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RoutingTraits:
-    """What networks and their training must know about an algorithm, besides its mathematics."""
+    """What networks and their training must know about an algorithm, in addition to its equations."""
 
     scores_are_logits: bool = False  # activations are logits, not probabilities
-    loss: str = "margin"  # loss of the algorithm's paper, a key of capsjax.losses.LOSSES
+    loss: str = "margin"  # loss of the algorithm's paper, a key of capsjax.objectives.LOSSES
     squash_primary: bool = True  # the paper squashes the poses of the primary capsules
     # Poses are means of votes. A mean of many votes is short, and shorter in every further layer,
     # so networks normalize poses between layers.

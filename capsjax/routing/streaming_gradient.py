@@ -1,6 +1,6 @@
 """The passes of the streaming implementations, with a backward rule of their own.
 
-The forward rule keeps, besides the inputs, only the state and the statistics of every pass,
+The forward rule keeps, in addition to the inputs, only the state and the statistics of every pass,
 O(J D) numbers per example. The backward rule takes the passes from last to first: it computes
 the gradient by the statistics of pass t through ``update`` and then, by one more pass over the
 input capsules, the gradient by the state that pass t started from. The gradients by the inputs
