@@ -69,7 +69,7 @@ class RoutingOutput(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RoutingTraits:
-    """What networks and their training must know about an algorithm, in addition to its equations."""
+    """What networks and training must know about an algorithm, in addition to its equations."""
 
     scores_are_logits: bool = False  # activations are logits, not probabilities
     loss: str = "margin"  # loss of the algorithm's paper, a key of capsjax.objectives.LOSSES
