@@ -33,7 +33,7 @@ myst_heading_anchors = 3
 
 # Notebooks run whenever the documentation is built, and a cell that fails ends the build.
 nb_execution_mode = "force"
-nb_execution_timeout = 180
+nb_execution_timeout = 600  # seconds for a cell
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_merge_streams = True
@@ -58,6 +58,7 @@ html_theme_options = {
     "home_page_in_toc": True,
     "use_download_button": False,
     "use_fullscreen_button": False,
+    "navbar_persistent": [],
 }
 
 
