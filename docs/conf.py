@@ -1,7 +1,10 @@
 """How Sphinx builds the documentation; docs/development.md has the command."""
 
+import dataclasses
+import inspect
 import os
 import pydoc
+import re
 import sys
 from pathlib import Path
 
@@ -30,6 +33,7 @@ exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
+smartquotes = False
 
 # Notebooks run whenever the documentation is built, and a cell that fails ends the build.
 nb_execution_mode = "force"
@@ -42,8 +46,10 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
+napoleon_custom_sections = [("Fields", "params_style")]
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 88
+toc_object_entries_show_parents = "hide"
 
 # Types of other projects, which are not looked up: the build needs no network.
 nitpick_ignore_regex = [
@@ -87,5 +93,42 @@ def _documented(app, env, node, content):
     return make_refnode(app.builder, node["refdoc"], *places[0], content, target)
 
 
+def _is_record(value):
+    named_tuple = inspect.isclass(value) and issubclass(value, tuple) and hasattr(value, "_fields")
+    return named_tuple or (inspect.isclass(value) and dataclasses.is_dataclass(value))
+
+
+def _describe_fields(app, what, name, value, options, lines):
+    """Adds the fields of a record to its docstring, with the comments beside or above them."""
+    if not _is_record(value):
+        return
+    above, found = [], []
+    for line in inspect.getsource(value).splitlines():
+        field = re.match(r"    (\w+): ([^#]*)(?:# (.*))?$", line)
+        if comment := re.match(r"    # (.*)", line):
+            above.append(comment[1])
+        elif field:
+            text = " ".join([*above, *filter(None, [field[3]])])
+            kind, _, default = (part.strip() for part in field[2].partition(" = "))
+            value_of = f" Default: ``{default}``." if default else ""
+            text = re.sub(r"([*|])", r"\\\1", text)
+            text += "" if not text or text.endswith(".") else "."
+            found.append(f"  {field[1]} (``{kind}``): {text}{value_of}")
+            above = []
+        else:
+            above = []
+    lines += ["", "Fields:", *found]
+
+
+def _names_of_fields(app, what, name, value, options, signature, returns):
+    """Leaves types and defaults, which are listed with the fields, out of the signature."""
+    if not _is_record(value):
+        return None
+    names = list(inspect.signature(value).parameters)
+    return "(" + ", ".join(names if len(names) < 16 else ["**fields"]) + ")", None
+
+
 def setup(app):
+    app.connect("autodoc-process-docstring", _describe_fields, priority=100)
+    app.connect("autodoc-process-signature", _names_of_fields)
     app.connect("missing-reference", _documented)

@@ -31,6 +31,8 @@ API = {p.stem: p.read_text() for p in sorted((DOCS / "api").glob("*.md"))}
 DESCRIBED = re.compile(
     r"^\.\. (?:autofunction|autoclass|autoexception|py:data):: ([a-z][\w.]+)$", re.M
 )
+# What stands for a value of the reader's own, and a legal value.
+EXAMPLES = {"uniform,forgetful": "uniform", "=TARGET": "=h200", "=PROBLEM": "=tiny"}
 
 
 def described():
@@ -102,8 +104,8 @@ def test_there_are_commands():
 @pytest.mark.parametrize("name", inline_commands())
 def test_commands_parse(name):
     module, *arguments = inline_commands()[name]
-    # Examples with an algorithm of the reader's own.
-    arguments = [a.replace("uniform,forgetful", "uniform") for a in arguments]
+    for word, value in EXAMPLES.items():
+        arguments = [argument.replace(word, value) for argument in arguments]
     program, values = importlib.import_module(module), flags.FlagValues()
     if module == "experiments.sweep":  # whose flags depend on the program that it trains
         program.define_flags(arguments, values)
