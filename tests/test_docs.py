@@ -101,21 +101,43 @@ def test_there_are_commands():
     assert len(inline_commands()) >= 5
 
 
-@pytest.mark.parametrize("name", inline_commands())
-def test_commands_parse(name):
-    module, *arguments = inline_commands()[name]
-    for word, value in EXAMPLES.items():
-        arguments = [argument.replace(word, value) for argument in arguments]
-    program, values = importlib.import_module(module), flags.FlagValues()
+def define(module, arguments, values):
+    """Defines the flags of a command."""
+    program = importlib.import_module(module)
     if module == "experiments.sweep":  # whose flags depend on the program that it trains
         program.define_flags(arguments, values)
     elif module.startswith("kernels."):
         program.define_flags(values)
     else:
-        define_flags(
-            program.PROGRAM.defaults if hasattr(program, "PROGRAM") else program.DEFAULTS, values
-        )
+        own = program.PROGRAM.defaults if hasattr(program, "PROGRAM") else program.DEFAULTS
+        define_flags(own, values)
+
+
+@pytest.mark.parametrize("name", inline_commands())
+def test_commands_parse(name):
+    module, *arguments = inline_commands()[name]
+    for word, value in EXAMPLES.items():
+        arguments = [argument.replace(word, value) for argument in arguments]
+    values = flags.FlagValues()
+    define(module, arguments, values)
     values(["program", *arguments])
+
+
+def test_flags_exist():
+    known = {"help", "version", "verbosity"}
+    names = [p.stem for p in (ROOT / "experiments").glob("*.py") if p.stem != "__init__"]
+    for module in (*(f"experiments.{name}" for name in names), "kernels.bench", "kernels.aot"):
+        values = flags.FlagValues()
+        define(module, [], values)
+        known |= set(values)
+    for path in PAGES:
+        for name in re.findall(r"`--([a-z_]+)(?=[=`\s])", path.read_text()):
+            assert name in known or name.removeprefix("no") in known, f"{path.name}: --{name}"
+
+
+def test_the_glossary_has_the_letters():
+    page = (DOCS / "glossary.md").read_text()
+    assert all(f"\n| {letter} | " in page for letter in "BIJKDRS")
 
 
 def scripts(folder):
