@@ -1,0 +1,42 @@
+"""Stand-ins for systems that lack modules: Windows and macOS."""
+
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+# filelock and psutil are imported first because here they use the modules that are taken away.
+STAND_IN = """
+import sys, filelock, psutil, runpy
+for name in {missing}:
+    sys.modules[name] = None
+sys.argv[1:] = {arguments}
+runpy.run_module("experiments.{command}", run_name="__main__", alter_sys=True)
+"""
+MISSING = {
+    "Windows": ["fcntl", "resource", "pwd", "grp", "termios", "array_record"],
+    "macOS": ["array_record", "tensorflow"],
+}
+
+
+def run(platform, folder, command, *arguments):
+    flags = ["--dataset=digits", "--preset=tiny", "--accelerator=cpu", "--cache_dir=none"]
+    values = {"missing": MISSING[platform], "arguments": [*flags, *arguments], "command": command}
+    done = subprocess.run(
+        [sys.executable, "-c", STAND_IN.format(**values)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("platform", MISSING)
+def test_the_digits_train_to_the_end(platform, tmp_path):
+    run(platform, tmp_path, "mnist", "--steps=2", f"--workdir={tmp_path}")
+    assert (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_keeps_its_ledger_on_windows(tmp_path):
+    run("Windows", tmp_path, "sweep", "--steps=2", "--grid=seed=0..1", f"--output={tmp_path}")
+    assert (tmp_path / "ledger.jsonl").read_text().count("\n") == 2
