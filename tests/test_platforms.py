@@ -38,5 +38,5 @@ def test_the_digits_train_to_the_end(platform, tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep_keeps_its_ledger_on_windows(tmp_path):
-    run("Windows", tmp_path, "sweep", "--steps=2", "--grid=seed=0..1", f"--output={tmp_path}")
+    run("Windows", tmp_path, "sweep", "--steps=2", "--grid=seed=0..1", f"--runs={tmp_path}")
     assert (tmp_path / "ledger.jsonl").read_text().count("\n") == 2
