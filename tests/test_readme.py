@@ -1,10 +1,14 @@
-"""The commands and examples of README.md."""
+"""The commands and examples of README.md and of the pages in docs/."""
 
+import contextlib
+import functools
 import importlib
+import io
 import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import venv
 
 import numpy as np
@@ -16,29 +20,45 @@ from capsjax.routing import ROUTINGS, make_routing, route
 from experiments.config.flags import define_flags
 
 README = (ROOT / "README.md").read_text()
+# Notebooks run when the documentation is built.
+DOCS = [p for p in sorted((ROOT / "docs").rglob("*.md")) if "notebooks" not in p.parts]
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS)
+    if "_build" not in path.parts
+}
 PROGRAMS = ("experiments", "kernels")
+# The arguments that are not flags; all other commands have none.
+WORDS = {"experiments.predict"}
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.S | re.M)
+def blocks(language, text=README):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.S | re.M)
 
 
 def program_calls():
-    for block in blocks("sh"):
-        for line in block.splitlines():
+    """Returns the calls of programs in all pages: a module and its arguments each."""
+    found = {}
+    for text in PAGES.values():
+        for line in "".join(blocks("sh", text)).splitlines():
             for call in line.split("&&"):
                 words = shlex.split(call, comments=True)
+                if words[:1] == ["capsjax"] and not words[1].startswith("-"):
+                    words = ["-m", f"experiments.{words[1]}", *words[2:]]
                 if "-m" in words and words[words.index("-m") + 1].split(".")[0] in PROGRAMS:
-                    yield words[words.index("-m") + 1 :]
+                    call = words[words.index("-m") + 1 :]
+                    found[" ".join(call)] = call
+    return found
 
 
-def test_readme_has_commands():
-    assert len(list(program_calls())) >= 5
+def test_pages_have_commands():
+    assert len(program_calls()) >= 40
+    assert {"README.md", "docs/results/table1.md"} <= set(PAGES)
 
 
-@pytest.mark.parametrize("words", list(program_calls()), ids=" ".join)
-def test_commands_parse(words):
-    module, *arguments = words
+@pytest.mark.parametrize("name", program_calls())
+def test_commands_parse(name):
+    module, *arguments = program_calls()[name]
     values = flags.FlagValues()
     program = importlib.import_module(module)
     if module == "experiments.sweep":  # whose flags depend on the program that it trains
@@ -50,7 +70,7 @@ def test_commands_parse(words):
     else:  # of the kernels
         program.define_flags(values)
     words = values(["program", *arguments])[1:]
-    assert not words or module == "experiments.predict"
+    assert not words or module in WORDS
 
 
 @pytest.mark.parametrize("part", ["test", "aot"])
@@ -62,31 +82,52 @@ def test_the_ci_commands_are_the_readmes(part):
     assert part in (ROOT / ".ci" / "run").read_text()
 
 
-def test_the_library_example_runs(capsys):
-    example, _ = blocks("python")
-    exec(compile(example, "README.md", "exec"), {})
-    assert "(8, 4, 16) (8, 24, 24, 3)" in capsys.readouterr().out
+@functools.cache
+def run_page(page):
+    """Runs the Python blocks of a page, one after another in a folder of their own.
 
-
-def test_custom_routing_example(capsys):
-    """The example runs, streams, and equals dynamic routing if its memory is perfect."""
-    _, example = blocks("python")
-    names = {}
-    before = dict(ROUTINGS)
+    Returns the names that they define, and what they print.
+    """
+    names, printed, before = {"__name__": page}, io.StringIO(), dict(ROUTINGS)
     try:
-        exec(compile(example, "README.md", "exec"), names)
-        assert capsys.readouterr().out == "(2, 10)\n"
-        forgetful, rng = (
-            make_routing("forgetful", iterations=3, memory=1.0),
-            np.random.default_rng(0),
-        )
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            contextlib.chdir(folder),
+            contextlib.redirect_stdout(printed),
+        ):
+            for block in blocks("python", PAGES[page]):
+                exec(compile(block, page, "exec"), names)
     finally:
         ROUTINGS.clear()
         ROUTINGS.update(before)
+    return names, printed.getvalue()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks("python", PAGES[page])])
+def test_python_blocks_run(page):
+    run_page(page)
+
+
+def test_the_library_example_prints_what_it_should():
+    _, printed = run_page("README.md")
+    assert "(8, 4, 16) (8, 24, 24, 3)" in printed
+
+
+def test_digits_are_recognized_as_the_page_says():
+    names, printed = run_page("docs/getting_started.md")
+    assert float(printed.splitlines()[0]) > 0.9
+    assert names["found"].classes.shape == (360,)
+
+
+def test_custom_routing_example():
+    """The example streams, and equals dynamic routing if its memory is perfect."""
+    names, _ = run_page("docs/writing_a_routing.md")
+    rng = np.random.default_rng(0)
     u, W = (rng.normal(size=s).astype(np.float32) for s in ((2, 5, 4), (5, 3, 6, 4)))
     exact = route(make_routing("dynamic"), {}, u, W, implementation="naive")
+    remembers = names["forgetful"](3, memory=1.0)
     for implementation in ("naive", "stream"):
-        out = route(forgetful, {}, u, W, implementation=implementation)
+        out = route(remembers, {}, u, W, implementation=implementation)
         np.testing.assert_allclose(out.pose, exact.pose, rtol=1e-5, atol=1e-6)
     forgets = route(names["forgetful"](3), {}, u, W, implementation="naive")
     assert abs(np.asarray(forgets.pose - exact.pose)).max() > 1e-3
@@ -111,6 +152,19 @@ def test_the_wheel_is_capsjax_alone_and_runs_the_example_elsewhere(tmp_path):
     assert "(8, 4, 16) (8, 24, 24, 3)" in done.stdout, done.stderr
 
 
-def test_every_routing_is_listed():
-    for name, (_, line) in ROUTINGS.items():
-        assert f"- `{name}`: {line}\n" in README
+def test_every_routing_has_a_measured_row():
+    for name in ROUTINGS:
+        assert f"| {name} | " in PAGES["docs/results/routing_zoo.md"]
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "results/README.md"])
+def test_links_lead_to_files(page):
+    """Links between pages in docs/ are checked when the documentation is built."""
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text())
+    assert links
+    for link in links:
+        assert (ROOT / page).parent.joinpath(link).exists(), link
+
+
+def test_readme_is_short():
+    assert len(README.splitlines()) <= 150

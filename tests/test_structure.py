@@ -226,7 +226,8 @@ def test_requirements_cover_every_import_of_the_programs():
 
 
 def test_files_that_the_documentation_names_exist():
-    text = (ROOT / "docs" / "development.md").read_text() + (ROOT / "README.md").read_text()
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    text = "".join(page.read_text() for page in pages)
     named = set(re.findall(r"`((?:capsjax|kernels|experiments|tests|docs)/[\w/.]+)`", text))
     assert len(named) > 30
     placeholders = {"experiments/NAME.py", "experiments/tasks/NAME.py"}
