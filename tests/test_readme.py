@@ -6,10 +6,7 @@ import importlib
 import io
 import re
 import shlex
-import subprocess
-import sys
 import tempfile
-import venv
 
 import numpy as np
 import pytest
@@ -28,6 +25,11 @@ PAGES = {
     if "_build" not in path.parts
 }
 PROGRAMS = ("experiments", "kernels")
+# A command in a sentence.
+INLINE = re.compile(r"(?<!`)`((?:python -m|capsjax) [^`]+)`(?!`)")
+CONSOLE = re.compile(r"^\$ (.*)$", re.M)
+# What stands for a value of the reader's own, and a legal value.
+EXAMPLES = {"uniform,forgetful": "uniform", "=TARGET": "=h200", "=PROBLEM": "=tiny"}
 # The arguments that are not flags; all other commands have none.
 WORDS = {"experiments.predict"}
 
@@ -40,14 +42,16 @@ def program_calls():
     """Returns the calls of programs in all pages: a module and its arguments each."""
     found = {}
     for text in PAGES.values():
-        for line in "".join(blocks("sh", text)).splitlines():
-            for call in line.split("&&"):
+        lines = "".join(blocks("sh", text)).splitlines()
+        for line in lines + INLINE.findall(text) + CONSOLE.findall(text):
+            for call in " ".join(line.split()).split("&&"):
                 words = shlex.split(call, comments=True)
-                if words[:1] == ["capsjax"] and not words[1].startswith("-"):
+                if words[:1] == ["capsjax"] and len(words) > 1 and not words[1].startswith("-"):
                     words = ["-m", f"experiments.{words[1]}", *words[2:]]
                 if "-m" in words and words[words.index("-m") + 1].split(".")[0] in PROGRAMS:
-                    call = words[words.index("-m") + 1 :]
-                    found[" ".join(call)] = call
+                    module, *arguments = words[words.index("-m") + 1 :]
+                    if "..." not in arguments and not module.endswith("NAME"):
+                        found[" ".join([module, *arguments])] = [module, *arguments]
     return found
 
 
@@ -59,6 +63,8 @@ def test_pages_have_commands():
 @pytest.mark.parametrize("name", program_calls())
 def test_commands_parse(name):
     module, *arguments = program_calls()[name]
+    for word, value in EXAMPLES.items():
+        arguments = [argument.replace(word, value) for argument in arguments]
     values = flags.FlagValues()
     program = importlib.import_module(module)
     if module == "experiments.sweep":  # whose flags depend on the program that it trains
@@ -131,25 +137,6 @@ def test_custom_routing_example():
         np.testing.assert_allclose(out.pose, exact.pose, rtol=1e-5, atol=1e-6)
     forgets = route(names["forgetful"](3), {}, u, W, implementation="naive")
     assert abs(np.asarray(forgets.pose - exact.pose)).max() > 1e-3
-
-
-@pytest.mark.slow
-def test_the_wheel_is_capsjax_alone_and_runs_the_example_elsewhere(tmp_path):
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT], check=True
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    venv.create(tmp_path / "venv", with_pip=True, system_site_packages=False)
-    python = tmp_path / "venv" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "-q", wheel], check=True)
-    listing = subprocess.run(
-        [python, "-m", "zipfile", "-l", wheel], capture_output=True, text=True, check=True
-    ).stdout
-    names = [line.split()[0] for line in listing.splitlines()[1:]]
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"capsjax"}
-    (tmp_path / "example.py").write_text(blocks("python")[0])
-    done = subprocess.run([python, "example.py"], cwd=tmp_path, capture_output=True, text=True)
-    assert "(8, 4, 16) (8, 24, 24, 3)" in done.stdout, done.stderr
 
 
 def test_every_routing_has_a_measured_row():
