@@ -1,6 +1,7 @@
 """Commands that use capsjax, run from the repository root: ``python -m experiments.mnist``.
 
-The commands are the modules of this package; its folders hold what they are made of.
+The commands are the modules of this package; its folders hold what they are made of. The wheel
+installs it as ``capsjax_experiments``, whose commands ``capsjax NAME`` runs.
 """
 
 

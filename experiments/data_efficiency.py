@@ -41,7 +41,7 @@ def main(flags: Flags) -> None:
                 "train_examples": int(row["train_examples"]),
                 "test_error": float(row["test_error"]),
             }
-            for row in json.loads(path.read_text())["runs"]
+            for row in json.loads(path.read_text("utf-8"))["runs"]
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(

@@ -6,8 +6,8 @@
     python -m experiments.mnist --dataset=mnist --recipe=official --seed=1
     python -m experiments.mnist --dataset=fashion_mnist --model=cnn
 
-Running the same command again continues a run that was interrupted. Results are listed in
-README.md and results/README.md.
+Running the same command again continues a run that was interrupted. Measured results are in
+docs/results/.
 """
 
 from experiments.config import Config

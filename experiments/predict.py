@@ -129,7 +129,7 @@ def write_csv(
 ) -> None:
     """Writes the table with all digits of the scores."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as file:
+    with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         names = ("file", "class", measure, "second", f"second_{measure}")
         writer.writerow((*names, "confident", "inverted", "fit"))

@@ -14,6 +14,6 @@ TPU kernels use Mosaic and run on v4 and later. GPU kernels use Triton and run o
 and later; JAX has deprecated that backend in favour of Mosaic GPU, so only the files whose names
 end in ``_gpu`` use it.
 
-Run from the repository root; the wheel does not contain this folder, because Hugging Face
-publishes a package of the same name. Nothing in capsjax imports it.
+The wheel installs this package as ``capsjax_kernels``, because Hugging Face publishes one of the
+same name. capsjax finds it under either name (:mod:`capsjax.companions`) and works without it.
 """

@@ -203,7 +203,7 @@ def main():
     rows = [r for t in TARGETS[F.target] for r in table(t, F.problem, F.dtype, F.implementation)]
     if F.json:
         about["rows"] = [r | {"problem": F.problem, "dtype": F.dtype} for r in rows]
-        Path(F.json).write_text(json.dumps(about, indent=1) + "\n")
+        Path(F.json).write_text(json.dumps(about, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -17,11 +17,10 @@ import jax.numpy as jnp
 
 from capsjax import votes
 from capsjax.backend import backend
-from capsjax.routing import PassKernels, stream
+from capsjax.routing import IMPLEMENTATIONS, PassKernels, stream
 from capsjax.routing.agreement import check_inputs
 from kernels.blocks import Unsupported, check_dtype
 
-IMPLEMENTATIONS = ("auto", "naive", "stream", "pallas", "pallas_interpret")
 VOTES_IMPLEMENTATIONS = ("auto", "xla", "pallas", "pallas_interpret")
 PLATFORMS = ("tpu", "gpu")
 
@@ -47,7 +46,7 @@ def select(name: str, devices: Sequence[jax.Device], *, divided: bool = False) -
     """Returns what the library takes as the implementation of routing.
 
     Args:
-      name: one of :data:`IMPLEMENTATIONS`. ``naive`` and ``stream``: see
+      name: one of :data:`capsjax.routing.IMPLEMENTATIONS`. ``naive`` and ``stream``: see
         :func:`capsjax.routing.route`. ``pallas``: the kernels of this package.
         ``pallas_interpret``: the same in Pallas' interpreter, on any device, slowly.
         ``auto``: ``pallas`` where it runs and votes are not needed, otherwise what the library
@@ -121,7 +120,7 @@ def _why_not(device: jax.Device, divided: bool) -> str | None:
 def _module(kernel: str, platform: str) -> ModuleType:
     if platform not in PLATFORMS:
         raise ValueError(f"platform must be one of {', '.join(PLATFORMS)}, not {platform!r}")
-    return importlib.import_module(f"kernels.{kernel}_{platform}")
+    return importlib.import_module(f"{__package__}.{kernel}_{platform}")
 
 
 def prediction_vectors(

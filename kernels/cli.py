@@ -72,8 +72,13 @@ def _fail(error: Exception | str) -> None:
 
 
 def commit() -> str | None:
-    """Returns the git commit of the code, with ``+changes`` if files differ from it."""
+    """Returns the git commit of the code, with ``+changes`` if files differ from it.
+
+    None for an installed copy, even if the folder of the installation is inside a repository.
+    """
     root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
 
     def git(*arguments):
         return subprocess.run(

@@ -6,12 +6,10 @@ import itertools
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 
 import pytest
-from absl import flags
 from helpers import ROOT
 
 import capsjax
@@ -19,7 +17,6 @@ import capsjax.routing
 from capsjax.routing import ROUTINGS
 from capsjax.squash import SQUASHES
 from capsjax.votes import VOTES
-from experiments.config.flags import define_flags
 from kernels import api
 
 DOCS = ROOT / "docs"
@@ -31,8 +28,6 @@ API = {p.stem: p.read_text() for p in sorted((DOCS / "api").glob("*.md"))}
 DESCRIBED = re.compile(
     r"^\.\. (?:autofunction|autoclass|autoexception|py:data):: ([a-z][\w.]+)$", re.M
 )
-# What stands for a value of the reader's own, and a legal value.
-EXAMPLES = {"uniform,forgetful": "uniform", "=TARGET": "=h200", "=PROBLEM": "=tiny"}
 
 
 def described():
@@ -77,62 +72,6 @@ def test_every_algorithm_has_a_section_and_a_row():
 def test_every_squash_and_kind_of_votes_is_explained():
     page = (DOCS / "routing_algorithms.md").read_text()
     assert not [name for name in (*SQUASHES, *VOTES) if f"`{name}`" not in page]
-
-
-def inline_commands():
-    """Returns the calls of programs within sentences and in consoles, as lists of words.
-
-    Those in blocks of shell commands are tested by test_readme.
-    """
-    found = {}
-    for path in PAGES:
-        text = re.sub(r"^```sh\n.*?^```", "", path.read_text(), flags=re.S | re.M)
-        inline = re.findall(r"`([^`]*\bpython -m (?:experiments|kernels)\.[^`]*)`", text)
-        console = re.findall(r"^\$ (.*python -m .*)$", text, re.M)
-        for call in (*inline, *console):
-            words = shlex.split(call)
-            words = words[words.index("-m") + 1 :]
-            if "..." not in call and not words[0].isupper() and "NAME" not in words[0]:
-                found[" ".join(words)] = words
-    return found
-
-
-def test_there_are_commands():
-    assert len(inline_commands()) >= 5
-
-
-def define(module, arguments, values):
-    """Defines the flags of a command."""
-    program = importlib.import_module(module)
-    if module == "experiments.sweep":  # whose flags depend on the program that it trains
-        program.define_flags(arguments, values)
-    elif module.startswith("kernels."):
-        program.define_flags(values)
-    else:
-        own = program.PROGRAM.defaults if hasattr(program, "PROGRAM") else program.DEFAULTS
-        define_flags(own, values)
-
-
-@pytest.mark.parametrize("name", inline_commands())
-def test_commands_parse(name):
-    module, *arguments = inline_commands()[name]
-    for word, value in EXAMPLES.items():
-        arguments = [argument.replace(word, value) for argument in arguments]
-    values = flags.FlagValues()
-    define(module, arguments, values)
-    values(["program", *arguments])
-
-
-def test_flags_exist():
-    known = {"help", "version", "verbosity"}
-    names = [p.stem for p in (ROOT / "experiments").glob("*.py") if p.stem != "__init__"]
-    for module in (*(f"experiments.{name}" for name in names), "kernels.bench", "kernels.aot"):
-        values = flags.FlagValues()
-        define(module, [], values)
-        known |= set(values)
-    for path in PAGES:
-        for name in re.findall(r"`--([a-z_]+)(?=[=`\s])", path.read_text()):
-            assert name in known or name.removeprefix("no") in known, f"{path.name}: --{name}"
 
 
 def test_the_glossary_has_the_letters():

@@ -1,11 +1,12 @@
-"""The commands and examples of README.md."""
+"""The commands and examples of README.md and of the pages in docs/."""
 
+import contextlib
+import functools
 import importlib
+import io
 import re
 import shlex
-import subprocess
-import sys
-import venv
+import tempfile
 
 import numpy as np
 import pytest
@@ -16,31 +17,47 @@ from capsjax.routing import ROUTINGS, make_routing, route
 from experiments.config.flags import define_flags
 
 README = (ROOT / "README.md").read_text()
+# Notebooks run when the documentation is built.
+DOCS = [p for p in sorted((ROOT / "docs").rglob("*.md")) if "notebooks" not in p.parts]
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS)
+    if "_build" not in path.parts
+}
 PROGRAMS = ("experiments", "kernels")
+# A command in a sentence.
+INLINE = re.compile(r"(?<!`)`((?:python -m|capsjax) [^`]+)`(?!`)")
+CONSOLE = re.compile(r"^\$ (.*)$", re.M)
+# What stands for a value of the reader's own, and a legal value.
+EXAMPLES = {"uniform,forgetful": "uniform", "=TARGET": "=h200", "=PROBLEM": "=tiny"}
+# The arguments that are not flags; all other commands have none.
+WORDS = {"experiments.predict"}
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.S | re.M)
+def blocks(language, text=README):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.S | re.M)
 
 
 def program_calls():
-    for block in blocks("sh"):
-        for line in block.splitlines():
-            for call in line.split("&&"):
+    """Returns the calls of programs in all pages: a module and its arguments each."""
+    found = {}
+    for text in PAGES.values():
+        lines = "".join(blocks("sh", text)).splitlines()
+        for line in lines + INLINE.findall(text) + CONSOLE.findall(text):
+            for call in " ".join(line.split()).split("&&"):
                 words = shlex.split(call, comments=True)
+                if words[:1] == ["capsjax"] and len(words) > 1 and not words[1].startswith("-"):
+                    words = ["-m", f"experiments.{words[1]}", *words[2:]]
                 if "-m" in words and words[words.index("-m") + 1].split(".")[0] in PROGRAMS:
-                    yield words[words.index("-m") + 1 :]
+                    module, *arguments = words[words.index("-m") + 1 :]
+                    if "..." not in arguments and not module.endswith("NAME"):
+                        found[" ".join([module, *arguments])] = [module, *arguments]
+    return found
 
 
-def test_readme_has_commands():
-    assert len(list(program_calls())) >= 5
-
-
-@pytest.mark.parametrize("words", list(program_calls()), ids=" ".join)
-def test_commands_parse(words):
-    module, *arguments = words
-    values = flags.FlagValues()
-    program = importlib.import_module(module)
+def flags_of(module, arguments):
+    """Returns the flags of a command that is called with these arguments."""
+    values, program = flags.FlagValues(), importlib.import_module(module)
     if module == "experiments.sweep":  # whose flags depend on the program that it trains
         program.define_flags(arguments, values)
     elif hasattr(program, "PROGRAM"):
@@ -49,8 +66,31 @@ def test_commands_parse(words):
         define_flags(program.DEFAULTS, values)
     else:  # of the kernels
         program.define_flags(values)
-    words = values(["program", *arguments])[1:]
-    assert not words or module == "experiments.predict"
+    return values
+
+
+def test_pages_have_commands():
+    assert len(program_calls()) >= 40
+    assert {"README.md", "docs/results/table1.md"} <= set(PAGES)
+
+
+@pytest.mark.parametrize("name", program_calls())
+def test_commands_parse(name):
+    module, *arguments = program_calls()[name]
+    for word, value in EXAMPLES.items():
+        arguments = [argument.replace(word, value) for argument in arguments]
+    words = flags_of(module, arguments)(["program", *arguments])[1:]
+    assert not words or module in WORDS
+
+
+def test_flags_in_sentences_exist():
+    commands = [p.stem for p in (ROOT / "experiments").glob("*.py") if not p.stem.startswith("_")]
+    known = {"help", "version"}
+    for module in (*(f"experiments.{name}" for name in commands), "kernels.bench", "kernels.aot"):
+        known |= set(flags_of(module, []))
+    for page, text in PAGES.items():
+        for name in re.findall(r"`--([a-z_]+)(?=[=`\s])", text):
+            assert name in known or name.removeprefix("no") in known, f"{page}: --{name}"
 
 
 @pytest.mark.parametrize("part", ["test", "aot"])
@@ -62,55 +102,70 @@ def test_the_ci_commands_are_the_readmes(part):
     assert part in (ROOT / ".ci" / "run").read_text()
 
 
-def test_the_library_example_runs(capsys):
-    example, _ = blocks("python")
-    exec(compile(example, "README.md", "exec"), {})
-    assert "(8, 4, 16) (8, 24, 24, 3)" in capsys.readouterr().out
+@functools.cache
+def run_page(page):
+    """Runs the Python blocks of a page, one after another in a folder of their own.
 
-
-def test_custom_routing_example(capsys):
-    """The example runs, streams, and equals dynamic routing if its memory is perfect."""
-    _, example = blocks("python")
-    names = {}
-    before = dict(ROUTINGS)
+    Returns the names that they define, and what they print.
+    """
+    names, printed, before = {"__name__": page}, io.StringIO(), dict(ROUTINGS)
     try:
-        exec(compile(example, "README.md", "exec"), names)
-        assert capsys.readouterr().out == "(2, 10)\n"
-        forgetful, rng = (
-            make_routing("forgetful", iterations=3, memory=1.0),
-            np.random.default_rng(0),
-        )
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            contextlib.chdir(folder),
+            contextlib.redirect_stdout(printed),
+        ):
+            for block in blocks("python", PAGES[page]):
+                exec(compile(block, page, "exec"), names)
     finally:
         ROUTINGS.clear()
         ROUTINGS.update(before)
+    return names, printed.getvalue()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks("python", PAGES[page])])
+def test_python_blocks_run(page):
+    run_page(page)
+
+
+def test_the_library_example_prints_what_it_should():
+    _, printed = run_page("README.md")
+    assert "(8, 4, 16) (8, 24, 24, 3)" in printed
+
+
+def test_digits_are_recognized_as_the_page_says():
+    names, printed = run_page("docs/getting_started.md")
+    assert float(printed.splitlines()[0]) > 0.9
+    assert names["found"].classes.shape == (360,)
+
+
+def test_custom_routing_example():
+    """The example streams, and equals dynamic routing if its memory is perfect."""
+    names, _ = run_page("docs/writing_a_routing.md")
+    rng = np.random.default_rng(0)
     u, W = (rng.normal(size=s).astype(np.float32) for s in ((2, 5, 4), (5, 3, 6, 4)))
     exact = route(make_routing("dynamic"), {}, u, W, implementation="naive")
+    remembers = names["forgetful"](3, memory=1.0)
     for implementation in ("naive", "stream"):
-        out = route(forgetful, {}, u, W, implementation=implementation)
+        out = route(remembers, {}, u, W, implementation=implementation)
         np.testing.assert_allclose(out.pose, exact.pose, rtol=1e-5, atol=1e-6)
     forgets = route(names["forgetful"](3), {}, u, W, implementation="naive")
     assert abs(np.asarray(forgets.pose - exact.pose)).max() > 1e-3
 
 
-@pytest.mark.slow
-def test_the_wheel_is_capsjax_alone_and_runs_the_example_elsewhere(tmp_path):
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT], check=True
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    venv.create(tmp_path / "venv", with_pip=True, system_site_packages=False)
-    python = tmp_path / "venv" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "-q", wheel], check=True)
-    listing = subprocess.run(
-        [python, "-m", "zipfile", "-l", wheel], capture_output=True, text=True, check=True
-    ).stdout
-    names = [line.split()[0] for line in listing.splitlines()[1:]]
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"capsjax"}
-    (tmp_path / "example.py").write_text(blocks("python")[0])
-    done = subprocess.run([python, "example.py"], cwd=tmp_path, capture_output=True, text=True)
-    assert "(8, 4, 16) (8, 24, 24, 3)" in done.stdout, done.stderr
+def test_every_routing_has_a_measured_row():
+    for name in ROUTINGS:
+        assert f"| {name} | " in PAGES["docs/results/routing_zoo.md"]
 
 
-def test_every_routing_is_listed():
-    for name, (_, line) in ROUTINGS.items():
-        assert f"- `{name}`: {line}\n" in README
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "results/README.md"])
+def test_links_lead_to_files(page):
+    """Links between pages in docs/ are checked when the documentation is built."""
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text())
+    assert links
+    for link in links:
+        assert (ROOT / page).parent.joinpath(link).exists(), link
+
+
+def test_readme_is_short():
+    assert len(README.splitlines()) <= 150

@@ -1,4 +1,4 @@
-"""Routing of a batch, by one of three implementations.
+"""Routing of a batch, by one of several implementations.
 
 ``naive`` holds all votes, and JAX differentiates it. The streaming implementations sum over a few
 input capsules at a time and share the backward rule of :mod:`capsjax.routing.streaming_gradient`.
@@ -11,6 +11,7 @@ import jax
 
 from capsjax.backend import backend
 from capsjax.precision import accumulator
+from capsjax.routing.accelerated import select_kernels
 from capsjax.routing.agreement import PassKernels, agreement_passes, check_inputs
 from capsjax.routing.base import (
     GRADIENTS,
@@ -27,7 +28,8 @@ from capsjax.routing.tiles import tile_passes
 from capsjax.squash import safe_norm
 from capsjax.votes import VOTES
 
-IMPLEMENTATIONS = ("auto", "naive", "stream")
+PALLAS = ("pallas", "pallas_interpret")
+IMPLEMENTATIONS = ("auto", "naive", "stream", *PALLAS)
 # `auto` streams when the votes of a batch are larger than this. On CPU that is where pass kernels
 # become the faster form (16 images of MNIST): smaller votes stay in the cache, and pass kernels
 # have to transpose W first. On an accelerator it saves memory.
@@ -77,8 +79,11 @@ def route(
         (:mod:`capsjax.routing.agreement`) and is the faster one on CPU from 16 images on; a
         :class:`~capsjax.routing.PassKernels` then replaces its kernels. For other algorithms
         with full votes, its ``votes`` computes the votes and routing continues as in ``naive``.
-        ``auto`` is ``stream`` for votes larger than a GiB, or than 8 MiB on CPU with pass kernels,
-        and otherwise ``naive``.
+        ``pallas`` takes the pass kernels for this device (:mod:`kernels.api`), and
+        ``pallas_interpret`` runs them slowly on any device. ``auto`` is ``pallas`` on an
+        accelerator where the algorithm can run on it, if one device is visible or inside
+        ``shard_map``; otherwise ``stream`` for votes larger than a GiB, or than 8 MiB on CPU with
+        pass kernels; otherwise ``naive``.
       trace: also return a :class:`~capsjax.routing.Trace`; always ``naive``.
 
     Returns:
@@ -86,7 +91,8 @@ def route(
       implementation keeps all votes.
 
     Raises:
-      ValueError: an unknown option, or pass kernels for an algorithm that can't run on them.
+      ValueError: an unknown option, kernels that can't run on this device, or pass kernels for an
+        algorithm that can't run on them.
       AssertionError: wrong or different types, or shapes that do not agree.
 
     Example:
@@ -99,7 +105,10 @@ def route(
     check_choice("votes", votes, VOTES)
     sizes = _check(routing, params, u, W, activation, VOTES[votes])
     votes_bytes = 4 * u.shape[0] * sizes.I * sizes.J * sizes.D
-    chosen = _choose(implementation, routing, votes, votes_bytes)
+    has_kernels = has_pass_kernels(routing, votes)
+    if implementation in PALLAS or (implementation == "auto" and has_kernels):
+        implementation = select_kernels(implementation)
+    chosen = _choose(implementation, routing, votes, has_kernels, votes_bytes)
     params = hold_constants(routing, params)
     if activation is None:
         activation = safe_norm(u)
@@ -119,10 +128,13 @@ def route(
 
 
 def _choose(
-    implementation: str | PassKernels, routing: Routing, votes: str, votes_bytes: int
+    implementation: str | PassKernels,
+    routing: Routing,
+    votes: str,
+    has_kernels: bool,
+    votes_bytes: int,
 ) -> str | PassKernels:
     """Returns ``naive``, ``votes`` (of a kernel), ``tiles``, or the pass kernels to run on."""
-    has_kernels = has_pass_kernels(routing, votes)
     if isinstance(implementation, PassKernels):
         if not has_kernels and votes == "full" and implementation.votes is not None:
             return "votes"

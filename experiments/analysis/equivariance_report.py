@@ -34,7 +34,7 @@ def measure(opened: SavedRun, test_count: int, train_count: int) -> tuple[dict, 
     features = make_features(setup, opened.params)
     test = tuple(x[: test_count or None] for x in (data.test_images, data.test_labels))
     train = tuple(x[: train_count or None] for x in (data.train_images, data.train_labels))
-    summary = json.loads((opened.folder / "summary.json").read_text())
+    summary = json.loads((opened.folder / "summary.json").read_text("utf-8"))
     routing = f", {setup.config.routing} routing" if setup.config.routing else ""
     result = {
         "name": f"{setup.config.model}{routing}, {opened.folder.name}",

@@ -80,7 +80,7 @@ def open_run(
 
 def _facts(path: Path) -> dict:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text("utf-8"))
         return {name: found[name] for name in ("image_shape", "class_names", "border")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -109,7 +109,7 @@ def stored_config(workdir: Path | str, /, **changes) -> Config:
         hint = f", did you mean {folder.parent / near[0]}?" if near else ""
         raise UserError(f"{folder}: no such folder{hint}")
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(path.read_text("utf-8"))
         defaults = find_program(stored["program"]).defaults
         fields = {f.name: f for f in dataclasses.fields(defaults)}
         if unknown := stored.keys() - fields.keys():

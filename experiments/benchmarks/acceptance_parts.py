@@ -107,7 +107,7 @@ def run_part(part: Part, accelerator: str, folder: Path, seconds: float) -> dict
         status, out, err = "too slow", "", f"more than {seconds:.0f} s"
     results = []
     if status == 0 and part.trains:
-        results = [json.loads((folder / "summary.json").read_text())]
+        results = [json.loads((folder / "summary.json").read_text("utf-8"))]
     elif status == 0:
         results = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     settings = "".join(f"{key}={value} " for key, value in part.environment)

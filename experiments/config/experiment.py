@@ -8,11 +8,10 @@ from capsjax.models import PRESETS
 from capsjax.models.capsnet_config import POSE_NORMS, SCHEDULES
 from capsjax.objectives import LOSSES
 from capsjax.recipes import RECIPES
-from capsjax.routing import GRADIENTS, ROUTINGS
+from capsjax.routing import GRADIENTS, IMPLEMENTATIONS, ROUTINGS
 from capsjax.squash import SQUASHES
 from capsjax.votes import VOTES
 from experiments.config.flags import names_of, setting
-from kernels.api import IMPLEMENTATIONS
 
 PRESET_NAMES = tuple(dict.fromkeys(name.split("_", 1)[1] for name in PRESETS))
 

@@ -62,6 +62,12 @@ def read(name, data_dir, cache_path):
     test = "test" if "test" in builder.info.splits else "validation"
     if not {"train", test} <= set(builder.info.splits):
         raise UserError(f"{name} has no split 'train', or none of 'test' and 'validation'")
+    if builder.info.file_format.value == "array_record" and not _has("array_record"):
+        raise DatasetUnavailable(
+            f"reading {name} in {folder} needs the package array_record, which is available for "
+            "Linux and for Macs with Apple silicon; elsewhere use a data set that was prepared as "
+            "tfrecord, or --dataset=digits"
+        )
     print(f"reading {name} from {folder} (once; cached in {cache_path})", file=sys.stderr)
     source = f"tfds {name} {builder.version} from {data_dir or builder.data_dir_root}"
     try:
@@ -93,7 +99,7 @@ def _prepare(tfds, builder, name, data_dir):
             f"{builder.data_dir}; correct --data_dir"
         )
     problem = None
-    if None in map(importlib.util.find_spec, ("tensorflow", "importlib_resources")):
+    if not (_has("tensorflow") and _has("importlib_resources")):
         problem = (
             "TFDS needs more packages for that: pip install tensorflow-cpu importlib_resources"
         )
@@ -104,8 +110,10 @@ def _prepare(tfds, builder, name, data_dir):
         config = tfds.download.DownloadConfig(try_download_gcs=False)
         try:
             with contextlib.redirect_stdout(sys.stderr):
+                # Without TensorFlow this module reads either format.
                 return builder.download_and_prepare(
-                    download_config=config, file_format="array_record"
+                    download_config=config,
+                    file_format="array_record" if _has("array_record") else "tfrecord",
                 )
         except Exception as error:
             problem = f"TFDS failed to: {first_line(error)}"
@@ -113,6 +121,13 @@ def _prepare(tfds, builder, name, data_dir):
         f"{name} is not prepared in {builder.data_dir_root}, and {problem}; "
         "use --data_dir, or --dataset=digits"
     )
+
+
+def _has(module):
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ValueError:  # None in sys.modules
+        return False
 
 
 def network_problem(url, seconds=4):

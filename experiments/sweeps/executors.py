@@ -55,13 +55,13 @@ def perform(task: dict, started: Callable = lambda child: None) -> list[dict]:
     if status in STOPPED:
         raise KeyboardInterrupt
     if status and len(todo) == 1:
-        lines = log.read_text(errors="replace").splitlines() or ["no message"]
-        (log.parent / "error.txt").write_text(f"{lines[-1]} (exit status {status})\n")
+        lines = log.read_text("utf-8", errors="replace").splitlines() or ["no message"]
+        (log.parent / "error.txt").write_text(f"{lines[-1]} (exit status {status})\n", "utf-8")
     return [entry for run in task["runs"] if (entry := _entry(run))]
 
 
 def _child(job: dict, log: Path, started: Callable) -> int:
-    with open(log, "w") as messages:
+    with open(log, "w", encoding="utf-8") as messages:
         child = subprocess.Popen(
             [sys.executable, "-m", "experiments.sweeps.worker"],
             cwd=ROOT,
@@ -81,13 +81,20 @@ def _child(job: dict, log: Path, started: Callable) -> int:
             return child.wait()
 
 
+def _interrupt(child: subprocess.Popen) -> None:
+    if os.name == "posix":
+        child.send_signal(signal.SIGINT)
+    else:  # Windows has no such signal for one process; runs survive being ended at any moment
+        child.terminate()
+
+
 def _entry(run: dict) -> dict | None:
     workdir = Path(run["workdir"])
     if (workdir / "summary.json").exists():
-        summary = json.loads((workdir / "summary.json").read_text())
+        summary = json.loads((workdir / "summary.json").read_text("utf-8"))
         return ledger.success(run["key"], summary, summary["together"])
     if (workdir / "error.txt").exists():
-        return ledger.failure(run["key"], (workdir / "error.txt").read_text().strip())
+        return ledger.failure(run["key"], (workdir / "error.txt").read_text("utf-8").strip())
     return None
 
 
@@ -112,7 +119,7 @@ def local(tasks: list[dict], jobs: int) -> Iterator[list[dict]]:
                 future.cancel()
             for child in live:
                 if child.poll() is None:
-                    child.send_signal(signal.SIGINT)
+                    _interrupt(child)
             raise
 
 

@@ -6,12 +6,13 @@ the disk when :func:`append` returns, so that the failure of a machine loses onl
 progress.
 """
 
-import fcntl
 import json
 import os
 import time
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from experiments.config import UserError
 
@@ -35,16 +36,13 @@ def make_folder(folder: Path) -> None:
 def append(path: Path, entry: dict[str, Any]) -> None:
     """Adds an entry with the current time."""
     line = json.dumps(entry | {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        size = os.fstat(file).st_size
+    with FileLock(path.with_name(f".{path.name}.lock")), open(path, "ab+", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
         # A line that was cut off must not swallow this one.
-        cut = size > 0 and os.pread(file, 1, size - 1) != b"\n"
-        os.write(file, ("\n" * cut + line + "\n").encode())
-        os.fsync(file)
-    finally:
-        os.close(file)
+        cut = size > 0 and file.read(1) != b"\n"
+        file.write(("\n" * cut + line + "\n").encode())
+        os.fsync(file.fileno())
 
 
 def read(*places: Path) -> dict[str, dict]:
@@ -71,7 +69,7 @@ def read(*places: Path) -> dict[str, dict]:
 
 def _lines(path: Path) -> list[dict]:
     try:
-        text = path.read_text() if path.exists() else ""
+        text = path.read_text("utf-8") if path.exists() else ""
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} can't be read as a ledger: {error}") from error
     found = []

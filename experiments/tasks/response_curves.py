@@ -64,7 +64,7 @@ def finished_summary(folder: str) -> dict:
     """
     path = Path(folder) / "summary.json"
     try:
-        summary = json.loads(path.read_text())
+        summary = json.loads(path.read_text("utf-8"))
         if summary["program"] == "affnist" and summary["response"]:
             return summary
         reason = f"a run of {summary['program']}"

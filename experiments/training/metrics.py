@@ -19,7 +19,7 @@ class Metrics:
         self.path = workdir / "metrics.jsonl"
         self.rows = [row for row in read_rows(self.path) if row["step"] <= step]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
-        self._file = open(self.path, "a")
+        self._file = open(self.path, "a", encoding="utf-8")
         self._board = _tensorboard(workdir, step)
 
     def write(self, row: dict[str, float | list[float]]) -> None:
@@ -53,7 +53,7 @@ def read_rows(path: Path) -> list[dict]:
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text("utf-8").splitlines():
         try:
             rows.append(json.loads(line))
         except ValueError:  # the line that was being written when the run was killed

@@ -2,7 +2,6 @@
 
 import json
 import platform
-import resource
 import sys
 from pathlib import Path
 
@@ -10,10 +9,16 @@ import flax
 import jax
 import numpy as np
 import optax
+import psutil
 
 from experiments.config import UserError
 from experiments.training.workdir import write_json, write_text
 from kernels.cli import commit
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 
 def versions() -> dict[str, str]:
@@ -31,6 +36,9 @@ def peak_memory_mb(device: jax.Device) -> int:
     """Returns the peak memory so far in MiB, of the accelerator or on CPU of the process."""
     if stats := device.memory_stats():
         return round(stats["peak_bytes_in_use"] / 2**20)
+    if resource is None:
+        memory = psutil.Process().memory_info()
+        return round(getattr(memory, "peak_wset", memory.rss) / 2**20)
     unit = 1 if sys.platform == "darwin" else 2**10
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)
 

@@ -112,7 +112,7 @@ def _reported_peak(workdir: Path, step: int) -> int | None:
     A process that only repeats a summary has not trained, and its memory says nothing.
     """
     path = workdir / "summary.json"
-    earlier = json.loads(path.read_text()) if path.exists() else {}
+    earlier = json.loads(path.read_text("utf-8")) if path.exists() else {}
     return earlier["peak_memory_mb"] if earlier.get("steps") == step else None
 
 

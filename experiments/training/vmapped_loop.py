@@ -102,7 +102,7 @@ def _isolate(runs: dict[int, TrainingRun], n: int):
     try:
         yield
     except UserError as error:
-        (runs.pop(n).workdir / "error.txt").write_text(f"error: {error}\n")
+        (runs.pop(n).workdir / "error.txt").write_text(f"error: {error}\n", "utf-8")
 
 
 def make_stepper(setup: Setup, configs: list[Config]) -> Stepper:

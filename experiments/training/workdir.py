@@ -5,12 +5,13 @@ A run that is killed at any moment can be continued.
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from experiments.config import Config, UserError
 
@@ -18,7 +19,7 @@ from experiments.config import Config, UserError
 def write_text(path: Path, text: str) -> None:
     """Writes a file in one move, so that it is there whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -37,22 +38,22 @@ def open_workdir(config: Config) -> Iterator[Path]:
       UserError: it can't be written, belongs to another configuration, or is in use.
     """
     workdir = config.folder()
+    # The operating system releases the lock when the process ends, however that ends.
+    lock = FileLock(workdir / ".lock", timeout=0)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        # The lock ends with the process, however that ends.
-        lock = os.open(workdir / ".lock", os.O_CREAT | os.O_RDWR)
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"another process is training in {workdir}") from error
     except OSError as error:
         raise UserError(f"--workdir={workdir} can't be written: {error.strerror}") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         path = workdir / "config.json"
         if path.exists():
             _check_same(config, path)
         yield workdir
-    except BlockingIOError as error:
-        raise UserError(f"another process is training in {workdir}") from error
     finally:
-        os.close(lock)
+        lock.release()
 
 
 def write_config(config: Config, workdir: Path) -> None:
@@ -62,7 +63,7 @@ def write_config(config: Config, workdir: Path) -> None:
 
 def _check_same(config: Config, path: Path) -> None:
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); choose another --workdir") from error
     different = [

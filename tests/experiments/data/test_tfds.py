@@ -3,6 +3,7 @@
 import collections
 import importlib.util
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -228,6 +229,19 @@ def test_failed_download(tmp_path):
     message = error_of("tiny_broken", cache_dir=tmp_path)
     assert "tiny_broken" in message and "404" in message
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_array_record_is_needed_only_by_its_files(prepared, tmp_path, monkeypatch):
+    """There are systems without it, and TFDS does not require it on any but Linux."""
+    copy(prepared / "tiny_grey" / "1.2.3", tmp_path / "tiny_copy" / "1.2.3", "tiny_copy")
+    arrays = datasets.load("tiny_copy", data_dir=tmp_path, cache_dir=tmp_path / "a")
+    with monkeypatch.context() as absent:
+        absent.setitem(sys.modules, "array_record", None)
+        message = error_of("tiny_copy", data_dir=tmp_path, cache_dir=tmp_path / "b")
+    assert "needs the package array_record" in message
+    put_tfrecords(tmp_path / "tiny_copy")
+    monkeypatch.setitem(sys.modules, "array_record", None)
+    assert_same(arrays, datasets.load("tiny_copy", data_dir=tmp_path, cache_dir=tmp_path / "b"))
 
 
 @pytest.mark.parametrize("module", ["tensorflow", "importlib_resources"])
