@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from flax import nnx  # noqa: E402
 from sphinx.util.nodes import make_refnode  # noqa: E402
 
 import capsjax  # noqa: E402
@@ -120,8 +121,14 @@ def _describe_fields(app, what, name, value, options, lines):
     lines += ["", "Fields:", *found]
 
 
-def _names_of_fields(app, what, name, value, options, signature, returns):
-    """Leaves types and defaults, which are listed with the fields, out of the signature."""
+def _signature(app, what, name, value, options, signature, returns):
+    """Leaves types and defaults of records, which are listed with the fields, out of the signature.
+
+    The metaclass of NNX hides the signatures of modules.
+    """
+    if inspect.isclass(value) and issubclass(value, nnx.Module):
+        given = list(inspect.signature(value.__init__).parameters.values())[1:]
+        return str(inspect.Signature([p.replace(annotation=p.empty) for p in given])), None
     if not _is_record(value):
         return None
     names = list(inspect.signature(value).parameters)
@@ -130,5 +137,5 @@ def _names_of_fields(app, what, name, value, options, signature, returns):
 
 def setup(app):
     app.connect("autodoc-process-docstring", _describe_fields, priority=100)
-    app.connect("autodoc-process-signature", _names_of_fields)
+    app.connect("autodoc-process-signature", _signature)
     app.connect("missing-reference", _documented)
