@@ -17,7 +17,7 @@ from capsjax.models import CapsNetConfig
 from capsjax.routing.diagnostics import coupling_entropy
 from experiments.tasks.base import Setup
 from experiments.training.devices import quick_to_compile, replicate
-from experiments.training.setup import steps_between_saves, steps_per_epoch
+from experiments.training.setup import steps_between_saves, steps_per_epoch, total_steps
 
 IMAGES = 16
 SATURATED = 0.9  # mean activation from which a layer is saturated
@@ -41,7 +41,8 @@ def make_inspect(setup: Setup) -> Callable:
     writes the states of the layers as a row of metrics.jsonl.
     """
     measure, every = make_measure(setup), steps_between_saves(setup)
-    names = {0: "before training", -(-steps_per_epoch(setup) // every) * every: "after one epoch"}
+    first_save = min(-(-steps_per_epoch(setup) // every) * every, total_steps(setup))
+    names = {0: "before training", first_save: f"after {first_save} steps"}
 
     def inspect(step, params, display, rows):
         when, lines = names.get(step), []
@@ -49,7 +50,7 @@ def make_inspect(setup: Setup) -> Callable:
         if when and states:
             lines += warnings(setup, states, when)
         if when and step:
-            lines += no_better_than_chance(setup, rows)
+            lines += no_better_than_chance(setup, rows, when)
         for line in lines:
             display.say(f"warning: {line}")
         if states and setup.config.diagnostics:
@@ -140,12 +141,13 @@ def warnings(setup: Setup, states: dict[str, LayerState], when: str) -> list[str
     return lines
 
 
-def no_better_than_chance(setup: Setup, rows: list[dict]) -> list[str]:
+def no_better_than_chance(setup: Setup, rows: list[dict], when: str) -> list[str]:
     """Returns a line if a trained classifier is no better than naming the largest class.
 
     Args:
       setup: of the run.
       rows: of metrics.jsonl; the last validation counts, or else the last steps of training.
+      when: the beginning of the line.
     """
     validated = [1 - row["validation_error"] / 100 for row in rows if "validation_error" in row]
     trained = [row["accuracy"] for row in rows if "accuracy" in row]
@@ -154,6 +156,6 @@ def no_better_than_chance(setup: Setup, rows: list[dict]) -> list[str]:
     if accuracy > largest:
         return []
     return [
-        f"after one epoch: {100 * accuracy:.1f}% are right, and the largest class alone is "
+        f"{when}: {100 * accuracy:.1f}% are right, and the largest class alone is "
         f"{100 * largest:.1f}%; look at the images and labels, then try --learning_rate=0.0003"
     ]
