@@ -6,12 +6,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from capsjax.modules import NORMAL, Capsules, RoutedCapsules
-from capsjax.plain_layers import Initializer
+from capsjax.modules import Capsules, RoutedCapsules
 from capsjax.routing import (
     InputCapsules,
     RoutingOutput,
-    dynamic,
     field_index,
     over_field,
     run_routing,
@@ -35,7 +33,6 @@ class ConvCapsules(RoutedCapsules):
       pose_out: pose size D of an output capsule.
       kernel: side of the square, in positions. There is no padding.
       stride: step of the square, in positions.
-      kernel_init: see :class:`RoutedCapsules`; None scales it with the sizes.
       others: further arguments of :class:`RoutedCapsules`.
 
     Raises:
@@ -51,20 +48,12 @@ class ConvCapsules(RoutedCapsules):
         pose_out: int,
         kernel: int,
         stride: int = 1,
-        *,
-        kernel_init: Initializer | None = None,
         **others,
     ):
         if min(grid_in) < kernel:
             raise ValueError(f"a grid of {grid_in} capsules is too small for {kernel}x{kernel}")
         capsules_in = kernel * kernel * types_in
-        if kernel_init is None and not others.get("routing", dynamic()).traits.squash_primary:
-            kernel_init = NORMAL
-        elif kernel_init is None:
-            # With couplings 1/J, the votes of unit poses then sum to vectors of length one.
-            kernel_init = jax.nn.initializers.normal(types_out / (capsules_in * pose_out) ** 0.5)
-        others |= {"types": types_in, "kernel_init": kernel_init}
-        super().__init__(capsules_in, pose_in, types_out, pose_out, **others)
+        super().__init__(capsules_in, pose_in, types_out, pose_out, types=types_in, **others)
         self.grid_in, self.types_in, self.size, self.stride = grid_in, types_in, kernel, stride
         self.grid = tuple((n - kernel) // stride + 1 for n in grid_in)
 

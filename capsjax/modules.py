@@ -24,12 +24,12 @@ from capsjax.routing import (
     route,
     routing_pass,
 )
+from capsjax.routing.initialization import NORMAL, initial_votes
 from capsjax.routing.passes import hold_constants
 from capsjax.squash import no_squash, safe_norm, squash, squash_by_name
 from capsjax.votes import VOTES
 
 ACTIVATIONS = ("length", "sigmoid")
-NORMAL = jax.nn.initializers.normal(0.1)
 
 
 class Capsules(NamedTuple):
@@ -107,7 +107,11 @@ class RoutedCapsules(nnx.Module):
       gradient: see :func:`capsjax.routing.route`.
       implementation: see :func:`capsjax.routing.route`.
       kernel_init: initializer of the parameters of the votes, ``[I, J, D, K]`` for full votes. The
-        identity is added to those of matrix votes.
+        identity is added to those of matrix votes. None: normal, of standard deviation 0.1, with
+        a factor on the sum of the votes that gives the output capsules the lengths that they
+        have in the paper's network (:mod:`capsjax.routing.initialization`).
+      tolerance: how many times too long or too short the sum may be before it gets that factor.
+        None: one, and no factor with a ``kernel_init``.
       dtype: type in which votes are multiplied; sums are accumulated in float32.
       rngs: source of the initial parameters.
 
@@ -127,7 +131,8 @@ class RoutedCapsules(nnx.Module):
         types: int = 1,
         gradient: str = "full",
         implementation: str | PassKernels = "auto",
-        kernel_init: Initializer = NORMAL,
+        kernel_init: Initializer | None = None,
+        tolerance: float | None = None,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -135,13 +140,16 @@ class RoutedCapsules(nnx.Module):
         sizes = Sizes(capsules_in, capsules_out, pose_out, pose_in)
         shape = VOTES[votes].shape(*sizes, types)
         key = rngs.params()
+        gain = 1.0 if VOTES[votes].near_identity else routing.traits.init_scale(sizes)
+        if tolerance is None and kernel_init is None:
+            tolerance = 1.0
         if routing.for_sizes is not None:
-            routing = routing.for_sizes(sizes)
-        kernel = kernel_init(key, shape, jnp.float32)
+            options = {"gain": gain, "tolerance": tolerance}
+            made = tolerance and initial_votes(sizes, votes, types, **options)
+            routing = routing.for_sizes(sizes, made)
+        kernel = gain * (kernel_init or NORMAL)(key, shape, jnp.float32)
         if VOTES[votes].near_identity:
             kernel += jnp.eye(shape[-1], dtype=kernel.dtype)[None, None]
-        else:
-            kernel *= routing.traits.init_scale(sizes)
         self.kernel = nnx.Param(kernel)
         params = routing.init_params(jax.random.fold_in(key, 1), sizes)
         for name, value in params.items():

@@ -84,6 +84,19 @@ class CapsNet(nnx.Module):
             return route_concurrently(layers, x, self._normalize_poses, self._add_coordinates)
         return self.classes(self._class_inputs(images), trace=trace)
 
+    def capsules(self, images: chex.Array) -> dict[str, Capsules]:
+        """Compute the capsules of every layer, by the path of its parameters, lowest first.
+
+        The layers are computed one after the other, whatever the schedule.
+        """
+        x = self.primary_capsules(images)
+        all_layers = {"primary": x}
+        for n, layer in enumerate(self._layers()):
+            x = self._normalize_poses(layer(x))
+            all_layers[f"layers/{n}"] = x
+        out = self.classes(self._add_coordinates(x))
+        return all_layers | {"classes": Capsules(out.pose, out.activation)}
+
     def votes(self, images: chex.Array) -> jax.Array:
         """Compute the votes ``[B, I, J, D]`` for the class capsules, for diagnostics."""
         return self.classes.input_capsules(self._class_inputs(images)).votes

@@ -9,6 +9,10 @@ from capsjax.models.capsnet_config import CapsNetConfig
 from capsjax.modules import PrimaryCapsules, RoutedCapsules
 from capsjax.plain_layers import Conv, Decoder
 
+# The authors' code has no factor on the sum of the votes. Their networks need none within a factor
+# of four; others, of two or a hundred classes, get it.
+OFFICIAL_TOLERANCE = 4.0
+
 
 def make_convs(config: CapsNetConfig, rngs: nnx.Rngs) -> list[Conv]:
     """Make the convolutions before the primary capsules, lowest first."""
@@ -54,6 +58,8 @@ def make_routed_layers(
         grid, types, pose = layers[-1].grid, types_out, config.class_pose
     sizes = (grid[0] * grid[1] * types, pose, config.num_classes, config.class_pose)
     options |= _kernel_init(config, 0.1)
+    if config.init == "official":
+        options["tolerance"] = OFFICIAL_TOLERANCE
     return layers, RoutedCapsules(*sizes, votes=config.votes, types=types, **options)
 
 

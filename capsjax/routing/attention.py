@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from capsjax.routing.base import Routing, RoutingTraits, by_agreement, check_iterations
 from capsjax.routing.equations import agreement, standardize, weighted_sum
+from capsjax.routing.initialization import agreement_length, scale_for
 from capsjax.squash import safe_norm, squash_exponential
 
 
@@ -61,7 +62,7 @@ def inverted(iterations: int = 3) -> Routing:
     )
 
 
-def self_attention() -> Routing:
+def self_attention(*, scale: float | None = None) -> Routing:
     r"""Returns the self-attention routing of Efficient-CapsNet (Mazzia, Salvetti & Chiaberge 2021).
 
     .. math::
@@ -75,6 +76,9 @@ def self_attention() -> Routing:
 
     Parameters: ``beta`` ``[I, J]``, initially zero. Two passes. Pitfall: with beta the weights of
     the sum can be negative and have any sum; the couplings in the output are the softmax alone.
+
+    Args:
+      scale: factor on s_j, see :func:`~capsjax.routing.dynamic.dynamic`.
     """
 
     def init(params, first):
@@ -89,8 +93,17 @@ def self_attention() -> Routing:
         return weighted_sum(coupling + params["beta"], capsules.votes)
 
     def finalize(params, S):
-        v = squash_exponential(S)
+        v = squash_exponential(S if scale in (None, 1) else scale * S)
         return v, safe_norm(v)
+
+    def for_sizes(sizes, votes):
+        options = {"passes": 2, "squash": "exponential"}
+        V = votes.total / sizes.D**0.5 if votes else 0.0
+
+        def length(scale):
+            return agreement_length(sizes, votes, scale, query=lambda *_: V, **options)
+
+        return self_attention(scale=scale_for(length, votes, **options) if votes else 1.0)
 
     return Routing(
         "self_attention",
@@ -102,4 +115,5 @@ def self_attention() -> Routing:
         finalize=finalize,
         init_params=lambda key, sizes: {"beta": jnp.zeros((sizes.I, sizes.J))},
         input_params=("beta",),
+        for_sizes=for_sizes if scale is None else None,
     )

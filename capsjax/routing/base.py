@@ -39,6 +39,14 @@ class Sizes(NamedTuple):
     K: int  # pose size of an input capsule
 
 
+class InitialVotes(NamedTuple):
+    """The votes of a layer before training, see :mod:`capsjax.routing.initialization`."""
+
+    deviation: float  # root mean square of a component
+    total: float  # root mean square length of their sum over the input capsules
+    tolerance: float = 1.0  # largest error of the length of the sum that is left as it is
+
+
 class InputCapsules(NamedTuple):
     """All or some of the input capsules of one example."""
 
@@ -117,8 +125,9 @@ class Routing:
     normalizer: str | Callable = "softmax"
     input_params: tuple[str, ...] = ()  # params with a first axis I
     constants: tuple[str, ...] = ()  # params that are not trained
-    # sizes -> the same algorithm with the constants that suit a layer of these sizes
-    for_sizes: Callable[[Sizes], "Routing"] | None = None
+    # (sizes, votes) -> the same algorithm with the constants that suit a layer of these sizes whose
+    # matrices were made for these votes; None where the caller chose the matrices
+    for_sizes: Callable[[Sizes, InitialVotes | None], "Routing"] | None = None
     # (params, state, t) -> V [J, D] or None for zero. Where it is given, the logits are
     # prior_ij + votes_ij . V_j and the statistics sum_i c_ij votes_ij, which is what the kernels
     # compute; see :func:`by_agreement`.

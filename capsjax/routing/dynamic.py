@@ -13,16 +13,12 @@ from capsjax.routing.base import (
     check_choice,
     check_iterations,
 )
+from capsjax.routing.initialization import agreement_length, scale_for
 from capsjax.routing.normalizers import NORMALIZERS
 from capsjax.squash import safe_norm, squash_by_name
 
-# Exponents of J that start a layer where it can learn. The transformation matrices are made for
-# softmax, whose couplings are 1/J at first and change by 1/J times the change of a logit. Where
-# couplings are larger or change faster, agreement with a thousand input capsules feeds itself:
-# after three iterations every output is as long as it can be, the squash is flat there, and
-# nothing is learned.
-SCALES = {"sigmoid": -1.0, "maxmin": -1.5}  # for s_j: couplings are 1/2, or up to 1
-# For the initial matrices: slopes are 1, or J^-1/2.
+# Exponents of J, factors on the initial matrices. The slopes of these couplings are 1 and J^-1/2,
+# where that of softmax is 1/J; with shorter votes they are not decided by the first agreement.
 INIT_SCALES = {"sparsemax": -0.5, "entmax": -0.25}
 
 
@@ -52,8 +48,8 @@ def dynamic(
         before training; the paper's log priors, which "can be learned discriminatively".
       bias: whether s_j has parameters ``bias`` ``[J, D]``, initially 0.1, as in the authors' code.
       squash: a name of :data:`capsjax.squash.SQUASHES`.
-      scale: factor on the weighted sum in s_j. None: one, and in a layer J^-1 for sigmoid and
-        J^-1.5 for maxmin couplings, which are larger than those of softmax.
+      scale: factor on the weighted sum in s_j. None: one, and in a layer the factor with which it
+        starts as the paper's layer does, see :mod:`capsjax.routing.initialization`.
       name: name of the variant.
 
     Raises:
@@ -76,20 +72,18 @@ def dynamic(
         return None if t == 0 else state[0]
 
     def update(params, S, state, t):
-        s = S if scale is None else scale * S
+        s = S if scale in (None, 1) else scale * S
         v = squash_fn(s + params["bias"].astype(S.dtype) if "bias" in params else s)
         return state[0] + v, v
 
-    def for_sizes(sizes):
-        return dynamic(
-            iterations,
-            normalizer=normalizer,
-            prior=prior,
-            bias=bias,
-            squash=squash,
-            scale=sizes.J ** SCALES[normalizer],
-            name=name,
-        )
+    def for_sizes(sizes, votes):
+        options = {"normalizer": normalizer, "squash": squash}
+
+        def length(scale):
+            return agreement_length(sizes, votes, scale, passes=iterations, **options)
+
+        found = scale_for(length, votes, passes=iterations, squash=squash) if votes else 1.0
+        return dynamic(iterations, prior=prior, bias=bias, scale=found, name=name, **options)
 
     def finalize(params, state):
         return state[1], safe_norm(state[1])
@@ -104,12 +98,12 @@ def dynamic(
         init_params=init_params,
         normalizer=normalizer,
         input_params=("prior",) if prior == "learned" else (),
-        for_sizes=for_sizes if scale is None and normalizer in SCALES else None,
+        for_sizes=for_sizes if scale is None else None,
         traits=RoutingTraits(init_scale=lambda sizes: sizes.J ** INIT_SCALES.get(normalizer, 0)),
     )
 
 
-def kmeans(iterations: int = 3, *, squash: str = "paper") -> Routing:
+def kmeans(iterations: int = 3, *, squash: str = "paper", scale: float | None = None) -> Routing:
     r"""Returns soft k-means by direction: logits are scalar products with the unit vector of s_j.
 
     .. math:: b_{ij} = \hat u_{j|i} \cdot s_j / \|s_j\|, \quad s_j = \textstyle\sum_i c_{ij}
@@ -120,7 +114,7 @@ def kmeans(iterations: int = 3, *, squash: str = "paper") -> Routing:
 
     Args:
       iterations: the number of passes, the first of which has even couplings.
-      squash: see :func:`dynamic`.
+      squash, scale: see :func:`dynamic`.
 
     Raises:
       ValueError: see :func:`dynamic`.
@@ -135,8 +129,17 @@ def kmeans(iterations: int = 3, *, squash: str = "paper") -> Routing:
         return s / jnp.where(n > 0, n, 1)
 
     def finalize(params, s):
-        v = squash_fn(s)
+        v = squash_fn(s if scale in (None, 1) else scale * s)
         return v, safe_norm(v)
+
+    def for_sizes(sizes, votes):
+        options = {"passes": iterations, "squash": squash}
+
+        def length(scale):
+            return agreement_length(sizes, votes, scale, query=lambda V, v: 1.0, **options)
+
+        found = scale_for(length, votes, **options) if votes else 1.0
+        return kmeans(iterations, squash=squash, scale=found)
 
     return by_agreement(
         "kmeans",
@@ -145,4 +148,5 @@ def kmeans(iterations: int = 3, *, squash: str = "paper") -> Routing:
         init=lambda params, first: jnp.zeros_like(first.votes[0]),
         update=lambda params, S, s, t: S,
         finalize=finalize,
+        for_sizes=for_sizes if scale is None else None,
     )

@@ -89,7 +89,7 @@ def em(iterations: int = 3, *, inverse_temperature: float | None = None) -> Rout
         annealed = final * (1 - 0.95 ** (t + 1))
         return State(m.mean, variance, annealed * (params["beta_a"] - cost))
 
-    def for_sizes(sizes):
+    def for_sizes(sizes, votes):
         scaled = DEFAULT_INVERSE_TEMPERATURE * 115.2 * sizes.J / sizes.I
         return em(iterations, inverse_temperature=scaled)
 

@@ -54,9 +54,7 @@ def random(*, bias: bool = False, squash: str = "paper") -> Routing:
         prior = jax.random.normal(key, (sizes.I, sizes.J))
         return routing.init_params(key, sizes) | {"prior": prior}
 
-    return dataclasses.replace(
-        routing, name="random", init_params=init_params, constants=("prior",)
-    )
+    return _constant_prior(routing, name="random", init_params=init_params)
 
 
 def frozen(*, bias: bool = False, squash: str = "paper") -> Routing:
@@ -69,9 +67,17 @@ def frozen(*, bias: bool = False, squash: str = "paper") -> Routing:
     Args:
       bias, squash: see :func:`~capsjax.routing.dynamic.dynamic`.
     """
-    return dataclasses.replace(
-        static(bias=bias, squash=squash), name="frozen", constants=("prior",)
-    )
+    return _constant_prior(static(bias=bias, squash=squash), name="frozen")
+
+
+def _constant_prior(routing, **fields):
+    """Replaces fields of a routing, also of what it becomes in a layer."""
+    fields |= {"constants": ("prior",)}
+
+    def for_sizes(*layer):
+        return dataclasses.replace(routing.for_sizes(*layer), **fields)
+
+    return dataclasses.replace(routing, for_sizes=for_sizes, **fields)
 
 
 def log_mean_coupling(total: jax.Array, examples: int) -> jax.Array:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from capsjax.routing.base import Routing, RoutingTraits, check_iterations
 from capsjax.routing.equations import agreement, weighted_sum
+from capsjax.routing.initialization import SQUASHED_LENGTHS, scale_for
 from capsjax.squash import safe_norm, squash
 
 
@@ -18,7 +19,7 @@ class State(NamedTuple):
     squares: jax.Array  # [J] sum of their squared lengths
 
 
-def kde(iterations: int = 3) -> Routing:
+def kde(iterations: int = 3, *, scale: float | None = None) -> Routing:
     r"""Returns routing by weighted kernel density estimation.
 
     Zhang, Zhao, Wu & Zhou, "Fast Dynamic Routing Based on Weighted Kernel Density Estimation"
@@ -36,11 +37,11 @@ def kde(iterations: int = 3) -> Routing:
     fixed number of passes. The logits are linear in sums of v and of its squares, so the outputs
     of earlier passes need not be kept.
 
-    No parameters; R passes. Pitfall: outputs are means of votes, hence as short as votes are;
-    the initial transformation matrices must be larger than for dynamic routing.
+    No parameters; R passes. Pitfall: outputs are means of votes, which are short; hence the factor.
 
     Args:
       iterations: the number of passes.
+      scale: factor on the mean of the votes in v_j, see :func:`~capsjax.routing.dynamic.dynamic`.
 
     Raises:
       ValueError: iterations below one.
@@ -61,8 +62,16 @@ def kde(iterations: int = 3) -> Routing:
 
     def update(params, stats, state, t):
         weight, weighted = stats
-        v = squash(weighted / jnp.maximum(weight, jnp.finfo(weight.dtype).tiny)[:, None])
+        mean = weighted / jnp.maximum(weight, jnp.finfo(weight.dtype).tiny)[:, None]
+        v = squash(mean if scale in (None, 1) else scale * mean)
         return State(v, state.total + v, state.squares + jnp.sum(v * v, -1))
+
+    def for_sizes(sizes, votes):
+        def length(scale):  # short votes have short q, so that couplings stay almost even
+            return SQUASHED_LENGTHS["paper"](scale * votes.total / sizes.I)
+
+        found = scale_for(length, votes, passes=1, squash="paper") if votes else 1.0
+        return kde(iterations, scale=found)
 
     return Routing(
         "kde",
@@ -72,5 +81,6 @@ def kde(iterations: int = 3) -> Routing:
         accumulate=accumulate,
         update=update,
         finalize=lambda params, state: (state.v, safe_norm(state.v)),
+        for_sizes=for_sizes if scale is None else None,
         traits=RoutingTraits(poses_are_means=True),
     )

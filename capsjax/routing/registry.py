@@ -71,7 +71,7 @@ def options_of(name: str) -> tuple[str, ...]:
 
     Example:
       >>> options_of("kmeans")
-      ('iterations', 'squash')
+      ('iterations', 'squash', 'scale')
     """
     if name not in ROUTINGS:
         near = difflib.get_close_matches(name, ROUTINGS, 1)

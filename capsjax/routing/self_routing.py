@@ -63,5 +63,11 @@ def self_routing() -> Routing:
         finalize=lambda params, state: state,
         init_params=init_params,
         input_params=("weights", "offset"),
-        traits=RoutingTraits(loss="cross_entropy", squash_primary=False, poses_are_means=True),
+        traits=RoutingTraits(
+            loss="cross_entropy",
+            squash_primary=False,
+            poses_are_means=True,
+            # Votes as long as poses, from weights of standard deviation 0.1.
+            init_scale=lambda sizes: 10 / sizes.K**0.5,
+        ),
     )

@@ -16,7 +16,7 @@ from experiments.config import Config, UserError
 from experiments.data import batching, image_files
 from experiments.tasks import routing_diagnostics
 from experiments.tasks.base import Program, Setup
-from experiments.training import frozen_couplings
+from experiments.training import frozen_couplings, guard
 from experiments.training.checkpoints import Checkpoints, has_checkpoints
 from experiments.training.devices import parallelize
 from experiments.training.evaluate import make_evaluate
@@ -184,24 +184,24 @@ def fit(
     state: Any,
     step: int,
     profile: Profile,
-    guard: Callable = lambda n: contextlib.nullcontext(),
+    isolate: Callable = lambda n: contextlib.nullcontext(),
 ) -> tuple[Any, int]:
     """Trains one run, or several in step with each other, to the last step.
 
     Args:
       setup: of one of the runs, which agree in everything that is read here.
-      runs: by number; runs that ``guard`` removes continue to be trained but are not recorded.
+      runs: by number; runs that ``isolate`` removes continue to be trained but are not recorded.
       stepper: how the runs advance.
       state: of all runs, after ``step`` steps.
       profile: traces some of the steps.
-      guard: ``guard(n)`` is the context in which run n is recorded.
+      isolate: ``isolate(n)`` is the context in which run n is recorded.
 
     Returns:
       The state, and 0 or the number of the signal that stopped training before the end.
     """
     log_every, total = setup.config.log_every, total_steps(setup)
     save_every, block_steps = steps_between_saves(setup), steps_per_block(setup)
-    diagnose = routing_diagnostics.make_probe(setup)
+    diagnose, inspect = routing_diagnostics.make_probe(setup), guard.make_inspect(setup)
     held_out, orders = setup.pipeline.held_out("validation"), None
 
     def finished_early():
@@ -218,11 +218,15 @@ def fit(
         own = stepper.select(state, n)
         if due and len(held_out[1]):
             run.display.validated(step, stepper.evaluate(n, own.params, *held_out))
+        if due:
+            inspect(step, own.params, run.display, run.metrics.rows)
         if due and diagnose:
             run.display.measured(step, diagnose(own.params))
         run.metrics.sync()
         run.checkpoints.save(own, step)
 
+    for n, run in runs.items() if step == 0 else ():
+        inspect(step, stepper.select(state, n).params, run.display, run.metrics.rows)
     with Stop() as stop:
         while runs and step < total and not stop.requested and not finished_early():
             block, within = divmod(step, block_steps)
@@ -233,6 +237,6 @@ def fit(
             state, sums = profile.run(stepper.advance, state, orders, count)
             step += count
             for n, run in list(runs.items()):
-                with guard(n):
+                with isolate(n):
                     record(n, run, count, sums)
     return state, stop.requested if step < total and not finished_early() else 0

@@ -74,9 +74,9 @@ def run(program: Program, configs: list[Config]) -> None:
                 }
                 print(f"{banner(setup)} | {len(configs)} runs together", file=sys.stderr)
                 stepper = make_stepper(setup, configs)
-                guard = functools.partial(_isolate, runs)
+                isolate = functools.partial(_isolate, runs)
                 profile = Profile(0, workdirs[0])
-                state, stopped = loop.fit(setup, runs, stepper, state, step, profile, guard)
+                state, stopped = loop.fit(setup, runs, stepper, state, step, profile, isolate)
         if not together:
             folders.close()
             loop.run(program, configs[0])

@@ -32,7 +32,7 @@ VOTES = {
     "conv": loops.conv_votes,
     "matrix": loops.matrix_votes,
 }
-FULLEST = {"iterations": 3, "prior": "learned", "bias": True}
+FULLEST = {"iterations": 3, "prior": "learned", "bias": True, "scale": 1.0}
 
 
 class Case(NamedTuple):
@@ -112,7 +112,7 @@ def differentiated(model, case, params, x):
     "case",
     [
         Case("dynamic", 1, FULLEST),
-        Case("dynamic", 2, {"iterations": 2, "squash": "exponential"}, "matrix"),
+        Case("dynamic", 2, {"iterations": 2, "squash": "exponential", "scale": 1.0}, "matrix"),
         Case("self", 1, {}, "conv"),
         Case("em", 1, {"iterations": 3}),
         Case("em", 2, {"iterations": 2}, "matrix"),
@@ -339,7 +339,7 @@ def test_votes_that_do_not_fit_are_refused():
 
 
 def test_initial_parameters(x64):
-    """Even couplings of votes for unit poses sum to vectors of length one, on average."""
+    """The sums have the mean square of the paper's layer, D I 0.01 / J^2 for unit poses."""
     n, J, D = 9 * 8, 16, 16
     case = make_routing("uniform", squash="none")
     model = from_module(lambda rngs: ConvCapsules((5, 5), 8, 8, J, D, 3, routing=case, rngs=rngs))
@@ -350,4 +350,4 @@ def test_initial_parameters(x64):
     pose /= np.linalg.norm(pose, axis=2, keepdims=True)
     out = jax.jit(model.apply)(params, Capsules(pose, np.ones((1, 200), np.float32)))
     assert out.pose.shape == (1, 9 * J, D)
-    np.testing.assert_allclose(np.mean(out.activation**2), 1, atol=0.15)
+    np.testing.assert_allclose(np.mean(out.activation**2), 16 * 1152 * 0.01 / 10**2, rtol=0.15)

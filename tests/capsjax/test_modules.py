@@ -99,7 +99,7 @@ def test_routed_capsules_equal_reference(gradient):
             3,
             2,
             4,
-            routing=make_routing("dynamic", iterations=2, bias=True),
+            routing=make_routing("dynamic", iterations=2, bias=True, scale=1.0),
             gradient=gradient,
             rngs=rngs,
         )

@@ -1,0 +1,161 @@
+"""Looks at the capsule layers at the start and after the first epoch, and says what is wrong.
+
+A layer whose capsules are all long is where the squash is flat; one whose capsules are all short is
+where its gradient vanishes. Neither learns, and the loss alone does not tell why.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from capsjax import train
+from capsjax.models import CapsNetConfig
+from capsjax.routing.diagnostics import coupling_entropy
+from experiments.tasks.base import Setup
+from experiments.training.devices import quick_to_compile, replicate
+from experiments.training.setup import steps_between_saves, steps_per_epoch, total_steps
+
+IMAGES = 16
+SATURATED = 0.9  # mean activation from which a layer is saturated
+DEAD = 0.02  # mean of the largest activation of each example below which a layer is dead
+WEAK = 1e-4  # share of the largest gradient of a capsule layer below which a layer has none
+
+
+class LayerState(NamedTuple):
+    """A capsule layer on a few training images."""
+
+    mean: float  # activation
+    largest: float  # activation, of each image, mean over the images
+    entropy: float  # of the shares of the activation, 1 where all are equal
+    gradient: float  # norm of the gradient of the loss by the parameters of the layer
+
+
+def make_inspect(setup: Setup) -> Callable:
+    """Returns ``inspect(step, params, display, rows)``, called when a run begins and is saved.
+
+    It prints what is wrong before training and after the first epoch, and with ``--diagnostics``
+    writes the states of the layers as a row of metrics.jsonl.
+    """
+    measure, every = make_measure(setup), steps_between_saves(setup)
+    first_save = min(-(-steps_per_epoch(setup) // every) * every, total_steps(setup))
+    names = {0: "before training", first_save: f"after {first_save} steps"}
+
+    def inspect(step, params, display, rows):
+        when, lines = names.get(step), []
+        states = measure(params) if measure and (when or setup.config.diagnostics) else None
+        if when and states:
+            lines += warnings(setup, states, when)
+        if when and step:
+            lines += no_better_than_chance(setup, rows, when)
+        for line in lines:
+            display.say(f"warning: {line}")
+        if states and setup.config.diagnostics:
+            display.measured(step, row(states))
+
+    return inspect
+
+
+def make_measure(setup: Setup) -> Callable | None:
+    """Returns ``measure(params) -> {layer: LayerState}``, or None for networks without capsules.
+
+    The images are the first of the training data. Nothing random of the run is used.
+    """
+    if not isinstance(setup.model_config, CapsNetConfig):
+        return None
+    gradient = train.make_gradient(setup.loss)
+
+    @functools.partial(jax.jit, compiler_options=quick_to_compile(setup.devices))
+    def measure(params, source):
+        key = jax.random.key(0)
+        rows = jnp.arange(IMAGES) % len(setup.dataset.train_labels)
+        keys = jax.random.split(key, IMAGES)
+        images, labels = jax.vmap(setup.pipeline.example, (0, None, 0))(keys, source, rows)
+        grads, _ = gradient(params, images, labels, key)
+        states = {}
+        for path, (_, activation) in setup.model.apply(params, images, method="capsules").items():
+            own = functools.reduce(lambda tree, name: tree[name], _path(path), grads)
+            squares = [jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(own)]
+            states[path] = LayerState(
+                jnp.mean(activation),
+                jnp.mean(jnp.max(activation, 1)),
+                jnp.mean(coupling_entropy(jnp.maximum(activation, 0))),
+                jnp.sqrt(sum(squares)),
+            )
+        return states
+
+    def call(params):
+        states = jax.device_get(measure(params, replicate(setup.pipeline.source, setup.devices)))
+        return {path: LayerState(*map(float, state)) for path, state in states.items()}
+
+    return call
+
+
+def _path(path: str) -> list:
+    return [int(name) if name.isdigit() else name for name in path.split("/")]
+
+
+def row(states: dict[str, LayerState]) -> dict[str, list[float]]:
+    """Returns the states as a row of metrics.jsonl, one number a layer, lowest first."""
+    names = {
+        "layer_activation": "mean",
+        "layer_largest_activation": "largest",
+        "layer_entropy": "entropy",
+        "layer_gradient": "gradient",
+    }
+    return {
+        name: [float(f"{getattr(s, field):.4g}") for s in states.values()]
+        for name, field in names.items()
+    }
+
+
+def warnings(setup: Setup, states: dict[str, LayerState], when: str) -> list[str]:
+    """Returns a line for each layer that is saturated or dead.
+
+    Args:
+      setup: of the run.
+      states: of its layers.
+      when: the beginning of each line.
+    """
+    # Activations of some algorithms are logits, or shares of one that say nothing of the layer.
+    bounded = setup.model_config.make_routing().traits.loss != "cross_entropy"
+    strongest = max(state.gradient for state in states.values())
+    lines = []
+    for path, state in states.items():
+        judged = bounded or path == "primary"
+        if judged and state.mean > SATURATED:
+            wrong = f"saturated (mean activation {state.mean:.2f})"
+            cure = "a smaller --learning_rate, --init=lecun or fewer --routing_iterations"
+        elif judged and state.largest < DEAD:
+            wrong = f"dead (largest activations {state.largest:.1g} on the average)"
+            cure = "--squash=exponential, --init=lecun or a smaller --learning_rate"
+        elif not state.gradient > WEAK * strongest:
+            wrong = f"without a gradient ({state.gradient:.1g}, another layer has {strongest:.1g})"
+            cure = "--squash=exponential, another --routing or a smaller --depth"
+        else:
+            continue
+        lines.append(f"{when}: the capsules of {path} are {wrong} and learn little; try {cure}")
+    return lines
+
+
+def no_better_than_chance(setup: Setup, rows: list[dict], when: str) -> list[str]:
+    """Returns a line if a trained classifier is no better than naming the largest class.
+
+    Args:
+      setup: of the run.
+      rows: of metrics.jsonl; the last validation counts, or else the last steps of training.
+      when: the beginning of the line.
+    """
+    validated = [1 - row["validation_error"] / 100 for row in rows if "validation_error" in row]
+    trained = [row["accuracy"] for row in rows if "accuracy" in row]
+    largest = np.bincount(setup.dataset.train_labels).max() / len(setup.dataset.train_labels)
+    accuracy = (validated or trained)[-1]
+    if accuracy > largest:
+        return []
+    return [
+        f"{when}: {100 * accuracy:.1f}% are right, and the largest class alone is "
+        f"{100 * largest:.1f}%; look at the images and labels, then try --learning_rate=0.0003"
+    ]
