@@ -120,16 +120,16 @@ def warnings(setup: Setup, states: dict[str, LayerState], when: str) -> list[str
       states: of its layers.
       when: the beginning of each line.
     """
-    # Activations of some algorithms are logits, or shares of one that say nothing of the layer.
+    # Primary capsules are often all long, in networks that learn well. Activations of some
+    # algorithms are logits, or shares of one, which say nothing of the layer.
     bounded = setup.model_config.make_routing().traits.loss != "cross_entropy"
     strongest = max(state.gradient for state in states.values())
     lines = []
     for path, state in states.items():
-        judged = bounded or path == "primary"
-        if judged and state.mean > SATURATED:
+        if bounded and path != "primary" and state.mean > SATURATED:
             wrong = f"saturated (mean activation {state.mean:.2f})"
             cure = "a smaller --learning_rate, --init=lecun or fewer --routing_iterations"
-        elif judged and state.largest < DEAD:
+        elif (bounded or path == "primary") and state.largest < DEAD:
             wrong = f"dead (largest activations {state.largest:.1g} on the average)"
             cure = "--squash=exponential, --init=lecun or a smaller --learning_rate"
         elif not state.gradient > WEAK * strongest:
