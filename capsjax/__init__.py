@@ -18,7 +18,7 @@ from capsjax import deprecated
 from capsjax.batches import map_batches
 from capsjax.conv import conv2d
 from capsjax.conv_capsules import ConvCapsules
-from capsjax.functional import Model, count_parameters, create_model, from_module
+from capsjax.functional import Model, Variables, count_parameters, create_model, from_module
 from capsjax.inference import Classification, classify
 from capsjax.losses import (
     cross_entropy,
@@ -31,6 +31,7 @@ from capsjax.losses import (
 from capsjax.masks import argmax_mask, label_mask, mask_capsules
 from capsjax.models import CNN, PRESETS, CapsNet, CapsNetConfig, CNNConfig, Prediction, preset
 from capsjax.modules import Capsules, PrimaryCapsules, RoutedCapsules
+from capsjax.normalization import BatchNorm, InstanceNorm
 from capsjax.objectives import LOSSES, capsnet_loss, cross_entropy_loss
 from capsjax.plain_layers import Conv, Decoder
 from capsjax.recipes import RECIPES
@@ -59,6 +60,7 @@ from capsjax.votes import VOTES, prediction_vectors
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchNorm",
     "CNN",
     "CNNConfig",
     "CapsNet",
@@ -68,6 +70,7 @@ __all__ = [
     "Conv",
     "ConvCapsules",
     "Decoder",
+    "InstanceNorm",
     "LOSSES",
     "Model",
     "PRESETS",
@@ -83,6 +86,7 @@ __all__ = [
     "Sizes",
     "TrainState",
     "VOTES",
+    "Variables",
     "adam",
     "argmax_mask",
     "capsnet_loss",

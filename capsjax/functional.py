@@ -1,4 +1,4 @@
-"""NNX modules as pure functions of a plain dictionary of parameters.
+"""NNX modules as pure functions of plain pytrees: parameters, and statistics where there are any.
 
 This is the only module that splits and merges NNX modules. All others see pytrees, to which
 ``jax.jit``, ``jax.grad``, ``jax.vmap`` over seeds, Optax and Orbax apply directly.
@@ -15,47 +15,111 @@ from flax import nnx
 from capsjax import models
 
 
+class Variables(NamedTuple):
+    """The variables of a network with statistics. Others have a dictionary of parameters alone."""
+
+    params: Any  # what the optimizer changes
+    state: Any  # running statistics, which training computes in the forward pass
+
+
 class Model(NamedTuple):
     """A network as two pure functions."""
 
-    init: Callable[[chex.PRNGKey], dict]  # key -> parameters
-    apply: Callable[..., Any]  # (params, *args, method="__call__", **kwargs) -> output
+    init: Callable[[chex.PRNGKey], Any]  # key -> variables
+    apply: Callable[..., Any]  # (variables, *args, method="__call__", **kwargs) -> output
+    has_state: bool = False  # whether there are statistics
 
 
 def from_module(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     """Turn the constructor of an NNX module into a :class:`Model`.
 
     Args:
-      make_module: makes the module from ``nnx.Rngs``. All its variables must be ``nnx.Param``; it
-        has no running statistics and no random state.
+      make_module: makes the module from ``nnx.Rngs``. Its variables are ``nnx.Param`` and
+        ``nnx.BatchStat``; it has no random state.
 
     Returns:
       The functions ``init(key)``, which returns a nested dictionary of arrays, and
       ``apply(params, ...)``, which calls the module, or with ``method="name"`` one of its methods.
+      If the module has statistics (``nnx.BatchStat``), ``init`` returns :class:`Variables`, which
+      ``apply`` takes in place of the dictionary.
+
+      With ``train=True``, ``apply`` computes as in training (with statistics of the batch) and
+      returns ``(output, state)``, where ``state`` holds the new statistics, and is ``()`` for a
+      network without any. ``axis_name`` is then the name of the mapped axis over which the batch
+      is divided, as under ``jax.shard_map`` or ``jax.pmap``: statistics are those of all parts.
+      Modules learn of both as ``nnx.BatchNorm`` does, by their attributes
+      ``use_running_average`` and ``axis_name``.
 
     Raises:
-      TypeError: the module has variables that are not parameters.
+      TypeError: the module has other variables; or, from ``apply``, the variables lack the
+        statistics of the network, or have some that it does not have.
 
     Example:
       >>> model = from_module(lambda rngs: nnx.Linear(3, 2, rngs=rngs))
       >>> params = model.init(jax.random.key(0))
       >>> model.apply(params, jax.numpy.ones((1, 3))).shape
       (1, 2)
+      >>> model = from_module(lambda rngs: nnx.BatchNorm(3, rngs=rngs))
+      >>> params, state = model.init(jax.random.key(0))
+      >>> x = jax.numpy.ones((1, 3))
+      >>> output, state = model.apply(Variables(params, state), x, train=True)
+      >>> model.apply(Variables(params, state), x).shape
+      (1, 3)
     """
-    graph, variables = nnx.split(nnx.eval_shape(lambda: make_module(nnx.Rngs(0))))
-    others = {
-        type(v).__name__ for _, v in nnx.to_flat_state(variables) if not isinstance(v, nnx.Param)
-    }
-    if others:
-        raise TypeError(f"only nnx.Param can be made functional, not {', '.join(sorted(others))}")
+    abstract = nnx.eval_shape(lambda: make_module(nnx.Rngs(0)))
+    graph, params, stats, others = nnx.split(abstract, nnx.Param, nnx.BatchStat, ...)
+    if others := {type(v).__name__ for _, v in nnx.to_flat_state(others)}:
+        names = ", ".join(sorted(others))
+        raise TypeError(f"only nnx.Param and nnx.BatchStat can be made functional, not {names}")
+    has_state = bool(stats)
 
     def init(key):
-        return nnx.to_pure_dict(nnx.state(make_module(nnx.Rngs(key))))
+        module = make_module(nnx.Rngs(key))
+        params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
+        return join(params, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat)))
 
-    def apply(params, *args, method: str = "__call__", **kwargs):
-        return getattr(nnx.merge(graph, params), method)(*args, **kwargs)
+    def apply(
+        variables,
+        *args,
+        method: str = "__call__",
+        train: bool = False,
+        axis_name: str | None = None,
+        **kwargs,
+    ):
+        params, stats = split(variables)
+        if bool(stats) != has_state:
+            needed = "Variables(params, state)" if has_state else "parameters alone"
+            raise TypeError(f"the variables of this network are {needed}, as init returns them")
+        module = nnx.merge(graph, params, *([stats] if has_state else []))
+        if has_state and train:
+            module.train(axis_name=axis_name)
+        elif has_state:
+            module.eval()
+        output = getattr(module, method)(*args, **kwargs)
+        if not train:
+            return output
+        return output, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat)) if has_state else ()
 
-    return Model(init, apply)
+    return Model(init, apply, has_state)
+
+
+def split(variables: Any) -> tuple[Any, Any]:
+    """Return parameters and statistics; the latter are ``()`` if variables are parameters alone."""
+    return tuple(variables) if isinstance(variables, Variables) else (variables, ())
+
+
+def join(params: Any, state: Any) -> Any:
+    """Undo :func:`split`: the parameters alone if there are no statistics."""
+    return Variables(params, state) if state else params
+
+
+def outputs(model: Model, variables: Any, *args, **kwargs) -> tuple:
+    """Call a model and return ``(output,)``, or with ``train=True`` ``(output, state)``.
+
+    Losses hand the state on with it: ``out, *state = outputs(...)``, ``return ..., *state``.
+    """
+    found = model.apply(variables, *args, **kwargs)
+    return found if kwargs.get("train") else (found,)
 
 
 def create_model(config: models.Config) -> Model:
@@ -74,6 +138,10 @@ def _build(config, rngs):
     return models.build(config, rngs=rngs)
 
 
-def count_parameters(params: Any) -> int:
-    """Count the scalars in a pytree of arrays, or of their shapes."""
+def count_parameters(variables: Any) -> int:
+    """Count the trainable scalars in a pytree of arrays, or of their shapes.
+
+    Running statistics of :class:`Variables` do not count.
+    """
+    params, _ = split(variables)
     return sum(leaf.size for leaf in jax.tree.leaves(params))

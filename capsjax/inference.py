@@ -33,7 +33,7 @@ def classify(
 
     Args:
       model: a network of two classes or more, see :func:`capsjax.create_model`.
-      params: the parameters of the model.
+      params: the parameters of the model, or its :class:`capsjax.Variables`.
       images: ``[N, H, W, C]``, floats in [0, 1], N at least 1.
       batch_size: the largest number of images that are computed together.
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from capsjax.functional import Model
+from capsjax.functional import Model, outputs
 from capsjax.losses import (
     cross_entropy_of_lengths,
     cross_entropy_of_logits,
@@ -90,8 +90,10 @@ def capsnet_loss(
       reconstruction_weight: beta.
 
     Returns:
-      ``loss(params, images, labels, key=None, progress=1) -> (losses [B], metrics)``, where
-      ``progress`` is the fraction of training that is done. Every metric is ``[B]``: ``loss``,
+      ``loss(variables, images, labels, key=None, progress=1, **mode) -> (losses [B], metrics)``,
+      where ``progress`` is the fraction of training that is done. ``mode`` is handed to the
+      network: with ``train=True`` the new statistics are a third result, see
+      :func:`capsjax.from_module`. Every metric is ``[B]``: ``loss``,
       ``accuracy``, the loss of the scores (``margin_loss``, ``spread_loss`` or
       ``cross_entropy_loss``) and ``reconstruction_loss``, the last two unweighted.
 
@@ -100,8 +102,8 @@ def capsnet_loss(
     """
     loss_of_scores = score_loss(loss, logit=logit)
 
-    def loss_of_network(params, images, labels, key=None, progress=1.0):
-        prediction = model.apply(params, images, labels, key)
+    def loss_of_network(variables, images, labels, key=None, progress=1.0, **mode):
+        prediction, *state = outputs(model, variables, images, labels, key, **mode)
         targets = label_mask(labels, prediction.scores.shape[1])
         losses = jax.vmap(loss_of_scores, (0, 0, None))(prediction.scores, targets, progress)
         metrics = {f"{loss}_loss": losses}
@@ -110,7 +112,8 @@ def capsnet_loss(
             error = jax.vmap(reconstruction_loss)(prediction.reconstruction, images)
             metrics["reconstruction_loss"] = error
             total += reconstruction_weight * error
-        return total, metrics | {"loss": total, "accuracy": _correct(prediction.scores, labels)}
+        metrics |= {"loss": total, "accuracy": _correct(prediction.scores, labels)}
+        return total, metrics, *state
 
     return loss_of_network
 
@@ -125,10 +128,11 @@ def cross_entropy_loss(model: Model) -> LossFn:
       A function like that of :func:`capsnet_loss`, with the metrics ``loss`` and ``accuracy``.
     """
 
-    def loss(params, images, labels, key=None, progress=1.0):
-        logits = model.apply(params, images, labels, key).scores
+    def loss(variables, images, labels, key=None, progress=1.0, **mode):
+        prediction, *state = outputs(model, variables, images, labels, key, **mode)
+        logits = prediction.scores
         total = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return total, {"loss": total, "accuracy": _correct(logits, labels)}
+        return total, {"loss": total, "accuracy": _correct(logits, labels)}, *state
 
     return loss
 

@@ -1,5 +1,6 @@
 """Flax NNX layers without capsules: the convolution, and the decoder of class capsules."""
 
+import math
 from collections.abc import Sequence
 
 import chex
@@ -87,15 +88,26 @@ class Decoder(nnx.Module):
       inputs: number J * D of components of all class capsules.
       hidden: widths of the hidden layers, which have ReLUs.
       image_shape: (H, W, C) of the image. The last layer has a sigmoid.
+      last_kernel_init: initializer of the kernel of the last layer; None: that of the others.
       linear: further arguments of ``nnx.Linear``.
     """
 
     def __init__(
-        self, inputs: int, hidden: Sequence[int], image_shape: tuple[int, int, int], **linear
+        self,
+        inputs: int,
+        hidden: Sequence[int],
+        image_shape: tuple[int, int, int],
+        *,
+        last_kernel_init: Initializer | None = None,
+        **linear,
     ):
-        height, width, channels = image_shape
-        sizes = (inputs, *hidden, height * width * channels)
-        self.layers = nnx.List(nnx.Linear(m, n, **linear) for m, n in zip(sizes, sizes[1:]))
+        sizes = (inputs, *hidden, math.prod(image_shape))
+        options = [linear] * (len(sizes) - 1)
+        if last_kernel_init is not None:
+            options[-1] = linear | {"kernel_init": last_kernel_init}
+        self.layers = nnx.List(
+            nnx.Linear(m, n, **each) for m, n, each in zip(sizes, sizes[1:], options)
+        )
         self.image_shape = image_shape
 
     def __call__(self, capsules: chex.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from capsjax.functional import Model
+from capsjax.functional import Model, join, split
 from capsjax.objectives import LossFn
 
 
@@ -22,6 +22,12 @@ class TrainState(NamedTuple):
     step: jax.Array  # int32 scalar, the number of steps done
     params: Any
     opt_state: optax.OptState
+    stats: Any = ()  # running statistics, () for networks without any
+
+    @property
+    def variables(self) -> Any:
+        """What ``Model.apply`` takes: the parameters, with the statistics if there are any."""
+        return join(self.params, self.stats)
 
 
 def adam(
@@ -49,33 +55,48 @@ def adam(
 def init_state(
     model: Model, optimizer: optax.GradientTransformation, key: chex.PRNGKey
 ) -> TrainState:
-    """Make the state before the first step: initial parameters and optimizer state."""
-    params = model.init(key)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    """Make the state before the first step: initial variables and optimizer state."""
+    params, stats = split(model.init(key))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), stats)
 
 
 def make_gradient(loss: LossFn, *, axis_name: str | None = None) -> Callable:
     """Make a function that computes the gradient of the mean loss of a batch.
 
     Args:
-      loss: see :func:`capsjax.objectives.capsnet_loss`.
+      loss: see :func:`capsjax.objectives.capsnet_loss`. It is called with ``train=True`` and
+        ``axis_name`` if the network has statistics, and without these arguments otherwise.
       axis_name: name of the mapped axis over which the batch is divided into equal parts;
         gradients and metrics are averaged over it. Under ``jax.shard_map`` this is correct only
         with ``check_vma=False``: otherwise JAX sums the gradients over the axis a second time.
 
     Returns:
       ``gradient(params, images, labels, key, progress=1) -> (grads, metrics)``, metrics scalars.
+      With :class:`capsjax.Variables` in place of the parameters, it returns
+      ``(grads, metrics, state)``: gradients of the parameters, and the new statistics.
     """
+    full = _make_gradient(loss, axis_name)
 
-    def mean_loss(params, images, labels, key, progress):
-        losses, metrics = loss(params, images, labels, key, progress)
-        return jnp.mean(losses), jax.tree.map(jnp.mean, metrics)
+    def gradient(variables, images, labels, key, progress=1.0):
+        grads, metrics, stats = full(*split(variables), images, labels, key, progress)
+        return (grads, metrics, stats) if stats else (grads, metrics)
 
-    def gradient(params, images, labels, key, progress=1.0):
-        grads, metrics = jax.grad(mean_loss, has_aux=True)(params, images, labels, key, progress)
-        if axis_name is not None:
+    return gradient
+
+
+def _make_gradient(loss, axis_name):
+    """Like :func:`make_gradient`, with parameters and statistics as arguments and results."""
+
+    def mean_loss(params, stats, *batch):
+        mode = {"train": True, "axis_name": axis_name} if stats else {}
+        losses, metrics, *after = loss(join(params, stats), *batch, **mode)
+        return jnp.mean(losses), (jax.tree.map(jnp.mean, metrics), after[0] if stats else stats)
+
+    def gradient(params, stats, *batch):
+        grads, (metrics, stats) = jax.grad(mean_loss, has_aux=True)(params, stats, *batch)
+        if axis_name is not None:  # the statistics are already those of the whole batch
             grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
-        return grads, metrics
+        return grads, metrics, stats
 
     return gradient
 
@@ -99,14 +120,15 @@ def make_train_step(
     Returns:
       ``step(state, images, labels, key) -> (state, metrics)``, to be wrapped in ``jax.jit``.
     """
-    gradient = make_gradient(loss, axis_name=axis_name)
+    gradient = _make_gradient(loss, axis_name)
 
     def step(state, images, labels, key):
         progress = state.step.astype(jnp.float32) / total_steps if total_steps else 1.0
-        grads, metrics = gradient(state.params, images, labels, key, progress)
+        batch = (images, labels, key, progress)
+        grads, metrics, stats = gradient(state.params, state.stats, *batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state, stats), metrics
 
     return step
 
@@ -118,11 +140,12 @@ def make_eval_step(loss: LossFn) -> Callable:
       loss: see :func:`capsjax.objectives.capsnet_loss`.
 
     Returns:
-      ``evaluate(params, images, labels) -> metrics``, every metric ``[B]``, so that the rows that
-      pad a last batch can be cut off.
+      ``evaluate(variables, images, labels) -> metrics``, every metric ``[B]``, so that the rows
+      that pad a last batch can be cut off. ``variables`` are the parameters, or for a network
+      with statistics :class:`capsjax.Variables`, see ``TrainState.variables``.
     """
 
-    def evaluate(params, images, labels):
-        return loss(params, images, labels)[1]
+    def evaluate(variables, images, labels):
+        return loss(variables, images, labels)[1]
 
     return evaluate

@@ -93,20 +93,20 @@ def of_run(flags: Flags) -> list[Figure]:
         cache_dir=flags.cache_dir,
         examples=True,
     )
-    setup, params = opened.setup, opened.params
+    setup, variables = opened.setup, opened.variables
     rows = read_rows(opened.folder / "metrics.jsonl")
     found = list(figures.of_training(setup, rows))
     if figures.has_decoder(setup):
         changed, values = perturbed(opened, flags)
         for dim, effect in zip(changed.dims, changed.effects, strict=True):
             print(f"dim {dim:3}  mean squared change of a pixel {effect:.2e}")
-        of_task = setup.task.figures(setup, params, values)
+        of_task = setup.task.figures(setup, variables, values)
         found += [figure for figure in of_task if figure[0] != "perturbations"]
         found.append(figures.of_class(setup, changed))
     elif flags.class_ or flags.image >= 0:
         raise UserError(f"--class and --image need a decoder, and {flags.run} has none")
     if routing_diagnostics.can_trace(setup):
-        found += routing_diagnostics.figures(setup, params, rows, figures.title_of(setup))
+        found += routing_diagnostics.figures(setup, variables, rows, figures.title_of(setup))
     return found
 
 
@@ -120,13 +120,13 @@ def perturbed(opened: saved_run.SavedRun, flags: Flags) -> tuple[figures.Perturb
     label = number(flags.class_, setup.dataset.class_names)
     if flags.image >= len(raw):
         raise UserError(f"--image={flags.image}: there are {len(raw)} test images, from 0")
-    values = make_evaluate(setup)(opened.params, raw, labels)
+    values = make_evaluate(setup)(opened.variables, raw, labels)
     example = flags.image
     if example < 0:
         wanted = True if label is None else labels == label
         example = figures.first_correct(values["accuracy"] > 0, wanted)
     label = int(labels[example]) if label is None else label
-    return figures.perturbed(setup, opened.params, example, label), values
+    return figures.perturbed(setup, opened.variables, example, label), values
 
 
 def number(name: str, names: tuple[str, ...]) -> int | None:

@@ -71,10 +71,15 @@ def load_digits():
 
 
 def filled(model, seed=0):
-    """Returns random parameters without zeros: a zero bias, say, leaves its use untested."""
+    """Returns random variables without zeros: a zero bias, say, leaves its use untested."""
     rng = np.random.default_rng(seed)
+
+    def draw(path, shape):
+        x = (0.5 * rng.normal(size=shape.shape)).astype(np.float32)
+        return abs(x) if path[-1] == jax.tree_util.DictKey("var") else x  # a variance
+
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return jax.tree.map(lambda p: (0.5 * rng.normal(size=p.shape)).astype(np.float32), shapes)
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def as_float64(tree):

@@ -72,7 +72,7 @@ def in_float64(config, batch=2):
 
 def promoting(config):
     """Allows the promotion of types that Flax's LayerNorm needs."""
-    normalized = isinstance(config, CapsNetConfig) and config.conv_norm
+    normalized = isinstance(config, CapsNetConfig) and config.conv_norm == "layer"
     return jax.numpy_dtype_promotion("standard" if normalized else "strict")
 
 

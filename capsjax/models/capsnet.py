@@ -1,5 +1,6 @@
 """CapsNet: convolutions, primary capsules, one or more layers of routed capsules, decoder."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from capsjax.models.capsnet_config import CapsNetConfig
 from capsjax.models.capsnet_layers import (
     make_convs,
     make_decoder,
+    make_norms,
     make_primary,
     make_routed_layers,
 )
@@ -46,12 +48,8 @@ class CapsNet(nnx.Module):
         self.conv = convs[0]
         if config.more_convs:
             self.more_convs = nnx.List(convs[1:])
-        if config.conv_norm:
-            # Over a whole example, so that no result depends on other examples in the batch.
-            self.norms = nnx.List(
-                nnx.LayerNorm(width, reduction_axes=(1, 2, 3), feature_axes=3, rngs=rngs)
-                for width, _, _ in config.convs
-            )
+        if config.conv_norm != "none":
+            self.norms = nnx.List(make_norms(config, rngs))
         self.primary = make_primary(config, rngs)
         layers, self.classes = make_routed_layers(config, rngs)
         if layers:
@@ -66,8 +64,12 @@ class CapsNet(nnx.Module):
         chex.assert_shape(images, (None, *c.image_shape))
         x = images
         for n, conv in enumerate((self.conv, *(self.more_convs if c.more_convs else ()))):
+            steps = [_activation(c.conv_slope)]
+            if c.conv_norm != "none":
+                steps.insert(0 if c.norm_place == "before" else 1, self.norms[n])
             x = conv(x)
-            x = jax.nn.relu(self.norms[n](x).astype(x.dtype) if c.conv_norm else x)
+            for step in steps:
+                x = step(x).astype(x.dtype)
         return self.primary(x)
 
     def encode(self, images: chex.Array, *, trace: bool = False) -> RoutingOutput:
@@ -164,3 +166,8 @@ class CapsNet(nnx.Module):
         else:
             mask = label_mask(labels, self.config.num_classes)
         return Prediction(capsules.activation, capsules.pose, self.decode(capsules.pose, mask))
+
+
+def _activation(slope):
+    """The ReLU, or the leaky one of this slope."""
+    return functools.partial(jax.nn.leaky_relu, negative_slope=slope) if slope else jax.nn.relu

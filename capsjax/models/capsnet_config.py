@@ -11,7 +11,8 @@ from capsjax.votes import VOTES
 
 SCHEDULES = ("sequential", "concurrent")
 POSE_NORMS = ("auto", "none")
-INITS = ("lecun", "official")
+INITS = ("lecun", "official", "efficient")
+NORMS = ("none", "layer", "batch", "instance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,13 @@ class CapsNetConfig:
     conv_stride: int = 1
     more_convs: tuple[tuple[int, int, int], ...] = ()  # channels, kernel, stride
     padding: str = "VALID"  # of convolutions and primary capsules, or SAME
-    conv_norm: bool = False  # layer normalization before the ReLU of each convolution
+    # Normalization of each convolution: layer (over a whole example), batch or instance, see
+    # capsjax.normalization.
+    conv_norm: str = "none"
+    norm_place: str = "before"  # the activation of the convolution, or after it
+    norm_momentum: float = 0.99  # of running statistics, see capsjax.BatchNorm
+    norm_epsilon: float = 1e-3
+    conv_slope: float = 0.0  # of the activation for negative numbers: ReLU, or a leaky one
     primary_types: int = 32
     primary_pose: int = 8  # K
     primary_kernel: int = 9
@@ -59,7 +66,9 @@ class CapsNetConfig:
     # auto, naive, stream or other pass kernels: how, not what, is computed
     routing_implementation: str | PassKernels = "auto"
     decoder: tuple[int, ...] | None = (512, 1024)  # hidden widths; None: no reconstruction
-    init: str = "lecun"  # or official: truncated normals, biases 0.1
+    # Initial weights. official: truncated normals, biases 0.1. efficient: those of the authors'
+    # code of Efficient-CapsNet (he_normal; primary capsules glorot_uniform).
+    init: str = "lecun"
     routing_bias: bool = False  # learned bias of s_j, initially 0.1
     primary_scale: float = 1.0  # factor on the weighted sums of the primary capsules
     dtype: str = "float32"  # of convolutions, votes and decoder products
@@ -67,6 +76,8 @@ class CapsNetConfig:
     def __post_init__(self):
         check_choice("padding", self.padding, PADDINGS)
         self._check_image_size()
+        check_choice("conv_norm", self.conv_norm, NORMS)
+        check_choice("norm_place", self.norm_place, ("before", "after"))
         check_choice("init", self.init, INITS)
         check_choice("routing_schedule", self.routing_schedule, SCHEDULES)
         check_choice("squash", self.squash, ("auto", *SQUASHES))

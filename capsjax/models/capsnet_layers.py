@@ -7,21 +7,52 @@ from jax.nn import initializers as init
 from capsjax.conv_capsules import ConvCapsules
 from capsjax.models.capsnet_config import CapsNetConfig
 from capsjax.modules import PrimaryCapsules, RoutedCapsules
+from capsjax.normalization import BatchNorm, InstanceNorm
 from capsjax.plain_layers import Conv, Decoder
 
 # The authors' code has no factor on the sum of the votes. Their networks need none within a factor
 # of four; others, of two or a hundred classes, get it.
 OFFICIAL_TOLERANCE = 4.0
+# Initial kernels of each kind of layer in the code of the authors, by CapsNetConfig.init.
+KERNELS = {
+    "official": {
+        "conv": init.truncated_normal(0.05),
+        **dict.fromkeys(("primary", "classes", "decoder"), init.truncated_normal(0.1)),
+    },
+    # The fan-in of W [I, J, D, K], as Keras computes it, is I J K.
+    "efficient": {
+        "conv": init.he_normal(),
+        "primary": init.glorot_uniform(),
+        "classes": init.he_normal(in_axis=-1, out_axis=-2),
+        "decoder": init.he_normal(),
+    },
+}
 
 
 def make_convs(config: CapsNetConfig, rngs: nnx.Rngs) -> list[Conv]:
     """Make the convolutions before the primary capsules, lowest first."""
-    options = _conv_options(config, 0.05, rngs)
+    options = _conv_options(config, "conv", rngs)
     channels = (config.image_shape[2], *(width for width, _, _ in config.convs))
     return [
         Conv(before, width, kernel, stride=stride, **options)
         for before, (width, kernel, stride) in zip(channels, config.convs)
     ]
+
+
+def make_norms(config: CapsNetConfig, rngs: nnx.Rngs) -> list[nnx.Module]:
+    """Make the normalizations of the convolutions, lowest first."""
+    epsilon = config.norm_epsilon
+    small = {"scale_init": _small_uniform, "bias_init": _small_uniform}
+    inits = small if config.init == "efficient" else {}
+    make = {
+        # Over a whole example, so that no result depends on other examples in the batch.
+        "layer": lambda width: nnx.LayerNorm(
+            width, epsilon=epsilon, reduction_axes=(1, 2, 3), feature_axes=3, rngs=rngs
+        ),
+        "batch": lambda width: BatchNorm(width, momentum=config.norm_momentum, epsilon=epsilon),
+        "instance": lambda width: InstanceNorm(width, epsilon=epsilon, rngs=rngs, **inits),
+    }[config.conv_norm]
+    return [make(width) for width, _, _ in config.convs]
 
 
 def make_primary(config: CapsNetConfig, rngs: nnx.Rngs) -> PrimaryCapsules:
@@ -36,7 +67,7 @@ def make_primary(config: CapsNetConfig, rngs: nnx.Rngs) -> PrimaryCapsules:
         activation=config.primary_activation,
         scale=config.primary_scale,
         depthwise=config.primary_depthwise,
-        **_conv_options(config, 0.1, rngs),
+        **_conv_options(config, "primary", rngs),
     )
 
 
@@ -57,7 +88,7 @@ def make_routed_layers(
         layers.append(ConvCapsules(*sizes, votes=config.layer_votes, **options))
         grid, types, pose = layers[-1].grid, types_out, config.class_pose
     sizes = (grid[0] * grid[1] * types, pose, config.num_classes, config.class_pose)
-    options |= _kernel_init(config, 0.1)
+    options |= _kernel_init(config, "classes")
     if config.init == "official":
         options["tolerance"] = OFFICIAL_TOLERANCE
     return layers, RoutedCapsules(*sizes, votes=config.votes, types=types, **options)
@@ -66,7 +97,9 @@ def make_routed_layers(
 def make_decoder(config: CapsNetConfig, rngs: nnx.Rngs) -> Decoder:
     """Make the decoder of a configuration that has one."""
     inputs = config.num_classes * config.class_pose
-    inits = {**_kernel_init(config, 0.1), **_bias_init(config)}
+    inits = {**_kernel_init(config, "decoder"), **_bias_init(config)}
+    if config.init == "efficient":
+        inits["last_kernel_init"] = init.glorot_normal()
     return Decoder(inputs, config.decoder, config.image_shape, **inits, **_common(config, rngs))
 
 
@@ -75,16 +108,21 @@ def _common(config, rngs) -> dict:
     return {"dtype": jnp.dtype(config.dtype), "rngs": rngs}
 
 
-def _kernel_init(config, stddev) -> dict:
+def _kernel_init(config, layer) -> dict:
     """Return the initializer of the authors' code, if the configuration asks for it."""
-    return {"kernel_init": init.truncated_normal(stddev)} if config.init == "official" else {}
+    return {"kernel_init": KERNELS[config.init][layer]} if config.init in KERNELS else {}
+
+
+def _small_uniform(key, shape, dtype):
+    """Draw from -0.05 to 0.05, as ``random_uniform`` of Keras does."""
+    return init.uniform(0.1)(key, shape, dtype) - 0.05
 
 
 def _bias_init(config) -> dict:
     return {"bias_init": init.constant(0.1)} if config.init == "official" else {}
 
 
-def _conv_options(config, stddev, rngs) -> dict:
+def _conv_options(config, layer, rngs) -> dict:
     """Return the arguments of convolutions and of the primary capsules."""
-    inits = {**_kernel_init(config, stddev), **_bias_init(config)}
+    inits = {**_kernel_init(config, layer), **_bias_init(config)}
     return {"padding": config.padding, **inits, **_common(config, rngs)}

@@ -103,7 +103,7 @@ def classify(run: SavedRun, images: list[PreparedImage]) -> list[Classification]
         return []
     pixels = np.stack([image.pixels for image in images])
     inputs = jax.jit(jax.vmap(run.setup.pipeline.input))(pixels)
-    output = capsjax.classify(run.setup.model, run.params, inputs, batch_size=BATCH)
+    output = capsjax.classify(run.setup.model, run.variables, inputs, batch_size=BATCH)
     scores = output.scores
     if score_name(run.setup.model_config) == "probability":
         scores = jax.nn.softmax(scores)

@@ -31,7 +31,7 @@ def measure(opened: SavedRun, test_count: int, train_count: int) -> tuple[dict, 
       train_count: number of training images, for the probes; 0: all.
     """
     setup, data = opened.setup, opened.setup.dataset
-    features = make_features(setup, opened.params)
+    features = make_features(setup, opened.variables)
     test = tuple(x[: test_count or None] for x in (data.test_images, data.test_labels))
     train = tuple(x[: train_count or None] for x in (data.train_images, data.train_labels))
     summary = json.loads((opened.folder / "summary.json").read_text("utf-8"))

@@ -31,21 +31,21 @@ COMPONENTS = 16  # the size of the paper's poses; longer features are also probe
 Features = Callable[[np.ndarray, np.ndarray, Affine], np.ndarray]
 
 
-def make_features(setup, params) -> Features:
+def make_features(setup, variables) -> Features:
     """Returns the function that transforms images and computes their features."""
     capsules = isinstance(setup.model_config, CapsNetConfig)
 
-    def some(params, images, labels, transformations):
+    def some(variables, images, labels, transformations):
         pixels = jax.vmap(warp)(images.astype(jnp.float32), transformations)
         x = jax.vmap(setup.pipeline.input)(pixels)
         if not capsules:
-            return setup.model.apply(params, x, method="features")
-        pose = setup.model.apply(params, x, method="encode").pose
+            return setup.model.apply(variables, x, method="features")
+        pose = setup.model.apply(variables, x, method="encode").pose
         return jnp.take_along_axis(pose, labels[:, None, None], axis=1)[:, 0]
 
     @jax.jit
-    def many(params, *batches):
-        return jax.lax.map(lambda batch: some(params, *batch), batches)
+    def many(variables, *batches):
+        return jax.lax.map(lambda batch: some(variables, *batch), batches)
 
     def features(images, labels, transformations):
         def some_batches(examples, count):
@@ -53,7 +53,7 @@ def make_features(setup, params) -> Features:
             first = jax.tree.map(
                 lambda x: x[: batches * BATCH].reshape(batches, BATCH, *x.shape[1:]), examples
             )
-            found = np.asarray(many(params, *first), np.float64)
+            found = np.asarray(many(variables, *first), np.float64)
             return found.reshape(batches * BATCH, -1)
 
         return map_batches(some_batches, (images, labels, transformations), BATCHES * BATCH)

@@ -1,4 +1,4 @@
-"""A saved run, opened from its folder: configuration, network and newest parameters."""
+"""A saved run, opened from its folder: configuration, network and newest variables."""
 
 import dataclasses
 import difflib
@@ -27,8 +27,8 @@ class SavedRun(NamedTuple):
     folder: Path
     setup: Setup  # on one device; without examples unless they were requested
     facts: dict  # see experiments.data.image_files.dataset_facts
-    step: int  # of the parameters
-    params: Any
+    step: int  # of the variables
+    variables: Any  # what the network's apply takes
 
 
 def open_run(
@@ -74,8 +74,8 @@ def open_run(
         step = checkpoints.latest()
         if step is None:
             raise UserError(f"{folder} has no checkpoint yet")
-        params = checkpoints.restore(target).params
-    return SavedRun(folder, setup, facts, step, params)
+        variables = checkpoints.restore(target).variables
+    return SavedRun(folder, setup, facts, step, variables)
 
 
 def _facts(path: Path) -> dict:

@@ -59,22 +59,22 @@ def capsjax_implementations(setup: Setup) -> Implementations:
     source, key = training_inputs(setup)
     order = batching.epoch_orders(key, 0, len(setup.dataset.train_labels))
     size, count = setup.config.batch_size, jnp.int32(CHUNK)
-    params = jax.tree.map(jnp.copy, state.params)  # the chunk takes over those of the state
+    variables = jax.tree.map(jnp.copy, state.variables)  # the chunk takes over those of the state
     images = to_unit(source.images)
 
-    def scores(params, images):
-        return setup.model.apply(params, images, method="encode").activation
+    def scores(variables, images):
+        return setup.model.apply(variables, images, method="encode").activation
 
-    def several(params, images):
+    def several(variables, images):
         def one(n, total):
             part = jax.lax.dynamic_slice_in_dim(images, n % 2 * size, size)
-            return total + scores(params, part)
+            return total + scores(variables, part)
 
         return jax.lax.fori_loop(0, CHUNK, one, jnp.zeros((size, setup.dataset.num_classes)))
 
     chunk, memory = compiled(loop.make_chunk(setup), state, source, order, key, count)
-    infer, infer_memory = compiled(jax.jit(several), params, images)
-    once, once_memory = compiled(jax.jit(scores), params, images[:size])
+    infer, infer_memory = compiled(jax.jit(several), variables, images)
+    once, once_memory = compiled(jax.jit(scores), variables, images[:size])
     carried = [state]
 
     def train():
@@ -88,10 +88,10 @@ def capsjax_implementations(setup: Setup) -> Implementations:
     found = {
         TRAINING: Implementation(train, memory),
         INFERENCE: Implementation(
-            functools.partial(done, CHUNK * size, infer, params, images), infer_memory
+            functools.partial(done, CHUNK * size, infer, variables, images), infer_memory
         ),
         ONE_CALL: Implementation(
-            functools.partial(done, size, once, params, images[:size]), once_memory
+            functools.partial(done, size, once, variables, images[:size]), once_memory
         ),
     }
     return {("capsjax", name): implementation for name, implementation in found.items()}

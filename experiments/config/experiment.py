@@ -5,7 +5,7 @@ import zlib
 from pathlib import Path
 
 from capsjax.models import PRESETS
-from capsjax.models.capsnet_config import POSE_NORMS, SCHEDULES
+from capsjax.models.capsnet_config import INITS, POSE_NORMS, SCHEDULES
 from capsjax.objectives import LOSSES
 from capsjax.recipes import RECIPES
 from capsjax.routing import GRADIENTS, IMPLEMENTATIONS, ROUTINGS
@@ -134,9 +134,7 @@ class Config:
         "is that of the recipe",
         choices=tuple(RECIPES),
     )
-    init: str | None = setting(
-        None, "initialization of the weights", choices=("lecun", "official"), by="recipe"
-    )
+    init: str | None = setting(None, "initialization of the weights", choices=INITS, by="recipe")
     routing_bias: bool | None = setting(None, "whether s_j has a learned bias", by="recipe")
     primary_scale: float | None = setting(
         None, "factor on the pre-activations of primary capsules", by="recipe"

@@ -57,12 +57,15 @@ def resolve(config: Config, dataset: str) -> Config:
 def preset_values(network: CapsNetConfig, routing: str | None) -> dict:
     """Returns what a preset says about the flags that have no default of their own.
 
-    The squash of the preset does not apply to a routing that takes poses as they are.
+    The squash of the preset does not apply to a routing that takes poses as they are. Initial
+    weights are those of the recipe, unless the preset has some of its own.
     """
     fields = dataclasses.fields(Config)
     values = {f.name: getattr(network, f.name) for f in fields if f.metadata.get("by") == "preset"}
     if not make_routing(routing or network.routing).traits.squash_primary:
         values["squash"] = "auto"
+    if network.init != CapsNetConfig.init:
+        values["init"] = network.init
     return values
 
 

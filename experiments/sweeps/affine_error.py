@@ -54,5 +54,5 @@ def error_of(run: PlannedRun) -> float:
     opened = saved_run.open_run(str(run.workdir), **here, examples=True)
     images, labels = opened.setup.pipeline.held_out("test")
     transformed = affnist_images.transform_images(images)
-    values = make_evaluate(opened.setup)(opened.params, transformed, labels)
+    values = make_evaluate(opened.setup)(opened.variables, transformed, labels)
     return round(100 * float(1 - values["accuracy"].mean()), 4)

@@ -55,7 +55,7 @@ class Task:
         metrics.jsonl.
       should_stop: ``(config, rows) -> bool``, whether training ends here; asked after each
         validation.
-      figures: ``(setup, params, values) -> figures`` of a trained network with a decoder.
+      figures: ``(setup, variables, values) -> figures`` of a trained network with a decoder.
       summary_figures: ``(setup, summary) -> figures`` of what the summary says.
       report: ``(setup, summary) -> lines`` that are printed after the table of errors.
     """
@@ -65,7 +65,7 @@ class Task:
     summary_fields: Callable[..., dict] = lambda setup, values: {}
     extra_evaluation: Callable[..., dict] = lambda setup, evaluate, rows: {}
     should_stop: Callable[[Config, list[dict]], bool] = lambda config, rows: False
-    figures: Callable[..., Iterable[Figure]] = lambda setup, params, values: ()
+    figures: Callable[..., Iterable[Figure]] = lambda setup, variables, values: ()
     summary_figures: Callable[..., Iterable[Figure]] = lambda setup, summary: ()
     report: Callable[..., Iterable[str]] = lambda setup, summary: ()
 

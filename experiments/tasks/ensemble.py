@@ -1,9 +1,11 @@
 """Ensembles: several networks as one, parameters with a leading axis, scores averaged."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
-from capsjax.functional import Model
+from capsjax.functional import Model, outputs
 from capsjax.models import Config as ModelConfig
 from experiments.config import Config, UserError
 from experiments.tasks.base import Objective, Setup
@@ -38,21 +40,25 @@ def objective(config: Config, model_config: ModelConfig) -> Objective:
     def init(key):
         return jax.vmap(one.model.init)(jax.random.split(key, count))
 
-    def apply(params, images, labels=None, keys=None):
+    def apply(variables, images, labels=None, keys=None, **mode):
         """Predictions with a leading axis, over the networks."""
-        return jax.vmap(one.model.apply, (0, None, None, 0))(params, images, labels, keys)
+        each = jax.vmap(functools.partial(one.model.apply, **mode), (0, None, None, 0))
+        return each(variables, images, labels, keys)
 
-    def loss(params, images, labels, key=None, progress=1.0):
+    model = Model(init, apply, one.model.has_state)
+
+    def loss(variables, images, labels, key=None, progress=1.0, **mode):
         keys = None if key is None else jax.random.split(key, count)
-        each = jax.vmap(one.loss, (0, None, None, 0, None))
-        losses, metrics = each(params, images, labels, keys, progress)
+        each = jax.vmap(functools.partial(one.loss, **mode), (0, None, None, 0, None))
+        losses, metrics, *state = each(variables, images, labels, keys, progress)
         metrics = {name: jnp.mean(value, axis=0) for name, value in metrics.items()}
-        scores = jnp.mean(apply(params, images, labels, keys).scores, axis=0)
+        prediction, *_ = outputs(model, variables, images, labels, keys, **mode)
+        scores = jnp.mean(prediction.scores, axis=0)
         right = (jnp.argmax(scores, axis=1) == labels).astype(jnp.float32)
         together = {"member_accuracy": metrics["accuracy"], "accuracy": right}
-        return jnp.sum(losses, axis=0), metrics | together
+        return jnp.sum(losses, axis=0), metrics | together, *state
 
-    return Objective(Model(init, apply), loss, loss)
+    return Objective(model, loss, loss)
 
 
 def summary_fields(setup: Setup, values: dict) -> dict:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,14 +98,15 @@ def pair_objective(config: MultiMNISTConfig, model_config: ModelConfig) -> Objec
         )
     one_loss = score_loss(name, logit=logit)
 
-    def scores_and_digits(params, images, labels, key):
+    def scores_and_digits(variables, images, labels, key, mode):
         if not capsules:
-            return model.apply(params, images, None, key).scores, None
-        out = model.apply(params, images, method="encode")
+            out, *state = functional.outputs(model, variables, images, None, key, **mode)
+            return out.scores, None, state
+        out, *state = functional.outputs(model, variables, images, method="encode", **mode)
         drawn = None
         if model_config.decoder is not None:
-            drawn = decode_each(model, params, out.pose, labels)
-        return out.activation, drawn
+            drawn = decode_each(model, variables, out.pose, labels)
+        return out.activation, drawn, state
 
     def of_scores(scores, labels, progress):
         present = jnp.sum(jax.vmap(label_mask, (0, None))(labels, scores.shape[0]), axis=0)
@@ -119,8 +121,8 @@ def pair_objective(config: MultiMNISTConfig, model_config: ModelConfig) -> Objec
             total += one_loss(alone, mask, progress)
         return total
 
-    def loss(params, images, pair, key=None, progress=1.0, *, measured=False):
-        scores, drawn = scores_and_digits(params, images, pair.labels, key)
+    def loss(variables, images, pair, key=None, progress=1.0, *, measured=False, **mode):
+        scores, drawn, state = scores_and_digits(variables, images, pair.labels, key, mode)
         margin = jax.vmap(of_scores, (0, 0, None))(scores, pair.labels, progress)
         found = jax.vmap(hits)(scores, pair.labels)
         metrics = {"digits": found / 2, "either": jnp.minimum(found, 1.0)}
@@ -135,20 +137,22 @@ def pair_objective(config: MultiMNISTConfig, model_config: ModelConfig) -> Objec
                 metrics |= jax.vmap(segmentation)(drawn, pair.digits)
         if measured:
             metrics["overlap"] = jax.vmap(box_overlap)(pair.digits)
-        return total, metrics | {"loss": total}
+        return total, metrics | {"loss": total}, *state
 
     return Objective(model, loss, functools.partial(loss, measured=True))
 
 
-def decode_each(model: functional.Model, params, pose: jax.Array, labels: jax.Array) -> jax.Array:
+def decode_each(
+    model: functional.Model, variables: Any, pose: jax.Array, labels: jax.Array
+) -> jax.Array:
     """Returns images ``[B, T, h, w, c]``, each from the capsule of one label alone.
 
     Args:
-      model: CapsNet with its params. pose: ``[B, J, D]``. labels: ``[B, T]``.
+      model: CapsNet with its variables. pose: ``[B, J, D]``. labels: ``[B, T]``.
     """
     (B, J, _), T = pose.shape, labels.shape[1]
     masks = label_mask(labels.reshape(-1), J)
-    images = model.apply(params, jnp.repeat(pose, T, axis=0), masks, method="decode")
+    images = model.apply(variables, jnp.repeat(pose, T, axis=0), masks, method="decode")
     return images.reshape(B, T, *images.shape[1:])
 
 

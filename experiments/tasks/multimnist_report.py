@@ -57,7 +57,7 @@ def error_by_overlap(accuracy: np.ndarray, overlap: np.ndarray) -> list[dict]:
     return rows
 
 
-def of_pairs(setup: Setup, params, values: dict) -> Iterator[Figure]:
+def of_pairs(setup: Setup, variables, values: dict) -> Iterator[Figure]:
     """Yields Figure 5 of the paper."""
     correct = values["accuracy"] > 0
     right, wrong = np.flatnonzero(correct), np.flatnonzero(~correct)[:WRONG]
@@ -66,13 +66,13 @@ def of_pairs(setup: Setup, params, values: dict) -> Iterator[Figure]:
     right = right[:RIGHT]
     rows = np.concatenate([right, np.repeat(wrong, 2), absent])
     digits = setup.pipeline.held_out("test")[0][rows]
-    images, labels, scores, pose = figures.encode(setup, params, rows)
+    images, labels, scores, pose = figures.encode(setup, variables, rows)
     predictions = np.array([matched(s, y) for s, y in zip(scores, labels, strict=True)])
     targets = labels.copy()
     middle = len(right) + 2 * len(wrong)
     targets[len(right) + 1 : middle : 2] = predictions[len(right) + 1 : middle : 2]
     targets[middle:, 1] = [least(s, y) for s, y in zip(scores[middle:], labels[middle:])]
-    drawn = [figures.decode(setup, params, pose, targets[:, k]) for k in (0, 1)]
+    drawn = [figures.decode(setup, variables, pose, targets[:, k]) for k in (0, 1)]
     names = setup.dataset.class_names
     columns = [
         plots.PairColumn(

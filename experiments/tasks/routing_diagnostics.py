@@ -16,7 +16,7 @@ ROWS = ("entropy", "logit_change", "agreement", "spread_over_examples", "dead", 
 
 
 def make_probe(setup: Setup) -> Callable | None:
-    """Returns ``measure(params) -> row`` for metrics.jsonl, over images that are not trained on.
+    """Returns ``measure(variables) -> row`` for metrics.jsonl, over images that are not trained on.
 
     Returns None without ``--diagnostics``.
     """
@@ -25,8 +25,8 @@ def make_probe(setup: Setup) -> Callable | None:
     held_out, _ = setup.pipeline.held_out("validation")
     images = (held_out if len(held_out) else setup.pipeline.held_out("train")[0])[:IMAGES]
 
-    def measure(params):
-        values = diagnostics(setup, params, images)._asdict()
+    def measure(variables):
+        values = diagnostics(setup, variables, images)._asdict()
         return {name: np.asarray(values[name]).round(6).tolist() for name in ROWS}
 
     return measure
@@ -38,30 +38,32 @@ def can_trace(setup: Setup) -> bool:
     return isinstance(config, CapsNetConfig) and config.routing_schedule == "sequential"
 
 
-def diagnostics(setup: Setup, params, images: np.ndarray) -> Diagnostics:
+def diagnostics(setup: Setup, variables, images: np.ndarray) -> Diagnostics:
     """Returns diagnostics of routing over raw examples ``[B, ...]``, in NumPy."""
     logits = setup.model_config.make_routing().traits.scores_are_logits
     threshold = 0.0 if logits else 0.5
     functions = setup.model, setup.pipeline.input, threshold
-    return jax.device_get(_diagnostics(*functions, params, images))
+    return jax.device_get(_diagnostics(*functions, variables, images))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _diagnostics(model, to_input, threshold, params, images):
+def _diagnostics(model, to_input, threshold, variables, images):
     x = jax.vmap(to_input)(images)
-    trace = model.apply(params, x, trace=True, method="encode").aux
-    votes = model.apply(params, x, method="votes")
+    trace = model.apply(variables, x, trace=True, method="encode").aux
+    votes = model.apply(variables, x, method="votes")
     return diagnose(trace, votes, threshold=threshold)
 
 
-def figures(setup: Setup, params, rows: list, title: str) -> Iterator[tuple[str, Callable, tuple]]:
+def figures(
+    setup: Setup, variables, rows: list, title: str
+) -> Iterator[tuple[str, Callable, tuple]]:
     """Yields the figures of routing in the trained network, over test images.
 
     Changes of the logits (Figure A.1) are those measured in training; without such rows, those
     of the trained network.
     """
     config = setup.model_config
-    d = diagnostics(setup, params, setup.pipeline.held_out("test")[0][:IMAGES])
+    d = diagnostics(setup, variables, setup.pipeline.held_out("test")[0][:IMAGES])
     names = setup.dataset.class_names
     arguments = (d.entropy, d.logit_change, d.activity, names, title)
     yield "routing", plots.plot_routing_diagnostics, arguments

@@ -19,6 +19,12 @@ def _shapes(tree) -> dict[str, tuple[int, ...]]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): x.shape for path, x in leaves}
 
 
+def _stored(state) -> dict:
+    """The fields of a state, without the statistics of a network that has none."""
+    fields = state._asdict()
+    return fields if fields["stats"] else {k: v for k, v in fields.items() if k != "stats"}
+
+
 class Checkpoints:
     """Writes and reads Orbax checkpoints of a training state, and keeps the last two.
 
@@ -45,7 +51,7 @@ class Checkpoints:
 
     def save(self, state: Any, step: int) -> None:
         """Saves in the background."""
-        self._manager.save(step, args=self._args.StandardSave(state._asdict()))
+        self._manager.save(step, args=self._args.StandardSave(_stored(state)))
 
     def restore(self, state: Any) -> Any:
         """Returns the newest checkpoint, with the shapes and on the devices of ``state``.
@@ -55,14 +61,16 @@ class Checkpoints:
         """
         step = self.latest()
         target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state._asdict()
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _stored(state)
         )
         try:
-            stored = _shapes(self._manager.item_metadata(step)["params"])
-            for path, shape in _shapes(target["params"]).items():
-                # Orbax says it too, but leaves coroutines behind that are never awaited.
-                if stored.get(path) != shape:
-                    raise ValueError(f"{path} is {stored.get(path)}, not {shape}")
+            metadata = self._manager.item_metadata(step)
+            for part in ("params", "stats"):
+                stored = _shapes(metadata.get(part, ()))
+                for path, shape in _shapes(target.get(part, ())).items():
+                    # Orbax says it too, but leaves coroutines behind that are never awaited.
+                    if stored.get(path) != shape:
+                        raise ValueError(f"{path} is {stored.get(path)}, not {shape}")
             restored = self._manager.restore(step, args=self._args.StandardRestore(target))
         except Exception as error:  # Orbax raises many types for a damaged checkpoint
             reason = str(error).splitlines()[0]

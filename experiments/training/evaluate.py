@@ -18,7 +18,7 @@ BATCHES = 8  # in one call, which fetches its scratch memory once
 
 
 def make_evaluate(setup: Setup) -> Callable:
-    """Returns ``evaluate(params, images, labels)``, the metrics of raw examples, NumPy ``[N]``.
+    """Returns ``evaluate(variables, images, labels)``, the metrics of raw examples, NumPy ``[N]``.
 
     Every example counts once: the last batch is filled up and the filling is cut off.
     """
@@ -26,12 +26,12 @@ def make_evaluate(setup: Setup) -> Callable:
     step, pipeline = train.make_eval_step(setup.measure), setup.pipeline
 
     @jax.jit
-    def evaluate_batches(params, images, labels, count):
+    def evaluate_batches(variables, images, labels, count):
         """Metrics ``[B, N]`` of the first ``count`` of N batches, images ``[B, N, ...]``."""
 
         def one(n):
             x, y = images[:, n], labels[:, n]
-            return step(params, jax.vmap(pipeline.input)(x), jax.vmap(pipeline.label)(x, y))
+            return step(variables, jax.vmap(pipeline.input)(x), jax.vmap(pipeline.label)(x, y))
 
         def put(n, out):
             return jax.tree.map(lambda all, x: all.at[:, n].set(x), out, one(n))
@@ -40,12 +40,12 @@ def make_evaluate(setup: Setup) -> Callable:
         out = jax.tree.map(lambda x: jnp.zeros((size, BATCHES), x.dtype), out)
         return jax.lax.fori_loop(0, count, put, out)
 
-    def evaluate(params, images, labels):
+    def evaluate(variables, images, labels):
         def many(examples, count):
             # Batch n is column n, so that the rows can be divided among devices.
             columns = (x.reshape(BATCHES, size, *x.shape[1:]).swapaxes(0, 1) for x in examples)
             images, labels = split_batch(tuple(columns), setup.devices)
-            out = evaluate_batches(params, images, labels, -(-count // size))
+            out = evaluate_batches(variables, images, labels, -(-count // size))
             return jax.tree.map(lambda x: np.asarray(x).T.ravel(), out)
 
         return map_batches(many, (images, labels), BATCHES * size)

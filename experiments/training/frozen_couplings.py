@@ -60,16 +60,16 @@ def log_couplings(setup: Setup, state: TrainState, folder: Path) -> jax.Array:
       folder: where the run is.
     """
     with Checkpoints(folder) as checkpoints:
-        params = checkpoints.restore(state).params
+        variables = checkpoints.restore(state).variables
     # Only the naive implementation returns couplings.
     config = dataclasses.replace(setup.model_config, routing_implementation="naive")
     apply = functional.create_model(config).apply
 
     @jax.jit
-    def total(params, images):
-        out = apply(params, jax.vmap(setup.pipeline.input)(images), method="encode")
+    def total(variables, images):
+        out = apply(variables, jax.vmap(setup.pipeline.input)(images), method="encode")
         return jnp.sum(out.coupling, axis=0)
 
     images, _ = setup.pipeline.held_out("train")
-    parts = [total(params, images[n : n + BATCH]) for n in range(0, len(images), BATCH)]
+    parts = [total(variables, images[n : n + BATCH]) for n in range(0, len(images), BATCH)]
     return log_mean_coupling(sum(parts), len(images))

@@ -35,7 +35,7 @@ class LayerState(NamedTuple):
 
 
 def make_inspect(setup: Setup) -> Callable:
-    """Returns ``inspect(step, params, display, rows)``, called when a run begins and is saved.
+    """Returns ``inspect(step, variables, display, rows)``, called when a run begins and is saved.
 
     It prints what is wrong before training and after the first epoch, and with ``--diagnostics``
     writes the states of the layers as a row of metrics.jsonl.
@@ -44,9 +44,9 @@ def make_inspect(setup: Setup) -> Callable:
     first_save = min(-(-steps_per_epoch(setup) // every) * every, total_steps(setup))
     names = {0: "before training", first_save: f"after {first_save} steps"}
 
-    def inspect(step, params, display, rows):
+    def inspect(step, variables, display, rows):
         when, lines = names.get(step), []
-        states = measure(params) if measure and (when or setup.config.diagnostics) else None
+        states = measure(variables) if measure and (when or setup.config.diagnostics) else None
         if when and states:
             lines += warnings(setup, states, when)
         if when and step:
@@ -60,7 +60,7 @@ def make_inspect(setup: Setup) -> Callable:
 
 
 def make_measure(setup: Setup) -> Callable | None:
-    """Returns ``measure(params) -> {layer: LayerState}``, or None for networks without capsules.
+    """Returns ``measure(variables) -> {layer: LayerState}``, or None for networks without capsules.
 
     The images are the first of the training data. Nothing random of the run is used.
     """
@@ -69,14 +69,15 @@ def make_measure(setup: Setup) -> Callable | None:
     gradient = train.make_gradient(setup.loss)
 
     @functools.partial(jax.jit, compiler_options=quick_to_compile(setup.devices))
-    def measure(params, source):
+    def measure(variables, source):
         key = jax.random.key(0)
         rows = jnp.arange(IMAGES) % len(setup.dataset.train_labels)
         keys = jax.random.split(key, IMAGES)
         images, labels = jax.vmap(setup.pipeline.example, (0, None, 0))(keys, source, rows)
-        grads, _ = gradient(params, images, labels, key)
+        grads, *_ = gradient(variables, images, labels, key)
+        layers = setup.model.apply(variables, images, method="capsules")
         states = {}
-        for path, (_, activation) in setup.model.apply(params, images, method="capsules").items():
+        for path, (_, activation) in layers.items():
             own = functools.reduce(lambda tree, name: tree[name], _path(path), grads)
             squares = [jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(own)]
             states[path] = LayerState(
@@ -87,8 +88,8 @@ def make_measure(setup: Setup) -> Callable | None:
             )
         return states
 
-    def call(params):
-        states = jax.device_get(measure(params, replicate(setup.pipeline.source, setup.devices)))
+    def call(variables):
+        states = jax.device_get(measure(variables, replicate(setup.pipeline.source, setup.devices)))
         return {path: LayerState(*map(float, state)) for path, state in states.items()}
 
     return call

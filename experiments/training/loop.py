@@ -53,7 +53,7 @@ class Stepper(NamedTuple):
     advance: Callable  # (state, orders, count) -> (state, sums of metrics)
     make_orders: Callable  # (number of a block of epochs) -> orders
     select: Callable  # (tree, n) -> the part that belongs to run n
-    evaluate: Callable  # (n, params, images, labels) -> metrics [N]
+    evaluate: Callable  # (n, variables, images, labels) -> metrics [N]
 
 
 def run(program: Program, config: Config) -> dict:
@@ -217,16 +217,16 @@ def fit(
         run.display.flush()
         own = stepper.select(state, n)
         if due and len(held_out[1]):
-            run.display.validated(step, stepper.evaluate(n, own.params, *held_out))
+            run.display.validated(step, stepper.evaluate(n, own.variables, *held_out))
         if due:
-            inspect(step, own.params, run.display, run.metrics.rows)
+            inspect(step, own.variables, run.display, run.metrics.rows)
         if due and diagnose:
-            run.display.measured(step, diagnose(own.params))
+            run.display.measured(step, diagnose(own.variables))
         run.metrics.sync()
         run.checkpoints.save(own, step)
 
     for n, run in runs.items() if step == 0 else ():
-        inspect(step, stepper.select(state, n).params, run.display, run.metrics.rows)
+        inspect(step, stepper.select(state, n).variables, run.display, run.metrics.rows)
     with Stop() as stop:
         while runs and step < total and not stop.requested and not finished_early():
             block, within = divmod(step, block_steps)

@@ -42,7 +42,7 @@ def write_summary(
       The summary.
     """
     c, d = setup.config, setup.dataset
-    values = evaluate(state.params, *setup.pipeline.held_out("test"))
+    values = evaluate(state.variables, *setup.pipeline.held_out("test"))
     correct = values["accuracy"] > 0
     training = [row for row in rows if "images_per_second" in row]
     validation = [row for row in rows if "validation_error" in row] or [{}]
@@ -72,7 +72,7 @@ def write_summary(
         "test_loss": float(values["loss"].mean()),
         "test_correct": pack(correct),
         **setup.task.summary_fields(setup, values),
-        **setup.task.extra_evaluation(setup, functools.partial(evaluate, state.params), rows),
+        **setup.task.extra_evaluation(setup, functools.partial(evaluate, state.variables), rows),
         "images_per_second": float(np.median(rates)),
         "training_seconds": rows[-1]["seconds"],
         "wall_seconds": round(seconds, 1),
@@ -87,7 +87,7 @@ def write_summary(
         "commit": commit(),
     }
     write_json(workdir / "summary.json", summary)
-    found = figures.of_finished_run(setup, state.params, rows, values)
+    found = figures.of_finished_run(setup, state.variables, rows, values)
     found += setup.task.summary_figures(setup, summary)
     paths = figures.save(found, workdir / "figures")
     print(summary_table(summary, setup.task.report(setup, summary), workdir, paths))

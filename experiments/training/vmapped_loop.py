@@ -115,7 +115,7 @@ def make_stepper(setup: Setup, configs: list[Config]) -> Stepper:
         advance=lambda state, order, count: chunk(numbers, state, source, order, keys, count),
         make_orders=lambda block: make_orders(keys, block),
         select=_select,
-        evaluate=lambda n, params, *examples: evaluate((_select(numbers, n), params), *examples),
+        evaluate=lambda n, own, *examples: evaluate((_select(numbers, n), own), *examples),
     )
 
 
@@ -167,11 +167,11 @@ def make_body(setup: Setup) -> Callable:
 
 
 def _make_evaluate(setup: Setup) -> Callable:
-    """``evaluate((numbers, params), images, labels)`` of one run, one program for all runs."""
+    """``evaluate((numbers, variables), images, labels)`` of one run, one program for all runs."""
 
-    def measure(numbers_and_params, *batch):
-        numbers, params = numbers_and_params
-        return with_numbers(setup, numbers).measure(params, *batch)
+    def measure(numbers_and_variables, *batch):
+        numbers, variables = numbers_and_variables
+        return with_numbers(setup, numbers).measure(variables, *batch)
 
     return make_evaluate(setup._replace(measure=measure))
 

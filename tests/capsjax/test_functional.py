@@ -10,9 +10,11 @@ from small_networks import KEY, TINY, built, images
 
 from capsjax import (
     CNN,
+    BatchNorm,
     CapsNet,
     Decoder,
     Model,
+    Variables,
     count_parameters,
     create_model,
     from_module,
@@ -62,17 +64,62 @@ def test_vmap_over_seeds():
             np.testing.assert_allclose(a[n], b, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "make, name",
-    [
-        (lambda rngs: nnx.BatchNorm(3, rngs=rngs), "BatchStat"),
-        (lambda rngs: nnx.Dropout(0.5, rngs=rngs), "Rng"),
-    ],
-    ids=["BatchNorm", "Dropout"],
-)
-def test_from_module_rejects_other_variables(make, name):
-    with pytest.raises(TypeError, match=f"only nnx.Param .*{name}"):
-        from_module(make)
+class Counting(nnx.Module):
+    """A statistic in a list, a parameter, and a second method."""
+
+    def __init__(self, rngs):
+        self.layers = nnx.List([BatchNorm(2, momentum=0.5)])
+        self.last = nnx.Linear(2, 1, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.layers[0](x))
+
+    def first(self, x):
+        return self.layers[0](x)
+
+
+def test_network_with_statistics():
+    model = from_module(Counting)
+    assert model.has_state and not create_model(TINY).has_state
+    params, state = variables = model.init(KEY)
+    assert isinstance(variables, Variables)
+    assert params["layers"][0].keys() == {"scale", "bias"}
+    assert jax.tree.map(np.shape, state) == {"layers": {0: {"mean": (2,), "var": (2,)}}}
+    assert count_parameters(variables) == 4 + 3
+
+    x = np.array([[1.0, 2.0], [3.0, -2.0]], np.float32)
+    y, after = model.apply(variables, x, method="first", train=True)
+    np.testing.assert_allclose(y, [[-1, 1], [1, -1]], atol=1e-3)
+    np.testing.assert_allclose(after["layers"][0]["mean"], [1, 0])
+    np.testing.assert_array_equal(state["layers"][0]["mean"], 0)  # nothing is changed in place
+    y = model.apply(Variables(params, after), x, method="first")
+    exact = (x - [1, 0]) / np.sqrt([1.5, 4.5])  # half of 1 and of the unbiased 2 and 8
+    np.testing.assert_allclose(y, exact, rtol=1e-3)
+    np.testing.assert_array_equal(model.apply(Variables(params, after), x, method="first"), y)
+
+
+def test_networks_without_statistics_have_an_empty_state():
+    model = from_module(lambda rngs: nnx.Linear(3, 2, rngs=rngs))
+    params, x = model.init(KEY), np.ones((1, 3), np.float32)
+    y, state = model.apply(params, x, train=True)
+    assert state == ()
+    np.testing.assert_array_equal(y, model.apply(Variables(params, ()), x))
+
+
+def test_wrong_variables_are_refused():
+    x = np.ones((1, 3), np.float32)
+    linear = from_module(lambda rngs: nnx.Linear(3, 2, rngs=rngs))
+    norm = from_module(lambda rngs: BatchNorm(3))
+    params, state = norm.init(KEY)
+    with pytest.raises(TypeError, match=r"are Variables\(params, state\)"):
+        norm.apply(params, x)
+    with pytest.raises(TypeError, match="are parameters alone"):
+        linear.apply(Variables(linear.init(KEY), state), x)
+
+
+def test_from_module_rejects_other_variables():
+    with pytest.raises(TypeError, match="only nnx.Param and nnx.BatchStat .*Rng"):
+        from_module(lambda rngs: nnx.Dropout(0.5, rngs=rngs))
 
 
 def test_count_parameters():

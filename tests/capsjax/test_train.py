@@ -30,6 +30,7 @@ from capsjax import (
 )
 
 KEY = jax.random.key(0)
+BATCH_NORM = dataclasses.replace(CAPSNET, conv_norm="batch", norm_place="after")
 
 
 @pytest.mark.parametrize(
@@ -283,21 +284,25 @@ def pmap(gradient):
 
 
 @functools.cache
-def compiled(strategy):
-    loss = capsnet_loss(create_model(CAPSNET))
+def compiled(strategy, config=CAPSNET):
+    loss = capsnet_loss(create_model(config))
     return strategy(lambda axis_name: make_gradient(loss, axis_name=axis_name))
 
 
-def gradients(strategy, params=None):
-    params = filled(create_model(CAPSNET)) if params is None else params
-    return jax.device_get(compiled(strategy)(params, *batch(CAPSNET, 8), KEY))
+def gradients(strategy, params=None, config=CAPSNET):
+    params = filled(create_model(config)) if params is None else params
+    return jax.device_get(compiled(strategy, config)(params, *batch(config, 8), KEY))
 
 
 @pytest.mark.parametrize("strategy", [compiler, shard_map, pmap])
-def test_four_devices_give_the_gradient_of_one(strategy):
+@pytest.mark.parametrize("config", [CAPSNET, BATCH_NORM], ids=["", "batch_norm"])
+def test_four_devices_give_the_gradient_of_one(strategy, config):
     """Compares gradients, because Adam's step hides a wrong factor."""
     assert len(jax.devices()) == 4
-    (exact, want), (grads, metrics) = gradients(one_device), gradients(strategy)
+    exact, want, *stats = gradients(one_device, config=config)
+    grads, metrics, *found = gradients(strategy, config=config)
+    assert len(found) == (config is BATCH_NORM)
+    chex.assert_trees_all_close(found, stats, rtol=1e-5)
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(exact), jax.tree.leaves(grads), strict=True
     ):
@@ -305,3 +310,26 @@ def test_four_devices_give_the_gradient_of_one(strategy):
         np.testing.assert_allclose(b, a, atol=1e-5 * abs(a).max(), err_msg=str(path))
     for name in want:
         np.testing.assert_allclose(metrics[name], want[name], rtol=1e-5)
+
+
+def test_train_step_keeps_the_statistics_of_the_batch():
+    model, optimizer = create_model(BATCH_NORM), adam(0.01)
+    loss = capsnet_loss(model)
+    state = init_state(model._replace(init=lambda key: filled(model)), optimizer, KEY)
+    before, images, labels = state.variables, *batch(BATCH_NORM, 8)
+    after, metrics = jax.jit(make_train_step(loss, optimizer))(state, images, labels, KEY)
+
+    params = before.params
+    y = np.stack([reference.convolution(x, params["conv"]["kernel"]) for x in images])
+    y = reference.positive(y + params["conv"]["bias"]).reshape(-1, 3).astype(float)
+    new = {"mean": y.mean(0), "var": y.var(0, ddof=1)}
+    for name, value in new.items():
+        exact = 0.99 * before.state["norms"][0][name] + 0.01 * value
+        np.testing.assert_allclose(after.stats["norms"][0][name], exact, rtol=1e-5)
+    assert jax.tree.structure(after.params) == jax.tree.structure(state.opt_state[0].mu)
+    chex.assert_trees_all_equal_structs(after.stats, before.state)
+    # The loss is that of the batch's own statistics; evaluation takes the running ones.
+    losses, _, _ = loss(before, images, labels, train=True)
+    np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-5)
+    running = jax.jit(make_eval_step(loss))(before, images, labels)["loss"]
+    assert abs(np.mean(running) - metrics["loss"]) > 1e-3

@@ -33,7 +33,7 @@ def test_features_are_the_poses_of_the_labels(tiny_run, cnn_run, monkeypatch):
     monkeypatch.setattr(feature_paths, "BATCHES", 2)
     for folder in (tiny_run, cnn_run):
         opened = saved_run.open_run(str(folder), accelerator="cpu", examples=True)
-        setup, params = opened.setup, opened.params
+        setup, params = opened.setup, opened.variables
         images, labels = (a[:130] for a in (setup.dataset.test_images, setup.dataset.test_labels))
         turns = np.linspace(-20, 20, 130).astype(np.float32)
         t = feature_paths.transformations("rotation", turns)

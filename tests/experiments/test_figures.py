@@ -34,7 +34,7 @@ def opened(tiny_run):
 
 def decoded(opened, pose, label):
     """Returns the image that the decoder draws, in float64, from one capsule ``[D]``."""
-    weights = jax.tree.map(np.float64, jax.device_get(opened.params["decoder"]))
+    weights = jax.tree.map(np.float64, jax.device_get(opened.variables["decoder"]))
     x = np.zeros((10, len(pose)))
     x[label] = pose
     layers = [weights["layers"][k] for k in sorted(weights["layers"])]
@@ -46,8 +46,8 @@ def decoded(opened, pose, label):
 
 def test_dimensions_come_in_the_order_of_their_effect(opened):
     """Compares with a decoder in NumPy, float64, one capsule at a time."""
-    changed = run_figures.perturbed(opened.setup, opened.params, 5, 3)
-    (pose,) = run_figures.encode(opened.setup, opened.params, np.array([5])).pose
+    changed = run_figures.perturbed(opened.setup, opened.variables, 5, 3)
+    (pose,) = run_figures.encode(opened.setup, opened.variables, np.array([5])).pose
     before = decoded(opened, np.float64(pose[3]), 3)
     effects = np.zeros(16)
     for dim in range(16):
@@ -73,14 +73,14 @@ def test_columns_are_correct_examples_before_wrong_ones(opened):
         np.concatenate(parts)
         for parts in zip(
             *(
-                run_figures.encode(opened.setup, opened.params, np.arange(n, n + 16))
+                run_figures.encode(opened.setup, opened.variables, np.arange(n, n + 16))
                 for n in (0, 16, 32)
             )
         )
     )
     correct = np.argmax(activation, axis=1) == labels[:48]
     right, wrong = np.flatnonzero(correct)[:8], np.flatnonzero(~correct)[:4]
-    columns = run_figures.reconstruction_columns(opened.setup, opened.params, correct)
+    columns = run_figures.reconstruction_columns(opened.setup, opened.variables, correct)
     rows = np.concatenate([right, np.repeat(wrong, 2)])
     assert [column.label for column in columns] == labels[rows].tolist()
     targets = [column.target for column in columns]
@@ -114,11 +114,11 @@ def test_figures_compile_once(opened, monkeypatch):
     setup = opened.setup._replace(model=opened.setup.model._replace(apply=apply))
     monkeypatch.setattr(routing_diagnostics, "IMAGES", 8)
     for example in (3, 4):
-        changed = run_figures.perturbed(setup, opened.params, example, 0)
+        changed = run_figures.perturbed(setup, opened.variables, example, 0)
         accuracy = np.float32(np.arange(360) % (example + 2) > 0)
-        found = list(run_figures.of_decoder(setup, opened.params, {"accuracy": accuracy}))
+        found = list(run_figures.of_decoder(setup, opened.variables, {"accuracy": accuracy}))
         assert len(found) == 2 and run_figures.of_class(setup, changed)
-        drawn = routing_diagnostics.figures(setup, opened.params, [{"epoch": 1.0}], "")
+        drawn = routing_diagnostics.figures(setup, opened.variables, [{"epoch": 1.0}], "")
         assert len(list(drawn)) == 3
     decodings = 2  # of 16 examples and of all changes
     assert sorted(traced) == [*["decode"] * decodings, "encode", "encode", "votes"]
@@ -154,10 +154,10 @@ def shown(monkeypatch, name):
 def test_logit_changes_are_measured_if_training_did_not(opened, monkeypatch):
     rows = [{"step": 1, "epoch": 0.5, "loss": 1.0}, {"step": 2, "epoch": 1.0, "loss": 1.0}]
     setup = opened.setup
-    d = routing_diagnostics.diagnostics(setup, opened.params, setup.dataset.test_images[:128])
+    d = routing_diagnostics.diagnostics(setup, opened.variables, setup.dataset.test_images[:128])
 
     def changes(rows):
-        for name, _, arguments in routing_diagnostics.figures(setup, opened.params, rows, "T"):
+        for name, _, arguments in routing_diagnostics.figures(setup, opened.variables, rows, "T"):
             if name == "logit_changes":
                 return arguments
 

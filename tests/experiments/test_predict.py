@@ -57,7 +57,7 @@ def test_unreadable_images_of_a_folder_are_skipped(tiny_run, folder, ten_digits,
     assert "length" in head and a.endswith("as it is, pad") and b.endswith("inverted, pad")
 
     run = saved_run.open_run(tiny_run)
-    lengths = jax.jit(run.setup.model.apply)(run.params, ten_digits[[3, 8]]).scores
+    lengths = jax.jit(run.setup.model.apply)(run.variables, ten_digits[[3, 8]]).scores
     with open(output.with_suffix(".csv"), newline="") as file:
         rows = list(csv.DictReader(file))
     assert [Path(row["file"]).name for row in rows] == ["a.png", "b.png"]
@@ -123,7 +123,7 @@ def test_cnn_predicts_probabilities(folder, ten_digits, tmp_path, capsys):
     out = capsys.readouterr().out.splitlines()
     assert "class, probability" in out[-2]
     run = saved_run.open_run(tmp_path / "run")
-    logits = np.float64(run.setup.model.apply(run.params, ten_digits[[3]]).scores[0])
+    logits = np.float64(run.setup.model.apply(run.variables, ten_digits[[3]]).scores[0])
     likely = np.exp(logits) / np.exp(logits).sum()
     images = classify_images.prepare_images(run, [folder / "a.png"], "no", "pad")
     (found,) = classify_images.classify(run, images)

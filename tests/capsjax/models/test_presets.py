@@ -29,6 +29,8 @@ from capsjax import (
         (preset("capsnet_affnist", routing_bias=True), 13_475_808),
         (preset("cnn_affnist"), 13_486_617),
         (preset("capsnet_efficient", decoder=None), 161_824),
+        (preset("capsnet_efficient_multimnist", decoder=None), 154_656),
+        (preset("capsnet_efficient_smallnorb"), 151_664),
         (preset("capsnet_matrix"), 68_572),
     ],
     ids=str,
@@ -124,7 +126,8 @@ def test_every_preset_builds_a_network(name):
             assert out.pose.shape == (3, config.num_classes, config.class_pose)
             drawn = x.shape if config.decoder is not None else None
             assert getattr(out.reconstruction, "shape", None) == drawn
-            assert (drawn is None) == (name == "capsnet_matrix")
+            without = ("capsnet_matrix", "capsnet_efficient_smallnorb")
+            assert (drawn is None) == (name in without)
         else:
             assert out.pose is None and out.reconstruction is None
 
@@ -133,7 +136,8 @@ def test_number_of_primary_capsules():
     assert PRESETS["capsnet_mnist"].input_capsules == 1152  # 6 x 6 x 32
     assert PRESETS["capsnet_multimnist"].input_capsules == 3200  # 10 x 10 x 32
     assert preset("capsnet_mnist", image_shape=(40, 28, 1)).input_capsules == 12 * 6 * 32
-    assert PRESETS["capsnet_efficient"].input_capsules == 16  # 1 x 1
+    for name in ("efficient", "efficient_multimnist", "efficient_smallnorb"):
+        assert PRESETS[f"capsnet_{name}"].input_capsules == 16  # 1 x 1
     assert PRESETS["capsnet_matrix"].primary_grid == (12, 12)
     assert preset("capsnet_deep", image_shape=(30, 28, 1)).primary_grid == (7, 6)
 
@@ -143,7 +147,7 @@ def test_invalid_presets_are_rejected():
         preset("resnet")
     with pytest.raises(TypeError, match="depth"):
         preset("capsnet_mnist", depth=3)
-    with pytest.raises(ValueError, match="lecun, official, not 'zeros'"):
+    with pytest.raises(ValueError, match="lecun, official, efficient, not 'zeros'"):
         preset("capsnet_mnist", init="zeros")
     with pytest.raises(ValueError):
         create_model(CNNConfig(channels=(4, 4), kernels=(5,)))

@@ -38,7 +38,7 @@ def test_a_run_opens_without_data_and_is_not_changed(tiny_run, monkeypatch):
     run = saved_run.open_run(tiny_run, accelerator="cpu", cache_dir="none")
     assert files(tiny_run) == before
     assert run.folder == tiny_run and run.step == 2
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(run.params), want)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(run.variables), want)
     assert run.setup.model_config == setup.model_config
     assert run.setup.dataset.class_names == tuple("0123456789")
     assert run.setup.dataset.image_shape == (28, 28, 1)

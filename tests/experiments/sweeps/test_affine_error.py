@@ -33,7 +33,7 @@ def test_affine_error_column(tiny_run, tmp_path, monkeypatch):
     opened = saved_run.open_run(str(tiny_run), accelerator="cpu", examples=True)
     test = opened.setup.dataset.test_images, opened.setup.dataset.test_labels
     np.testing.assert_array_equal(shown[0], test[0])
-    scores = opened.setup.model.apply(opened.params, jnp.zeros((1, 28, 28, 1))).scores
+    scores = opened.setup.model.apply(opened.variables, jnp.zeros((1, 28, 28, 1))).scores
     wrong = 100 * np.mean(test[1] != int(np.argmax(scores)))
     assert column == {"a": {affine_error.HEADING: round(wrong, 4)}} and 50 < wrong < 100
     assert "rotation -20 to 20" in note
