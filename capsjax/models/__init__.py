@@ -7,6 +7,7 @@ from flax import nnx
 from capsjax.models.capsnet import CapsNet, Prediction
 from capsjax.models.capsnet_config import CapsNetConfig
 from capsjax.models.cnn import CNN, CNNConfig
+from capsjax.models.small_images import fit_image
 
 __all__ = [
     "CNN",
@@ -17,6 +18,7 @@ __all__ = [
     "PRESETS",
     "Prediction",
     "build",
+    "fit_image",
     "preset",
 ]
 
