@@ -24,7 +24,7 @@ def drawable(images: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], st
     if channels in (1, 3):
         return lambda x: x, ""
     if channels == 2:
-        return side_by_side, ""
+        return side_by_side, "2 channels side by side"
     note = f"colours: the first three principal components of {channels} channels"
     return principal_colours(images), note
 

@@ -92,11 +92,17 @@ def write_summary(
     }
     write_json(workdir / "summary.json", summary)
     parts = figures.of_finished_run(setup, state.params, rows, values)
-    parts.append(lambda: setup.task.summary_figures(setup, summary))
+    _print_table(setup, summary, workdir, parts)
+    return summary
+
+
+def _print_table(setup: Setup, summary: dict, workdir: Path, parts: list[figures.Part]) -> None:
+    """Plots the figures and prints the table, and names what fails: the run is complete."""
+    parts = [*parts, lambda: setup.task.summary_figures(setup, summary)]
     paths, failures = figures.save_possible(parts, workdir / "figures")
     try:
         report = list(setup.task.report(setup, summary))
-    except Exception as error:  # the run is complete, whatever is wrong with the report
+    except Exception as error:  # of any kind, as in figures
         report = []
         failures.append(f"report: {type(error).__name__}: {first_line(error)}")
     for failure in failures:
@@ -106,7 +112,6 @@ def write_summary(
             file=sys.stderr,
         )
     print(summary_table(summary, report, workdir, paths))
-    return summary
 
 
 def capsule_fields(setup: Setup) -> dict:
