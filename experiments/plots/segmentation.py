@@ -21,14 +21,11 @@ COLUMNS = 8  # in a line
 
 
 class PairColumn(NamedTuple):
-    """One example: floats in 0..1, and names of classes.
+    """One example: floats in 0..1, and names of classes."""
 
-    Of channels other than one or three the mean is drawn.
-    """
-
-    image: np.ndarray  # [H, W, C]
-    digits: np.ndarray  # [2, H, W, C], of the label
-    reconstructions: np.ndarray  # [2, H, W, C], of the target
+    image: np.ndarray  # [H, W, 1]
+    digits: np.ndarray  # [2, H, W, 1], of the label
+    reconstructions: np.ndarray  # [2, H, W, 1], of the target
     label: tuple[str, str]
     prediction: tuple[str, str]
     target: tuple[str, str]  # the classes whose capsules were decoded
@@ -43,13 +40,8 @@ def plot_segmentation(path, groups, title="") -> None:
 
 
 def two_colours(pair) -> np.ndarray:
-    """Overlays two images [2, H, W, C] as RGB [H, W, 3], the first orange, the second blue."""
-    pair = _grey_or_rgb(pair)
+    """Overlays two grey images [2, H, W, 1] as RGB [H, W, 3], the first orange, the second blue."""
     return np.clip(pair[0] * np.array(FIRST) + pair[1] * np.array(SECOND), 0, 1)
-
-
-def _grey_or_rgb(image):
-    return image if image.shape[-1] in (1, 3) else image.mean(axis=-1, keepdims=True)
 
 
 def _segmentation_figure(groups, title=""):
@@ -77,7 +69,7 @@ def _segmentation_figure(groups, title=""):
                 names = "\n".join("  ".join(n[:3] for n in pair) for pair in column[3:])
                 write_text(page, x + width / 2, y + 0.5, names, ha="center", **style)
                 shown = (
-                    _grey_or_rgb(column.image),
+                    column.image,
                     two_colours(column.digits),
                     two_colours(column.reconstructions),
                 )
