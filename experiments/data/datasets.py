@@ -55,7 +55,7 @@ def load(name, *, data_dir=None, cache_dir, validation_fraction=0.05):
       validation_fraction: fraction in [0, 1) of the training examples that is held out for
         validation, the same examples for all seeds.
 
-    Classes without training images are named on standard error.
+    What is probably not meant, see :func:`doubts`, is said on standard error.
 
     Raises:
       UserError: the data set is unknown, unusable or unavailable, or its cache is corrupt.
@@ -73,9 +73,22 @@ def load(name, *, data_dir=None, cache_dir, validation_fraction=0.05):
         print(f"WARNING: scikit-learn's small digits instead of MNIST: {error}", file=sys.stderr)
         loaded, arrays = "digits", _cached_or_read("digits", None, cache_dir)
     dataset = hold_out_validation(loaded, arrays, validation_fraction)
-    if absent := labels.absent_classes(dataset.train_labels, dataset.class_names):
-        print(f"--dataset={loaded}: {absent}", file=sys.stderr)
+    for doubt in doubts(dataset):
+        print(f"--dataset={loaded}: {doubt}", file=sys.stderr)
     return dataset
+
+
+def doubts(dataset):
+    """Returns a line about each thing in the training data that is probably not meant."""
+    found = []
+    if absent := labels.absent_classes(dataset.train_labels, dataset.class_names):
+        found.append(absent)
+    if (largest := dataset.train_images.max(initial=0)) <= 1:
+        found.append(
+            f"the largest pixel is {largest} of 255, nearly black; save the images times 255 as "
+            "an .npz file"
+        )
+    return found
 
 
 def hold_out_validation(name, arrays, fraction):

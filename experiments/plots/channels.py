@@ -7,26 +7,36 @@ import numpy as np
 LEAST_RANGE = 0.1  # of a component, of the range of the first; noise is not stretched further
 
 
-def drawable(images: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
-    """Returns how images of a data set are drawn, and a note for the title.
+def note_of_channels(channels: int) -> str:
+    """Returns what a title says of how images are drawn; nothing of grey and RGB images."""
+    if channels in (1, 3):
+        return ""
+    if channels == 2:
+        return "; 2 channels side by side"
+    return f"; colours: the first three principal components of {channels} channels"
+
+
+def drawable(
+    channels: int, examples: Callable[[], np.ndarray]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns how images of a data set are drawn.
 
     One channel is grey and three are RGB. Two, such as a stereo pair, are drawn side by side. Of
     others the first three principal components over all pixels are red, green and blue.
 
     Args:
-      images: examples, floats ``[N, H, W, C]``, whose principal components are taken.
+      channels: C.
+      examples: returns floats ``[N, H, W, C]``, whose principal components are taken.
 
     Returns:
       A function from images ``[..., H, W, C]`` to floats ``[..., H, w, c]``, c 1 or 3, in 0..1
-      where the examples are, and the note.
+      where the examples are.
     """
-    channels = images.shape[-1]
     if channels in (1, 3):
-        return lambda x: x, ""
+        return lambda x: x
     if channels == 2:
-        return side_by_side, "2 channels side by side"
-    note = f"colours: the first three principal components of {channels} channels"
-    return principal_colours(images), note
+        return side_by_side
+    return principal_colours(examples())
 
 
 def side_by_side(image: np.ndarray) -> np.ndarray:

@@ -102,8 +102,9 @@ def has_decoder(setup: Setup) -> bool:
 def of_decoder(setup: Setup, params, values: dict) -> Iterator[Figure]:
     """Yields Figures 3 and 4 of the paper, for classification."""
     correct = values["accuracy"] > 0
-    columns, note = reconstruction_columns(setup, params, correct)
-    arguments = (columns, setup.dataset.class_names, title_of(setup) + note)
+    columns = reconstruction_columns(setup, params, correct)
+    title = title_of(setup) + note_of(setup)
+    arguments = (columns, setup.dataset.class_names, title)
     yield "reconstructions", plots.plot_reconstructions, arguments
     example = first_correct(correct)
     label = int(setup.pipeline.held_out("test")[1][example])
@@ -114,9 +115,9 @@ def of_class(setup: Setup, changed: Perturbed) -> Figure:
     """Returns Figure 4 of the paper."""
     name = setup.dataset.class_names[changed.label]
     title = f"{title_of(setup)}: class {name}, test image {changed.example}, and below each "
-    shown, note = drawable(setup)
-    title += "dimension the mean squared change of a pixel" + note
-    arguments = (shown(changed.images), CHANGES, changed.dims, title, changed.effects)
+    title += f"dimension the mean squared change of a pixel{note_of(setup)}"
+    images = drawable(setup)(changed.images)
+    arguments = (images, CHANGES, changed.dims, title, changed.effects)
     return "perturbations", plots.plot_perturbations, arguments
 
 
@@ -158,11 +159,11 @@ def _decode(model, params, pose, labels):
     return model.apply(params, pose, mask, method="decode")
 
 
-def reconstruction_columns(setup: Setup, params, correct: np.ndarray) -> tuple[list, str]:
+def reconstruction_columns(setup: Setup, params, correct: np.ndarray) -> list:
     """Returns Figure 3 of the paper: some correct test examples, then wrong ones twice.
 
     A wrong one is reconstructed from the capsule of its label and from that of the
-    prediction. The columns come with a note for the title, see :func:`drawable`.
+    prediction.
     """
     right, wrong = np.flatnonzero(correct)[:COLUMNS], np.flatnonzero(~correct)[:WRONG]
     rows = np.concatenate([right, np.repeat(wrong, 2)])
@@ -170,24 +171,27 @@ def reconstruction_columns(setup: Setup, params, correct: np.ndarray) -> tuple[l
     predictions, targets = np.argmax(activation, axis=1), labels.copy()
     targets[len(right) + 1 :: 2] = predictions[len(right) + 1 :: 2]
     decoded = decode(setup, params, pose, targets)
-    shown, note = drawable(setup)
+    shown = drawable(setup)
     fields = zip(shown(images), shown(decoded), labels, predictions, targets, strict=True)
-    columns = [
+    return [
         plots.ReconstructionColumn(image, drawn, int(label), int(prediction), int(target))
         for image, drawn, label, prediction, target in fields
     ]
-    return columns, note
 
 
-def drawable(setup: Setup) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
-    """Returns how inputs and reconstructions of a run are drawn, and a note for the title.
+def note_of(setup: Setup) -> str:
+    """Returns what titles say of how the channels of a run are drawn."""
+    return plots.note_of_channels(setup.pipeline.shape[-1])
 
-    See :func:`experiments.plots.drawable`.
-    """
-    raw, _ = setup.pipeline.held_out("test")
-    images = jax.jit(jax.vmap(setup.pipeline.input))(raw[:EXAMPLES])
-    shown, note = plots.drawable(np.asarray(images))
-    return shown, note and f"; {note}"
+
+def drawable(setup: Setup) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns how inputs and reconstructions are drawn, see :func:`experiments.plots.drawable`."""
+
+    def examples():
+        raw, _ = setup.pipeline.held_out("test")
+        return np.asarray(jax.jit(jax.vmap(setup.pipeline.input))(raw[:EXAMPLES]))
+
+    return plots.drawable(setup.pipeline.shape[-1], examples)
 
 
 def first_correct(correct: np.ndarray, wanted: np.ndarray | bool = True) -> int:
