@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from capsjax.modules import Capsules, RoutedCapsules
+from capsjax.modules import Capsules, RoutedCapsules, as_capsules
 from capsjax.routing import (
     InputCapsules,
     RoutingOutput,
@@ -57,16 +57,17 @@ class ConvCapsules(RoutedCapsules):
         self.grid_in, self.types_in, self.size, self.stride = grid_in, types_in, kernel, stride
         self.grid = tuple((n - kernel) // stride + 1 for n in grid_in)
 
-    def __call__(self, x: Capsules, *, trace: bool = False) -> RoutingOutput:
+    def __call__(self, x: Capsules | chex.Array, *, trace: bool = False) -> RoutingOutput:
         """Map capsules ``[B, H W T, K]`` to ``[B, H' W' J, D]``, positions row by row.
 
         Args:
-          x: poses ``[B, H W T, K]`` and activations ``[B, H W T]``.
+          x: poses ``[B, H W T, K]`` and activations ``[B, H W T]``, or an array of poses alone.
           trace: see :func:`capsjax.routing.route`.
 
         Returns:
           The output of the routing, with couplings ``[B, H' W', k k T, J]`` or without any.
         """
+        x = as_capsules(x)
         seen = self._patches(x)
         if not self.routing.traits.compete_across_positions:
             out = super().__call__(_fold(seen), trace=trace)

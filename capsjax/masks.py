@@ -3,6 +3,30 @@
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+
+def check_labels(labels: chex.Array, num_classes: int | None = None) -> None:
+    """Refuse labels that are no class.
+
+    Args:
+      labels: ``[B]``. Inside ``jax.jit`` their values are unknown, and not checked.
+      num_classes: number J of classes, or None to check the shape and the type alone.
+
+    Raises:
+      ValueError: they are not integers ``[B]``, or not in 0..J-1.
+    """
+    shape, dtype = (getattr(labels, name, None) for name in ("shape", "dtype"))
+    if shape is None or len(shape) != 1 or not jnp.issubdtype(dtype, jnp.integer):
+        kind = type(labels).__name__ if shape is None else f"{dtype} of shape {list(shape)}"
+        raise ValueError(f"labels are integers [B], one class for each image, not {kind}")
+    if num_classes is None or isinstance(labels, jax.core.Tracer):
+        return
+    wrong = [label for label in np.asarray(labels).tolist() if not 0 <= label < num_classes]
+    if wrong:
+        raise ValueError(
+            f"label {wrong[0]} is no class: {num_classes} classes are 0 to {num_classes - 1}"
+        )
 
 
 def label_mask(label: chex.Array, num_classes: int) -> jax.Array:

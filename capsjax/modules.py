@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from capsjax.plain_layers import Conv, Initializer
@@ -37,6 +38,20 @@ class Capsules(NamedTuple):
 
     pose: jax.Array  # [B, I, K]
     activation: jax.Array  # [B, I]
+
+
+def as_capsules(x: Capsules | RoutingOutput | chex.Array) -> Capsules | RoutingOutput:
+    """Give poses ``[B, I, K]`` that come alone their lengths as activations.
+
+    Raises:
+      TypeError: they are neither capsules nor an array of poses.
+    """
+    if hasattr(x, "pose") and hasattr(x, "activation"):
+        return x
+    if isinstance(x, (jax.Array, np.ndarray)) and x.ndim == 3:
+        return Capsules(x, safe_norm(jnp.asarray(x)))
+    kind = f"an array of shape {x.shape}" if hasattr(x, "shape") else type(x).__name__
+    raise TypeError(f"input capsules are Capsules or an array of poses [B, I, K], not {kind}")
 
 
 class PrimaryCapsules(nnx.Module):
@@ -157,16 +172,21 @@ class RoutedCapsules(nnx.Module):
         self.names, self.routing, self.votes, self.dtype = tuple(params), routing, votes, dtype
         self.options = {"gradient": gradient, "implementation": implementation}
 
-    def __call__(self, x: Capsules, *, trace: bool = False) -> RoutingOutput:
+    def __call__(self, x: Capsules | chex.Array, *, trace: bool = False) -> RoutingOutput:
         """Route a batch of capsules.
 
         Args:
-          x: poses ``[B, I, K]`` and activations ``[B, I]``.
+          x: poses ``[B, I, K]`` and activations ``[B, I]``, or an array of poses alone, whose
+            activations are their lengths.
           trace: see :func:`capsjax.routing.route`.
 
         Returns:
           The output of the routing with a first axis B.
+
+        Raises:
+          TypeError: the input is something else.
         """
+        x = as_capsules(x)
         u, W = x.pose.astype(self.dtype), self.kernel[...].astype(self.dtype)
         options = self.options | {"votes": self.votes, "trace": trace}
         return route(self.routing, self.params(), u, W, x.activation, **options)

@@ -17,7 +17,7 @@ from capsjax.losses import (
     spread_loss,
     spread_margin,
 )
-from capsjax.masks import label_mask
+from capsjax.masks import check_labels, label_mask
 from capsjax.routing import check_choice
 
 Metrics = dict[str, jax.Array]
@@ -95,7 +95,10 @@ def capsnet_loss(
       network: with ``train=True`` the new statistics are a third result, see
       :func:`capsjax.from_module`. Every metric is ``[B]``: ``loss``,
       ``accuracy``, the loss of the scores (``margin_loss``, ``spread_loss`` or
-      ``cross_entropy_loss``) and ``reconstruction_loss``, the last two unweighted.
+      ``cross_entropy_loss``) and ``reconstruction_loss``, the last two unweighted. It raises
+      ValueError for labels that are not integers ``[B]`` and, outside ``jax.jit``, for labels that
+      are no class. Inside ``jax.jit`` their values are unknown: a label that is no class then has
+      a target of zeros, and is never counted as correct.
 
     Raises:
       ValueError: see :func:`score_loss`.
@@ -103,7 +106,9 @@ def capsnet_loss(
     loss_of_scores = score_loss(loss, logit=logit)
 
     def loss_of_network(variables, images, labels, key=None, progress=1.0, **mode):
+        check_labels(labels)
         prediction, *state = outputs(model, variables, images, labels, key, **mode)
+        check_labels(labels, prediction.scores.shape[1])
         targets = label_mask(labels, prediction.scores.shape[1])
         losses = jax.vmap(loss_of_scores, (0, 0, None))(prediction.scores, targets, progress)
         metrics = {f"{loss}_loss": losses}
@@ -125,12 +130,16 @@ def cross_entropy_loss(model: Model) -> LossFn:
       model: the network.
 
     Returns:
-      A function like that of :func:`capsnet_loss`, with the metrics ``loss`` and ``accuracy``.
+      A function like that of :func:`capsnet_loss`, with the metrics ``loss`` and ``accuracy``. It
+      checks labels in the same way; inside ``jax.jit`` the loss of a label of J or more is NaN, and
+      a negative label counts from the last class.
     """
 
     def loss(variables, images, labels, key=None, progress=1.0, **mode):
+        check_labels(labels)
         prediction, *state = outputs(model, variables, images, labels, key, **mode)
         logits = prediction.scores
+        check_labels(labels, logits.shape[1])
         total = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return total, {"loss": total, "accuracy": _correct(logits, labels)}, *state
 

@@ -118,7 +118,9 @@ def make_train_step(
         progress. If None, such a loss has its final form in every step.
 
     Returns:
-      ``step(state, images, labels, key) -> (state, metrics)``, to be wrapped in ``jax.jit``.
+      ``step(state, images, labels, key) -> (state, metrics)``, to be wrapped in ``jax.jit``. Labels
+      that are no class are refused only outside of it; see
+      :func:`capsjax.objectives.capsnet_loss`.
     """
     gradient = _make_gradient(loss, axis_name)
 

@@ -13,6 +13,7 @@ needs no data.
 """
 
 import dataclasses
+import json
 from pathlib import Path
 
 from experiments import plots
@@ -107,6 +108,9 @@ def of_run(flags: Flags) -> list[Figure]:
         raise UserError(f"--class and --image need a decoder, and {flags.run} has none")
     if routing_diagnostics.can_trace(setup):
         found += routing_diagnostics.figures(setup, variables, rows, figures.title_of(setup))
+    summary = opened.folder / "summary.json"
+    if summary.exists():
+        found += setup.task.summary_figures(setup, json.loads(summary.read_text("utf-8")))
     return found
 
 

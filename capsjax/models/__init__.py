@@ -8,6 +8,7 @@ from capsjax.models import efficient
 from capsjax.models.capsnet import CapsNet, Prediction
 from capsjax.models.capsnet_config import CapsNetConfig
 from capsjax.models.cnn import CNN, CNNConfig
+from capsjax.models.small_images import fit_image
 
 __all__ = [
     "CNN",
@@ -18,6 +19,7 @@ __all__ = [
     "PRESETS",
     "Prediction",
     "build",
+    "fit_image",
     "preset",
 ]
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from capsjax.modules import ACTIVATIONS
 from capsjax.plain_layers import PADDINGS
@@ -13,6 +15,22 @@ SCHEDULES = ("sequential", "concurrent")
 POSE_NORMS = ("auto", "none")
 INITS = ("lecun", "official", "efficient")
 NORMS = ("none", "layer", "batch", "instance")
+
+
+class Window(NamedTuple):
+    """What a layer that slides a square over its input needs of it."""
+
+    kernel: int
+    stride: int
+    padded: bool  # with zeros, so that the kernel may be larger than the input
+
+
+def smallest_image(windows: Iterable[Window]) -> int:
+    """Compute the side of the smallest image on which layers, lowest first, can be computed."""
+    side = 1
+    for window in reversed(list(windows)):
+        side = (side - 1) * window.stride + (1 if window.padded else window.kernel)
+    return side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,17 +110,13 @@ class CapsNetConfig:
         self._check_poses()
 
     def _check_image_size(self) -> None:
-        smallest, steps = 1, self._steps()
-        if self.padding == "SAME":
-            steps = steps[len(self.convs) + 1 :]
-        for kernel, stride in reversed(steps):
-            smallest = (smallest - 1) * stride + kernel
-        height, width, _ = self.image_shape
+        smallest, (height, width, _) = smallest_image(self.windows), self.image_shape
         if min(height, width) < smallest:
+            kernels = ", ".join(f"{w.kernel}x{w.kernel}" for w in self.windows if not w.padded)
             raise ValueError(
                 f"image_shape: {height}x{width} pixels are too few for valid convolutions of "
-                f"{', '.join(f'{k}x{k}' for k, _ in steps)}; "
-                f"the smallest image is {smallest}x{smallest}"
+                f"{kernels}; the smallest image is {smallest}x{smallest}, or else "
+                "capsjax.models.fit_image makes kernels smaller"
             )
 
     def _check_depthwise(self) -> None:
@@ -160,8 +174,8 @@ class CapsNetConfig:
     def primary_grid(self) -> tuple[int, int]:
         """The height and width of the grid of primary capsules."""
         height, width = self.image_shape[:2]
-        for kernel, stride in self._steps()[: len(self.convs) + 1]:
-            lost = kernel - 1 if self.padding == "VALID" else 0
+        for kernel, stride, padded in self.windows[: len(self.convs) + 1]:
+            lost = 0 if padded else kernel - 1
             height, width = (-(-(n - lost) // stride) for n in (height, width))
         return height, width
 
@@ -171,10 +185,12 @@ class CapsNetConfig:
         height, width = self.primary_grid
         return height * width * self.primary_types
 
-    def _steps(self) -> list[tuple[int, int]]:
-        """Return kernel and stride of every layer that slides a window over its input."""
+    @property
+    def windows(self) -> list[Window]:
+        """The windows of all layers that slide one over their input, lowest first."""
+        same = self.padding == "SAME"
         return [
-            *(step[1:] for step in self.convs),
-            (self.primary_kernel, self.primary_stride),
-            *(step[1:] for step in self.capsule_layers),
+            *(Window(kernel, stride, same) for _, kernel, stride in self.convs),
+            Window(self.primary_kernel, self.primary_stride, same),
+            *(Window(kernel, stride, False) for _, kernel, stride in self.capsule_layers),
         ]

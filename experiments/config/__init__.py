@@ -3,7 +3,13 @@
 from experiments import UserError
 from experiments.config.experiment import Config
 from experiments.config.flags import names_of, setting
-from experiments.config.network import command, given_flags, network_config, resolve
+from experiments.config.network import (
+    command,
+    given_flags,
+    network_config,
+    resolve,
+    small_kernels,
+)
 
 __all__ = [
     "Config",
@@ -14,4 +20,5 @@ __all__ = [
     "network_config",
     "resolve",
     "setting",
+    "small_kernels",
 ]

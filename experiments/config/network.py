@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from capsjax.models import PRESETS, CapsNetConfig, preset
+from capsjax.models import PRESETS, CapsNetConfig, fit_image, preset
 from capsjax.models import Config as ModelConfig
 from capsjax.recipes import RECIPES
 from capsjax.routing import PassKernels, make_routing, options_of
@@ -104,23 +104,22 @@ def network_config(
 ) -> ModelConfig:
     """Returns the network that a (resolved) configuration describes.
 
+    Its kernels are smaller than those of the preset if the images are too small for them; see
+    :func:`small_kernels`.
+
     Args:
       config: resolved.
       image_shape, num_classes: of the data set.
       routing_implementation: what the flag of that name means on the devices of the run.
 
     Raises:
-      UserError: there is no such network, or the images are too small for it.
+      UserError: there is no such network, or its sizes do not fit each other.
     """
     name = f"{config.model}_{config.preset}"
     if name not in PRESETS:
         raise UserError(f"--model={config.model} has no --preset={config.preset}")
     network = PRESETS[name]
-    changes = {
-        "image_shape": tuple(image_shape),
-        "num_classes": num_classes,
-        "dtype": config.dtype,
-    }
+    changes = {"num_classes": num_classes, "dtype": config.dtype}
     if isinstance(network, CapsNetConfig):
         _check_flags_agree(config)
         changes |= {field: getattr(config, field) for field in SAME_NAME}
@@ -137,11 +136,31 @@ def network_config(
                     "not one"
                 )
     try:
-        return preset(name, **changes)
+        found = preset(name, **changes)
     except ValueError as error:
-        where = f"--dataset={config.dataset}: " if str(error).startswith("image_shape") else ""
         what = " (--primary_pose, --class_pose)" if "pose" in str(error) else ""
-        raise UserError(f"{where}{error}{what}") from error
+        raise UserError(f"{error}{what}") from error
+    if isinstance(found, CapsNetConfig):
+        return fit_image(found, image_shape)
+    return dataclasses.replace(found, image_shape=tuple(image_shape))
+
+
+def small_kernels(config: Config, network: ModelConfig) -> str:
+    """Returns in one line which kernels are smaller than those of the preset, or nothing."""
+    if not isinstance(network, CapsNetConfig):
+        return ""
+    usual = PRESETS[f"{config.model}_{config.preset}"].windows[: len(network.windows)]
+    if usual == network.windows:
+        return ""
+    before, after = (
+        ", ".join(f"{w.kernel}x{w.kernel} by {w.stride}" for w in windows)
+        for windows in (usual, network.windows)
+    )
+    height, width = network.image_shape[:2]
+    return (
+        f"--preset={config.preset} is for larger images than {height}x{width} pixels: its kernels "
+        f"and strides {before} become {after}"
+    )
 
 
 def _check_flags_agree(config: Config) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments import UserError
-from experiments.data import npz, tfds
+from experiments.data import labels, npz, tfds
 from experiments.data.errors import DatasetUnavailable, first_line
 
 DIGITS_SOURCE = "scikit-learn digits, 8x8 enlarged to 28x28"
@@ -55,6 +55,8 @@ def load(name, *, data_dir=None, cache_dir, validation_fraction=0.05):
       validation_fraction: fraction in [0, 1) of the training examples that is held out for
         validation, the same examples for all seeds.
 
+    What is probably not meant, see :func:`doubts`, is said on standard error.
+
     Raises:
       UserError: the data set is unknown, unusable or unavailable, or its cache is corrupt.
     """
@@ -70,7 +72,23 @@ def load(name, *, data_dir=None, cache_dir, validation_fraction=0.05):
             raise
         print(f"WARNING: scikit-learn's small digits instead of MNIST: {error}", file=sys.stderr)
         loaded, arrays = "digits", _cached_or_read("digits", None, cache_dir)
-    return hold_out_validation(loaded, arrays, validation_fraction)
+    dataset = hold_out_validation(loaded, arrays, validation_fraction)
+    for doubt in doubts(dataset):
+        print(f"--dataset={loaded}: {doubt}", file=sys.stderr)
+    return dataset
+
+
+def doubts(dataset):
+    """Returns a line about each thing in the training data that is probably not meant."""
+    found = []
+    if absent := labels.absent_classes(dataset.train_labels, dataset.class_names):
+        found.append(absent)
+    if (largest := dataset.train_images.max(initial=0)) <= 1:
+        found.append(
+            f"the largest pixel is {largest} of 255, nearly black; save the images times 255 as "
+            "an .npz file"
+        )
+    return found
 
 
 def hold_out_validation(name, arrays, fraction):
@@ -106,8 +124,8 @@ def enlarged_digits():
     large = ndimage.zoom(digits.images, (1, 3.5, 3.5), order=1, mode="nearest", grid_mode=True)
     # 8 of 16 is a tie at 127.5: the margin sends it up whatever the rounding errors.
     images = np.floor(large * (255 / 16) + 0.5 + 1e-6).astype(np.uint8)[..., None]
-    labels = digits.target.astype(np.int32)
-    parts = train_test_split(images, labels, test_size=360, random_state=0, stratify=labels)
+    classes = digits.target.astype(np.int32)
+    parts = train_test_split(images, classes, test_size=360, random_state=0, stratify=classes)
     names = digits.target_names.astype(str)
     return dict(
         zip(npz.ARRAY_SPECS, (*parts[::2], *parts[1::2], names, DIGITS_SOURCE), strict=True)

@@ -1,11 +1,13 @@
 """The arrays of a data set, and reading them from a file: ``--dataset=path/to/arrays.npz``."""
 
 import os
+import sys
 import zlib
 
 import numpy as np
 
 from experiments import UserError
+from experiments.data import labels, pixels
 from experiments.data.errors import first_line
 
 ARRAY_SPECS = {  # dtype and rank
@@ -22,8 +24,10 @@ _IMAGES, _LABELS = ("train_images", "test_images"), ("train_labels", "test_label
 def read(path: str) -> dict[str, np.ndarray]:
     """Returns the images, labels, class names and source of a file of ``numpy.savez``.
 
-    The file contains train_images and test_images, uint8 [N, H, W] or [N, H, W, C], train_labels
-    and test_labels, integers [N] from 0, and optionally class_names, text [J].
+    The file contains train_images, train_labels, test_images and test_labels, and optionally
+    class_names, text ``[J]``; :func:`experiments.data.pixels.as_images` and
+    :func:`experiments.data.labels.as_labels` say what they may hold. What is converted is said on
+    standard error.
 
     Raises:
       UserError: the file cannot be read or contains something else.
@@ -33,10 +37,14 @@ def read(path: str) -> dict[str, np.ndarray]:
             open(os.path.expanduser(path), "rb") as file,
             np.load(file, allow_pickle=False) as stored,
         ):
-            return check(_complete(path, stored))
+            arrays, notes = _complete(path, stored)
+        check(arrays)
     except Exception as error:  # zipfile, zlib and NumPy raise many types for a damaged file
         reason = (isinstance(error, OSError) and error.strerror) or first_line(error)
         raise UserError(f"--dataset={path}: {reason}") from error
+    for note in notes:
+        print(f"--dataset={path}: {note}", file=sys.stderr)
+    return arrays
 
 
 def check(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -50,10 +58,10 @@ def check(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if arrays[key].dtype.type is not kind or arrays[key].ndim != rank:
             raise ValueError(f"{key} is not {kind.__name__} of rank {rank}")
     for split in ("train", "test"):
-        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        if not 0 < len(images) == len(labels):
-            raise ValueError(f"{len(images)} {split} images and {len(labels)} labels")
-        if labels.min() < 0 or labels.max() >= len(arrays["class_names"]):
+        images, classes = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        if not 0 < len(images) == len(classes):
+            raise ValueError(f"{len(images)} {split} images and {len(classes)} labels")
+        if classes.min() < 0 or classes.max() >= len(arrays["class_names"]):
             raise ValueError(f"{split} labels that are no class")
     if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
         raise ValueError("train and test images differ in shape")
@@ -61,27 +69,36 @@ def check(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _complete(path, stored):
-    """Returns all arrays: channels, class names and source are added where they are missing."""
+    """Returns all arrays, converted, and a line about each conversion."""
     missing = [name for name in (*_IMAGES, *_LABELS) if name not in stored]
     if missing:
         raise ValueError(f"no array {missing[0]}; there are {', '.join(stored) or 'none'}")
-    arrays = {name: stored[name] for name in (*_IMAGES, *_LABELS)}
+    arrays, notes = {}, []
     for name in _IMAGES:
-        if arrays[name].dtype != np.uint8:
-            raise ValueError(f"{name} are {arrays[name].dtype}, not uint8")
-        if arrays[name].ndim == 3:
-            arrays[name] = arrays[name][..., None]
-    for name in _LABELS:
-        if not np.issubdtype(arrays[name].dtype, np.integer):
-            raise ValueError(f"{name} are {arrays[name].dtype}, not integers")
-        arrays[name] = arrays[name].astype(np.int32)
-    if "class_names" in stored:
-        arrays["class_names"] = stored["class_names"].astype(str)
-    else:
-        classes = 1 + max(int(arrays[name].max(initial=0)) for name in _LABELS)
-        arrays["class_names"] = np.arange(classes).astype(str)
+        arrays[name], said = pixels.as_images(name, _array(stored, name))
+        notes += said
+    class_names = _array(stored, "class_names").astype(str) if "class_names" in stored else None
+    values, arrays["class_names"], said = labels.as_labels(
+        {name: _array(stored, name) for name in _LABELS}, class_names
+    )
+    arrays |= dict(zip(_LABELS, values, strict=True))
+    if len(arrays["class_names"]) < 2:
+        raise ValueError("there is one class only, and nothing to tell apart")
     checksum = 0
     for name in (*_IMAGES, *_LABELS):
         checksum = zlib.crc32(np.ascontiguousarray(arrays[name]), checksum)
     arrays["source"] = np.array(f"arrays {checksum:08x} from {path}")
-    return arrays
+    return arrays, notes + said
+
+
+def _array(stored, name):
+    try:
+        return stored[name]
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        # Reading them would run code that the file contains.
+        raise ValueError(
+            f"{name} is an array of Python objects, which is not read, for safety; save "
+            f"np.array({name}.tolist()), of text or numbers and, for images, of one size"
+        ) from error

@@ -1,9 +1,12 @@
 """Subsets of the training data, for learning from few examples."""
 
+import sys
+
 import numpy as np
 
 from experiments import UserError
 from experiments.data.datasets import Dataset
+from experiments.data.labels import absent_classes
 
 
 def limit_training_examples(dataset: Dataset, count: int) -> Dataset:
@@ -18,7 +21,11 @@ def limit_training_examples(dataset: Dataset, count: int) -> Dataset:
     if count > len(labels):
         raise UserError(f"--train_examples={count}: {dataset.name} has {len(labels)} to train on")
     rows = balanced_order(labels)[:count]
-    return dataset._replace(train_images=dataset.train_images[rows], train_labels=labels[rows])
+    kept = labels[rows]
+    if len(np.unique(kept)) < len(np.unique(labels)):
+        absent = absent_classes(kept, dataset.class_names)
+        print(f"--train_examples={count}: {absent}", file=sys.stderr)
+    return dataset._replace(train_images=dataset.train_images[rows], train_labels=kept)
 
 
 def balanced_order(labels: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ move, so that they are never incomplete. Without pyplot, figures need no display
 among threads. Their background is white.
 """
 
+from experiments.plots.channels import drawable, note_of_channels
 from experiments.plots.equivariance import plot_pose_paths, plot_probes
 from experiments.plots.predictions import Example, plot_predictions
 from experiments.plots.reconstructions import (
@@ -24,6 +25,8 @@ __all__ = [
     "Example",
     "PairColumn",
     "ReconstructionColumn",
+    "drawable",
+    "note_of_channels",
     "plot_coupling_matrix",
     "plot_data_efficiency",
     "plot_intervals",

@@ -69,17 +69,17 @@ def _reconstructions_figure(columns, class_names, title=""):
     width, height = cell - 0.06, (cell - 0.06) * np.divide(*columns[0].image.shape[:2])
     stacked = "\n", "label l\nprediction p\ntarget r", 0.43, 0.65
     join, key, heading, top = stacked if longest > 1 else (" ", "l p r", 0.3, 0.4)
-    bottom, pitch = top + height + 0.05, top + 2 * height + 0.35
+    row = max(height, 0.17)  # letters need this
+    space = (row - height) / 2
+    bottom, pitch = top + row + 0.05, top + 2 * row + 0.35
     axes = blank_page(7.0, pitch * len(lines) + 0.2, title)
     note = "l: label   p: prediction   r: target, the capsule decoded (if wrong: l's, then p's)"
     write_text(axes, 0.1, pitch * len(lines), note, va="top", color=GREY)
     for number, groups in enumerate(lines):
         x, y = 1.02, number * pitch
         write_text(axes, x - 0.08, y + heading, key, color=GREY, ha="right")
-        write_text(axes, x - 0.08, y + top + height / 2, "input", color=GREY, ha="right")
-        write_text(
-            axes, x - 0.08, y + bottom + height / 2, "reconstruction", color=GREY, ha="right"
-        )
+        write_text(axes, x - 0.08, y + top + row / 2, "input", color=GREY, ha="right")
+        write_text(axes, x - 0.08, y + bottom + row / 2, "reconstruction", color=GREY, ha="right")
         for group in groups:
             wrong = group[0].label != group[0].prediction
             style = dict(color=RED, weight="bold") if wrong else dict(color=INK)
@@ -88,8 +88,8 @@ def _reconstructions_figure(columns, class_names, title=""):
             for column in group:
                 triple = join.join(names[k] for k in column[2:])
                 write_text(axes, x + width / 2, y + heading, triple, ha="center", **style)
-                draw_image(axes, column.image, x, y + top, width, height)
-                draw_image(axes, column.reconstruction, x, y + bottom, width, height)
+                draw_image(axes, column.image, x, y + top + space, width, height)
+                draw_image(axes, column.reconstruction, x, y + bottom + space, width, height)
                 x += cell
             x += 0.3
     return axes.figure
@@ -99,6 +99,12 @@ def _perturbations_figure(images, values, dims=None, title="", effects=None):
     images, values = np.asarray(images), np.round(np.asarray(values, float), 6)
     rows, columns, height, width = images.shape[:4]
     cell, x, y = min(max(5.5 / columns, 0.48), 0.8), 0.65, 0.42
+    least = 0.16 if effects is None else 0.3  # inches of a row, for its letters
+    if cell * height / width < least:  # white around images that are wide and low
+        above = -(-(int(np.ceil(least * width / cell)) - height) // 2)
+        around = [(0, 0), (0, 0), (above, above)] + [(0, 0)] * (images.ndim - 3)
+        images = np.pad(images, around, constant_values=1)
+        height += 2 * above
     wide, tall = cell * columns, cell * rows * height / width
     axes = blank_page(max(x + wide + 0.2, 3.9), y + tall + 0.1, title)
     draw_image(axes, np.vstack([np.hstack(row) for row in images]), x, y, wide, tall)

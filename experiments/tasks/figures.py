@@ -1,7 +1,7 @@
 """The figures of a run, computed from its network, its data and its metrics."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,12 +10,16 @@ import numpy as np
 
 from capsjax import map_batches
 from experiments import plots
+from experiments.data.errors import first_line
 from experiments.tasks import routing_diagnostics
 from experiments.tasks.base import Figure, Setup
 
 COLUMNS = 8  # correct examples in the figure of reconstructions
 WRONG = 4  # wrong ones; each takes two columns
 CHANGES = np.round(np.arange(-0.25, 0.2501, 0.05), 2)  # of one pose dimension, Figure 4
+EXAMPLES = 128  # whose principal components are shown where there are many channels
+
+Part = Callable[[], Iterable[Figure]]  # makes figures that succeed or fail together
 
 
 def title_of(setup: Setup) -> str:
@@ -39,8 +43,8 @@ class Perturbed(NamedTuple):
     images: np.ndarray  # [D, V, H, W, C]; V: CHANGES
 
 
-def of_finished_run(setup: Setup, variables, rows: list, values: dict) -> list[Figure]:
-    """Returns the figures at the end of a training run.
+def of_finished_run(setup: Setup, variables, rows: list, values: dict) -> list[Part]:
+    """Returns what makes the figures at the end of a training run.
 
     Args:
       setup: of the run.
@@ -48,12 +52,31 @@ def of_finished_run(setup: Setup, variables, rows: list, values: dict) -> list[F
       rows: of metrics.jsonl.
       values: what the evaluation says of the test set, arrays ``[N]``.
     """
-    found = list(of_training(setup, rows))
+    parts = [lambda: of_training(setup, rows)]
     if has_decoder(setup):
-        found += setup.task.figures(setup, variables, values)
+        parts.append(lambda: setup.task.figures(setup, variables, values))
     if setup.config.diagnostics and routing_diagnostics.can_trace(setup):
-        found += routing_diagnostics.figures(setup, variables, rows, title_of(setup))
-    return found
+        parts.append(lambda: routing_diagnostics.figures(setup, variables, rows, title_of(setup)))
+    return parts
+
+
+def save_possible(parts: list[Part], folder: Path) -> tuple[list[Path], list[str]]:
+    """Plots the figures of all parts, and goes on where one fails.
+
+    Returns:
+      The paths of the figures, and a line about each failure.
+    """
+    paths, failures = [], []
+    for part in parts:
+        name = "figures"
+        try:
+            for figure in part():
+                name = f"figure {figure[0]}"
+                paths += save([figure], folder)
+                name = "figures"
+        except Exception as error:  # a figure may fail in any way, and the run is complete
+            failures.append(f"{name}: {type(error).__name__}: {first_line(error)}")
+    return paths, failures
 
 
 def save(figures: list[Figure], folder: Path, kinds: tuple[str, ...] = ("png",)) -> list[Path]:
@@ -80,7 +103,8 @@ def of_decoder(setup: Setup, variables, values: dict) -> Iterator[Figure]:
     """Yields Figures 3 and 4 of the paper, for classification."""
     correct = values["accuracy"] > 0
     columns = reconstruction_columns(setup, variables, correct)
-    arguments = (columns, setup.dataset.class_names, title_of(setup))
+    title = title_of(setup) + note_of(setup)
+    arguments = (columns, setup.dataset.class_names, title)
     yield "reconstructions", plots.plot_reconstructions, arguments
     example = first_correct(correct)
     label = int(setup.pipeline.held_out("test")[1][example])
@@ -91,8 +115,9 @@ def of_class(setup: Setup, changed: Perturbed) -> Figure:
     """Returns Figure 4 of the paper."""
     name = setup.dataset.class_names[changed.label]
     title = f"{title_of(setup)}: class {name}, test image {changed.example}, and below each "
-    title += "dimension the mean squared change of a pixel"
-    arguments = (side_by_side(changed.images), CHANGES, changed.dims, title, changed.effects)
+    title += f"dimension the mean squared change of a pixel{note_of(setup)}"
+    images = drawable(setup)(changed.images)
+    arguments = (images, CHANGES, changed.dims, title, changed.effects)
     return "perturbations", plots.plot_perturbations, arguments
 
 
@@ -146,18 +171,27 @@ def reconstruction_columns(setup: Setup, variables, correct: np.ndarray) -> list
     predictions, targets = np.argmax(activation, axis=1), labels.copy()
     targets[len(right) + 1 :: 2] = predictions[len(right) + 1 :: 2]
     decoded = decode(setup, variables, pose, targets)
-    fields = zip(images, decoded, labels, predictions, targets, strict=True)
+    shown = drawable(setup)
+    fields = zip(shown(images), shown(decoded), labels, predictions, targets, strict=True)
     return [
-        plots.ReconstructionColumn(
-            side_by_side(image), side_by_side(drawn), int(label), int(prediction), int(target)
-        )
+        plots.ReconstructionColumn(image, drawn, int(label), int(prediction), int(target))
         for image, drawn, label, prediction, target in fields
     ]
 
 
-def side_by_side(image: np.ndarray) -> np.ndarray:
-    """Returns ``[..., H, W, C]`` as it can be shown: both images of a stereo pair side by side."""
-    return np.concatenate(np.split(image, 2, -1), axis=-2) if image.shape[-1] == 2 else image
+def note_of(setup: Setup) -> str:
+    """Returns what titles say of how the channels of a run are drawn."""
+    return plots.note_of_channels(setup.pipeline.shape[-1])
+
+
+def drawable(setup: Setup) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns how inputs and reconstructions are drawn, see :func:`experiments.plots.drawable`."""
+
+    def examples():
+        raw, _ = setup.pipeline.held_out("test")
+        return np.asarray(jax.jit(jax.vmap(setup.pipeline.input))(raw[:EXAMPLES]))
+
+    return plots.drawable(setup.pipeline.shape[-1], examples)
 
 
 def first_correct(correct: np.ndarray, wanted: np.ndarray | bool = True) -> int:

@@ -11,7 +11,7 @@ from capsjax import functional, train
 from capsjax.models import CapsNetConfig
 from capsjax.models import Config as ModelConfig
 from capsjax.routing import PassKernels, has_pass_kernels
-from experiments.config import Config, UserError, network_config, resolve
+from experiments.config import Config, UserError, network_config, resolve, small_kernels
 from experiments.data import batching, datasets
 from experiments.data.subset import limit_training_examples
 from experiments.tasks.base import Program, Setup
@@ -106,15 +106,18 @@ def total_steps(setup: Setup) -> int:
 
 
 def banner(setup: Setup) -> str:
-    """Returns device, versions, network and data in one line."""
+    """Returns device, versions, network and data in one line.
+
+    A second line says which kernels are smaller than those of the preset, if there are any.
+    """
     c, d = setup.config, setup.dataset
-    device = setup.devices[0]
+    device, shrunk = setup.devices[0], small_kernels(c, setup.model_config)
     return (
         f"capsjax {c.program} | {len(setup.devices)} x {device.device_kind} ({device.platform}), "
         f"JAX {jax.__version__}, Flax {flax.__version__} | {describe_network(setup)} "
         f"{setup.parameters:,} parameters, recipe {c.recipe} | "
         f"{d.name}: {len(d.train_labels):,} training, {len(d.validation_labels):,} validation, "
-        f"{len(d.test_labels):,} test images"
+        f"{len(d.test_labels):,} test images" + (f"\n{shrunk}" if shrunk else "")
     )
 
 

@@ -3,6 +3,7 @@
 import base64
 import functools
 import json
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from capsjax.models import CapsNetConfig
 from capsjax.train import TrainState
 from experiments.config import command
+from experiments.data.errors import first_line
 from experiments.tasks import figures
 from experiments.tasks.base import Setup
 from experiments.training.results import peak_memory_mb, versions
@@ -28,6 +30,8 @@ def write_summary(
     together: int = 1,
 ) -> dict:
     """Evaluates the test set once, writes summary.json and the figures, and prints the table.
+
+    A figure or a report that fails is named on standard error, and the run is complete without it.
 
     Args:
       setup: of the run.
@@ -87,11 +91,27 @@ def write_summary(
         "commit": commit(),
     }
     write_json(workdir / "summary.json", summary)
-    found = figures.of_finished_run(setup, state.variables, rows, values)
-    found += setup.task.summary_figures(setup, summary)
-    paths = figures.save(found, workdir / "figures")
-    print(summary_table(summary, setup.task.report(setup, summary), workdir, paths))
+    parts = figures.of_finished_run(setup, state.variables, rows, values)
+    _print_table(setup, summary, workdir, parts)
     return summary
+
+
+def _print_table(setup: Setup, summary: dict, workdir: Path, parts: list[figures.Part]) -> None:
+    """Plots the figures and prints the table, and names what fails: the run is complete."""
+    parts = [*parts, lambda: setup.task.summary_figures(setup, summary)]
+    paths, failures = figures.save_possible(parts, workdir / "figures")
+    try:
+        report = list(setup.task.report(setup, summary))
+    except Exception as error:  # of any kind, as in figures
+        report = []
+        failures.append(f"report: {type(error).__name__}: {first_line(error)}")
+    for failure in failures:
+        print(
+            f"{failure}; the run is complete, and python -m experiments.figures --run={workdir} "
+            "plots its figures again",
+            file=sys.stderr,
+        )
+    print(summary_table(summary, report, workdir, paths))
 
 
 def capsule_fields(setup: Setup) -> dict:

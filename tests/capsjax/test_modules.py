@@ -179,3 +179,40 @@ def test_initial_vote_matrices():
         assert rest.shape == (40 if votes == "matrix" else 1, 5, 3, 3)
         np.testing.assert_allclose(np.std(rest), 0.1, rtol=4 / np.sqrt(rest.size))
         assert abs(np.mean(rest, axis=(0, 1))).max() < 0.2
+
+
+def test_an_array_of_poses_has_its_lengths_as_activations():
+    """As the layers of other libraries take it; EM, whose result depends on activations."""
+    poses = images(2, (5, 4, 1))[..., 0]
+    lengths = np.sqrt(np.square(np.float64(poses)).sum(axis=-1))
+    model = from_module(
+        lambda rngs: RoutedCapsules(5, 4, 3, 2, routing=make_routing("em"), rngs=rngs)
+    )
+    params = filled(model)
+    got = jax.jit(model.apply)(params, poses)
+    want = model.apply(params, Capsules(poses, np.float32(lengths)))
+    np.testing.assert_allclose(got.pose, want.pose, rtol=1e-5)
+    np.testing.assert_allclose(got.activation, want.activation, rtol=1e-5)
+    layer = from_module(lambda rngs: ConvCapsules((2, 2), 1, 4, 3, 2, 2, rngs=rngs))
+    grid = poses[:, :4]
+    one, other = (
+        layer.apply(filled(layer), x) for x in (grid, Capsules(grid, np.float32(lengths[:, :4])))
+    )
+    np.testing.assert_allclose(one.pose, other.pose, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrong, named",
+    [
+        (np.zeros((5, 4), np.float32), r"an array of shape \(5, 4\)"),
+        ((np.zeros((2, 5, 4), np.float32), np.zeros((2, 5), np.float32)), "not tuple"),
+        ([[1.0]], "not list"),
+        (None, "not NoneType"),
+    ],
+)
+def test_inputs_that_are_no_capsules_are_refused_by_name(wrong, named):
+    model = from_module(lambda rngs: RoutedCapsules(5, 4, 3, 2, rngs=rngs))
+    params = filled(model)
+    for apply in (model.apply, jax.jit(model.apply)):
+        with pytest.raises(TypeError, match=rf"Capsules or an array of poses \[B, I, K\].*{named}"):
+            apply(params, wrong)

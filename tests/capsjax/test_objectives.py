@@ -11,9 +11,12 @@ from helpers import filled
 from objective_cases import CAPSNET, CNN, Scores, batch, expected_loss
 
 from capsjax import (
+    TrainState,
+    adam,
     capsnet_loss,
     create_model,
     cross_entropy_loss,
+    make_train_step,
 )
 from capsjax.losses import (
     cross_entropy_of_lengths,
@@ -148,3 +151,35 @@ def test_cross_entropy_loss():
     np.testing.assert_allclose(losses, exact, rtol=1e-5)
     np.testing.assert_array_equal(metrics["loss"], losses)
     np.testing.assert_array_equal(metrics["accuracy"], np.argmax(logits, axis=1) == labels)
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        ([0, 1, 4], "label 4 is no class: 4 classes are 0 to 3"),
+        ([0, -1, 2], "label -1 is no class"),
+        ([0.0, 1.0, 2.0], r"integers \[B\], .* not float64 of shape \[3\]"),
+        (np.eye(4)[:3], r"not float64 of shape \[3, 4\]"),
+    ],
+)
+@pytest.mark.parametrize("make", [capsnet_loss, cross_entropy_loss])
+def test_labels_that_are_no_class_are_refused_outside_jit(make, labels, message):
+    config = dataclasses.replace(CAPSNET if make is capsnet_loss else CNN, num_classes=4)
+    model = create_model(config)
+    loss, params = make(model), filled(model)
+    images = np.zeros((3, *config.image_shape), np.float32)
+    labels = np.array(labels)
+    with pytest.raises(ValueError, match=message):
+        loss(params, images, labels)
+    optimizer = adam()
+    state = TrainState(np.int32(0), params, optimizer.init(params))
+    with pytest.raises(ValueError, match=message):
+        make_train_step(loss, optimizer)(state, images, labels, None)
+    # Values are unknown inside, types and shapes are not.
+    if labels.dtype.kind == "f":
+        with pytest.raises(ValueError, match="integers"):
+            jax.eval_shape(loss, params, images, labels)
+    else:
+        jax.eval_shape(loss, params, images, labels)
+    with pytest.raises(ValueError, match="not list"):
+        loss(params, images, [0, 1, 2])

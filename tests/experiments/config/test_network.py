@@ -1,13 +1,14 @@
 """Defaults of preset, data set and recipe; the network; the command that repeats a run."""
 
 import dataclasses
+import re
 
 import pytest
 from helpers import MNIST, parse_mnist
 
 from capsjax.recipes import RECIPES
-from experiments.config import UserError, given_flags, network_config, resolve
 from experiments.config import command as command_of
+from experiments.config import given_flags, network_config, resolve, small_kernels
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -193,6 +194,28 @@ def test_model_config_follows_the_recipe(recipe, bias, scale):
     assert network_config(plain, (28, 28, 1), 10).decoder is None
 
 
-def test_small_images_are_refused_by_name_and_smallest_size():
-    with pytest.raises(UserError, match="tiny_set.*16x30.*17x17"):
-        network_config(resolve(MNIST, "tiny_set"), (16, 30, 3), 10)
+@pytest.mark.parametrize(
+    "preset, shape, kernels, said",
+    [
+        ("mnist", (28, 28, 1), (9, 9), ""),
+        ("mnist", (17, 17, 1), (9, 9), ""),
+        ("mnist", (16, 30, 3), (5, 5), "16x30 pixels: .* 9x9 by 1, 9x9 by 2 become 5x5 by 1, 5x5 "),
+        ("efficient", (20, 26, 3), (4, 6), "20x26 .* 9x9 by 1 become 4x4 by 1, .*, 6x6 by 1$"),
+    ],
+)
+def test_kernels_shrink_with_small_images_in_one_line(preset, shape, kernels, said):
+    config = resolve(parse_mnist(f"--preset={preset}"), "tiny_set")
+    network = network_config(config, shape, 10)
+    assert (network.conv_kernel, network.primary_kernel) == kernels
+    assert network.image_shape == shape
+    assert re.search(said, small_kernels(config, network)) if said else True
+    assert bool(small_kernels(config, network)) == bool(said)
+
+
+def test_depth_is_no_change_of_kernels():
+    config = resolve(parse_mnist("--preset=deep", "--depth=2"), "tiny_set")
+    assert not small_kernels(config, network_config(config, (28, 28, 1), 10))
+    assert "2x2" in small_kernels(config, network_config(config, (6, 6, 1), 10))
+    cnn = resolve(parse_mnist("--model=cnn"), "tiny_set")
+    network = network_config(cnn, (8, 9, 2), 10)
+    assert network.image_shape == (8, 9, 2) and not small_kernels(cnn, network)

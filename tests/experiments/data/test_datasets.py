@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import sklearn.datasets
 import tensorflow_datasets as tfds
+from helpers import load_digits
 from tensorflow_datasets.core import constants
 from tfds_builders import assert_same, copy, edit_info, error_of, run
 
@@ -429,3 +430,14 @@ def test_cached_digits_need_no_scikit_learn_either(tmp_path):
         tmp_path,
     )
     assert out.strip() == "360"
+
+
+def test_doubts_are_said():
+    usual = load_digits()
+    assert datasets.doubts(usual) == []
+    dark = usual._replace(train_images=usual.train_images // 255)
+    (line,) = datasets.doubts(dark)
+    assert line.startswith("the largest pixel is 1 of 255, nearly black")
+    fewer = usual._replace(train_labels=usual.train_labels.clip(1))
+    (line,) = datasets.doubts(fewer)
+    assert line == "class 0 has no training images: do labels start at 1? subtract 1"

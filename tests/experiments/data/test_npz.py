@@ -37,23 +37,32 @@ def test_grey_arrays_and_classes_without_names(stored):
             "no array test_labels; there are train_images, train_labels",
         ),
         (
-            lambda a: a.update(train_images=a["train_images"] / 255),
-            "train_images are float64, not ",
+            lambda a: a.update(train_images=a["train_images"] - 9.0),
+            "train_images are float64 from -9 to 246",
         ),
-        (lambda a: a.update(train_labels=a["train_labels"] / 1), "train_labels are float64, not "),
-        (lambda a: a.update(train_labels=a["train_labels"] - 1), "train labels that are no class"),
+        (
+            lambda a: a.update(test_images=a["test_images"] // 255),
+            "test_images: the largest pixel is 1",
+        ),
+        (lambda a: a.update(train_labels=a["train_labels"] - 1), "train_labels contain -1"),
+        (lambda a: a.update(test_labels=0.5 + a["test_labels"]), "test_labels contain 0.5"),
+        (lambda a: a.update(train_labels=a["train_labels"].astype(object)), "of Python objects"),
+        (
+            lambda a: a.update({n: 0 * a[n] for n in ("train_labels", "test_labels")}),
+            "one class only",
+        ),
         (lambda a: a.update(train_labels=a["train_labels"][1:]), "40 train images and 39 labels"),
         (
             lambda a: a.update(test_images=a["test_images"][:, 1:]),
             "train and test images differ in",
         ),
-        (lambda a: a.update(class_names=np.array(["x"])), "train labels that are no class"),
-        (lambda a: a.update(class_names=np.array([{}], object)), "allow_pickle=False"),
+        (lambda a: a.update(class_names=np.array(["x", "y"])), "train_labels contain 2, which"),
+        (lambda a: a.update(class_names=np.array([{}], object)), "array of Python objects"),
         (
             lambda a: a.update(test_images=a["test_images"][:0], test_labels=a["test_labels"][:0]),
             "0 test images and 0 labels",
         ),
-        (lambda a: a.update(train_images=a["train_images"][0]), "5 train images and 40 labels"),
+        (lambda a: a.update(train_images=a["train_images"][0]), "train_images are 5x4x3: fewer"),
         (dict.clear, "no array train_images; there are none"),
     ],
 )
@@ -65,6 +74,27 @@ def test_invalid_arrays_are_refused(change, message, stored):
         datasets.load(path, cache_dir="none")
     text = str(error.value)
     assert text.startswith(f"--dataset={path}: ") and message in text and "\n" not in text
+
+
+def test_conversions_are_said_in_a_line_each(stored, capsys):
+    given = arrays((5, 4), 3)
+    changed = given | {
+        "train_images": np.float32(given["train_images"]) / 255,
+        "train_labels": np.array(["ant", "bee", "cow"])[given["train_labels"]],
+        "test_labels": np.array(["ant", "bee", "dog"])[given["test_labels"]],
+    }
+    path = stored(changed)
+    got = datasets.load(path, cache_dir="none", validation_fraction=0.0)
+    np.testing.assert_array_equal(got.train_images[..., 0], given["train_images"])
+    assert got.class_names == ("ant", "bee", "cow", "dog")
+    assert capsys.readouterr().err.splitlines() == [
+        f"--dataset={path}: train_images are float32, taken as 0 (black) to 1 (white)",
+        f"--dataset={path}: labels are text, numbered in alphabetical order",
+        f"--dataset={path}: class dog has no training images",
+    ]
+    path = stored(given | {name: given[name] + 1 for name in ("train_labels", "test_labels")})
+    datasets.load(path, cache_dir="none")
+    assert "class 0 has no training images: do labels start at 1?" in capsys.readouterr().err
 
 
 def test_missing_or_invalid_npz_is_refused(tmp_path):

@@ -66,3 +66,11 @@ def test_a_run_on_few_examples(tmp_path):
     assert (summary["train_examples"], summary["steps"]) == (30, 6)
     assert "--train_examples=30" in summary["command"]
     assert read_json(tmp_path / "config.json")["train_examples"] == 30
+
+
+def test_classes_that_fall_out_are_said(capsys):
+    subset.limit_training_examples(load_digits(), 10)
+    assert not capsys.readouterr().err
+    subset.limit_training_examples(load_digits(), 9)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("--train_examples=9: class ") and "has no training images" in line

@@ -257,3 +257,17 @@ def test_effects_stand_below_their_dimensions():
     assert_legible(figure)
     places = {text.get_text(): text.get_position()[1] for text in figure.axes[0].texts}
     assert places["dim 7"] < places["2.0e-02"] < places["dim 2"] < places["1.0e-03"]
+
+
+# Bug: the dimensions of images that are wide and low were written over each other.
+def test_low_images_are_legible():
+    images = np.zeros((16, 11, 8, 128, 3))
+    values = np.round(np.arange(-0.25, 0.26, 0.05), 2)
+    figure = reconstructions._perturbations_figure(images, values, effects=[1e-5] * 16)
+    assert_legible(figure)
+    assert_legible(reconstructions._perturbations_figure(images, values))
+    (image,) = figure.axes[0].images
+    black = (image.get_array() == 0).all(axis=(1, 2)).sum()
+    assert black == 16 * 8 and image.get_array().max() == 1
+    made = columns(3, 2, shape=(4, 128, 1))
+    assert_legible(reconstructions._reconstructions_figure(made, DIGITS))
