@@ -27,7 +27,7 @@ from capsjax.routing import (
 )
 from capsjax.routing.initialization import NORMAL, initial_votes
 from capsjax.routing.passes import hold_constants
-from capsjax.squash import no_squash, safe_norm, squash, squash_by_name
+from capsjax.squash import POSE_MAPS, layer_norm, no_squash, safe_norm, squash
 from capsjax.votes import VOTES
 
 ACTIVATIONS = ("length", "sigmoid")
@@ -66,7 +66,7 @@ class PrimaryCapsules(nnx.Module):
       pose: pose size K.
       kernel: side of the kernel of the convolution, in pixels.
       stride: step of the convolution, in pixels.
-      squash: name of the squash of the poses, a key of :data:`capsjax.squash.SQUASHES`.
+      squash: name of the map of the poses, a key of :data:`capsjax.squash.POSE_MAPS`.
       activation: ``length`` of the squashed pose, even if the pose is passed on unsquashed, or
         ``sigmoid``, of a second convolution (Hinton, Sabour & Frosst 2018).
       depthwise: see :class:`capsjax.plain_layers.Conv` (Efficient-CapsNet, Mazzia et al. 2021).
@@ -95,14 +95,16 @@ class PrimaryCapsules(nnx.Module):
         )
         if activation == "sigmoid":
             self.present = Conv(channels_in, types, kernel, stride=stride, **conv)
-        self.pose, self.squash, self.activation = pose, squash_by_name(squash), activation
+        check_choice("squash", squash, POSE_MAPS)
+        self.pose, self.squash, self.activation = pose, POSE_MAPS[squash], activation
 
     def __call__(self, x: chex.Array) -> Capsules:
         """Map a feature map ``[B, H, W, C]`` to capsules ``[B, I, K]``, I = H' W' types."""
         features = self.conv(x)
         pose = self.squash(features.reshape(features.shape[0], -1, self.pose))
         if self.activation == "length":
-            bounded = squash(pose) if self.squash is no_squash else pose
+            unbounded = self.squash in (no_squash, layer_norm)
+            bounded = squash(pose) if unbounded else pose
             return Capsules(pose, safe_norm(bounded))
         present = self.present(x).astype(pose.dtype)
         return Capsules(pose, jax.nn.sigmoid(present.reshape(present.shape[0], -1)))

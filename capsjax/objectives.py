@@ -18,6 +18,7 @@ from capsjax.losses import (
     spread_margin,
 )
 from capsjax.masks import check_labels, label_mask
+from capsjax.recipes import margin_factor
 from capsjax.routing import check_choice
 
 Metrics = dict[str, jax.Array]
@@ -73,7 +74,7 @@ def capsnet_loss(
     *,
     loss: str = "margin",
     logit: bool = False,
-    margin_weight: float = 1.0,
+    margin_weight: float | str = 1.0,
     reconstruction_weight: float = 0.0005,
 ) -> LossFn:
     r"""Make the loss of CapsNet.
@@ -86,7 +87,8 @@ def capsnet_loss(
       model: the network.
       loss: name of the loss of the class scores, a key of :data:`LOSSES`.
       logit: whether the scores are logits.
-      margin_weight: alpha, whichever loss it weights.
+      margin_weight: alpha, whichever loss it weights; or ``official``, see
+        :func:`capsjax.recipes.margin_factor`.
       reconstruction_weight: beta.
 
     Returns:
@@ -101,18 +103,20 @@ def capsnet_loss(
       a target of zeros, and is never counted as correct.
 
     Raises:
-      ValueError: see :func:`score_loss`.
+      ValueError: see :func:`score_loss`; or ``margin_weight`` is another word.
     """
     loss_of_scores = score_loss(loss, logit=logit)
+    margin_factor(margin_weight, classes=1)  # refuses other words before the first step
 
     def loss_of_network(variables, images, labels, key=None, progress=1.0, **mode):
         check_labels(labels)
         prediction, *state = outputs(model, variables, images, labels, key, **mode)
-        check_labels(labels, prediction.scores.shape[1])
-        targets = label_mask(labels, prediction.scores.shape[1])
+        classes = prediction.scores.shape[1]
+        check_labels(labels, classes)
+        targets = label_mask(labels, classes)
         losses = jax.vmap(loss_of_scores, (0, 0, None))(prediction.scores, targets, progress)
         metrics = {f"{loss}_loss": losses}
-        total = margin_weight * losses
+        total = margin_factor(margin_weight, classes=classes) * losses
         if prediction.reconstruction is not None:
             error = jax.vmap(reconstruction_loss)(prediction.reconstruction, images)
             metrics["reconstruction_loss"] = error

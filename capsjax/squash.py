@@ -122,6 +122,22 @@ def squash_half(s: chex.Array, axis: int = -1) -> jax.Array:
     return squash(_at_least_float32(s) * 2**0.5, axis)
 
 
+def layer_norm(s: chex.Array, axis: int = -1) -> jax.Array:
+    r"""Normalize the components of each vector to mean zero and variance one.
+
+    .. math:: v_d = (s_d - \bar s) / \sqrt{\sigma^2 + 10^{-5}}
+
+    Not a squash: the primary capsules of Tsai et al. (2020).
+
+    Example:
+      >>> layer_norm(jnp.array([1.0, 3.0])).round(3).tolist()
+      [-1.0, 1.0]
+    """
+    s = _at_least_float32(s)
+    centered = s - jnp.mean(s, axis, keepdims=True)
+    return centered * jax.lax.rsqrt(jnp.mean(centered * centered, axis, keepdims=True) + 1e-5)
+
+
 def no_squash(s: chex.Array, axis: int = -1) -> jax.Array:
     """Return the vector itself, for algorithms whose activation is not a length."""
     return _at_least_float32(s)
@@ -134,6 +150,9 @@ SQUASHES = {
     "half": squash_half,
     "none": no_squash,
 }
+
+# What may be done with the poses of primary capsules.
+POSE_MAPS = {**SQUASHES, "layer_norm": layer_norm}
 
 
 def squash_by_name(name: str) -> Callable:

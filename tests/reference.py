@@ -305,3 +305,16 @@ def adam(x, gradients, rate=1e-3, decay=0.96, decay_steps=2000, floor=0.0):
         m_hat, v_hat = m / (1 - beta1 ** (t + 1)), v / (1 - beta2 ** (t + 1))
         x = x - max(floor, rate * decay ** (t / decay_steps)) * m_hat / (np.sqrt(v_hat) + epsilon)
         yield x
+
+
+def adam_epsilon_hat(x, gradients, rate=1e-3, decay=0.96, decay_steps=2000, floor=0.0):
+    """:func:`adam` as tf.train.AdamOptimizer documents it: epsilon beside the uncorrected root."""
+    beta1, beta2, epsilon = 0.9, 0.999, 1e-8
+    m, v = np.zeros_like(x), np.zeros_like(x)
+    for t, g in enumerate(gradients, start=1):
+        lr = max(floor, rate * decay ** ((t - 1) / decay_steps))
+        lr_t = lr * np.sqrt(1 - beta2**t) / (1 - beta1**t)
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g * g
+        x = x - lr_t * m / (np.sqrt(v) + epsilon)
+        yield x

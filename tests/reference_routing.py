@@ -201,7 +201,7 @@ def self_attention(votes, beta):
     return by_length(outputs(weighted_sum(c + beta, votes), "exponential"), c)
 
 
-def kmeans(votes, iterations, squash="paper"):
+def kmeans(votes, iterations, squash="half"):
     """Agreement with the direction of the sum of the pass before, not accumulated."""
     I, J, _ = votes.shape
     c = np.full((I, J), 1 / J)
@@ -212,16 +212,16 @@ def kmeans(votes, iterations, squash="paper"):
     return by_length(outputs(s, squash), c)
 
 
-def kde(votes, iterations):
+def kde(votes, iterations, squash="half"):
     """Kernel density estimation (Zhang et al. 2018), as in NLP-Capsule (Zhao et al. 2019)."""
     I, J, _ = votes.shape
     b = np.zeros((I, J), votes.dtype)
     for _ in range(iterations):
         c = over_parents(b)
         w = np.array([[c[i, j] / sum(c[:, j]) for j in range(J)] for i in range(I)])
-        v = outputs(weighted_sum(w, votes))
+        v = outputs(weighted_sum(w, votes), squash)
         for i, j in np.ndindex(I, J):
-            apart = squash(votes[i, j]) - v[j]
+            apart = SQUASHES[squash](votes[i, j]) - v[j]
             b[i, j] += 1 - sum(apart * apart)
     return by_length(v, c)
 
@@ -237,7 +237,9 @@ def heinsen(votes, u, iterations, p):
     for t in range(1, iterations + 1):
         for i, j in np.ndindex(I, J):
             phi[i, j] = p["use"][i, j] * f[i] * R[i, j] - p["ignore"][i, j] * f[i] * (1 - R[i, j])
-        x = weighted_sum(phi, votes)
+        x = weighted_sum(
+            phi, np.array([[v + p["vote_offset"][j] for j, v in enumerate(own)] for own in votes])
+        )
         if t < iterations:
             for j in range(J):
                 guess = (normalized(x[j]) @ p["predict"]) * p["predict_scale"][j]
@@ -254,8 +256,11 @@ def heinsen(votes, u, iterations, p):
 # Routing by mixtures of Gaussians
 
 
-def em_parents(votes, a, r, t, beta_u, beta_a, inverse_temperature=0.01):
-    """The M-step of pass t = 1, 2, ...: mean and variance ``[J, D]``, and the logits of a_j."""
+def em_parents(votes, a, r, t, beta_u, beta_a, inverse_temperature=0.01, cost_scale=1):
+    """The M-step of pass t = 1, 2, ...: mean and variance ``[J, D]``, and the logits of a_j.
+
+    The floor of the variance and the scale of the cost are those of Gritzman (2019).
+    """
     _, J, D = votes.shape
     kind = np.result_type(votes, a, r, beta_u, beta_a)
     mu, var, logits = np.zeros((J, D), kind), np.zeros((J, D), kind), np.zeros(J, kind)
@@ -264,9 +269,9 @@ def em_parents(votes, a, r, t, beta_u, beta_a, inverse_temperature=0.01):
         cost = 0.0
         for d in range(D):
             mu[j, d] = sum(R * votes[:, j, d]) / sum(R)
-            var[j, d] = sum(R * (votes[:, j, d] - mu[j, d]) ** 2) / sum(R) + 1e-6
+            var[j, d] = sum(R * (votes[:, j, d] - mu[j, d]) ** 2) / sum(R) + 1e-9
             cost = cost + (beta_u[j] + 0.5 * np.log(var[j, d])) * sum(R)
-        logits[j] = inverse_temperature * (1 - 0.95**t) * (beta_a[j] - cost)
+        logits[j] = inverse_temperature * (1 - 0.95**t) * (beta_a[j] - cost_scale * cost)
     return mu, var, logits
 
 
@@ -281,57 +286,98 @@ def em_logits(votes, mu, var, logits):
     return out
 
 
-def em(votes, a, iterations, beta_u, beta_a, inverse_temperature=0.01):
+def em(votes, a, iterations, beta_u, beta_a, inverse_temperature=0.01, cost_scale=1):
     """Hinton, Sabour & Frosst (2018), Procedure 1."""
     I, J, _ = votes.shape
     r = np.full((I, J), 1 / J)
     for t in range(1, iterations + 1):
-        mu, var, logits = em_parents(votes, a, r, t, beta_u, beta_a, inverse_temperature)
+        settings = inverse_temperature, cost_scale
+        mu, var, logits = em_parents(votes, a, r, t, beta_u, beta_a, *settings)
         if t < iterations:
             r = over_parents(em_logits(votes, mu, var, logits))
     return Routed(mu, np.array([sigmoid(logit) for logit in logits]), r)
 
 
-def em_field(votes, a, index, iterations, beta_u, beta_a, inverse_temperature=0.01):
+def em_field(votes, a, index, iterations, beta_u, beta_a, cost_scale=1):
     """:func:`em` of ``[P, n, J, D]``, where a child also chooses between the positions."""
     P, n, J, _ = votes.shape
     r = field_softmax(np.zeros((P, n, J)), index)
     for t in range(1, iterations + 1):
-        betas = beta_u, beta_a, inverse_temperature
-        m = [em_parents(votes[p], a[p], r[p], t, *betas) for p in range(P)]
+        settings = beta_u, beta_a, 0.01, cost_scale
+        m = [em_parents(votes[p], a[p], r[p], t, *settings) for p in range(P)]
         if t < iterations:
             r = field_softmax(np.array([em_logits(votes[p], *m[p]) for p in range(P)]), index)
     activation = np.array([[sigmoid(logit) for logit in logits] for _, _, logits in m])
     return Routed(np.array([mu for mu, _, _ in m]), activation, r)
 
 
-def vb(votes, a, iterations, beta_u, beta_a):
-    """Ribeiro, Leontidis & Kollias (2020), variational Bayes with diagonal precisions."""
-    I, J, D = votes.shape
+class Posterior(NamedTuple):
+    m: np.ndarray  # [J, D]
+    inverse_psi: np.ndarray  # [J, D]
+    kappa: np.ndarray  # [J]
+    nu: np.ndarray  # [J]
+    ln_pi: np.ndarray  # [J]
+    ln_det: np.ndarray  # [J]
+
+
+def vb_parents(votes, a, r):
+    """The posterior of Ribeiro, Leontidis & Kollias (2020), with diagonal precisions."""
+    _, J, D = votes.shape
     alpha0, kappa0, Psi0, nu0 = 1.0, 1.0, 1.0, D + 1.0  # and m0 = 0
-    kind = np.result_type(votes, a)
-    m, invPsi, logits = np.zeros((J, D), kind), np.zeros((J, D), kind), np.zeros((I, J), kind)
+    kind = np.result_type(votes, a, r)
+    m, inverse_psi = np.zeros((J, D), kind), np.zeros((J, D), kind)
+    total = np.array([sum(r[:, j] * a) for j in range(J)])  # R_j
+    alpha, kappa, nu = alpha0 + total, kappa0 + total, nu0 + total
+    ln_pi = digamma(alpha) - digamma(sum(alpha))
+    ln_det = np.full(J, D * np.log(2), kind)
+    for j, d in np.ndindex(J, D):
+        R = r[:, j] * a
+        mu = sum(R * votes[:, j, d]) / total[j]
+        m[j, d] = total[j] * mu / kappa[j]
+        inverse_psi[j, d] = Psi0 + sum(R * (votes[:, j, d] - mu) ** 2)
+        inverse_psi[j, d] += kappa0 * total[j] / kappa[j] * mu**2
+        ln_det[j] += digamma((nu[j] - d) / 2) - np.log(inverse_psi[j, d])
+    return Posterior(m, inverse_psi, kappa, nu, ln_pi, ln_det)
+
+
+def vb_logits(votes, q):
+    """What the softmax of the couplings is taken of."""
+    I, J, D = votes.shape
+    logits = np.zeros((I, J), np.result_type(votes, *q))
+    for i, j in np.ndindex(I, J):
+        apart = D / q.kappa[j] + q.nu[j] * sum((votes[i, j] - q.m[j]) ** 2 / q.inverse_psi[j])
+        logits[i, j] = q.ln_pi[j] + 0.5 * q.ln_det[j] - 0.5 * apart
+    return logits
+
+
+def vb_activation(q, beta_u, beta_a):
+    """beta_a - (energy + beta_u), the energies normalized over the output capsules."""
+    H = 0.5 * q.m.shape[1] * np.log(2 * np.pi * np.e) - 0.5 * q.ln_det
+    x = beta_a - (normalized(np.exp(q.ln_pi) * H) + beta_u)
+    return np.array([sigmoid(logit) for logit in x])
+
+
+def vb(votes, a, iterations, beta_u, beta_a):
+    """Ribeiro, Leontidis & Kollias (2020), variational Bayes."""
+    I, J, _ = votes.shape
     r = np.full((I, J), 1 / J)
     for t in range(1, iterations + 1):
-        total = np.array([sum(r[:, j] * a) for j in range(J)])  # R_j
-        alpha, kappa, nu = alpha0 + total, kappa0 + total, nu0 + total
-        Elnpi = digamma(alpha) - digamma(sum(alpha))
-        Elndet = np.full(J, D * np.log(2), kind)
-        for j, d in np.ndindex(J, D):
-            R = r[:, j] * a
-            mu = sum(R * votes[:, j, d]) / total[j]
-            m[j, d] = total[j] * mu / kappa[j]
-            invPsi[j, d] = Psi0 + sum(R * (votes[:, j, d] - mu) ** 2)
-            invPsi[j, d] += kappa0 * total[j] / kappa[j] * mu**2
-            Elndet[j] += digamma((nu[j] - d) / 2) - np.log(invPsi[j, d])
+        q = vb_parents(votes, a, r)
         if t < iterations:
-            for i, j in np.ndindex(I, J):
-                apart = D / kappa[j] + nu[j] * sum((votes[i, j] - m[j]) ** 2 / invPsi[j])
-                logits[i, j] = Elnpi[j] + 0.5 * Elndet[j] - 0.5 * apart
-            r = over_parents(logits)
-    H = 0.5 * D * np.log(2 * np.pi * np.e) - 0.5 * Elndet
-    x = beta_a - beta_u * normalized(np.exp(Elnpi) * H)
-    return Routed(m, np.array([sigmoid(x[j]) for j in range(J)]), r)
+            r = over_parents(vb_logits(votes, q))
+    return Routed(q.m, vb_activation(q, beta_u, beta_a), r)
+
+
+def vb_field(votes, a, index, iterations, beta_u, beta_a):
+    """:func:`vb` of ``[P, n, J, D]``: at first 1/J at each position, then one share of a child."""
+    P, n, J, _ = votes.shape
+    r = np.full((P, n, J), 1 / J)
+    for t in range(1, iterations + 1):
+        q = [vb_parents(votes[p], a[p], r[p]) for p in range(P)]
+        if t < iterations:
+            r = field_softmax(np.array([vb_logits(votes[p], q[p]) for p in range(P)]), index)
+    activation = np.array([vb_activation(one, beta_u, beta_a) for one in q])
+    return Routed(np.array([one.m for one in q]), activation, r)
 
 
 # Votes

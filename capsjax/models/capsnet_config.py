@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from capsjax.modules import ACTIVATIONS
 from capsjax.plain_layers import PADDINGS
+from capsjax.recipes import primary_factor
 from capsjax.routing import GRADIENTS, PassKernels, Routing, check_choice, make_routing, options_of
 from capsjax.squash import SQUASHES
 from capsjax.votes import VOTES
@@ -38,8 +39,9 @@ class CapsNetConfig:
     """The CapsNet of Sabour, Frosst & Hinton (2017), section 4, and its later variants.
 
     The defaults are the paper's network for MNIST. ``init``, ``routing_bias`` and
-    ``primary_scale`` are differences between the text and the authors' code. An option that the
-    routing does not have (see :func:`capsjax.routing.options_of`) is ignored.
+    ``primary_scale`` are differences between the text and the authors' code, see
+    :mod:`capsjax.recipes`. An option that the routing does not have (see
+    :func:`capsjax.routing.options_of`) is ignored.
 
     Raises:
       ValueError: a name is unknown, or sizes do not fit each other.
@@ -64,7 +66,8 @@ class CapsNetConfig:
     primary_kernel: int = 9
     primary_stride: int = 2
     primary_depthwise: bool = False  # each output channel has one input channel
-    primary_activation: str = "length"  # of the pose, or sigmoid of a convolution
+    # length of the pose, or sigmoid of a convolution; auto: as in the paper of the routing
+    primary_activation: str = "auto"
     coordinates: bool = False  # add positions to the poses of the inputs of class capsules
     # Convolutional capsule layers between primary and class capsules: types, kernel, stride.
     # Their pose size is that of the class capsules.
@@ -75,7 +78,7 @@ class CapsNetConfig:
     pose_norm: str = "auto"
     class_pose: int = 16  # D
     votes: str = "full"  # of the class capsules
-    squash: str = "auto"  # a key of SQUASHES; auto: paper, or none if the routing takes any pose
+    squash: str = "auto"  # a key of SQUASHES; auto: as in the paper of the routing
     routing: str = "dynamic"  # a key of capsjax.routing.ROUTINGS
     routing_iterations: int = 3  # R
     routing_prior: str = "zeros"  # or learned
@@ -88,7 +91,8 @@ class CapsNetConfig:
     # code of Efficient-CapsNet (he_normal; primary capsules glorot_uniform).
     init: str = "lecun"
     routing_bias: bool = False  # learned bias of s_j, initially 0.1
-    primary_scale: float = 1.0  # factor on the weighted sums of the primary capsules
+    # Factor on the weighted sums of the primary capsules, or official: their share of types.
+    primary_scale: float | str = 1.0
     dtype: str = "float32"  # of convolutions, votes and decoder products
 
     def __post_init__(self):
@@ -104,7 +108,8 @@ class CapsNetConfig:
         check_choice("pose_norm", self.pose_norm, POSE_NORMS)
         routing = self.make_routing()
         check_choice("routing_gradient", self.routing_gradient, GRADIENTS)
-        check_choice("primary_activation", self.primary_activation, ACTIVATIONS)
+        check_choice("primary_activation", self.primary_activation, ("auto", *ACTIVATIONS))
+        _ = self.primary_factor
         self._check_depthwise()
         self._check_schedule(routing)
         self._check_poses()
@@ -153,17 +158,31 @@ class CapsNetConfig:
             "iterations": self.routing_iterations,
             "prior": self.routing_prior,
             "bias": self.routing_bias,
-            "squash": "paper" if self.squash == "auto" else self.squash,
         }
+        if self.squash != "auto":
+            options["squash"] = self.squash
         known = options_of(self.routing)
         return make_routing(self.routing, **{k: v for k, v in options.items() if k in known})
+
+    @property
+    def primary_factor(self) -> float:
+        """The number that ``primary_scale`` means, see :func:`capsjax.recipes.primary_factor`."""
+        leaky = self.make_routing().normalizer == "leaky"
+        return primary_factor(self.primary_scale, types=self.primary_types, leaky=leaky)
 
     @property
     def primary_squash(self) -> str:
         """The name of the squash of the primary capsules."""
         if self.squash != "auto":
             return self.squash
-        return "paper" if self.make_routing().traits.squash_primary else "none"
+        return self.make_routing().traits.primary_squash
+
+    @property
+    def presence(self) -> str:
+        """What the activations of the primary capsules are: length or sigmoid."""
+        if self.primary_activation != "auto":
+            return self.primary_activation
+        return self.make_routing().traits.primary_activation
 
     @property
     def convs(self) -> tuple[tuple[int, int, int], ...]:

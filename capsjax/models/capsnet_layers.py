@@ -64,8 +64,8 @@ def make_primary(config: CapsNetConfig, rngs: nnx.Rngs) -> PrimaryCapsules:
         config.primary_kernel,
         config.primary_stride,
         squash=config.primary_squash,
-        activation=config.primary_activation,
-        scale=config.primary_scale,
+        activation=config.presence,
+        scale=config.primary_factor,
         depthwise=config.primary_depthwise,
         **_conv_options(config, "primary", rngs),
     )

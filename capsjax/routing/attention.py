@@ -4,7 +4,12 @@ import jax
 import jax.numpy as jnp
 
 from capsjax.routing.base import Routing, RoutingTraits, by_agreement, check_iterations
-from capsjax.routing.equations import agreement, standardize, weighted_sum
+from capsjax.routing.equations import (
+    agreement,
+    standardize,
+    weighted_sum,
+    within_resolution,
+)
 from capsjax.routing.initialization import agreement_length, scale_for
 from capsjax.squash import safe_norm, squash_exponential
 
@@ -19,11 +24,14 @@ def inverted(iterations: int = 3) -> Routing:
     Couplings are even in the first pass and then follow from the poses of the pass before; logits
     do not accumulate. Poses are layer-normalized instead of squashed, and a class score is a
     linear read-out of its pose: a logit, trained by cross-entropy. Stacked layers can also be
-    iterated all together, see :func:`capsjax.models.concurrent.route_concurrently`.
+    iterated all together, see :func:`capsjax.models.concurrent.route_concurrently`. Primary
+    capsules are layer-normalized, too; the authors' scale and offset there are absorbed by the
+    transformation matrices, except the offset of the votes, which is missing.
 
     Parameters: ``scale``, ``offset`` ``[D]`` of the layer normalization, and ``readout`` ``[D]``
     and ``readout_offset``, shared by all output capsules. Cost: R passes, as dynamic routing.
-    Pitfall: there is no activation; a hidden layer's read-out is not used.
+    Pitfall: there is no activation; a hidden layer's read-out is not used. Safe for votes up to
+    1e15.
 
     Args:
       iterations: the number of passes; with one there is no routing.
@@ -58,7 +66,9 @@ def inverted(iterations: int = 3) -> Routing:
         update=update,
         finalize=finalize,
         init_params=init_params,
-        traits=RoutingTraits(scores_are_logits=True, loss="cross_entropy"),
+        traits=RoutingTraits(
+            scores_are_logits=True, loss="cross_entropy", primary_squash="layer_norm"
+        ),
     )
 
 
@@ -76,6 +86,8 @@ def self_attention(*, scale: float | None = None) -> Routing:
 
     Parameters: ``beta`` ``[I, J]``, initially zero. Two passes. Pitfall: with beta the weights of
     the sum can be negative and have any sum; the couplings in the output are the softmax alone.
+    Safe for votes up to 1e15; logits above 8e6 (in float32) are scaled down to it, because a
+    softmax of larger ones is not safe (:func:`capsjax.routing.equations.within_resolution`).
 
     Args:
       scale: factor on s_j, see :func:`~capsjax.routing.dynamic.dynamic`.
@@ -85,7 +97,7 @@ def self_attention(*, scale: float | None = None) -> Routing:
         return jnp.zeros_like(first.votes[0])
 
     def logits(params, capsules, S, t):
-        return agreement(capsules.votes, S) / S.shape[1] ** 0.5
+        return within_resolution(agreement(capsules.votes, S) / S.shape[1] ** 0.5)
 
     def accumulate(params, capsules, coupling, S, t):
         if t == 0:

@@ -13,6 +13,9 @@ Because the statistics are a plain sum over input capsules, the same record runs
 in memory (:mod:`capsjax.routing.passes`), on a few capsules at a time
 (:mod:`capsjax.routing.engine`), or divided among devices. All functions are written for one
 example.
+
+"Safe for votes up to X" in the description of an algorithm means that values and gradients are
+finite in float32 where no component of a pose, a transformation matrix or a vote is larger than X.
 """
 
 import dataclasses
@@ -81,16 +84,26 @@ class RoutingTraits:
 
     scores_are_logits: bool = False  # activations are logits, not probabilities
     loss: str = "margin"  # loss of the algorithm's paper, a key of capsjax.objectives.LOSSES
-    squash_primary: bool = True  # the paper squashes the poses of the primary capsules
+    # What the paper does with the poses of primary capsules, a key of capsjax.squash.POSE_MAPS,
+    # and what their activations are, one of capsjax.modules.ACTIVATIONS.
+    primary_squash: str = "paper"
+    primary_activation: str = "length"
     # Poses are means of votes. A mean of many votes is short, and shorter in every further layer,
     # so networks normalize poses between layers.
     poses_are_means: bool = False
     # In a convolutional layer an input capsule competes for the output capsules at all positions
     # that see it, as one mixture model demands; otherwise separately at each position.
     compete_across_positions: bool = False
+    # Such an algorithm starts with couplings 1/J at each position, not 1/J over all positions.
+    starts_at_each_position: bool = False
     # sizes -> factor on the initial transformation matrices, for algorithms that need votes of
     # another length than those that suit dynamic routing
     init_scale: Callable[[Sizes], float] = lambda sizes: 1.0
+
+    @property
+    def squash_primary(self) -> bool:
+        """Whether the poses of primary capsules are squashed as in dynamic routing."""
+        return self.primary_squash == "paper"
 
 
 def _no_params(key, sizes):
@@ -123,6 +136,7 @@ class Routing:
     init_params: Callable[[Any, Sizes], Params] = _no_params
     # from logits to coupling coefficients: a key of NORMALIZERS, or a function [I, J] -> [I, J]
     normalizer: str | Callable = "softmax"
+    first_normalizer: str | Callable | None = None  # of the first pass; None: the same
     input_params: tuple[str, ...] = ()  # params with a first axis I
     constants: tuple[str, ...] = ()  # params that are not trained
     # (sizes, votes) -> the same algorithm with the constants that suit a layer of these sizes whose
@@ -134,11 +148,11 @@ class Routing:
     query: Callable[[Params, State, int], jax.Array | None] | None = None
     traits: RoutingTraits = RoutingTraits()
 
-    def couple(self, logits: jax.Array) -> jax.Array:
-        """Computes the coupling coefficients of logits ``[I, J]``."""
-        if callable(self.normalizer):
-            return self.normalizer(logits)
-        return normalize(logits, self.normalizer)
+    def couple(self, logits: jax.Array, t: int) -> jax.Array:
+        """Computes the coupling coefficients of the logits ``[I, J]`` of pass t."""
+        first = t == 0 and self.first_normalizer is not None
+        normalizer = self.first_normalizer if first else self.normalizer
+        return normalizer(logits) if callable(normalizer) else normalize(logits, normalizer)
 
 
 def by_agreement(name: str, passes: int, *, query: Callable, **fields) -> Routing:

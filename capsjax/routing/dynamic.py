@@ -13,6 +13,7 @@ from capsjax.routing.base import (
     check_choice,
     check_iterations,
 )
+from capsjax.routing.equations import direction
 from capsjax.routing.initialization import agreement_length, scale_for
 from capsjax.routing.normalizers import NORMALIZERS
 from capsjax.squash import safe_norm, squash_by_name
@@ -39,7 +40,8 @@ def dynamic(
 
     Cost: R passes, R - 1 of which compute agreements. Pitfalls: the softmax is over output
     capsules; without a bias the output is odd, v(-u) = -v(u) (Peer et al. 2021); squash
-    contracts, so the activations of stacked layers fade (see :mod:`capsjax.squash`).
+    contracts, so the activations of stacked layers fade (see :mod:`capsjax.squash`). Safe for votes
+    up to 1e15.
 
     Args:
       iterations: the number of times s_j is computed.
@@ -103,14 +105,15 @@ def dynamic(
     )
 
 
-def kmeans(iterations: int = 3, *, squash: str = "paper", scale: float | None = None) -> Routing:
+def kmeans(iterations: int = 3, *, squash: str = "half", scale: float | None = None) -> Routing:
     r"""Returns soft k-means by direction: logits are scalar products with the unit vector of s_j.
 
     .. math:: b_{ij} = \hat u_{j|i} \cdot s_j / \|s_j\|, \quad s_j = \textstyle\sum_i c_{ij}
               \hat u_{j|i}, \quad v_j = \mathrm{squash}(s_j)
 
     Unlike in dynamic routing, logits do not accumulate, so iterating does not polarize the
-    couplings. No paper: public code names it k-means routing. No parameters; R passes.
+    couplings. No paper: public code names it k-means routing (leftthomas's CapsuleLayer, bojone's
+    Capsule), with this squash. No parameters; R passes. Safe for votes up to 1e15.
 
     Args:
       iterations: the number of passes, the first of which has even couplings.
@@ -123,10 +126,7 @@ def kmeans(iterations: int = 3, *, squash: str = "paper", scale: float | None = 
     squash_fn = squash_by_name(squash)
 
     def query(params, s, t):
-        if t == 0:
-            return None
-        n = safe_norm(s, keepdims=True)
-        return s / jnp.where(n > 0, n, 1)
+        return None if t == 0 else direction(s)
 
     def finalize(params, s):
         v = squash_fn(s if scale in (None, 1) else scale * s)

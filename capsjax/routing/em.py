@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from capsjax.routing.base import Routing, RoutingTraits, check_iterations
 from capsjax.routing.moments import moments, sums
 
-VARIANCE_FLOOR = 1e-6
-DEFAULT_INVERSE_TEMPERATURE = 0.01
+VARIANCE_FLOOR = 1e-9
+# With lambda of 0.01 about half of the capsules are active at first, as Hinton et al. intend.
+INITIAL_BETA_A = -1000.0
+INPUTS_PER_OUTPUT = 100  # for which Gritzman (2019) takes the cost as it is
 
 
 class State(NamedTuple):
@@ -20,7 +22,9 @@ class State(NamedTuple):
     activation_logit: jax.Array  # [J]
 
 
-def em(iterations: int = 3, *, inverse_temperature: float | None = None) -> Routing:
+def em(
+    iterations: int = 3, *, inverse_temperature: float = 0.01, cost_scale: float | None = None
+) -> Routing:
     r"""Returns EM routing.
 
     Hinton, Sabour & Frosst, "Matrix Capsules with EM Routing" (ICLR 2018). Starting
@@ -28,9 +32,9 @@ def em(iterations: int = 3, *, inverse_temperature: float | None = None) -> Rout
 
     .. math::
        \mu_j = \frac{\sum_i R_{ij} \hat u_{j|i}}{\sum_i R_{ij}}, \quad
-       \sigma_{jd}^2 = \frac{\sum_i R_{ij} (\hat u_{jd|i} - \mu_{jd})^2}{\sum_i R_{ij}} + 10^{-6},
+       \sigma_{jd}^2 = \frac{\sum_i R_{ij} (\hat u_{jd|i} - \mu_{jd})^2}{\sum_i R_{ij}} + 10^{-9},
        \quad
-       a_j = \mathrm{sigmoid}\Big(\lambda_t \Big(\beta_{a,j} - \sum_d (\beta_{u,j}
+       a_j = \mathrm{sigmoid}\Big(\lambda_t \Big(\beta_{a,j} - \gamma \sum_d (\beta_{u,j}
        + \log \sigma_{jd}) \sum_i R_{ij}\Big)\Big)
 
     and, between two of them, the E-step
@@ -40,31 +44,35 @@ def em(iterations: int = 3, *, inverse_temperature: float | None = None) -> Rout
        \frac{(\hat u_{jd|i} - \mu_{jd})^2}{2 \sigma_{jd}^2} + \log \sigma_{jd}
        + \tfrac12 \log 2 \pi \Big)\Big)
 
-    with :math:`\lambda_t = \lambda (1 - 0.95^t)`, t = 1, 2, ..., as in Gritzman (2019). The
-    computation uses logarithms, and the variance is computed around the mean of the pass before
-    (:mod:`capsjax.routing.moments`), so float32 is enough.
+    with :math:`\lambda_t = \lambda (1 - 0.95^t)`, t = 1, 2, ..., and the variance floor, the
+    schedule and, in a layer, :math:`\gamma = 100 J / I` of Gritzman, "Avoiding Implementation
+    Pitfalls of Matrix Capsules with EM Routing" (2019): the cost is a sum over input capsules, and
+    gamma gives it the same range in every layer. The computation uses logarithms, and the variance
+    is computed around the mean of the pass before (:mod:`capsjax.routing.moments`), so float32 is
+    enough.
 
-    Parameters: ``beta_u``, ``beta_a`` ``[J]``, initially zero. R passes, each an E-step and an
-    M-step. Pitfalls: activations saturate when lambda times the number of input capsules is large;
-    in a convolutional layer input capsules must compete for the output capsules at all positions
-    that see them (:class:`capsjax.conv_capsules.ConvCapsules` does that); two iterations are often
-    better than three.
+    Parameters: ``beta_u``, initially zero, and ``beta_a``, initially -1,000, ``[J]``. R passes,
+    each an E-step and an M-step. Pitfalls: activations saturate when lambda times the number of
+    input capsules is large; in a convolutional layer input capsules must compete for the output
+    capsules at all positions that see them (:class:`capsjax.conv_capsules.ConvCapsules` does
+    that); two iterations are often better than three. Safe for votes up to 1e9.
+
+    Not as published: beta_a starts at the mean of Gritzman's initial values, whose deviation is
+    500; poses and primary capsules have no batch normalization.
 
     Args:
       iterations: the number of M-steps.
-      inverse_temperature: lambda. None: 0.01, and in a layer the value that gives the cost, a sum
-        over input capsules, the range that 0.01 gives it where each output capsule has 115 of
-        them (MNIST's 1152 for 10). With a fixed 0.01 all activations of small layers stay near
-        1/2. With 0 they are 1/2.
+      inverse_temperature: lambda. With 0 all activations are 1/2.
+      cost_scale: gamma. None: 1, as in the paper, and in a layer 100 J / I.
 
     Raises:
       ValueError: iterations below one.
     """
     check_iterations(iterations)
-    final = DEFAULT_INVERSE_TEMPERATURE if inverse_temperature is None else inverse_temperature
+    scale = 1 if cost_scale is None else cost_scale
 
     def init_params(key, sizes):
-        return {"beta_u": jnp.zeros(sizes.J), "beta_a": jnp.zeros(sizes.J)}
+        return {"beta_u": jnp.zeros(sizes.J), "beta_a": jnp.full(sizes.J, INITIAL_BETA_A)}
 
     def init(params, first):
         zero = jnp.zeros_like(first.votes[0, :, 0])
@@ -86,12 +94,15 @@ def em(iterations: int = 3, *, inverse_temperature: float | None = None) -> Rout
         variance = m.variance + VARIANCE_FLOOR
         D = variance.shape[1]
         cost = (D * params["beta_u"] + jnp.sum(jnp.log(variance), -1) / 2) * m.weight
-        annealed = final * (1 - 0.95 ** (t + 1))
-        return State(m.mean, variance, annealed * (params["beta_a"] - cost))
+        annealed = inverse_temperature * (1 - 0.95 ** (t + 1))
+        return State(m.mean, variance, annealed * (params["beta_a"] - scale * cost))
 
     def for_sizes(sizes, votes):
-        scaled = DEFAULT_INVERSE_TEMPERATURE * 115.2 * sizes.J / sizes.I
-        return em(iterations, inverse_temperature=scaled)
+        return em(
+            iterations,
+            inverse_temperature=inverse_temperature,
+            cost_scale=INPUTS_PER_OUTPUT * sizes.J / sizes.I,
+        )
 
     return Routing(
         "em",
@@ -102,10 +113,11 @@ def em(iterations: int = 3, *, inverse_temperature: float | None = None) -> Rout
         update=update,
         finalize=lambda params, state: (state.mean, jax.nn.sigmoid(state.activation_logit)),
         init_params=init_params,
-        for_sizes=for_sizes if inverse_temperature is None else None,
+        for_sizes=for_sizes if cost_scale is None else None,
         traits=RoutingTraits(
             loss="spread",
-            squash_primary=False,
+            primary_squash="none",
+            primary_activation="sigmoid",
             poses_are_means=True,
             compete_across_positions=True,
             # Votes as long as poses, from weights of standard deviation 0.1.

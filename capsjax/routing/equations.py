@@ -8,6 +8,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from capsjax.squash import safe_norm
+
 EPSILON = 1e-5  # added to a variance before its square root is taken
 
 
@@ -47,6 +49,30 @@ def agreement(votes: chex.Array, v: chex.Array) -> jax.Array:
     chex.assert_rank([votes, v], [3, 2])
     chex.assert_equal_shape_suffix([votes, v], 2)
     return jnp.einsum("ijd,jd->ij", votes, v)
+
+
+def direction(x: chex.Array) -> jax.Array:
+    r"""Computes the unit vector :math:`x / \|x\|` along the last axis; zero for a zero vector.
+
+    Components are divided by the largest first, because the derivative of the quotient divides by
+    the squared length, which underflows in float32 below 1e-19.
+    """
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), -1, keepdims=True))
+    scaled = x / jnp.where(largest < jnp.finfo(x.dtype).tiny, 1, largest)
+    n = safe_norm(scaled, keepdims=True)
+    return scaled / jnp.where(n > 0, n, 1)
+
+
+def within_resolution(logits: chex.Array) -> jax.Array:
+    """Scales logits down to where rounding errors are of order one, if they are larger.
+
+    A compiler may compute logits once for their maximum and once more for the exponential, and
+    round them differently. Above 1e9 in float32 the difference is larger than 88, and the softmax
+    overflows. The logits ``[I, J]`` of an input capsule are divided by one number, so their order
+    stays; up to 8e6 in float32, or 4.5e15 in float64, they stay as they are.
+    """
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(logits), -1, keepdims=True))
+    return logits / jnp.maximum(largest * jnp.finfo(logits.dtype).eps, 1)
 
 
 def standardize(x: chex.Array) -> jax.Array:

@@ -83,5 +83,6 @@ def over_field(routing: Routing, index: np.ndarray) -> Routing:
         update=each(routing.update, 0, 0),
         finalize=each(routing.finalize, 0),
         normalizer=lambda logits: field_softmax(logits, index),
+        first_normalizer="softmax" if routing.traits.starts_at_each_position else None,
         query=None,
     )

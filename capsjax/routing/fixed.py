@@ -19,7 +19,8 @@ def uniform(*, bias: bool = False, squash: str = "paper") -> Routing:
     r"""Returns uniform couplings: :math:`v_j = \mathrm{squash}(\sum_i \hat u_{j|i} / J)`.
 
     This is no routing, or dynamic routing with one iteration. Published evidence finds this control
-    about as good (Paik et al. 2019, Gu & Tresp 2020, Byerly et al. 2021).
+    about as good (Paik et al. 2019, Gu & Tresp 2020, Byerly et al. 2021). Safe for votes up to
+    1e15.
 
     Args:
       bias, squash: see :func:`~capsjax.routing.dynamic.dynamic`.
@@ -31,7 +32,8 @@ def static(*, bias: bool = False, squash: str = "paper") -> Routing:
     r"""Returns couplings learned by back-propagation: :math:`c_i = \mathrm{softmax}(\theta_i)`.
 
     Parameters ``prior`` ``[I, J]``, theta, initially zero. Chen & Crandall, "Generalized Capsule
-    Networks with Trainable Routing Procedure" (2018), with a softmax that they do not have.
+    Networks with Trainable Routing Procedure" (2018), with a softmax that they do not have. Safe
+    for votes up to 1e15.
 
     Args:
       bias, squash: see :func:`~capsjax.routing.dynamic.dynamic`.
@@ -43,7 +45,7 @@ def random(*, bias: bool = False, squash: str = "paper") -> Routing:
     r"""Returns couplings that are drawn and not trained: :math:`c_i = \mathrm{softmax}(\theta_i)`.
 
     No paper: a control. ``prior`` ``[I, J]``, theta, is standard normal and a constant, counted
-    among the parameters.
+    among the parameters. Safe for votes up to 1e15.
 
     Args:
       bias, squash: see :func:`~capsjax.routing.dynamic.dynamic`.
@@ -62,7 +64,8 @@ def frozen(*, bias: bool = False, squash: str = "paper") -> Routing:
 
     ``prior`` ``[I, J]`` is a constant, counted among the parameters: the logarithm of the mean
     couplings, see :func:`log_mean_coupling`. Until it is set, couplings are even. Mitterreiter et
-    al., "Why Capsule Neural Networks Do Not Scale" (2023), find routing nearly static.
+    al., "Why Capsule Neural Networks Do Not Scale" (2023), find routing nearly static. Safe for
+    votes up to 1e15.
 
     Args:
       bias, squash: see :func:`~capsjax.routing.dynamic.dynamic`.

@@ -16,7 +16,7 @@ def heinsen(iterations: int = 2) -> Routing:
 
     .. math::
        \phi_{ij} = \beta^{use}_{ij} f_i R_{ij} - \beta^{ign}_{ij} f_i (1 - R_{ij}), \quad
-       x_j = \textstyle\sum_i \phi_{ij} \hat u_{j|i}
+       x_j = \textstyle\sum_i \phi_{ij} (\hat u_{j|i} + o_j)
 
     and, between two of them, let every output predict the inputs, and measure how well it does,
 
@@ -24,14 +24,16 @@ def heinsen(iterations: int = 2) -> Routing:
        g_j = (\mathrm{LN}(x_j) G) \odot g^1_j + g^0_j, \quad
        R_i = \mathrm{softmax}_j \log \mathrm{sigmoid}(s^1_{ij} \, u_i \cdot g_j + s^0_{ij})
 
-    The pose is LN(x_j), the score a linear read-out of it, a logit. The published code scales
-    inputs by I^-1/2 for the gate and the votes and factorizes the votes; here the first factor
-    is in the initial weights, and the votes are those of the layer.
+    The pose is LN(x_j), the score a linear read-out of it, a logit. Primary capsules are not
+    squashed. Not as published: the authors' code scales inputs by I^-1/2 for the gate and the votes
+    and factorizes the transformation matrices; here the factor of the gate is in its initial
+    weights, and the votes are those of the layer, to which their offset o is added.
 
     Parameters: per input capsule ``score_weights`` ``[I, K]``, ``score_offset`` ``[I]``,
     ``similarity_scale``, ``similarity_offset``, ``use``, ``ignore`` ``[I, J]``; per output capsule
-    ``predict`` ``[D, K]``, ``predict_scale``, ``predict_offset`` ``[J, K]``, ``readout`` ``[D]``,
-    ``readout_offset``. R passes; couplings need no votes. Pitfall: with J = 1 nothing is ignored.
+    ``vote_offset`` ``[J, D]``, initially zero, ``predict`` ``[D, K]``, ``predict_scale``,
+    ``predict_offset`` ``[J, K]``, ``readout`` ``[D]``, ``readout_offset``. R passes; couplings need
+    no votes. Pitfall: with J = 1 nothing is ignored. Safe for votes up to 1e15.
 
     Args:
       iterations: the number of passes.
@@ -55,7 +57,8 @@ def heinsen(iterations: int = 2) -> Routing:
         used = jax.nn.sigmoid(score)[:, None] * coupling
         ignored = jax.nn.sigmoid(score)[:, None] * (1 - coupling)
         phi = params["use"] * used - params["ignore"] * ignored
-        return weighted_sum(phi, capsules.votes)
+        offset = jnp.sum(phi, 0)[:, None] * params["vote_offset"]
+        return weighted_sum(phi, capsules.votes) + offset
 
     def finalize(params, x):
         pose = standardize(x)
@@ -78,7 +81,7 @@ def heinsen(iterations: int = 2) -> Routing:
             "use",
             "ignore",
         ),
-        traits=RoutingTraits(scores_are_logits=True, loss="cross_entropy"),
+        traits=RoutingTraits(scores_are_logits=True, loss="cross_entropy", primary_squash="none"),
     )
 
 
@@ -96,6 +99,7 @@ def _init_params(key, sizes):
         "similarity_offset": jnp.zeros((I, J)),
         "use": normal(I, J),
         "ignore": normal(I, J),
+        "vote_offset": jnp.zeros((J, D)),
         "predict": normal(D, K, std=D**-0.5),
         "predict_scale": normal(J, K),
         "predict_offset": jnp.zeros((J, K)),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from capsjax.routing.base import Routing, RoutingTraits, check_iterations
 from capsjax.routing.equations import agreement, weighted_sum
 from capsjax.routing.initialization import SQUASHED_LENGTHS, scale_for
-from capsjax.squash import safe_norm, squash
+from capsjax.squash import safe_norm, squash_by_name
 
 
 class State(NamedTuple):
@@ -19,7 +19,7 @@ class State(NamedTuple):
     squares: jax.Array  # [J] sum of their squared lengths
 
 
-def kde(iterations: int = 3, *, scale: float | None = None) -> Routing:
+def kde(iterations: int = 3, *, squash: str = "half", scale: float | None = None) -> Routing:
     r"""Returns routing by weighted kernel density estimation.
 
     Zhang, Zhao, Wu & Zhou, "Fast Dynamic Routing Based on Weighted Kernel Density Estimation"
@@ -34,26 +34,29 @@ def kde(iterations: int = 3, *, scale: float | None = None) -> Routing:
 
     The kernel is Epanechnikov's. The paper's own updates (FRMS, FREM) could not be checked; this
     is the form of its successor with public code, NLP-Capsule (Zhao et al., ACL 2019), with a
-    fixed number of passes. The logits are linear in sums of v and of its squares, so the outputs
-    of earlier passes need not be kept.
+    fixed number of passes and its squash. The logits are linear in sums of v and of its squares,
+    so the outputs of earlier passes need not be kept.
 
     No parameters; R passes. Pitfall: outputs are means of votes, which are short; hence the factor.
+    Safe for votes up to 1e15.
 
     Args:
       iterations: the number of passes.
+      squash: of votes and outputs, a name of :data:`capsjax.squash.SQUASHES`.
       scale: factor on the mean of the votes in v_j, see :func:`~capsjax.routing.dynamic.dynamic`.
 
     Raises:
-      ValueError: iterations below one.
+      ValueError: iterations below one, or an unknown name.
     """
     check_iterations(iterations)
+    squash_fn = squash_by_name(squash)
 
     def init(params, first):
         zero = jnp.zeros_like(first.votes[0])
         return State(zero, zero, zero[:, 0])
 
     def logits(params, capsules, state, t):
-        q = squash(capsules.votes)
+        q = squash_fn(capsules.votes)
         own = t * (1 - jnp.sum(q * q, -1))
         return own + 2 * agreement(q, state.total) - state.squares[None]
 
@@ -63,15 +66,15 @@ def kde(iterations: int = 3, *, scale: float | None = None) -> Routing:
     def update(params, stats, state, t):
         weight, weighted = stats
         mean = weighted / jnp.maximum(weight, jnp.finfo(weight.dtype).tiny)[:, None]
-        v = squash(mean if scale in (None, 1) else scale * mean)
+        v = squash_fn(mean if scale in (None, 1) else scale * mean)
         return State(v, state.total + v, state.squares + jnp.sum(v * v, -1))
 
     def for_sizes(sizes, votes):
         def length(scale):  # short votes have short q, so that couplings stay almost even
-            return SQUASHED_LENGTHS["paper"](scale * votes.total / sizes.I)
+            return SQUASHED_LENGTHS[squash](scale * votes.total / sizes.I)
 
-        found = scale_for(length, votes, passes=1, squash="paper") if votes else 1.0
-        return kde(iterations, scale=found)
+        found = scale_for(length, votes, passes=1, squash=squash) if votes else 1.0
+        return kde(iterations, squash=squash, scale=found)
 
     return Routing(
         "kde",

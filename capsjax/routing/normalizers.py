@@ -50,12 +50,14 @@ def sparsemax(logits: chex.Array, axis: int = -1) -> jax.Array:
 
     Martins & Astudillo, "From Softmax to Sparsemax" (2016): c_j = max(0, b_j - tau).
     """
-    z = jnp.sort(logits, axis, descending=True)
+    # The result does not depend on the shift, without which 1 is lost beside large logits.
+    shifted = logits - jax.lax.stop_gradient(jnp.max(logits, axis, keepdims=True))
+    z = jnp.sort(shifted, axis, descending=True)
     rank = _ranks(logits, axis)
     total = jnp.cumsum(z, axis)
     size = jnp.sum(1 + rank * z > total, axis, keepdims=True)
     tau = (jnp.take_along_axis(total, size - 1, axis) - 1) / size.astype(z.dtype)
-    return jnp.maximum(logits - tau, 0)
+    return jnp.maximum(shifted - tau, 0)
 
 
 def entmax(logits: chex.Array, axis: int = -1) -> jax.Array:

@@ -81,7 +81,7 @@ def routing_pass(
       The next state, and the logits and coupling coefficients that led to it.
     """
     logits = routing.logits(params, capsules, state, t)
-    coupling = routing.couple(logits)
+    coupling = routing.couple(logits, t)
     if constant:
         coupling = jax.lax.stop_gradient(coupling)
     stats = routing.accumulate(params, capsules, coupling, state, t)

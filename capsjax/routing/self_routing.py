@@ -20,12 +20,13 @@ def self_routing() -> Routing:
     paper's negative log-likelihood.
 
     Parameters: ``weights`` ``[I, J, K]``, normal with standard deviation K^-1/2, and ``offset``
-    ``[I, J]``, zero. One pass; couplings need no votes. Differences from the published code:
-    there, weights start at zero, which learns more slowly; there, poses are normalized over the
-    batch between layers, here over the example (``pose_norm`` of
-    :class:`capsjax.CapsNetConfig`). Pitfalls: without this normalization poses shrink from layer
-    to layer; the votes are averaged without regard to each other, which takes longer to train
-    than routing by agreement.
+    ``[I, J]``, zero. One pass; couplings need no votes. Safe for votes up to 1e15. Not as
+    published: in the authors' code weights start at zero, which learns more slowly; poses are
+    normalized over the batch between layers, here over the example (``pose_norm`` of
+    :class:`capsjax.CapsNetConfig`); poses and the logits of the activations of primary capsules
+    are normalized over the batch, here not. Pitfalls: without the normalization between layers
+    poses shrink from layer to layer; the votes are averaged without regard to each other, which
+    takes longer to train than routing by agreement.
     """
 
     def init_params(key, sizes):
@@ -65,7 +66,8 @@ def self_routing() -> Routing:
         input_params=("weights", "offset"),
         traits=RoutingTraits(
             loss="cross_entropy",
-            squash_primary=False,
+            primary_squash="none",
+            primary_activation="sigmoid",
             poses_are_means=True,
             # Votes as long as poses, from weights of standard deviation 0.1.
             init_scale=lambda sizes: 10 / sizes.K**0.5,

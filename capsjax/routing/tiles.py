@@ -92,7 +92,7 @@ def _functions_of_a_tile(
 
         def one(u, activation, state):
             capsules = input_capsules(inputs, u, activation)
-            coupling = routing.couple(routing.logits(own, capsules, state, t))
+            coupling = routing.couple(routing.logits(own, capsules, state, t), t)
             if constant:
                 coupling = jax.lax.stop_gradient(coupling)
             return routing.accumulate(own, capsules, coupling, state, t)

@@ -30,7 +30,8 @@ def vb(iterations: int = 3) -> Routing:
     Ribeiro, Leontidis & Kollias, "Capsule Routing via Variational Bayes" (AAAI 2020). A
     Bayesian mixture of Gaussians with diagonal precision, Dirichlet prior
     :math:`\alpha_0 = 1` and Gaussian-Wishart prior :math:`m_0 = 0, \kappa_0 = 1, \Psi_0 = 1,
-    \nu_0 = D + 1`. Starting from :math:`r_{ij} = 1/J`, with :math:`R_{ij} = r_{ij} a_i`, their
+    \nu_0 = D + 1`. Starting from :math:`r_{ij} = 1/J`, in a convolutional layer at each position,
+    with :math:`R_{ij} = r_{ij} a_i`, their
     sum R_j and the weighted mean mu_j of the votes,
 
     .. math::
@@ -44,16 +45,23 @@ def vb(iterations: int = 3) -> Routing:
        - \tfrac12 (D / \kappa_j + \nu_j \textstyle\sum_d (\hat u_{jd|i} - m_{jd})^2 \Psi_{jd}) \big)
 
     The priors bound the variances that collapse in EM. The activation is
-    :math:`a_j = \mathrm{sigmoid}(\beta_{a,j} - \beta_{u,j} \mathrm{norm}_j(e^{E \log \pi_j} H_j))`
-    with the entropy :math:`H_j = \tfrac D2 \log 2 \pi e - \tfrac12 E \log |\Lambda_j|`, and norm
-    the subtraction of the mean and division by the standard deviation over the output capsules j.
-    The published code has batch normalization there, which makes outputs depend on the other
-    examples in the batch; without any, the output capsules of a thousand input capsules are
-    almost equal and learn far more slowly. Its second batch normalization, of m, is replaced by
-    the normalization of poses between the layers of a network (:class:`capsjax.CapsNetConfig`).
 
-    Parameters: ``beta_u``, initially one, and ``beta_a``, initially zero, ``[J]``. R passes.
-    Pitfall: with one output capsule the activation carries no information.
+    .. math::
+       a_j = \mathrm{sigmoid}\big(\beta_{a,j}
+       - (\mathrm{norm}_j(e^{E \log \pi_j} H_j) + \beta_{u,j})\big), \quad
+       H_j = \tfrac D2 \log 2 \pi e - \tfrac12 E \log |\Lambda_j|
+
+    with norm the subtraction of the mean and division by the standard deviation over the output
+    capsules j. Not as published: the authors' code has no norm but normalizes the argument of the
+    sigmoid over the batch, betas included, which makes outputs depend on the other examples;
+    without any, the output capsules of a thousand input capsules are almost equal and learn far
+    more slowly. Its second batch normalization, of m, is replaced by the normalization of poses
+    between the layers of a network (:class:`capsjax.CapsNetConfig`), those of primary capsules by
+    none. Its loss is the cross-entropy of the softmax of activations; here activations are divided
+    by their sum (:func:`capsjax.losses.cross_entropy_of_lengths`).
+
+    Parameters: ``beta_u`` and ``beta_a``, initially zero, ``[J]``. R passes. Pitfall: with one
+    output capsule the activation carries no information. Safe for votes up to 1e15.
 
     Args:
       iterations: the number of passes.
@@ -64,7 +72,7 @@ def vb(iterations: int = 3) -> Routing:
     check_iterations(iterations)
 
     def init_params(key, sizes):
-        return {"beta_u": jnp.ones(sizes.J), "beta_a": jnp.zeros(sizes.J)}
+        return {"beta_u": jnp.zeros(sizes.J), "beta_a": jnp.zeros(sizes.J)}
 
     def init(params, first):
         pose = first.votes[0]
@@ -92,9 +100,12 @@ def vb(iterations: int = 3) -> Routing:
         finalize=_finalize,
         init_params=init_params,
         traits=RoutingTraits(
-            squash_primary=False,
+            loss="cross_entropy",
+            primary_squash="none",
+            primary_activation="sigmoid",
             poses_are_means=True,
             compete_across_positions=True,
+            starts_at_each_position=True,
             # Votes as long as poses, from weights of standard deviation 0.1.
             init_scale=lambda sizes: 10 / sizes.K**0.5,
         ),
@@ -126,4 +137,4 @@ def _finalize(params, state):
     D = state.m.shape[1]
     entropy = D / 2 * math.log(2 * math.pi * math.e) - state.log_det / 2
     energy = standardize(jnp.exp(state.log_pi) * entropy)
-    return state.m, jax.nn.sigmoid(params["beta_a"] - params["beta_u"] * energy)
+    return state.m, jax.nn.sigmoid(params["beta_a"] - (energy + params["beta_u"]))

@@ -91,8 +91,8 @@ class Config:
     )
     squash: str | None = setting(
         None,
-        "squash function of the capsules. auto: that of Sabour et al., but none for the primary "
-        "capsules of routings whose papers have none",
+        "squash function of the capsules. auto: that of the paper of the routing, for the primary "
+        "capsules, too",
         choices=("auto", *SQUASHES),
         by="preset",
         roles="capsules",
@@ -136,15 +136,25 @@ class Config:
     )
     init: str | None = setting(None, "initialization of the weights", choices=INITS, by="recipe")
     routing_bias: bool | None = setting(None, "whether s_j has a learned bias", by="recipe")
-    primary_scale: float | None = setting(
-        None, "factor on the pre-activations of primary capsules", by="recipe"
+    primary_scale: float | str | None = setting(
+        None,
+        "factor on the pre-activations of primary capsules, or official: 1/T for T types, 1/(T+1) "
+        "with leaky routing",
+        choices=("official",),
+        by="recipe",
     )
-    margin_weight: float | None = setting(
-        None, "weight of the loss of the class scores", low=0.0, by="recipe", roles="numeric"
+    margin_weight: float | str | None = setting(
+        None,
+        "weight of the loss of the class scores, or official: 1/(2J) for J classes",
+        choices=("official",),
+        low=0.0,
+        by="recipe",
+        roles="numeric",
     )
     learning_rate_floor: float | None = setting(
         None, "smallest learning rate", low=0.0, by="recipe", roles="numeric"
     )
+    adam_epsilon_hat: bool | None = setting(None, "TensorFlow's epsilon in Adam", by="recipe")
 
     # Training
     loss: str = setting(

@@ -33,7 +33,8 @@ def setting(default, help, *, choices=None, low=None, high=None, by="", roles=""
     Args:
       default: value where the flag is not given; None where ``by`` says who decides.
       help: text of ``--help``.
-      choices: legal values, None for any.
+      choices: legal values, None for any. Of a field that is a number or a text: the names that
+        may take the place of a number.
       low, high: smallest and largest legal number.
       by: what provides the value where it is None, ``recipe`` or ``preset``.
       roles: names of :data:`ROLES`, separated by spaces.
@@ -62,6 +63,23 @@ class _Choice(flags.EnumParser):
             raise ValueError(f"{error}, did you mean {near[0]}?" if near else error) from error
 
 
+class _NumberOrName(flags.FloatParser):
+    """Parses a number, or a name in its place."""
+
+    def __init__(self, low, high, names):
+        super().__init__(low, high)
+        self.names = names
+
+    def parse(self, argument):
+        if argument in self.names:
+            return argument
+        try:
+            return super().parse(argument)
+        except ValueError as error:
+            legal = " or ".join([self.syntactic_help, *self.names])
+            raise ValueError(f"value should be {legal}") from error
+
+
 def flag_name(field: dataclasses.Field) -> str:
     """Returns the name of the flag of a field, without a final underscore as in ``class_``."""
     return field.name.removesuffix("_")
@@ -74,13 +92,16 @@ def define_flags(defaults: Settings, flag_values: flags.FlagValues = flags.FLAGS
         if not f.metadata.get("flag", True):
             continue
         kinds = set(typing.get_args(f.type)) - {type(None)} or {f.type}
-        (kind,) = kinds
+        or_name, kind = kinds == {float, str}, next(iter(kinds))
         name, value, text = flag_name(f), getattr(defaults, f.name), f.metadata["help"]
         low, high = f.metadata["low"], f.metadata["high"]
         if value is None:
             text += f" (default: that of the {f.metadata['by']})"
         common = {"flag_values": flag_values, "module_name": module}
-        if f.metadata["choices"]:
+        if or_name:
+            parser = _NumberOrName(low, high, f.metadata["choices"])
+            flags.DEFINE(parser, name, value, text, **common)
+        elif f.metadata["choices"]:
             flag = flags.EnumFlag(name, value, text, f.metadata["choices"])
             flag.parser = _Choice(f.metadata["choices"])
             flags.DEFINE_flag(flag, flag_values, module)

@@ -79,11 +79,16 @@ def random_contrast(key: jax.Array, image: jax.Array, low: float, high: float) -
 def standardize(image: jax.Array) -> jax.Array:
     r"""Normalizes an image to mean zero and standard deviation one over pixels and channels.
 
-    The divisor is :math:`\max(\sigma, N^{-1/2})` for N numbers, so that a constant image becomes
-    zero.
+    The divisor is :math:`\max(\sigma, N^{-1/2} / 255)` for N numbers, so that a constant image
+    becomes zero. It is TensorFlow's ``per_image_standardization``, which the authors' code applies
+    to pixels in 0..255.
+
+    Args:
+      image: pixels in [0, 1], or beyond after changes of contrast and brightness.
     """
     centred = image - jnp.mean(image)
-    return centred / jnp.maximum(jnp.sqrt(jnp.mean(jnp.square(centred))), image.size**-0.5)
+    deviation = jnp.sqrt(jnp.mean(jnp.square(centred)))
+    return centred / jnp.maximum(deviation, image.size**-0.5 / 255)
 
 
 def random_shifts(pixels: int) -> Preprocessing:

@@ -15,6 +15,7 @@ from capsjax.masks import label_mask
 from capsjax.models import CapsNetConfig
 from capsjax.models import Config as ModelConfig
 from capsjax.objectives import score_loss
+from capsjax.recipes import margin_factor
 from experiments.config import Config, UserError, setting
 from experiments.data.datasets import Dataset
 from experiments.data.digit_pairs import (
@@ -128,7 +129,8 @@ def pair_objective(config: MultiMNISTConfig, model_config: ModelConfig) -> Objec
         metrics = {"digits": found / 2, "either": jnp.minimum(found, 1.0)}
         metrics["accuracy"] = (found == 2).astype(jnp.float32)
         metrics[f"{name}_loss"] = margin
-        total = config.margin_weight * margin if capsules else margin
+        weight = margin_factor(config.margin_weight, classes=scores.shape[1])
+        total = weight * margin if capsules else margin
         if drawn is not None:
             error = jax.vmap(reconstruction_loss)(drawn, pair.digits)
             metrics["reconstruction_loss"] = error

@@ -136,7 +136,11 @@ def random_keys(config: Config) -> tuple[jax.Array, jax.Array]:
 def make_optimizer(config: Config) -> optax.GradientTransformation:
     """Returns the optimizer that a (resolved) configuration describes."""
     return train.adam(
-        config.learning_rate, config.decay_rate, config.decay_steps, config.learning_rate_floor
+        config.learning_rate,
+        config.decay_rate,
+        config.decay_steps,
+        config.learning_rate_floor,
+        epsilon_hat=config.adam_epsilon_hat,
     )
 
 

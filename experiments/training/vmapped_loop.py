@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from capsjax import train
+from capsjax.recipes import margin_factor
 from experiments.config import Config, UserError, names_of, resolve
 from experiments.data import batching
 from experiments.tasks.base import Program, Setup, Task
@@ -109,7 +110,7 @@ def make_stepper(setup: Setup, configs: list[Config]) -> Stepper:
     """Returns how several runs advance in step with each other."""
     chunk, source = make_chunk(setup), jax.device_put(setup.pipeline.source)
     keys = jnp.stack([random_keys(config)[1] for config in configs])
-    numbers, evaluate = numbers_of(configs), _make_evaluate(setup)
+    numbers, evaluate = numbers_of(setup, configs), _make_evaluate(setup)
     make_orders = jax.jit(functools.partial(orders, setup))
     return Stepper(
         advance=lambda state, order, count: chunk(numbers, state, source, order, keys, count),
@@ -123,10 +124,15 @@ def _select(tree: Any, n: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[n], tree)
 
 
-def numbers_of(configs: list[Config]) -> dict[str, jax.Array]:
+def numbers_of(setup: Setup, configs: list[Config]) -> dict[str, jax.Array]:
     """Returns the numeric flags of several runs, each ``[S]``."""
-    names = names_of(configs[0], "numeric")
-    return {name: jnp.asarray([getattr(c, name) for c in configs]) for name in names}
+    classes = setup.dataset.num_classes
+    numbers = {
+        name: [getattr(c, name) for c in configs] for name in names_of(configs[0], "numeric")
+    }
+    weights = [margin_factor(w, classes=classes) for w in numbers["margin_weight"]]
+    numbers |= {"margin_weight": weights}
+    return {name: jnp.asarray(values) for name, values in numbers.items()}
 
 
 def with_numbers(setup: Setup, numbers: dict[str, jax.Array]) -> Setup:
@@ -196,7 +202,7 @@ def inputs(setup: Setup, configs: list[Config], count: int = 1) -> tuple:
     first, later = (jnp.stack(keys) for keys in zip(*(random_keys(c) for c in configs)))
     state = jax.vmap(lambda key: train.init_state(setup.model, setup.optimizer, key))(first)
     order = orders(setup, later, 0)
-    return numbers_of(configs), state, setup.pipeline.source, order, later, count
+    return numbers_of(setup, configs), state, setup.pipeline.source, order, later, count
 
 
 def orders(setup: Setup, keys: jax.Array, block: int) -> jax.Array:

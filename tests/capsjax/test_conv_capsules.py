@@ -4,6 +4,7 @@ There are input capsules of two types at each position. Every output capsule see
 positions, with stride 1 or 2; with stride 2 no output capsule sees the last column.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -74,8 +75,10 @@ def expected(case, params, pose, activation):
     W = own.pop("kernel")
     votes = np.array([VOTES[case.votes](u, W) for u in capsules])
     if case.routing == "em":
-        own["inverse_temperature"] = 1.152 * J / votes.shape[1]  # fits the layer's sizes
+        own["cost_scale"] = 100 * J / votes.shape[1]  # Gritzman (2019)
         return loops.em_field(votes, present, index, case.options["iterations"], **own)
+    if case.routing == "vb":
+        return loops.vb_field(votes, present, index, case.options["iterations"], **own)
     if case.routing == "self":
         routed = [loops.self_routing(*seen, **own) for seen in zip(votes, capsules, present)]
     else:
@@ -116,6 +119,7 @@ def differentiated(model, case, params, x):
         Case("self", 1, {}, "conv"),
         Case("em", 1, {"iterations": 3}),
         Case("em", 2, {"iterations": 2}, "matrix"),
+        Case("vb", 1, {"iterations": 2}),
     ],
     ids=lambda case: f"{case.routing}-{case.votes}-{case.stride}",
 )
@@ -170,8 +174,8 @@ def test_couplings_of_a_field_as_constants(x64):
         for p in range(len(capsules)):
             votes = reference.prediction_vectors(capsules[p], W)
             r, betas = out.coupling[0, p], (params["beta_u"], params["beta_a"])
-            inverse_temperature = 1.152 * J / len(votes)
-            mu, _, logits = loops.em_parents(votes, present[p], r, 2, *betas, inverse_temperature)
+            scale = 100 * J / len(votes)
+            mu, _, logits = loops.em_parents(votes, present[p], r, 2, *betas, cost_scale=scale)
             sum_ += np.sum(a[p] * mu) + sum(b[p, j] * loops.sigmoid(logits[j]) for j in range(J))
         return sum_
 
@@ -297,6 +301,21 @@ def test_an_input_capsule_is_shared_once(x64, routing, stride):
     assert coupling.min() >= 0 and np.std(coupling) > 0.01  # not even any more
     at_each = jax.nn.softmax(np.random.default_rng(0).normal(size=coupling.shape))
     assert (abs(shares(at_each, index) - once).max() > 0.1) == (stride == 1)
+
+
+# Bug: vb started with 1/J over all positions that see an input capsule. The authors' code starts
+# with 1/J at each; em starts as Gritzman (2019) does.
+@pytest.mark.parametrize("routing", ["em", "vb"])
+def test_first_couplings_of_a_field(x64, routing):
+    model = layer(Case(routing, 1, {"iterations": 2}))
+    params, x = example(model, batch=1)
+    apply = functools.partial(model.apply, trace=True)
+    out = compiled(apply, params, x)(params, x)
+    index = field_index(GRID[1], T, KERNEL, 1)
+    several = np.unique(index, return_counts=True)[1][index][:, :, None]
+    exact = np.broadcast_to(1 / J if routing == "vb" else 1 / (J * several), (*index.shape, J))
+    np.testing.assert_allclose(out.aux.coupling[0, 0], exact, rtol=1e-6)
+    np.testing.assert_allclose(shares(out.coupling[0], index), 1, rtol=1e-5)
 
 
 def test_over_field_is_for_softmax():

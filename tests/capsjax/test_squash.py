@@ -8,7 +8,7 @@ import reference
 import reference_routing
 
 from capsjax import safe_norm, squash
-from capsjax.squash import SQUASHES, squash_by_name
+from capsjax.squash import SQUASHES, layer_norm, squash_by_name
 
 DIMENSIONS = [1, 2, 8, 16]
 
@@ -288,3 +288,13 @@ def test_lengths_of_a_stack(name, n, lengths):
 def test_unknown_name():
     with pytest.raises(ValueError, match="squash must be one of paper, .*, none, not 'papr'"):
         squash_by_name("papr")
+
+
+@pytest.mark.parametrize("size", [1e-3, 1, 1e6])
+def test_layer_norm_of_poses(size):
+    """Tsai et al. (2020) normalize primary capsules as torch.nn.LayerNorm does, with 1e-5."""
+    s = size * np.random.default_rng(0).normal(size=(3, 5, 8))
+    exact = (s - s.mean(-1, keepdims=True)) / np.sqrt(s.var(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(layer_norm(s.astype(np.float32)), exact, rtol=1e-4, atol=1e-5)
+    gradient = jax.grad(lambda s: jnp.sum(layer_norm(s)))(jnp.zeros((2, 4)))
+    np.testing.assert_array_equal(gradient, 0)

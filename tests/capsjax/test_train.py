@@ -61,6 +61,38 @@ def test_adam_equals_reference(schedule):
     assert abs(exact[-1] - exact[0]).max() > 1e-3
 
 
+@pytest.mark.parametrize("options", [{}, {"floor": 0.03, "decay_rate": 0.5, "decay_steps": 2}])
+def test_adam_epsilon_hat_is_tensorflows(x64, options):
+    """Gradients about as small as epsilon, where the two forms differ."""
+    optimizers = [adam(0.1, **options, epsilon_hat=hat) for hat in (True, False)]
+    rng = np.random.default_rng(0)
+    gradients = rng.normal(size=(9, 4)) * np.array([1, 1e-7, 1e-8, 0])
+    names = {"decay_rate": "decay"}
+    options = {names.get(name, name): value for name, value in options.items()}
+    got = []
+    for optimizer in optimizers:
+        x, state = jnp.zeros(4), optimizer.init(jnp.zeros(4))
+        rows = []
+        for gradient in gradients:
+            updates, state = jax.jit(optimizer.update)(jnp.asarray(gradient), state, x)
+            x = optax.apply_updates(x, updates)
+            rows.append(x)
+        got.append(np.array(rows))
+    for result, exact in zip(got, (reference.adam_epsilon_hat, reference.adam)):
+        want = np.array(list(exact(np.zeros(4), gradients, 0.1, **options)))
+        np.testing.assert_allclose(result, want, rtol=1e-6, atol=1e-9)
+    # The first step is the rate times |g| / (|g| + 1e-8 / sqrt(1 - 0.999)).
+    size = abs(gradients[0, :3])
+    np.testing.assert_allclose(abs(got[0][0, :3]), 0.1 * size / (size + 1e-8 / 0.001**0.5))
+    assert got[0][0, 2] / got[1][0, 2] < 0.1
+
+
+def test_forms_of_adam_have_one_state():
+    """Runs of one form can be read by the other."""
+    states = [adam(epsilon_hat=hat).init({"w": jnp.ones(2)}) for hat in (True, False)]
+    chex.assert_trees_all_equal(*states)
+
+
 def test_learning_rate_falls_by_4_percent_every_2000_steps():
     """Against a constant gradient, Adam's step is the rate."""
     optimizer = adam()

@@ -144,11 +144,12 @@ def test_mean_poses_are_normalized_between_layers(x64, pose_norm):
         for layer, grid, kernel in LAYERS:
             W = params["layers"][layer]["kernel"]
             votes = [reference.prediction_vectors(s, W) for s in seen(u, grid, kernel)]
-            u = np.concatenate([loops.kde(v, 3).pose for v in votes])
+            u = np.concatenate([loops.kde(v, 3, DEEP.squash).pose for v in votes])
             if pose_norm == "auto":
                 u = u / np.sqrt(sum(u.ravel() ** 2) / u.size + 1e-6)
         votes = reference.prediction_vectors(u, params["classes"]["kernel"])
-        np.testing.assert_allclose(out.pose[n], loops.kde(votes, 3).pose, rtol=1e-10)
+        exact = loops.kde(votes, 3, DEEP.squash).pose
+        np.testing.assert_allclose(out.pose[n], exact, rtol=1e-10)
 
 
 @pytest.mark.parametrize("schedule", ["sequential", "concurrent"])
@@ -297,17 +298,21 @@ def test_decoder_sees_only_the_unmasked_capsule():
 
 
 def test_em_receives_poses_without_squash(x64):
-    """Computes a whole network: convolutions, poses without squash, their squashed lengths, EM."""
+    """Computes a whole network: convolutions, poses without squash, their presence, EM."""
     config = dataclasses.replace(TINY, routing="em", decoder=None)
     model, params, x = in_float64(config, 1)
     out = compiled(model.apply, params, x)(params, x)
-    y = reference.convolution(x[0], params["conv"]["kernel"]) + params["conv"]["bias"]
-    y = reference.convolution(reference.positive(y), params["primary"]["conv"]["kernel"], 2)
+    first = reference.convolution(x[0], params["conv"]["kernel"]) + params["conv"]["bias"]
+    y = reference.convolution(reference.positive(first), params["primary"]["conv"]["kernel"], 2)
     u = (y + params["primary"]["conv"]["bias"]).reshape(-1, 3)
     p = dict(params["classes"])
     votes = reference.prediction_vectors(u, p.pop("kernel"))
-    p["inverse_temperature"] = 1.152 * votes.shape[1] / votes.shape[0]  # fits the layer's sizes
-    exact = loops.em(votes, np.array([reference.norm(reference.squash(v)) for v in u]), 3, **p)
+    logits = reference.convolution(
+        reference.positive(first), params["primary"]["present"]["kernel"], 2
+    )
+    logits = (logits + params["primary"]["present"]["bias"]).ravel()
+    p["cost_scale"] = 100 * votes.shape[1] / votes.shape[0]  # Gritzman (2019)
+    exact = loops.em(votes, np.array([loops.sigmoid(v) for v in logits]), 3, **p)
     np.testing.assert_allclose(out.scores[0], exact.activation, rtol=1e-8)
     np.testing.assert_allclose(out.pose[0], exact.pose, rtol=1e-8)
 

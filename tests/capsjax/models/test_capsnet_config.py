@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from small_networks import TINY
 
@@ -12,6 +13,7 @@ from capsjax import (
     create_model,
     preset,
 )
+from capsjax.routing import ROUTINGS, InputCapsules, make_routing, run_routing
 
 
 # Bug: a negative dimension, or a crash deep inside the framework.
@@ -75,12 +77,40 @@ def test_em_with_one_layer_may_be_concurrent():
 
 
 def test_poses_are_squashed_where_the_paper_of_the_routing_does():
-    as_they_are = {"em", "vb", "self"}
-    for routing in ("dynamic", "inverted", "self_attention", "kmeans", *as_they_are):
-        squash = "none" if routing in as_they_are else "paper"
+    others = {
+        "em": "none",
+        "vb": "none",
+        "self": "none",
+        "heinsen": "none",
+        "inverted": "layer_norm",
+    }
+    for routing in ("dynamic", "self_attention", "kmeans", *others):
+        squash = others.get(routing, "paper")
         config = dataclasses.replace(TINY, routing=routing)
         assert (config.squash, config.primary_squash) == ("auto", squash)
         assert dataclasses.replace(config, squash="half").primary_squash == "half"
     assert PRESETS["capsnet_matrix"].primary_squash == "none"
     assert PRESETS["capsnet_deep"].primary_squash == "exponential"
     assert PRESETS["capsnet_mnist"].primary_squash == "paper"
+
+
+def test_presence_of_primary_capsules_is_that_of_the_paper_of_the_routing():
+    for routing in ROUTINGS:
+        config = dataclasses.replace(TINY, routing=routing)
+        own = "sigmoid" if routing in ("em", "vb", "self") else "length"
+        assert (config.primary_activation, config.presence) == ("auto", own)
+        assert dataclasses.replace(config, primary_activation="length").presence == "length"
+
+
+@pytest.mark.parametrize(
+    "routing, own", [("kde", "half"), ("kmeans", "half"), ("dynamic", "paper")]
+)
+def test_squash_of_class_capsules_is_that_of_the_routing(routing, own):
+    """Unless the network's is given."""
+    votes = np.random.default_rng(0).normal(size=(4, 3, 5)).astype(np.float32)
+    capsules = InputCapsules(votes, votes[:, 0], np.ones(4, np.float32))
+    for given, squash in (("auto", own), ("exponential", "exponential")):
+        config = dataclasses.replace(TINY, routing=routing, squash=given)
+        got = run_routing(config.make_routing(), {}, capsules)
+        want = run_routing(make_routing(routing, squash=squash), {}, capsules)
+        np.testing.assert_array_equal(got.pose, want.pose)

@@ -104,7 +104,7 @@ PAPERS = {
     "em": lambda votes, u, a, p, R: loops.em(votes, a, R, **p),
     "vb": lambda votes, u, a, p, R: loops.vb(votes, a, R, **p),
     "kmeans": lambda votes, u, a, p, R, **options: loops.kmeans(votes, R, **options),
-    "kde": lambda votes, u, a, p, R: loops.kde(votes, R),
+    "kde": lambda votes, u, a, p, R, **options: loops.kde(votes, R, **options),
     "heinsen": lambda votes, u, a, p, R: loops.heinsen(votes, u, R, p),
 }
 
@@ -122,6 +122,7 @@ CASES = [
     Case("dynamic", {"iterations": 2, "squash": "half"}),
     Case("uniform", {"squash": "exponential"}),
     Case("kmeans", {"squash": "none"}),
+    Case("kde", {"squash": "paper"}),
     Case("sigmoid", {"scale": 0.2, "bias": True}),
     Case("maxmin", {}),  # all logits are equal at first
     Case("em", {"iterations": 1}),
@@ -461,6 +462,54 @@ def test_nothing_there(name):
             assert np.isfinite(leaf).all(), (key, jax.tree_util.keystr(path))
 
 
+# Bugs: NaN gradients of kmeans where 0 < |u| < 1e-19, of self-attention where |u| is 1e4, and of
+# sparsemax above 1e8.
+LARGEST = {"em": "1e9"}  # of votes; 1e15 of the others
+
+
+@functools.cache
+def compiled_extremes(name, I, J, D, K):
+    routing, rng = fullest(name), np.random.default_rng(1)
+    params = jax.tree.map(np.float32, parameters(routing, (I, J, D, K), rng))
+    u, W = rng.normal(size=(B, I, K)), rng.normal(size=(I, J, D, K))
+    activation, weights = rng.uniform(0.1, 0.9, size=(B, I)), rng.normal(size=(J, D))
+
+    def loss(x, params, implementation):
+        out = route(routing, params, x["u"], x["W"], x["activation"], implementation=implementation)
+        return jnp.sum(np.float32(weights)[None] * out.pose) + jnp.sum(out.activation), out
+
+    def everything(x, params):
+        gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)
+        return {how: gradients(x, params, how) for how in ("naive", "stream")}
+
+    x = jax.tree.map(np.float32, {"u": u, "W": W, "activation": activation})
+    return compiled(everything, x, params), x, params
+
+
+@pytest.mark.parametrize("name", ROUTINGS)
+def test_range_in_which_values_and_gradients_are_finite(name):
+    """Votes from 1e-38 to the number that the docstring states, equal votes and outliers, too."""
+    function, _ = ROUTINGS[name]
+    stated = inspect.getdoc(getattr(function, "func", function))
+    assert f"Safe for votes up to {LARGEST.get(name, '1e15')}" in " ".join(stated.split())
+    largest = float(LARGEST.get(name, "1e15"))
+    # Sizes at which XLA on CPU computes the logits of self-attention twice.
+    run, x, params = compiled_extremes(name, 32, 5, 8, 8)
+    equal = x | {"u": np.ones_like(x["u"]), "W": np.ones_like(x["W"])}
+    outlier = equal | {"W": equal["W"].copy()}
+    outlier["W"][0, 0] = largest / 100
+    cases = {"equal": equal, "an outlier": outlier}
+    for size in (1e-38, 1e-30, 1e-20, 1e-10, 1e-5, 1e4, 1e6, 1e8, 1e12, 1e15):
+        if size <= largest:
+            scale = np.float32(size / (10 if size == largest else 1))
+            cases[f"u {size}"] = x | {"u": scale * x["u"]}
+            cases[f"W {size}"] = x | {"W": scale * x["W"]}
+            cases[f"both {size}"] = x | {k: np.sqrt(scale) * x[k] for k in ("u", "W")}
+    for case, inputs in cases.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(run(inputs, params)):
+            assert np.isfinite(leaf).all(), (case, jax.tree_util.keystr(path))
+
+
 # Bug: the derivative of a mean divides by the square of the sum of its weights, and 1e-20 squared
 # is no float32.
 @pytest.mark.parametrize("name", ["em", "vb"])
@@ -682,9 +731,45 @@ def test_inverse_temperature_zero_of_em_is_zero(x64):
     betas = {"beta_u": np.full(J, 0.3), "beta_a": np.full(J, 0.2)}
     routing = make_routing("em", inverse_temperature=0.0)
     np.testing.assert_array_equal(compiled_outputs(routing, votes, **betas).activation, 0.5)
-    assert routing.for_sizes is None
     default = compiled_outputs(make_routing("em"), votes, **betas).activation
     assert abs(np.asarray(default) - 0.5).min() > 1e-4
+
+
+# Bug: the scale that fits a layer's sizes was one of the inverse temperature, hence of beta_a, too.
+@pytest.mark.parametrize("children, beta_a", [(6, -1000), (60, 300)])
+def test_activations_of_em_are_gritzmans(children, beta_a):
+    """Where the variances are one and beta_u is zero, the cost is zero, whatever the layer."""
+    sizes = Sizes(children, 2, 3, 4)
+    votes = np.ones((children, 2, 3), np.float32)
+    votes[::2] = -1
+    routing = make_routing("em", iterations=1)
+    for one in (routing, routing.for_sizes(sizes, None)):
+        out = outputs(one, jnp.asarray(votes), beta_u=jnp.zeros(2), beta_a=jnp.full(2, beta_a))
+        exact = 1 / (1 + np.exp(-0.01 * 0.05 * beta_a))
+        np.testing.assert_allclose(out.activation, exact, rtol=1e-5)
+    # With beta_u the cost is D beta_u R, and R = I / J: in a layer 100 D beta_u whatever its sizes.
+    beta_u = np.array([0.2, -0.3], np.float32)
+    out = outputs(
+        routing.for_sizes(sizes, None), jnp.asarray(votes), beta_u=beta_u, beta_a=jnp.zeros(2)
+    )
+    exact = 1 / (1 + np.exp(0.01 * 0.05 * 100 * 3 * beta_u.astype(float)))
+    np.testing.assert_allclose(out.activation, exact, rtol=1e-5)
+
+
+def test_initial_parameters_of_em_and_vb():
+    for name, beta_a in (("em", -1000), ("vb", 0)):
+        params = make_routing(name).init_params(jax.random.key(0), Sizes(I, J, D, K))
+        np.testing.assert_array_equal(params["beta_a"], np.full(J, beta_a))
+        np.testing.assert_array_equal(params["beta_u"], np.zeros(J))
+
+
+def test_variance_floor_of_em_is_gritzmans(x64):
+    """Equal votes have variance 1e-9."""
+    out = outputs(
+        make_routing("em", iterations=1), np.ones((4, 2, 3)), beta_u=np.zeros(2), beta_a=np.zeros(2)
+    )
+    logit = -0.01 * 0.05 * 3 * np.log(1e-9) / 2 * 4 / 2
+    np.testing.assert_allclose(out.activation, 1 / (1 + np.exp(-logit)), rtol=1e-12)
 
 
 # Traces
@@ -738,7 +823,7 @@ def test_no_name_is_near():
     "name, options, message",
     [
         ("kmeans", {"bias": True}, "'kmeans' has no option 'bias', only iterations, squash"),
-        ("self_attention", {"x": 1, "a": 2}, "has no option 'a', only none at all"),
+        ("self_attention", {"x": 1, "a": 2}, "has no option 'a', only scale"),
         ("leaky", {"normalizer": "softmax"}, "'leaky' has no option 'normalizer', only iterations"),
         *((n, {"iterations": 0}, "iterations must be 1 or more, not 0") for n in ("em", "kde")),
         *((n, {"squash": "?"}, "squash must be one of paper") for n in ("kmeans", "uniform")),
@@ -760,7 +845,7 @@ def test_algorithms_that_do_not_run_on_pass_kernels():
 def test_options():
     assert options_of("dynamic") == ("iterations", "normalizer", "prior", "bias", "squash", "scale")
     assert options_of("leaky") == ("iterations", "prior", "bias", "squash", "scale")
-    assert options_of("em") == ("iterations", "inverse_temperature")
+    assert options_of("em") == ("iterations", "inverse_temperature", "cost_scale")
     assert options_of("self") == ()
 
 

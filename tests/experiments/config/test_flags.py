@@ -43,6 +43,9 @@ def test_flags_reach_the_configuration():
         "--loss=spread",
         "--diagnostics",
         "--pose_norm=none",
+        "--margin_weight=official",
+        "--primary_scale=-0.5",
+        "--adam_epsilon_hat",
     )
     want = dataclasses.replace(
         MNIST,
@@ -65,6 +68,9 @@ def test_flags_reach_the_configuration():
         loss="spread",
         diagnostics=True,
         pose_norm="none",
+        margin_weight="official",
+        primary_scale=-0.5,
+        adam_epsilon_hat=True,
     )
     assert got == want
 
@@ -81,6 +87,9 @@ def test_flags_reach_the_configuration():
         "--dtype=float16",
         "--parallel=magic",
         "--learning_rate=fast",
+        "--margin_weight=paper",
+        "--margin_weight=-0.1",
+        "--primary_scale=1/32",
         "--accelerator=abacus",
         "--recipe=mine",
         "--no_such_flag=1",
@@ -126,6 +135,14 @@ def test_wrong_name_suggests_the_nearest(flag, near):
         assert "did you mean" not in message
     else:
         assert message.endswith(f", did you mean {near}?")
+
+
+@pytest.mark.parametrize("value", ["offical", "-0.5", "1/20", ""])
+def test_a_number_may_be_a_name(value):
+    assert parse_mnist("--margin_weight=official").margin_weight == "official"
+    assert parse_mnist("--margin_weight=5e-2").margin_weight == 0.05
+    with pytest.raises(flags.Error, match="value should be a non-negative number or official"):
+        parse_mnist(f"--margin_weight={value}")
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_cnn_has_no_defaults_of_capsule_networks():
         (["--routing=inverted"], "cross_entropy"),
         (["--routing=self"], "cross_entropy"),
         (["--routing=heinsen"], "cross_entropy"),
-        (["--routing=vb"], "margin"),
+        (["--routing=vb"], "cross_entropy"),
         (["--preset=matrix"], "spread"),
         (["--preset=matrix", "--loss=margin"], "margin"),
         (["--routing=self", "--loss=margin"], "margin"),
@@ -127,6 +127,8 @@ def test_defaults_depend_on_the_dataset():
             "--data_dir=somewhere",
             "--batch_size=32",
         ],
+        ["--margin_weight=official", "--primary_scale=official", "--adam_epsilon_hat"],
+        ["--recipe=official", "--noadam_epsilon_hat", "--margin_weight=0.25"],
         ["--routing=em", "--loss=spread"],
         ["--routing=em", "--loss=margin", "--routing_gradient=stop"],
         ["--routing=self", "--loss=margin"],
@@ -167,6 +169,7 @@ def test_command_gives_the_same_run_again(given):
         (["--routing=self", "--loss=cross_entropy", "--votes=full"], " --routing=self"),
         (["--preset=matrix", "--routing=dynamic"], " --preset=matrix --routing=dynamic"),
         (["--recipe=official", "--init=official"], " --recipe=official"),
+        (["--recipe=official", "--margin_weight=official"], " --recipe=official"),
     ],
 )
 def test_command_omits_default_flags(given, want):
@@ -184,12 +187,26 @@ def test_given_flags_are_those_that_differ_from_the_defaults():
     assert given_flags(MNIST, MNIST) == {}
 
 
-@pytest.mark.parametrize("recipe, bias, scale", [("paper", False, 1.0), ("official", True, 1 / 32)])
-def test_model_config_follows_the_recipe(recipe, bias, scale):
-    got = network_config(
-        resolve(dataclasses.replace(MNIST, recipe=recipe), "mnist"), (28, 28, 1), 10
-    )
-    assert (got.routing_bias, got.primary_scale, got.decoder) == (bias, scale, (512, 1024))
+@pytest.mark.parametrize(
+    "given, bias, factor",
+    [
+        ([], False, 1),
+        (["--recipe=official"], True, 1 / 32),
+        (["--recipe=official", "--preset=small"], True, 1 / 8),
+        (["--recipe=official", "--preset=cifar10"], True, 1 / 65),
+        (["--recipe=official", "--primary_types=4", "--routing=leaky"], True, 1 / 5),
+        (["--recipe=official", "--primary_scale=0.5"], True, 0.5),
+        (["--primary_scale=official"], False, 1 / 32),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_model_config_follows_the_recipe(given, bias, factor):
+    got = network_config(resolve(parse_mnist(*given), "mnist"), (28, 28, 1), 10)
+    assert (got.routing_bias, got.primary_factor) == (bias, factor)
+
+
+def test_reconstruction_is_optional():
+    assert network_config(resolve(MNIST, "mnist"), (28, 28, 1), 10).decoder == (512, 1024)
     plain = resolve(dataclasses.replace(MNIST, reconstruction=False), "mnist")
     assert network_config(plain, (28, 28, 1), 10).decoder is None
 

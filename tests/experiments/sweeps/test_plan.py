@@ -310,7 +310,7 @@ def test_platform(monkeypatch):
 def test_studies_may_be_unions():
     rows = STUDIES["official_switches"].rows
     assert list(rows)[0] == "recipe=paper" and list(rows)[-1] == "recipe=official"
-    assert len(rows) == 7 and rows["primary_scale=0.03125"] == {"primary_scale": "0.03125"}
+    assert len(rows) == 8 and rows["primary_scale=official"] == {"primary_scale": "official"}
     assert len(STUDIES["table1"].rows) == 5 and len(STUDIES["multimnist"].rows) == 3
     study = product({"a": ("1", "2"), "b": ("3",)}, ("0",))
     assert study.axes == ("a",) and study.rows["a=2"] == {"a": "2", "b": "3"}

@@ -180,15 +180,17 @@ def made(monkeypatch, routing, **changes):
 
 
 @pytest.mark.parametrize("routing", WANTED)
-@pytest.mark.parametrize("reconstruction", [True, False])
-def test_losses(routing, reconstruction, monkeypatch):
+@pytest.mark.parametrize(
+    "reconstruction, given, factor", [(True, 0.25, 0.25), (False, "official", 1 / 8)]
+)
+def test_losses(routing, reconstruction, given, factor, monkeypatch):
     rng = np.random.default_rng(0)
     weight = 0.3
     config, objective = made(
         monkeypatch,
         routing,
         reconstruction=reconstruction,
-        margin_weight=0.25,
+        margin_weight=given,
         reconstruction_weight=weight,
     )
     pose = rng.uniform(size=(4, 6)).astype(np.float32)
@@ -202,7 +204,7 @@ def test_losses(routing, reconstruction, monkeypatch):
     np.testing.assert_array_equal(metrics["accuracy"], [1, 1, 0, 0])
     np.testing.assert_array_equal(metrics["digits"], [1, 1, 0.5, 0])
     np.testing.assert_array_equal(metrics["either"], [1, 1, 1, 0])
-    want = exact * (1 if routing == "cnn" else 0.25)
+    want = exact * (1 if routing == "cnn" else factor)
     if reconstruction and routing != "cnn":
         error = sum(np.square(pose[LABELS[:, k]] - pictures[:, k, :, 0, 0]).sum(1) for k in (0, 1))
         np.testing.assert_allclose(metrics["reconstruction_loss"], error, rtol=1e-5)

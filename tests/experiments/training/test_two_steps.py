@@ -165,8 +165,9 @@ LOSS = {
     "inverted": "cross_entropy",
     "heinsen": "cross_entropy",
     "em": "spread",
+    "vb": "cross_entropy",
 }
-UNSQUASHED = {"self", "em", "vb"}
+POSES = {**dict.fromkeys(("self", "em", "vb", "heinsen"), "none"), "inverted": "layer_norm"}
 USUAL = {"frozen", "self"}  # of the routings; the others are slow tests
 
 
@@ -192,7 +193,7 @@ def test_every_routing_for_two_steps(routing, dynamic, tmp_path):
         "routing_iterations": passes,
         "votes": "full",
         "loss": loss,
-        "squash": "none" if routing in UNSQUASHED else "paper",
+        "squash": POSES.get(routing, "paper"),
         "depth": 1,
         "steps": 2,
         "reconstruction": False,
@@ -238,7 +239,7 @@ def test_every_routing_for_two_steps(routing, dynamic, tmp_path):
                 "routing": "inverted",
                 "routing_schedule": "concurrent",
             },
-            {"squash": "exponential", "loss": "cross_entropy", "depth": 2},
+            {"squash": "layer_norm", "loss": "cross_entropy", "depth": 2},
         ),
         slow(
             {"preset": "deep", "depth": 4, "primary_types": 2}, {"routing": "dynamic", "depth": 4}
@@ -252,7 +253,7 @@ def test_every_routing_for_two_steps(routing, dynamic, tmp_path):
             {
                 "routing_iterations": 2,
                 "squash": "none",
-                "parameters": 16 * 82 + 16 * 81 * 32 + 32 + 4 * 10 * 16 * 8 + 2 * 10,
+                "parameters": 16 * 82 + 16 * 81 * (32 + 4) + 36 + 4 * 10 * 16 * 8 + 2 * 10,
             },
         ),
         ({"votes": "matrix", "primary_pose": 16}, {"depth": 1}),

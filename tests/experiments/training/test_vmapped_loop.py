@@ -37,7 +37,7 @@ OTHER = {
     "decay_rate": 0.5,
     "decay_steps": 3,
     "learning_rate_floor": 0.002,
-    "margin_weight": 0.5,
+    "margin_weight": "official",
     "reconstruction_weight": 0.005,
 }
 
