@@ -23,13 +23,12 @@ Why a factor and not another deviation of W: both give the same lengths, but
 - to make up for J = 1000 classes, votes would have to be so long that the first agreement decides
   all couplings: c' I w^2 / g grows with J, and with the factor it does not;
 - a step of Adam changes every weight by the learning rate. Over I capsules these changes add up:
-  with smaller weights in a large layer the first step already saturates it. After one epoch of
-  1,000 images of the 3s and 8s of MNIST at 64x64 pixels, with sixteen channels and eight types, the
-  error was 36% with another deviation and 6% with the factor.
+  with smaller weights in a large layer the first step already saturates it. Images of two classes
+  at 64x64 pixels, and a hundred classes, learned far faster with the factor.
 
 It is a closed form and not a pass over data, so that a layer used alone has it, and a checkpoint
 needs nothing else. What it can't know is how long the input capsules are. Of squashed primary
-capsules E |u|^2 was 0.09 to 0.29 on black, 0.41 to 0.45 on white and 0.24 to 0.30 on grey
+capsules E |u|^2 was 0.09 to 0.20 on black, 0.41 to 0.45 on white and 0.24 to 0.30 on grey
 backgrounds, from 17 to 96 pixels and 1 to 12 channels; it counts as 1/4.
 """
 

@@ -49,7 +49,7 @@ def make_inspect(setup: Setup) -> Callable:
         states = measure(variables) if measure and (when or setup.config.diagnostics) else None
         if when and states:
             lines += warnings(setup, states, when)
-        if when and step:
+        if when and step >= steps_per_epoch(setup):
             lines += no_better_than_chance(setup, rows, when)
         for line in lines:
             display.say(f"warning: {line}")
@@ -90,7 +90,8 @@ def make_measure(setup: Setup) -> Callable | None:
 
     def call(variables):
         states = jax.device_get(measure(variables, replicate(setup.pipeline.source, setup.devices)))
-        return {path: LayerState(*map(float, state)) for path, state in states.items()}
+        lowest_first = sorted(states, key=lambda path: (path == "classes", path != "primary", path))
+        return {path: LayerState(*map(float, states[path])) for path in lowest_first}
 
     return call
 
@@ -154,7 +155,7 @@ def no_better_than_chance(setup: Setup, rows: list[dict], when: str) -> list[str
     trained = [row["accuracy"] for row in rows if "accuracy" in row]
     largest = np.bincount(setup.dataset.train_labels).max() / len(setup.dataset.train_labels)
     accuracy = (validated or trained)[-1]
-    if accuracy > largest:
+    if accuracy > largest + 1e-9:
         return []
     return [
         f"{when}: {100 * accuracy:.1f}% are right, and the largest class alone is "

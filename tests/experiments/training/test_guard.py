@@ -1,0 +1,106 @@
+"""What training says of capsule layers that can't learn."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import QUICK, train
+
+from experiments.mnist import PROGRAM
+from experiments.training import guard
+from experiments.training.setup import initial_state, prepare, steps_per_epoch
+
+
+@pytest.fixture(scope="module")
+def setup():
+    return prepare(PROGRAM, dataclasses.replace(QUICK, cache_dir="none"))
+
+
+def lines(setup, factor):
+    """Returns the warnings for initial transformation matrices that are multiplied."""
+    params = initial_state(setup).params
+    params["classes"]["kernel"] = factor * params["classes"]["kernel"]
+    return guard.warnings(setup, guard.make_measure(setup)(params), "before training")
+
+
+def test_a_good_start_is_silent(setup):
+    assert lines(setup, 1.0) == []
+
+
+@pytest.mark.parametrize("factor, word", [(30.0, "saturated"), (0.03, "dead")])
+def test_a_bad_start_is_said_in_one_line(setup, factor, word):
+    (line,) = lines(setup, factor)
+    assert line.startswith("before training: the capsules of classes are " + word), line
+    assert "; try --" in line or "; try a" in line
+
+
+def test_states_are_those_of_the_layers(setup):
+    params = initial_state(setup).params
+    states = guard.make_measure(setup)(params)
+    assert list(states) == ["primary", "classes"]
+    keys = jax.random.split(jax.random.key(0), guard.IMAGES)
+    source = setup.pipeline.source
+    x = jnp.stack([setup.pipeline.example(k, source, n)[0] for n, k in enumerate(keys)])
+    scores = np.asarray(setup.model.apply(params, x).scores)
+    state = states["classes"]
+    np.testing.assert_allclose(state.mean, scores.mean(), rtol=1e-4)
+    np.testing.assert_allclose(state.largest, scores.max(1).mean(), rtol=1e-4)
+    p = scores / scores.sum(1, keepdims=True)
+    np.testing.assert_allclose(
+        state.entropy, -np.sum(p * np.log(p), 1).mean() / np.log(p.shape[1]), rtol=1e-4
+    )
+    assert state.gradient > 0
+    assert set(guard.row(states)) == {
+        "layer_activation",
+        "layer_largest_activation",
+        "layer_entropy",
+        "layer_gradient",
+    }
+
+
+def test_chance_is_the_share_of_the_largest_class(setup):
+    labels = setup.dataset.train_labels
+    share = np.bincount(labels).max() / len(labels)
+    rows = [{"accuracy": share}, {"validation_error": 100 * (1 - share)}]
+    (line,) = guard.no_better_than_chance(setup, rows, "after 5 steps")
+    assert f"{100 * share:.1f}%" in line
+    assert not guard.no_better_than_chance(setup, [{"accuracy": share + 0.01}], "after 5 steps")
+
+
+class Heard:
+    """A display that remembers what it is told."""
+
+    def __init__(self):
+        self.lines, self.rows = [], []
+
+    def say(self, line):
+        self.lines.append(line)
+
+    def measured(self, step, row):
+        self.rows.append((step, row))
+
+
+def test_when_it_looks(setup):
+    """Before training and after the first epoch; chance is judged after a whole epoch."""
+    config = dataclasses.replace(setup.config, steps=0, epochs=2, validate_every=10, log_every=10)
+    setup = setup._replace(config=config)
+    epoch = 10 * -(-steps_per_epoch(setup) // 10)
+    params = initial_state(setup).params
+    params["classes"]["kernel"] *= 30
+    inspect, heard = guard.make_inspect(setup), Heard()
+    for step in (0, 10, epoch, epoch + 10):
+        inspect(step, params, heard, [{"accuracy": 0.0}])
+    said = [line.split(":")[1] for line in heard.lines]
+    assert said == [" before training", f" after {epoch} steps", f" after {epoch} steps"]
+    assert "largest class" in heard.lines[-1] and not heard.rows
+
+
+def test_diagnostics_show_it(tmp_path):
+    train(dataclasses.replace(QUICK, workdir=str(tmp_path), steps=2, diagnostics=True))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    measured = [row for row in rows if "layer_gradient" in row]
+    assert [row["step"] for row in measured] == [0, 2]
+    assert all(len(row["layer_gradient"]) == 2 for row in measured)
