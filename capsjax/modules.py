@@ -4,14 +4,14 @@ Modules own parameters and call the equations on a batch. They hold no random st
 statistics, so that :mod:`capsjax.functional` can treat them as pure functions of their parameters.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
+from capsjax.capsules import Capsules, as_capsules
 from capsjax.plain_layers import Conv, Initializer
 from capsjax.routing import (
     InputCapsules,
@@ -22,6 +22,7 @@ from capsjax.routing import (
     check_choice,
     dynamic,
     initial_routing_state,
+    make_routing,
     route,
     routing_pass,
 )
@@ -31,27 +32,6 @@ from capsjax.squash import POSE_MAPS, layer_norm, no_squash, safe_norm, squash
 from capsjax.votes import VOTES
 
 ACTIVATIONS = ("length", "sigmoid")
-
-
-class Capsules(NamedTuple):
-    """The capsules of a layer, for a batch."""
-
-    pose: jax.Array  # [B, I, K]
-    activation: jax.Array  # [B, I]
-
-
-def as_capsules(x: Capsules | RoutingOutput | chex.Array) -> Capsules | RoutingOutput:
-    """Give poses ``[B, I, K]`` that come alone their lengths as activations.
-
-    Raises:
-      TypeError: they are neither capsules nor an array of poses.
-    """
-    if hasattr(x, "pose") and hasattr(x, "activation"):
-        return x
-    if isinstance(x, (jax.Array, np.ndarray)) and x.ndim == 3:
-        return Capsules(x, safe_norm(jnp.asarray(x)))
-    kind = f"an array of shape {x.shape}" if hasattr(x, "shape") else type(x).__name__
-    raise TypeError(f"input capsules are Capsules or an array of poses [B, I, K], not {kind}")
 
 
 class PrimaryCapsules(nnx.Module):
@@ -118,7 +98,7 @@ class RoutedCapsules(nnx.Module):
       pose_in: pose size K of an input capsule.
       capsules_out: number J of output capsules.
       pose_out: pose size D of an output capsule.
-      routing: the algorithm, by default dynamic routing with three iterations.
+      routing: the algorithm or its name, by default dynamic routing with three iterations.
       votes: name of the map from poses to votes, a key of :data:`capsjax.votes.VOTES`.
       types: number T of capsule types, for votes whose parameters are shared by type.
       gradient: see :func:`capsjax.routing.route`.
@@ -143,7 +123,7 @@ class RoutedCapsules(nnx.Module):
         capsules_out: int,
         pose_out: int,
         *,
-        routing: Routing | None = None,
+        routing: Routing | str | None = None,
         votes: str = "full",
         types: int = 1,
         gradient: str = "full",
@@ -153,7 +133,7 @@ class RoutedCapsules(nnx.Module):
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        routing = routing or dynamic()
+        routing = make_routing(routing) if isinstance(routing, str) else routing or dynamic()
         sizes = Sizes(capsules_in, capsules_out, pose_out, pose_in)
         shape = VOTES[votes].shape(*sizes, types)
         key = rngs.params()

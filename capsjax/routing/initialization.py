@@ -28,7 +28,7 @@ Why a factor and not another deviation of W: both give the same lengths, but
 
 It is a closed form and not a pass over data, so that a layer used alone has it, and a checkpoint
 needs nothing else. What it can't know is how long the input capsules are. Of squashed primary
-capsules E |u|^2 was 0.09 to 0.20 on black, 0.41 to 0.45 on white and 0.24 to 0.30 on grey
+capsules :math:`E \|u\|^2` was 0.09 to 0.20 on black, 0.41 to 0.45 on white and 0.24 to 0.30 on grey
 backgrounds, from 17 to 96 pixels and 1 to 12 channels; it counts as 1/4.
 """
 
@@ -131,8 +131,8 @@ def scale_for(
       passes, squash: of the layer, for :func:`usual_length`.
 
     Returns:
-      The factor, to six digits: exactly 1 for the paper's layer, and wherever the right factor is
-      within ``votes.tolerance`` of it.
+      The factor to six digits. It is exactly 1 for the paper's layer, and wherever the right factor
+      is within ``votes.tolerance`` of it.
     """
     wanted = usual_length(passes, squash)
     low, high = 1e-9, 1e9
