@@ -39,20 +39,20 @@ class Perturbed(NamedTuple):
     images: np.ndarray  # [D, V, H, W, C]; V: CHANGES
 
 
-def of_finished_run(setup: Setup, variables, rows: list, values: dict) -> list[Figure]:
+def of_finished_run(setup: Setup, params, rows: list, values: dict) -> list[Figure]:
     """Returns the figures at the end of a training run.
 
     Args:
       setup: of the run.
-      variables: trained.
+      params: trained.
       rows: of metrics.jsonl.
       values: what the evaluation says of the test set, arrays ``[N]``.
     """
     found = list(of_training(setup, rows))
     if has_decoder(setup):
-        found += setup.task.figures(setup, variables, values)
+        found += setup.task.figures(setup, params, values)
     if setup.config.diagnostics and routing_diagnostics.can_trace(setup):
-        found += routing_diagnostics.figures(setup, variables, rows, title_of(setup))
+        found += routing_diagnostics.figures(setup, params, rows, title_of(setup))
     return found
 
 
@@ -76,15 +76,15 @@ def has_decoder(setup: Setup) -> bool:
     return getattr(setup.model_config, "decoder", None) is not None
 
 
-def of_decoder(setup: Setup, variables, values: dict) -> Iterator[Figure]:
+def of_decoder(setup: Setup, params, values: dict) -> Iterator[Figure]:
     """Yields Figures 3 and 4 of the paper, for classification."""
     correct = values["accuracy"] > 0
-    columns = reconstruction_columns(setup, variables, correct)
+    columns = reconstruction_columns(setup, params, correct)
     arguments = (columns, setup.dataset.class_names, title_of(setup))
     yield "reconstructions", plots.plot_reconstructions, arguments
     example = first_correct(correct)
     label = int(setup.pipeline.held_out("test")[1][example])
-    yield of_class(setup, perturbed(setup, variables, example, label))
+    yield of_class(setup, perturbed(setup, params, example, label))
 
 
 def of_class(setup: Setup, changed: Perturbed) -> Figure:
@@ -105,36 +105,36 @@ class Encoded(NamedTuple):
     pose: np.ndarray  # [n, J, D]
 
 
-def encode(setup: Setup, variables, rows: np.ndarray) -> Encoded:
+def encode(setup: Setup, params, rows: np.ndarray) -> Encoded:
     """Returns the test examples of some rows, 16 in a call of one compiled program."""
     raw, labels = setup.pipeline.held_out("test")
 
     def some(rows, _):
-        return jax.device_get(_encode(setup.model, setup.pipeline.input, variables, raw[rows]))
+        return jax.device_get(_encode(setup.model, setup.pipeline.input, params, raw[rows]))
 
     images, activation, pose = map_batches(some, rows, COLUMNS + 2 * WRONG)
     return Encoded(images, labels[rows], activation, pose)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _encode(model, to_input, variables, raw):
+def _encode(model, to_input, params, raw):
     images = jax.vmap(to_input)(raw)
-    capsules = model.apply(variables, images, method="encode")
+    capsules = model.apply(params, images, method="encode")
     return images, capsules.activation, capsules.pose
 
 
-def decode(setup: Setup, variables, pose: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def decode(setup: Setup, params, pose: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Returns images ``[n, H, W, C]``, decoded from the capsules of classes ``[n]``."""
-    return np.asarray(_decode(setup.model, variables, pose, labels))
+    return np.asarray(_decode(setup.model, params, pose, labels))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _decode(model, variables, pose, labels):
+def _decode(model, params, pose, labels):
     mask = jax.nn.one_hot(labels, pose.shape[1])
-    return model.apply(variables, pose, mask, method="decode")
+    return model.apply(params, pose, mask, method="decode")
 
 
-def reconstruction_columns(setup: Setup, variables, correct: np.ndarray) -> list:
+def reconstruction_columns(setup: Setup, params, correct: np.ndarray) -> list:
     """Returns Figure 3 of the paper: some correct test examples, then wrong ones twice.
 
     A wrong one is reconstructed from the capsule of its label and from that of the
@@ -142,10 +142,10 @@ def reconstruction_columns(setup: Setup, variables, correct: np.ndarray) -> list
     """
     right, wrong = np.flatnonzero(correct)[:COLUMNS], np.flatnonzero(~correct)[:WRONG]
     rows = np.concatenate([right, np.repeat(wrong, 2)])
-    images, labels, activation, pose = encode(setup, variables, rows)
+    images, labels, activation, pose = encode(setup, params, rows)
     predictions, targets = np.argmax(activation, axis=1), labels.copy()
     targets[len(right) + 1 :: 2] = predictions[len(right) + 1 :: 2]
-    decoded = decode(setup, variables, pose, targets)
+    decoded = decode(setup, params, pose, targets)
     fields = zip(images, decoded, labels, predictions, targets, strict=True)
     return [
         plots.ReconstructionColumn(
@@ -165,21 +165,21 @@ def first_correct(correct: np.ndarray, wanted: np.ndarray | bool = True) -> int:
     return int(np.argmax(2 * wanted + (correct & wanted)))
 
 
-def perturbed(setup: Setup, variables, example: int, label: int) -> Perturbed:
+def perturbed(setup: Setup, params, example: int, label: int) -> Perturbed:
     """Decodes one pose with one dimension changed at a time, for Figure 4 of the paper.
 
     Args:
-      setup, variables: of the run.
+      setup, params: of the run.
       example: number of a test example.
       label: class whose capsule is changed, not necessarily that of the example.
     """
-    (pose,) = encode(setup, variables, np.array([example])).pose
+    (pose,) = encode(setup, params, np.array([example])).pose
     dims, values = pose.shape[1], len(CHANGES)
     changed = np.tile(pose, (dims, values, 1, 1))
     for dim in range(dims):
         changed[dim, :, label, dim] += CHANGES
     changed = changed.reshape(dims * values, *pose.shape)
-    images = decode(setup, variables, changed, np.full(dims * values, label))
+    images = decode(setup, params, changed, np.full(dims * values, label))
     images = images.reshape(dims, values, *images.shape[1:])
     differences = np.float64(images) - images[:, CHANGES == 0]
     effects = np.square(differences).mean(axis=(1, 2, 3, 4)) * values / (values - 1)
