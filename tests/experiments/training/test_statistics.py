@@ -15,6 +15,7 @@ from experiments.analysis import saved_run
 from experiments.config import UserError
 from experiments.data import batching
 from experiments.tasks import figures
+from experiments.tasks.registry import find_program
 from experiments.training import loop, vmapped_loop
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.evaluate import make_evaluate
@@ -160,6 +161,18 @@ def test_networks_of_an_ensemble_have_statistics_of_their_own(stored, tmp_path):
     pixels, labels = made.pipeline.held_out("test")
     values = make_evaluate(made)(after.variables, pixels, labels)
     assert np.isfinite(values["loss"]).all()
+
+
+def test_pairs_of_digits_update_the_statistics(tmp_path):
+    program = find_program("multimnist")
+    changes = {f.name: getattr(QUICK, f.name) for f in dataclasses.fields(QUICK)}
+    changes |= {"program": "multimnist", "max_shift": 0, "workdir": str(tmp_path / "run")}
+    config = dataclasses.replace(program.defaults, **changes, test_pairs=20)
+    summary = train(config)
+    assert np.isfinite(summary["test_loss"]) and summary["steps"] == 2
+    stats, start = final_state(config).stats, initial_state(prepare_run(config)).stats
+    moved = jax.tree.map(lambda a, b: abs(a - np.asarray(b)).max(), stats, start)
+    assert min(jax.tree.leaves(moved)) > 1e-3
 
 
 def test_networks_without_statistics_have_checkpoints_as_before(tmp_path, monkeypatch):
