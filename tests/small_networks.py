@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from unittest import mock
 
 import jax
 import numpy as np
@@ -9,10 +10,8 @@ import reference
 import reference_routing as loops
 from helpers import as_float64, filled
 
-from capsjax import (
-    CapsNetConfig,
-    create_model,
-)
+import capsjax
+from capsjax import CapsNetConfig
 
 TINY = CapsNetConfig(
     image_shape=(8, 9, 2),
@@ -50,6 +49,15 @@ DEEP = CapsNetConfig(
 
 
 KEY = jax.random.key(0)
+
+
+def create_model(config):
+    """Makes a network without the initial factor on sums of votes, as in the NumPy references.
+
+    tests/capsjax/routing test the factor, and routing with one.
+    """
+    with mock.patch("capsjax.modules.initial_votes", return_value=None):
+        return capsjax.create_model(config)
 
 
 @functools.cache

@@ -38,11 +38,14 @@ def make_inspect(setup: Setup) -> Callable:
     """Returns ``inspect(step, variables, display, rows)``, called when a run begins and is saved.
 
     It prints what is wrong before training and after the first epoch, and with ``--diagnostics``
-    writes the states of the layers as a row of metrics.jsonl.
+    writes the states of the layers as a row of metrics.jsonl. Runs shorter than an epoch, which are
+    trials, are looked at with ``--diagnostics`` alone: it takes another compilation.
     """
     measure, every = make_measure(setup), steps_between_saves(setup)
     first_save = min(-(-steps_per_epoch(setup) // every) * every, total_steps(setup))
     names = {0: "before training", first_save: f"after {first_save} steps"}
+    if total_steps(setup) < steps_per_epoch(setup) and not setup.config.diagnostics:
+        names = {}
 
     def inspect(step, variables, display, rows):
         when, lines = names.get(step), []

@@ -9,12 +9,12 @@ import reference
 import reference_routing
 from helpers import filled
 from objective_cases import CAPSNET, CNN, Scores, batch, expected_loss
+from small_networks import create_model
 
 from capsjax import (
     TrainState,
     adam,
     capsnet_loss,
-    create_model,
     cross_entropy_loss,
     make_train_step,
 )

@@ -14,13 +14,13 @@ import reference_routing
 from helpers import filled
 from jax.sharding import NamedSharding, PartitionSpec
 from objective_cases import CAPSNET, CNN, Scores, batch, expected_loss
+from small_networks import create_model
 
 from capsjax import (
     Model,
     TrainState,
     adam,
     capsnet_loss,
-    create_model,
     cross_entropy_loss,
     init_state,
     make_eval_step,

@@ -18,6 +18,7 @@ from small_networks import (
     OFFICIAL,
     TINY,
     built,
+    create_model,
     expected,
     images,
     in_float64,
@@ -28,7 +29,6 @@ from small_networks import (
 from capsjax import (
     Capsules,
     CNNConfig,
-    create_model,
     margin_loss,
     preset,
 )

@@ -84,6 +84,7 @@ def test_route_runs_the_kernels_that_it_finds(monkeypatch):
         calls.append((name, divided))
         return api.pass_kernels("tpu", interpret=True)
 
+    devices(monkeypatch, CPU, CPU)
     monkeypatch.setattr(api, "select", select)
     for name in ("auto", "pallas_interpret"):
         found = jax.value_and_grad(loss)(u, name)

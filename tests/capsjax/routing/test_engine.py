@@ -378,7 +378,8 @@ def test_wrong_arrays(implementation, changes, message):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"implementation": "pallas"}, "implementation must be one of auto, naive, stream, not"),
+        ({"implementation": "fast"}, "implementation must be one of auto, naive, stream, pallas"),
+        ({"implementation": "pallas"}, "pallas kernels run on TPU and NVIDIA GPU, not on cpu"),
         ({"gradient": "none"}, "gradient must be one of full, stop, last, not 'none'"),
         ({"votes": "half"}, "votes must be one of full, shared, .*, not 'half'"),
     ],

@@ -28,8 +28,8 @@ def slow(*values):
     "shape, changes, kernels",
     [
         ((8, 8, 1), {"diagnostics": True}, "become 3x3 by 1, 3x3 by 2"),
-        ((9, 12, 2), {}, "become 3x3 by 1, 3x3 by 2"),
-        ((16, 16, 5), {}, "become 5x5 by 1, 5x5 by 2"),
+        slow((9, 12, 2), {}, "become 3x3 by 1, 3x3 by 2"),
+        slow((16, 16, 5), {}, "become 5x5 by 1, 5x5 by 2"),
         ((18, 17, 24), {}, ""),
         slow((16, 16, 5), {"preset": "deep", "diagnostics": True}, "3x3 by 1, 3x3 by 1, 2x2 by 1$"),
         slow((12, 9, 32), {"preset": "efficient"}, "become 3x3 by 1"),

@@ -202,7 +202,8 @@ def test_every_routing_for_two_steps(routing, dynamic, tmp_path):
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     assert 100 < summary["peak_memory_mb"] <= used + 1
     assert np.isfinite(summary["test_loss"])
-    trained, validated, measured = metrics_rows(tmp_path)
+    rows = metrics_rows(tmp_path)
+    trained, validated, measured = (row for row in rows if "layer_entropy" not in row)
     assert np.isfinite(trained[f"{loss}_loss"]) and "validation_error" in validated
     assert len(measured["entropy"]) == passes and len(measured["logit_change"]) == passes - 1
     pictures = {"training_curves", "routing", "couplings", *["logit_changes"] * (passes > 1)}
@@ -222,7 +223,7 @@ def test_every_routing_for_two_steps(routing, dynamic, tmp_path):
                 "depth": 3,
             },
         ),
-        (
+        slow(
             {"preset": "efficient"},
             {
                 "routing": "self_attention",
