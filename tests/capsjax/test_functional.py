@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 from helpers import filled
 from small_networks import KEY, TINY, built, images
+from small_networks import create_model as create_model_without_factor
 
 from capsjax import (
     CNN,
@@ -55,7 +56,7 @@ def test_vmap_over_seeds():
             np.testing.assert_allclose(a[n], b, rtol=1e-6)
 
     _, _, apply = built()
-    model = create_model(TINY)
+    model = create_model_without_factor(TINY)
     networks = [filled(model, seed) for seed in range(2)]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *networks)
     out = jax.jit(jax.vmap(model.apply, (0, None)))(stacked, images())

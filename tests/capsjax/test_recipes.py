@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import reference
 from objective_cases import Scores
-from small_networks import built, images
+from small_networks import built, create_model, images
 
 from capsjax import (
     RECIPES,
     CapsNetConfig,
     adam,
     capsnet_loss,
-    create_model,
     preset,
 )
 
