@@ -56,7 +56,9 @@ def make_inspect(setup: Setup) -> Callable:
             lines += no_better_than_chance(setup, rows, when)
         for line in lines:
             display.say(f"warning: {line}")
-        if states and setup.config.diagnostics:
+        # A run that was interrupted before its first checkpoint has the row of step 0 already.
+        written = step == 0 and any("layer_entropy" in earlier for earlier in rows)
+        if states and setup.config.diagnostics and not written:
             display.measured(step, row(states))
 
     return inspect
