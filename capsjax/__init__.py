@@ -16,6 +16,7 @@ The package uses these letters for the axes of arrays:
 
 from capsjax import deprecated
 from capsjax.batches import map_batches
+from capsjax.capsules import Capsules
 from capsjax.conv import conv2d
 from capsjax.conv_capsules import ConvCapsules
 from capsjax.functional import Model, Variables, count_parameters, create_model, from_module
@@ -30,7 +31,7 @@ from capsjax.losses import (
 )
 from capsjax.masks import argmax_mask, label_mask, mask_capsules
 from capsjax.models import CNN, PRESETS, CapsNet, CapsNetConfig, CNNConfig, Prediction, preset
-from capsjax.modules import Capsules, PrimaryCapsules, RoutedCapsules
+from capsjax.modules import PrimaryCapsules, RoutedCapsules
 from capsjax.normalization import BatchNorm, InstanceNorm
 from capsjax.objectives import LOSSES, capsnet_loss, cross_entropy_loss
 from capsjax.plain_layers import Conv, Decoder

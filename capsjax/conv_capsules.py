@@ -6,7 +6,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from capsjax.modules import Capsules, RoutedCapsules, as_capsules
+from capsjax.capsules import Capsules, as_capsules
+from capsjax.modules import RoutedCapsules
 from capsjax.routing import (
     InputCapsules,
     RoutingOutput,

@@ -141,8 +141,9 @@ class RoutedCapsules(nnx.Module):
         if tolerance is None and kernel_init is None:
             tolerance = 1.0
         if routing.for_sizes is not None:
-            options = {"gain": gain, "tolerance": tolerance}
-            made = tolerance and initial_votes(sizes, votes, types, **options)
+            made = None
+            if tolerance is not None:
+                made = initial_votes(sizes, votes, types, gain=gain, tolerance=tolerance)
             routing = routing.for_sizes(sizes, made)
         kernel = gain * (kernel_init or NORMAL)(key, shape, jnp.float32)
         if VOTES[votes].near_identity:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from capsjax.capsules import Capsules
 from capsjax.masks import argmax_mask, label_mask, mask_capsules
 from capsjax.models.capsnet_config import CapsNetConfig
 from capsjax.models.capsnet_layers import (
@@ -20,7 +21,6 @@ from capsjax.models.capsnet_layers import (
     make_routed_layers,
 )
 from capsjax.models.concurrent import route_concurrently
-from capsjax.modules import Capsules
 from capsjax.precision import accumulator
 from capsjax.routing import RoutingOutput
 

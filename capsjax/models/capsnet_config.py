@@ -2,9 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
-from typing import NamedTuple
 
+from capsjax.models.windows import Window, smallest_image
 from capsjax.modules import ACTIVATIONS
 from capsjax.plain_layers import PADDINGS
 from capsjax.recipes import primary_factor
@@ -16,22 +15,6 @@ SCHEDULES = ("sequential", "concurrent")
 POSE_NORMS = ("auto", "none")
 INITS = ("lecun", "official", "efficient")
 NORMS = ("none", "layer", "batch", "instance")
-
-
-class Window(NamedTuple):
-    """What a layer that slides a square over its input needs of it."""
-
-    kernel: int
-    stride: int
-    padded: bool  # with zeros, so that the kernel may be larger than the input
-
-
-def smallest_image(windows: Iterable[Window]) -> int:
-    """Compute the side of the smallest image on which layers, lowest first, can be computed."""
-    side = 1
-    for window in reversed(list(windows)):
-        side = (side - 1) * window.stride + (1 if window.padded else window.kernel)
-    return side
 
 
 @dataclasses.dataclass(frozen=True)

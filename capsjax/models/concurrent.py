@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from capsjax.modules import Capsules
+from capsjax.capsules import Capsules
 from capsjax.routing import RoutingOutput
 
 

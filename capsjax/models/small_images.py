@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Iterator
 
-from capsjax.models.capsnet_config import CapsNetConfig, Window, smallest_image
+from capsjax.models.capsnet_config import CapsNetConfig
+from capsjax.models.windows import Window, smallest_image
 
 LEAST = 3  # kernels become smaller than this only where nothing else fits
 

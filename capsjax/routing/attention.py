@@ -93,6 +93,8 @@ def self_attention(*, scale: float | None = None) -> Routing:
       scale: factor on s_j, see :func:`~capsjax.routing.dynamic.dynamic`.
     """
 
+    factor = 1.0 if scale is None else scale
+
     def init(params, first):
         return jnp.zeros_like(first.votes[0])
 
@@ -105,17 +107,17 @@ def self_attention(*, scale: float | None = None) -> Routing:
         return weighted_sum(coupling + params["beta"], capsules.votes)
 
     def finalize(params, S):
-        v = squash_exponential(S if scale in (None, 1) else scale * S)
+        v = squash_exponential(factor * S)
         return v, safe_norm(v)
 
     def for_sizes(sizes, votes):
         options = {"passes": 2, "squash": "exponential"}
-        V = votes.total / sizes.D**0.5 if votes else 0.0
 
         def length(scale):
+            V = votes.total / sizes.D**0.5
             return agreement_length(sizes, votes, scale, query=lambda *_: V, **options)
 
-        return self_attention(scale=scale_for(length, votes, **options) if votes else 1.0)
+        return self_attention(scale=scale_for(length, votes, **options))
 
     return Routing(
         "self_attention",

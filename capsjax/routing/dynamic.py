@@ -60,7 +60,7 @@ def dynamic(
     check_iterations(iterations)
     check_choice("normalizer", normalizer, NORMALIZERS)
     check_choice("prior", prior, ("zeros", "learned"))
-    squash_fn = squash_by_name(squash)
+    squash_fn, factor = squash_by_name(squash), 1.0 if scale is None else scale
 
     def init_params(key, sizes):
         params = {"prior": jnp.zeros((sizes.I, sizes.J))} if prior == "learned" else {}
@@ -74,7 +74,7 @@ def dynamic(
         return None if t == 0 else state[0]
 
     def update(params, S, state, t):
-        s = S if scale in (None, 1) else scale * S
+        s = factor * S
         v = squash_fn(s + params["bias"].astype(S.dtype) if "bias" in params else s)
         return state[0] + v, v
 
@@ -84,7 +84,7 @@ def dynamic(
         def length(scale):
             return agreement_length(sizes, votes, scale, passes=iterations, **options)
 
-        found = scale_for(length, votes, passes=iterations, squash=squash) if votes else 1.0
+        found = scale_for(length, votes, passes=iterations, squash=squash)
         return dynamic(iterations, prior=prior, bias=bias, scale=found, name=name, **options)
 
     def finalize(params, state):
@@ -123,13 +123,13 @@ def kmeans(iterations: int = 3, *, squash: str = "half", scale: float | None = N
       ValueError: see :func:`dynamic`.
     """
     check_iterations(iterations)
-    squash_fn = squash_by_name(squash)
+    squash_fn, factor = squash_by_name(squash), 1.0 if scale is None else scale
 
     def query(params, s, t):
         return None if t == 0 else direction(s)
 
     def finalize(params, s):
-        v = squash_fn(s if scale in (None, 1) else scale * s)
+        v = squash_fn(factor * s)
         return v, safe_norm(v)
 
     def for_sizes(sizes, votes):
@@ -138,8 +138,7 @@ def kmeans(iterations: int = 3, *, squash: str = "half", scale: float | None = N
         def length(scale):
             return agreement_length(sizes, votes, scale, query=lambda V, v: 1.0, **options)
 
-        found = scale_for(length, votes, **options) if votes else 1.0
-        return kmeans(iterations, squash=squash, scale=found)
+        return kmeans(iterations, squash=squash, scale=scale_for(length, votes, **options))
 
     return by_agreement(
         "kmeans",

@@ -121,19 +121,21 @@ def usual_length(passes: int, squash: str) -> float:
 
 
 def scale_for(
-    predict: Callable[[float], float], votes: InitialVotes, *, passes: int, squash: str
+    predict: Callable[[float], float], votes: InitialVotes | None, *, passes: int, squash: str
 ) -> float:
     """Find the factor with which a layer starts as the paper's does.
 
     Args:
       predict: factor -> length of the output capsules, increasing.
-      votes: of the layer.
+      votes: of the layer; None where the caller chose the matrices, and the factor is 1.
       passes, squash: of the layer, for :func:`usual_length`.
 
     Returns:
       The factor to six digits. It is exactly 1 for the paper's layer, and wherever the right factor
       is within ``votes.tolerance`` of it.
     """
+    if votes is None:
+        return 1.0
     wanted = usual_length(passes, squash)
     low, high = 1e-9, 1e9
     for _ in range(100):

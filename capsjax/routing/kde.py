@@ -49,7 +49,7 @@ def kde(iterations: int = 3, *, squash: str = "half", scale: float | None = None
       ValueError: iterations below one, or an unknown name.
     """
     check_iterations(iterations)
-    squash_fn = squash_by_name(squash)
+    squash_fn, factor = squash_by_name(squash), 1.0 if scale is None else scale
 
     def init(params, first):
         zero = jnp.zeros_like(first.votes[0])
@@ -66,14 +66,14 @@ def kde(iterations: int = 3, *, squash: str = "half", scale: float | None = None
     def update(params, stats, state, t):
         weight, weighted = stats
         mean = weighted / jnp.maximum(weight, jnp.finfo(weight.dtype).tiny)[:, None]
-        v = squash_fn(mean if scale in (None, 1) else scale * mean)
+        v = squash_fn(factor * mean)
         return State(v, state.total + v, state.squares + jnp.sum(v * v, -1))
 
     def for_sizes(sizes, votes):
         def length(scale):  # short votes have short q, so that couplings stay almost even
             return SQUASHED_LENGTHS[squash](scale * votes.total / sizes.I)
 
-        found = scale_for(length, votes, passes=1, squash=squash) if votes else 1.0
+        found = scale_for(length, votes, passes=1, squash=squash)
         return kde(iterations, squash=squash, scale=found)
 
     return Routing(

@@ -41,9 +41,11 @@ def objective(config: Config, model_config: ModelConfig) -> Objective:
         return jax.vmap(one.model.init)(jax.random.split(key, count))
 
     def apply(variables, images, labels=None, keys=None, **mode):
-        """Predictions with a leading axis, over the networks."""
-        each = jax.vmap(functools.partial(one.model.apply, **mode), (0, None, None, 0))
-        return each(variables, images, labels, keys)
+        """Predictions, or outputs of a method, with a leading axis, over the networks."""
+        run = functools.partial(one.model.apply, **mode)
+        if "method" in mode:  # methods take the images alone
+            return jax.vmap(run, (0, None))(variables, images)
+        return jax.vmap(run, (0, None, None, 0))(variables, images, labels, keys)
 
     model = Model(init, apply, one.model.has_state)
 

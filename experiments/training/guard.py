@@ -46,13 +46,14 @@ def make_inspect(setup: Setup) -> Callable:
     names = {0: "before training", first_save: f"after {first_save} steps"}
     if total_steps(setup) < steps_per_epoch(setup) and not setup.config.diagnostics:
         names = {}
+    one_class = _has_one_class(setup)
 
     def inspect(step, variables, display, rows):
         when, lines = names.get(step), []
         states = measure(variables) if measure and (when or setup.config.diagnostics) else None
         if when and states:
             lines += warnings(setup, states, when)
-        if when and step >= steps_per_epoch(setup):
+        if one_class and when and step >= steps_per_epoch(setup):
             lines += no_better_than_chance(setup, rows, when)
         for line in lines:
             display.say(f"warning: {line}")
@@ -87,7 +88,7 @@ def make_measure(setup: Setup) -> Callable | None:
             squares = [jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(own)]
             states[path] = LayerState(
                 jnp.mean(activation),
-                jnp.mean(jnp.max(activation, 1)),
+                jnp.mean(jnp.max(activation, -1)),
                 jnp.mean(coupling_entropy(jnp.maximum(activation, 0))),
                 jnp.sqrt(sum(squares)),
             )
@@ -99,6 +100,12 @@ def make_measure(setup: Setup) -> Callable | None:
         return {path: LayerState(*map(float, states[path])) for path in lowest_first}
 
     return call
+
+
+def _has_one_class(setup: Setup) -> bool:
+    """Returns whether the label of an example is a class, and not a pair of digits."""
+    example = jax.eval_shape(setup.pipeline.example, jax.random.key(0), setup.pipeline.source, 0)
+    return getattr(example[1], "shape", None) == ()
 
 
 def _path(path: str) -> list:

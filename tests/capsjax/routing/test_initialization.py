@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from capsjax import from_module
-from capsjax.modules import Capsules, RoutedCapsules
+from capsjax.capsules import Capsules
+from capsjax.modules import RoutedCapsules
 from capsjax.routing import ROUTINGS, Sizes, make_routing
 from capsjax.routing.initialization import SQUASHED_LENGTHS, initial_votes, usual_length
 from capsjax.squash import SQUASHES, safe_norm

@@ -14,7 +14,7 @@ def dynamic(tmp_path_factory):
         QUICK,
         routing="dynamic",
         workdir=str(workdir),
-        learning_rate=0.01,
+        learning_rate=0.03,
         steps=6,
         validation_fraction=0.3,
     )

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import QUICK, train
+from helpers import QUICK, prepare_run, train
+from npz_files import arrays, short
 
 from experiments.mnist import PROGRAM
 from experiments.training import guard
@@ -96,6 +97,40 @@ def test_when_it_looks(setup):
     said = [line.split(":")[1] for line in heard.lines]
     assert said == [" before training", f" after {epoch} steps", f" after {epoch} steps"]
     assert "largest class" in heard.lines[-1] and not heard.rows
+
+
+# Bug: a run that was interrupted before its first checkpoint wrote its first row once more.
+def test_the_state_before_training_is_written_once(setup):
+    setup = setup._replace(config=dataclasses.replace(setup.config, diagnostics=True))
+    inspect, heard = guard.make_inspect(setup), Heard()
+    params = initial_state(setup).params
+    inspect(0, params, heard, [])
+    inspect(0, params, heard, [row for _, row in heard.rows])
+    inspect(5, params, heard, [row for _, row in heard.rows])
+    assert [step for step, _ in heard.rows] == [0, 5]
+
+
+# Bug: the largest activation was taken over the images, where there is an axis of networks.
+def test_networks_of_an_ensemble_are_looked_at_together(stored, tmp_path):
+    setup = prepare_run(short("cifar10", stored(arrays((28, 28), 10)), tmp_path, ensemble=2))
+    variables, source = initial_state(setup).variables, setup.pipeline.source
+    states = guard.make_measure(setup)(variables)
+    keys = jax.random.split(jax.random.key(0), guard.IMAGES)
+    x = jnp.stack([setup.pipeline.example(k, source, n)[0] for n, k in enumerate(keys)])
+    scores = np.asarray(setup.model.apply(variables, x).scores)
+    assert scores.shape == (2, guard.IMAGES, 10)
+    np.testing.assert_allclose(states["classes"].largest, scores.max(2).mean(), rtol=1e-4)
+
+
+# Bug: that both digits are right was compared with the share of one of them.
+def test_pairs_of_digits_are_not_compared_with_a_class(tmp_path):
+    config = short("multimnist", "digits", tmp_path, validate_every=1, log_every=1)
+    setup = prepare_run(dataclasses.replace(config, steps=0, epochs=1))
+    inspect, heard = guard.make_inspect(setup), Heard()
+    variables, rows = initial_state(setup).variables, [{"accuracy": 0.0}]
+    inspect(steps_per_epoch(setup), variables, heard, rows)
+    assert guard.no_better_than_chance(setup, rows, "")
+    assert not [line for line in heard.lines if "largest class" in line]
 
 
 def test_diagnostics_show_it(tmp_path):

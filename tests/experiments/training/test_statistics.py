@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from helpers import (
     QUICK,
-    assert_same_steps,
     metrics_rows,
     prepare_run,
     read_json,
@@ -130,7 +129,7 @@ def test_checkpoint_of_other_statistics_is_refused_in_one_line(finished):
 def test_runs_trained_together_equal_runs_alone(platforms, tmp_path, monkeypatch):
     monkeypatch.setattr(vmapped_loop, "ONE_BY_ONE", platforms)
     alone, together = (
-        [at(tmp_path / f"{name}{seed}", steps=2, seed=seed) for seed in range(2)] for name in "at"
+        [at(tmp_path / f"{name}{seed}", steps=2, seed=seed) for seed in (4, 5)] for name in "at"
     )
     for config in alone:
         train(config)
@@ -139,7 +138,8 @@ def test_runs_trained_together_equal_runs_alone(platforms, tmp_path, monkeypatch
     for one, other in zip(alone, together):
         want, got = final_state(one), final_state(other)
         stats.append(jax.tree.leaves(got.stats)[0])
-        assert_same_steps(got.variables, want.variables)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
         losses = [
             read_json(pathlib.Path(c.workdir) / "summary.json")["test_loss"] for c in (one, other)
         ]
