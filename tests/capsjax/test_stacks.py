@@ -35,27 +35,26 @@ class Stack(nnx.Module):
 def test_stacks_learn_the_digits(layers):
     digits = load_digits()
     model = from_module(lambda rngs: Stack(layers, rngs))
-    params = model.init(jax.random.key(0))
+    params, apply = model.init(jax.random.key(0)), jax.jit(model.apply)
     optimizer = optax.adam(1e-3)
 
     def loss(params, images, labels):
-        lengths = model.apply(params, images)
-        losses = jax.vmap(margin_loss)(lengths, jax.nn.one_hot(labels, 10))
-        return losses.mean(), (lengths.argmax(-1) == labels).mean()
+        lengths = apply(params, images)
+        return jax.vmap(margin_loss)(lengths, jax.nn.one_hot(labels, 10)).mean()
 
     @jax.jit
     def step(params, state, images, labels):
-        grads, _ = jax.grad(loss, has_aux=True)(params, images, labels)
+        grads = jax.grad(loss)(params, images, labels)
         updates, state = optimizer.update(grads, state)
         return optax.apply_updates(params, updates), state, optax.tree.norm(grads)
 
-    state, norms = optimizer.init(params), []
+    state = optimizer.init(params)
     images = np.float32(digits.train_images) / 255
     order = np.random.default_rng(0).permutation(len(images))
     for n in range(STEPS):
         rows = order[np.arange(n * BATCH, (n + 1) * BATCH) % len(order)]
         params, state, norm = step(params, state, images[rows], digits.train_labels[rows])
-        norms.append(float(norm))
-    assert norms[0] > 1e-2, norms[0]
-    accuracy = jax.jit(loss)(params, np.float32(digits.test_images) / 255, digits.test_labels)[1]
-    assert accuracy > 0.8
+        if n == 0:
+            assert norm > 1e-2
+    found = apply(params, np.float32(digits.test_images) / 255).argmax(-1)
+    assert np.mean(found == digits.test_labels) > 0.8
