@@ -1,5 +1,7 @@
 """The kind of device that a function is traced for, and the layout of arrays on CPU."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,6 +18,34 @@ def backend() -> str:
     device = jax.sharding.get_abstract_mesh().abstract_device
     platform = jax.default_backend() if device is None else device.platform
     return "gpu" if platform == "cuda" else platform
+
+
+@contextlib.contextmanager
+def portable() -> Iterator[None]:
+    """Trace functions for no device in particular, so that what is traced runs on any.
+
+    Choices that depend on the backend are then those of plain JAX: XLA's convolution, no layouts
+    and no kernels, as ``jax.export`` and converters to other formats need them.
+
+    Example:
+      >>> with portable():
+      ...   backend()
+      'portable'
+    """
+    device = jax.sharding.AbstractDevice("portable", None, "portable")
+    with jax.sharding.use_abstract_mesh(
+        jax.sharding.AbstractMesh((), (), abstract_device=device)
+    ):
+        yield
+
+
+def typical_size(batch: Any) -> int:
+    """Return the size of a batch for choices that depend on it, and 128 if it is symbolic.
+
+    A symbolic size (``jax.export.symbolic_shape``) can't be compared with numbers. What is chosen
+    changes speed and memory, never results.
+    """
+    return batch if isinstance(batch, int) else 128
 
 
 def materialize(tree: Any) -> Any:

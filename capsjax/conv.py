@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from capsjax import winograd
-from capsjax.backend import backend
+from capsjax.backend import backend, typical_size
 from capsjax.precision import product
 
 IMPLEMENTATIONS = ("xla", "im2col", "winograd")
@@ -103,7 +103,7 @@ def _fastest(x_shape, w_shape, stride) -> str:
     """Choose the implementation by the backend and by counts of operations."""
     if backend() != "cpu":
         return "xla"
-    B, H, W, C = x_shape
+    B, H, W, C = x_shape = (typical_size(x_shape[0]), *x_shape[1:])
     k, _, _, O = w_shape
     patches = B * ((H - k) // stride + 1) * ((W - k) // stride + 1) * k * k * C
     im2col = patches * (O + (GATHER if C > FEW_CHANNELS else 0))

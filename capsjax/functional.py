@@ -38,8 +38,8 @@ def from_module(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         ``nnx.BatchStat``; it has no random state.
 
     Returns:
-      The functions ``init(key)``, which returns a nested dictionary of arrays, and
-      ``apply(params, ...)``, which calls the module, or with ``method="name"`` one of its methods.
+      The functions ``init(key)``, which returns a nested dictionary of arrays whose keys are all
+      strings (those of a list are "0", "1", ...), and ``apply(params, ...)``, which calls the module, or with ``method="name"`` one of its methods.
       If the module has statistics (``nnx.BatchStat``), ``init`` returns :class:`Variables`, which
       ``apply`` takes in place of the dictionary.
 
@@ -68,15 +68,18 @@ def from_module(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     """
     abstract = nnx.eval_shape(lambda: make_module(nnx.Rngs(0)))
     graph, params, stats, others = nnx.split(abstract, nnx.Param, nnx.BatchStat, ...)
+    abstract_params, abstract_stats = map(nnx.to_pure_dict, (params, stats))
     if others := {type(v).__name__ for _, v in nnx.to_flat_state(others)}:
         names = ", ".join(sorted(others))
         raise TypeError(f"only nnx.Param and nnx.BatchStat can be made functional, not {names}")
     has_state = bool(stats)
 
+    def values(module, kind):
+        return _with_text_keys(nnx.to_pure_dict(nnx.state(module, kind)))
+
     def init(key):
         module = make_module(nnx.Rngs(key))
-        params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
-        return join(params, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat)))
+        return join(values(module, nnx.Param), values(module, nnx.BatchStat))
 
     def apply(
         variables,
@@ -90,7 +93,8 @@ def from_module(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         if bool(stats) != has_state:
             needed = "Variables(params, state)" if has_state else "parameters alone"
             raise TypeError(f"the variables of this network are {needed}, as init returns them")
-        module = nnx.merge(graph, params, *([stats] if has_state else []))
+        state = _like(abstract_params, params), _like(abstract_stats, stats)
+        module = nnx.merge(graph, *state[: 1 + has_state])
         if has_state and train:
             module.train(axis_name=axis_name)
         elif has_state:
@@ -98,9 +102,30 @@ def from_module(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         output = getattr(module, method)(*args, **kwargs)
         if not train:
             return output
-        return output, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat)) if has_state else ()
+        return output, values(module, nnx.BatchStat) if has_state else ()
 
     return Model(init, apply, has_state)
+
+
+def _with_text_keys(tree: Any) -> Any:
+    """Make the integer keys of lists strings, as ``jax.export`` and file formats need them."""
+    if not isinstance(tree, dict):
+        return tree
+    return {str(key): _with_text_keys(value) for key, value in tree.items()}
+
+
+def _like(template: Any, tree: Any) -> Any:
+    """Undo :func:`_with_text_keys`: give a tree the types of the template's keys.
+
+    A tree of another structure is returned as it is, for Flax to say what is wrong with it.
+    """
+    if not (isinstance(template, dict) and isinstance(tree, dict)):
+        return tree
+    keys = {str(key): key for key in template}
+    return {
+        keys.get(str(key), key): _like(template.get(keys.get(str(key))), value)
+        for key, value in tree.items()
+    }
 
 
 def split(variables: Any) -> tuple[Any, Any]:

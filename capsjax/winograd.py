@@ -47,7 +47,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from capsjax.backend import materialize
+from capsjax.backend import materialize, typical_size
 from capsjax.precision import product
 
 # The number of multiplications in a matrix product that take as long as copying a sample and, in
@@ -129,6 +129,7 @@ def _cheapest(x_shape, w_shape, stride) -> tuple[int, int]:
         outputs = (size - w_shape[0]) // stride + 1
         return sorted({-(-outputs // out) for out in range(1, outputs + 1)})
 
+    x_shape = (typical_size(x_shape[0]), *x_shape[1:])
     every = itertools.product(*map(numbers, x_shape[1:3]))
     return min(every, key=lambda tiles: cost(x_shape, w_shape, stride, tiles))
 

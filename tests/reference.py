@@ -232,7 +232,7 @@ def decode(params, pose, kept, image_shape):
     for j in range(len(pose)):
         x += [p if j == kept else 0 * p for p in pose[j]]
     x = np.array(x)
-    layers = [params["layers"][n] for n in range(len(params["layers"]))]
+    layers = [params["layers"][str(n)] for n in range(len(params["layers"]))]
     for layer in layers[:-1]:
         x = positive(dense(x, layer))
     return (1 / (1 + np.exp(-dense(x, layers[-1])))).reshape(image_shape)
@@ -271,7 +271,7 @@ def cnn(params, image, pool):
     """Zero-padded convolutions with ReLU, 2x2 maxima, dense layers; logits."""
     x = image
     for n in range(len(params["convs"])):
-        layer = params["convs"][n]
+        layer = params["convs"][str(n)]
         k = layer["kernel"].shape[0]
         before, after = (k - 1) // 2, k // 2
         x = np.pad(x, ((before, after), (before, after), (0, 0)))

@@ -9,7 +9,7 @@ allows that, and otherwise on tiles of votes (:mod:`capsjax.routing.tiles`).
 import chex
 import jax
 
-from capsjax.backend import backend
+from capsjax.backend import backend, typical_size
 from capsjax.precision import accumulator
 from capsjax.routing.accelerated import select_kernels
 from capsjax.routing.agreement import PassKernels, agreement_passes, check_inputs
@@ -104,7 +104,7 @@ def route(
     check_choice("gradient", gradient, GRADIENTS)
     check_choice("votes", votes, VOTES)
     sizes = _check(routing, params, u, W, activation, VOTES[votes])
-    votes_bytes = 4 * u.shape[0] * sizes.I * sizes.J * sizes.D
+    votes_bytes = 4 * typical_size(u.shape[0]) * sizes.I * sizes.J * sizes.D
     has_kernels = has_pass_kernels(routing, votes)
     if implementation in PALLAS or (implementation == "auto" and has_kernels):
         implementation = select_kernels(implementation)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from capsjax.backend import materialize
+from capsjax.backend import materialize, typical_size
 from capsjax.precision import accumulator
 from capsjax.routing.agreement import PassInputs, PassKernels, even_coupling
 from capsjax.routing.normalizers import normalize
@@ -148,7 +148,7 @@ def _outer(x, y):
 
 def _tile_size(inputs: PassInputs) -> int:
     (K, I, B), J = inputs.u.shape, inputs.W.shape[2]
-    tile = max(1, TILE_BYTES // max(1, 4 * J * K * B))
+    tile = max(1, TILE_BYTES // max(1, 4 * J * K * typical_size(B)))
     if I <= 2 * tile:
         return I  # no loop, no copies
     tiles = -(-I // tile)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from capsjax.backend import typical_size
 from capsjax.routing.base import InputCapsules, Routing, Sizes
 from capsjax.routing.passes import BatchedPasses, initial_routing_state
 from capsjax.votes import Votes
@@ -38,7 +39,7 @@ def tile_passes(
         divided["W"] = W
     inputs = TileInputs(u, activation, divided, None if votes.per_input_capsule else W)
     unit = votes.unit(W)
-    tile = unit * max(1, TILE_BYTES // max(1, 4 * u.shape[0] * sizes.J * sizes.D * unit))
+    tile = unit * max(1, TILE_BYTES // max(1, 4 * typical_size(u.shape[0]) * sizes.J * sizes.D * unit))
     tile = min(tile, sizes.I)
     start, statistics = _functions_of_a_tile(routing, votes, unit)
 

@@ -41,7 +41,7 @@ class CapsNet(nn.Module):
                 layer.weight.copy_(_tensor(p["kernel"]).permute(3, 2, 0, 1))
                 layer.bias.copy_(_tensor(p["bias"]))
             for n, layer in enumerate(self.decoder):
-                p = params["decoder"]["layers"][n]
+                p = params["decoder"]["layers"][str(n)]
                 layer.weight.copy_(_tensor(p["kernel"]).T)
                 layer.bias.copy_(_tensor(p["bias"]))
         self.to(memory_format=torch.channels_last)

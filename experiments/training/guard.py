@@ -84,7 +84,7 @@ def make_measure(setup: Setup) -> Callable | None:
         layers = setup.model.apply(variables, images, method="capsules")
         states = {}
         for path, (_, activation) in layers.items():
-            own = functools.reduce(lambda tree, name: tree[name], _path(path), grads)
+            own = functools.reduce(lambda tree, name: tree[name], path.split("/"), grads)
             squares = [jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(own)]
             states[path] = LayerState(
                 jnp.mean(activation),
@@ -106,10 +106,6 @@ def _has_one_class(setup: Setup) -> bool:
     """Returns whether the label of an example is a class, and not a pair of digits."""
     example = jax.eval_shape(setup.pipeline.example, jax.random.key(0), setup.pipeline.source, 0)
     return getattr(example[1], "shape", None) == ()
-
-
-def _path(path: str) -> list:
-    return [int(name) if name.isdigit() else name for name in path.split("/")]
 
 
 def row(states: dict[str, LayerState]) -> dict[str, list[float]]:

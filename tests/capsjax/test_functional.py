@@ -49,7 +49,7 @@ def test_vmap_over_seeds():
     model = from_module(lambda rngs: Decoder(2, (), (1, 2, 1), rngs=rngs))
     keys = jax.random.split(KEY, 2)
     many = jax.jit(jax.vmap(model.init))(keys)
-    kernels = np.asarray(many["layers"][0]["kernel"])
+    kernels = np.asarray(many["layers"]["0"]["kernel"])
     assert abs(kernels[0] - kernels[1]).max() > 0.1
     for n in range(2):
         for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(model.init(keys[n])), strict=True):
@@ -84,15 +84,15 @@ def test_network_with_statistics():
     assert model.has_state and not create_model(TINY).has_state
     params, state = variables = model.init(KEY)
     assert isinstance(variables, Variables)
-    assert params["layers"][0].keys() == {"scale", "bias"}
+    assert params["layers"]["0"].keys() == {"scale", "bias"}
     assert jax.tree.map(np.shape, state) == {"layers": {0: {"mean": (2,), "var": (2,)}}}
     assert count_parameters(variables) == 4 + 3
 
     x = np.array([[1.0, 2.0], [3.0, -2.0]], np.float32)
     y, after = model.apply(variables, x, method="first", train=True)
     np.testing.assert_allclose(y, [[-1, 1], [1, -1]], atol=1e-3)
-    np.testing.assert_allclose(after["layers"][0]["mean"], [1, 0])
-    np.testing.assert_array_equal(state["layers"][0]["mean"], 0)  # nothing is changed in place
+    np.testing.assert_allclose(after["layers"]["0"]["mean"], [1, 0])
+    np.testing.assert_array_equal(state["layers"]["0"]["mean"], 0)  # nothing is changed in place
     y = model.apply(Variables(params, after), x, method="first")
     exact = (x - [1, 0]) / np.sqrt([1.5, 4.5])  # half of 1 and of the unbiased 2 and 8
     np.testing.assert_allclose(y, exact, rtol=1e-3)

@@ -120,7 +120,7 @@ def test_deep_network_equals_reference(x64):
     for n in range(2):
         u = primary_capsules(params, x[n], 3)
         for layer, grid, kernel in LAYERS:
-            p = params["layers"][layer]
+            p = params["layers"][str(layer)]
             votes = [reference.prediction_vectors(s, p["kernel"]) for s in seen(u, grid, kernel)]
             routed = [loops.dynamic(v, 3, bias=p["bias"], squash="exponential") for v in votes]
             u = np.concatenate([one.pose for one in routed])
@@ -142,7 +142,7 @@ def test_mean_poses_are_normalized_between_layers(x64, pose_norm):
     for n in range(2):
         u = primary_capsules(params, x[n], 3)
         for layer, grid, kernel in LAYERS:
-            W = params["layers"][layer]["kernel"]
+            W = params["layers"][str(layer)]["kernel"]
             votes = [reference.prediction_vectors(s, W) for s in seen(u, grid, kernel)]
             u = np.concatenate([loops.kde(v, 3, DEEP.squash).pose for v in votes])
             if pose_norm == "auto":
@@ -220,7 +220,7 @@ def test_class_capsules_receive_coordinates_of_their_input_grid(x64, schedule):
     config = dataclasses.replace(DEEP, routing="uniform", routing_schedule=schedule, **changes)
     model, params, x = in_float64(config, 1)
     u = primary_capsules(params, x[0], 4)
-    W = params["layers"][0]["kernel"]
+    W = params["layers"]["0"]["kernel"]
     votes = [reference.prediction_vectors(s, W) for s in seen(u, (4, 3), 2)]
     u = np.array([loops.uniform(v, squash="exponential").pose for v in votes])
     for position, (row, column) in enumerate(np.ndindex(3, 2)):

@@ -22,7 +22,7 @@ def inverted_attention(params, u, iterations):
     Every layer is computed once from the one below. Then, in each of the other iterations, all
     layers take the poses of both the layer below and their own from the iteration before.
     """
-    layers = [params["layers"][0], params["layers"][1], params["classes"]]
+    layers = [params["layers"]["0"], params["layers"]["1"], params["classes"]]
 
     def layer_poses(number, inputs, own):
         p, out = layers[number], []

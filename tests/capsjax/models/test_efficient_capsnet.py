@@ -140,7 +140,7 @@ def test_efficient_presets_have_the_tested_options(name):
 def test_initial_weights_are_those_of_the_authors_code():
     """Keras: he_normal sqrt(2 / fan-in), cut at two deviations; glorot_uniform and so on."""
     params, state = create_model(PRESETS["capsnet_efficient"]).init(jax.random.key(0))
-    np.testing.assert_array_equal(state["norms"][3]["mean"], np.zeros(128))
+    np.testing.assert_array_equal(state["norms"]["3"]["mean"], np.zeros(128))
 
     def check(kernel, deviation, largest):
         kernel = np.asarray(kernel)
@@ -153,14 +153,14 @@ def test_initial_weights_are_those_of_the_authors_code():
 
     check_he(params["conv"]["kernel"], 5 * 5)
     for n, channels in enumerate((32, 64, 64)):
-        check_he(params["more_convs"][n]["kernel"], 3 * 3 * channels)
+        check_he(params["more_convs"][str(n)]["kernel"], 3 * 3 * channels)
     limit = np.sqrt(6 / (81 + 81 * 128))
     check(params["primary"]["conv"]["kernel"], limit / np.sqrt(3), limit)
     check_he(params["classes"]["kernel"], 16 * 10 * 8)
-    check_he(params["decoder"]["layers"][0]["kernel"], 160)
-    check_he(params["decoder"]["layers"][1]["kernel"], 512)
+    check_he(params["decoder"]["layers"]["0"]["kernel"], 160)
+    check_he(params["decoder"]["layers"]["1"]["kernel"], 512)
     last = np.sqrt(2 / (1024 + 784))
-    check(params["decoder"]["layers"][2]["kernel"], last, 2 * last / 0.87962566103423978)
+    check(params["decoder"]["layers"]["2"]["kernel"], last, 2 * last / 0.87962566103423978)
     params = create_model(PRESETS["capsnet_efficient_smallnorb"]).init(jax.random.key(0))
     together = np.concatenate([x for norm in params["norms"].values() for x in norm.values()])
     check(together, 0.1 / np.sqrt(12), 0.05)

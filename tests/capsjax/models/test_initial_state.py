@@ -56,7 +56,7 @@ def initial_state(name, background="black", **changes):
         variables = model.init(key)
         grads, *_ = make_gradient(loss)(variables, images, labels, key)
         layers = model.apply(variables, images, method="capsules")
-        own = {path: functools.reduce(_child, path.split("/"), grads) for path in layers}
+        own = {path: functools.reduce(lambda tree, name: tree[name], path.split("/"), grads) for path in layers}
         norms = {
             path: jnp.sqrt(sum(jnp.sum(x.astype(jnp.float32) ** 2) for x in jax.tree.leaves(tree)))
             for path, tree in own.items()
@@ -64,10 +64,6 @@ def initial_state(name, background="black", **changes):
         return {path: jnp.mean(x.activation) for path, x in layers.items()}, norms
 
     return jax.device_get(measure(jax.random.key(0, impl="rbg")))
-
-
-def _child(tree, name):
-    return tree[int(name) if name.isdigit() else name]
 
 
 def check(name, background="black", **changes):
