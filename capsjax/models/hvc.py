@@ -213,5 +213,5 @@ class HVCNet(nnx.Module):
         """
         lengths = jnp.stack([safe_norm(v) for v in self.class_capsules(images)], -1)
         if self.config.merge == "learned":
-            lengths = lengths * self.shares[...]
+            lengths = lengths * self.shares[...][None, None]
         return Prediction(jnp.sum(self.merge_norm(lengths), -1).astype(jnp.float32))

@@ -11,10 +11,12 @@ def _glorot_of_types(kernel: int) -> Initializer:
     """Glorot's uniform distribution as in the authors' code of VB routing.
 
     Fan-in and fan-out of matrices ``[I, J, P, P]`` count the components of the poses of all types
-    at all positions of a square of side ``kernel``.
+    at all positions of a square of side ``kernel``. Other shapes get the usual distribution.
     """
 
     def draw(key, shape, dtype):
+        if len(shape) != 4 or shape[2] != shape[3]:
+            return init.glorot_uniform()(key, shape, dtype)
         (I, J, P, _), square = shape, kernel * kernel
         most = (6 / ((I + square * J) * P * P)) ** 0.5
         return init.uniform(2 * most)(key, shape, dtype) - most

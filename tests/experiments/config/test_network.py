@@ -83,7 +83,11 @@ def test_loss_is_the_routings_own_unless_given(given, loss):
         (["--preset=deep", "--depth=4"], {"capsule_layers": ((8, 3, 1), (8, 3, 1), (8, 2, 1))}),
         (["--preset=deep", "--depth=2"], {"capsule_layers": ((8, 3, 1),)}),
         (["--preset=deep", "--depth=1"], {"capsule_layers": ()}),
-        (["--preset=matrix", "--depth=2"], {"capsule_layers": ((16, 3, 2),)}),
+        (["--preset=matrix", "--depth=2"], {"capsule_layers": ((32, 3, 2),)}),
+        (["--preset=matrix"], {"pose_norm": "none", "init": "hinton", "routing_iterations": 3}),
+        (["--preset=matrix", "--routing=kde"], {"pose_norm": "auto", "init": "lecun"}),
+        (["--preset=vb"], {"pose_norm": "batch", "init": "vb", "routing": "vb"}),
+        (["--preset=vb", "--pose_norm=none"], {"pose_norm": "none"}),
         (["--depth=1"], {"capsule_layers": ()}),
         (
             ["--primary_types=3", "--primary_pose=4", "--class_pose=5"],
