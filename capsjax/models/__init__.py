@@ -40,6 +40,7 @@ PRESETS: dict[str, Config] = {
     "capsnet_svhn": CapsNetConfig(
         image_shape=(32, 32, 3), conv_channels=64, primary_types=16, primary_pose=6, class_pose=8
     ),
+    # The presets below this line that name no publication are not published networks.
     # A sixteenth of the arithmetic of capsnet_mnist, for comparisons on a small machine.
     "capsnet_small": CapsNetConfig(conv_channels=64, primary_types=8, decoder=(128, 256)),
     # Efficient-CapsNet, see capsjax.models.efficient.
