@@ -12,7 +12,6 @@ import jax.numpy as jnp
 
 from experiments import UserError
 
-
 LARGE = 64  # side from which images are halved; smaller ones count as prepared
 
 
