@@ -1,5 +1,6 @@
 """EM routing (Hinton, Sabour & Frosst 2018): output capsules are Gaussians over votes."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -124,37 +125,10 @@ def em(
     if inverse_temperature is None:
         inverse_temperature = chosen.inverse_temperature
 
-    def init_params(key, sizes):
-        return _initial_betas(chosen, key, sizes.J)
-
-    def init(params, first):
-        zero = jnp.zeros_like(first.votes[0, :, 0])
-        mean = jnp.zeros_like(first.votes[0]) if chosen.kept else first.votes[0]
-        return State(mean, jnp.ones_like(mean), zero)
-
-    def logits(params, capsules, state, t):
-        if t == 0:
-            return jnp.zeros(capsules.votes.shape[:2], capsules.votes.dtype)
-        distance = jnp.square(capsules.votes - state.mean[None]) / (2 * state.variance[None])
-        normalizer = jnp.sum(jnp.log(2 * jnp.pi * state.variance), -1) / 2
-        log_a = jax.nn.log_sigmoid(state.activation_logit)
-        return (log_a - normalizer)[None] - jnp.sum(distance, -1)
-
-    def accumulate(params, capsules, coupling, state, t):
-        return sums(coupling * capsules.activation[:, None], capsules.votes, state.mean)
-
     def update(params, stats, state, t):
-        m = moments(stats, state.mean)
-        mean, variance = m.mean, m.variance + chosen.variance_floor
-        if chosen.kept:
-            change = mean - state.mean
-            mean = mean - chosen.kept * change
-            variance = variance + jnp.square(chosen.kept * change)
-        D = variance.shape[1]
-        beta_a, beta_u = _betas(chosen, params)
-        cost = (D * beta_u + jnp.sum(jnp.log(variance), -1) / 2) * m.weight
+        mean, variance, cost = _m_step(chosen, params, stats, state)
         annealed = inverse_temperature * (1 - 0.95 ** (t + 1))
-        return State(mean, variance, annealed * (beta_a - scale * cost))
+        return State(mean, variance, annealed * (_betas(chosen, params)[0] - scale * cost))
 
     def for_sizes(sizes, votes):
         return em(
@@ -167,12 +141,12 @@ def em(
     return Routing(
         "em",
         iterations,
-        init=init,
-        logits=logits,
-        accumulate=accumulate,
+        init=functools.partial(_init, chosen),
+        logits=_logits,
+        accumulate=_accumulate,
         update=update,
         finalize=lambda params, state: (state.mean, jax.nn.sigmoid(state.activation_logit)),
-        init_params=init_params,
+        init_params=functools.partial(_initial_betas, chosen),
         for_sizes=for_sizes if cost_scale is None else None,
         traits=RoutingTraits(
             loss="spread",
@@ -187,8 +161,9 @@ def em(
     )
 
 
-def _initial_betas(constants, key, J):
+def _initial_betas(constants, key, sizes):
     """Return the parameters before training."""
+    J = sizes.J
     beta_a, beta_u = jnp.full(J, constants.beta_a), jnp.full(J, constants.beta_u)
     if constants.beta_a_deviation:
         drawn = jax.random.truncated_normal(key, -2, 2, (J,))
@@ -202,4 +177,37 @@ def _initial_betas(constants, key, J):
 def _betas(constants, params):
     """Return beta_a and beta_u, the parameters in their units."""
     units = {"beta_a": constants.beta_a_unit, "beta_u": constants.beta_u_unit}
-    return (params[name] if unit == 1 else unit * params[name] for name, unit in units.items())
+    return [params[name] if unit == 1 else unit * params[name] for name, unit in units.items()]
+
+
+def _init(constants, params, first):
+    zero = jnp.zeros_like(first.votes[0, :, 0])
+    mean = jnp.zeros_like(first.votes[0]) if constants.kept else first.votes[0]
+    return State(mean, jnp.ones_like(mean), zero)
+
+
+def _logits(params, capsules, state, t):
+    """The E-step before its softmax."""
+    if t == 0:
+        return jnp.zeros(capsules.votes.shape[:2], capsules.votes.dtype)
+    distance = jnp.square(capsules.votes - state.mean[None]) / (2 * state.variance[None])
+    normalizer = jnp.sum(jnp.log(2 * jnp.pi * state.variance), -1) / 2
+    log_a = jax.nn.log_sigmoid(state.activation_logit)
+    return (log_a - normalizer)[None] - jnp.sum(distance, -1)
+
+
+def _accumulate(params, capsules, coupling, state, t):
+    return sums(coupling * capsules.activation[:, None], capsules.votes, state.mean)
+
+
+def _m_step(constants, params, stats, state):
+    """Return mean and variance ``[J, D]``, and the cost ``[J]`` before its scale."""
+    m = moments(stats, state.mean)
+    mean, variance = m.mean, m.variance + constants.variance_floor
+    if constants.kept:
+        change = mean - state.mean
+        mean = mean - constants.kept * change
+        variance = variance + jnp.square(constants.kept * change)
+    _, beta_u = _betas(constants, params)
+    D = variance.shape[1]
+    return mean, variance, (D * beta_u + jnp.sum(jnp.log(variance), -1) / 2) * m.weight

@@ -20,6 +20,8 @@ SMALLEST = {
     "capsnet_efficient": 27,
     "capsnet_efficient_multimnist": 29,
     "capsnet_efficient_smallnorb": 47,
+    "capsnet_gritzman": 13,
+    "capsnet_m5": 28,
 }
 
 
