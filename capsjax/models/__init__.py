@@ -1,4 +1,8 @@
-"""Whole networks, their configurations, and presets for the networks of the literature."""
+"""Whole networks, their configurations, and presets for the networks of the literature.
+
+Presets of a publication say beside them, or in the module that they come from, what is as published
+and what is not. ``small``, ``deep``, ``tiny`` and ``mnist_small`` are not published networks.
+"""
 
 import dataclasses
 
@@ -29,6 +33,9 @@ __all__ = [
 Config = CapsNetConfig | CNNConfig | HVCConfig
 
 PRESETS: dict[str, Config] = {
+    # Of Sabour, Frosst & Hinton (2017). Sizes are those of the text; it does not say whether there is
+    # a decoder for other data than MNIST and MultiMNIST. Initial weights and what else differs
+    # between text and code are recipes, see capsjax.recipes.
     "capsnet_mnist": CapsNetConfig(),
     "capsnet_multimnist": CapsNetConfig(image_shape=(36, 36, 1)),
     "capsnet_affnist": CapsNetConfig(image_shape=(40, 40, 1)),
@@ -40,7 +47,6 @@ PRESETS: dict[str, Config] = {
     "capsnet_svhn": CapsNetConfig(
         image_shape=(32, 32, 3), conv_channels=64, primary_types=16, primary_pose=6, class_pose=8
     ),
-    # The presets below this line that name no publication are not published networks.
     # A sixteenth of the arithmetic of capsnet_mnist, for comparisons on a small machine.
     "capsnet_small": CapsNetConfig(conv_channels=64, primary_types=8, decoder=(128, 256)),
     # Efficient-CapsNet, see capsjax.models.efficient.
