@@ -33,8 +33,8 @@ __all__ = [
 Config = CapsNetConfig | CNNConfig | HVCConfig
 
 PRESETS: dict[str, Config] = {
-    # Of Sabour, Frosst & Hinton (2017). Sizes are those of the text; it does not say whether there is
-    # a decoder for other data than MNIST and MultiMNIST. Initial weights and what else differs
+    # Of Sabour, Frosst & Hinton (2017). Sizes are those of the text; it does not say whether there
+    # is a decoder for other data than MNIST and MultiMNIST. Initial weights and what else differs
     # between text and code are recipes, see capsjax.recipes.
     "capsnet_mnist": CapsNetConfig(),
     "capsnet_multimnist": CapsNetConfig(image_shape=(36, 36, 1)),
