@@ -26,9 +26,9 @@ As published (P: paper, C: code):
 
 Not as published: C adds 1e-7 to sums of weights in convolutional layers and 1e-5 in the last, and
 has a mean over the classes in the loss; weight decay (2e-7 times half the squares) is left out;
-the flags of a run set batches of 64 and Adam at 0.01 times 0.96 every 20,000 steps, and their
-defaults are those of Sabour et al. (2017). For ``matrix_small`` the paper does not say which row of
-its table it is.
+the flags of a run set batches of 64 and Adam at 0.01 (C; 0.003 in what Gritzman quotes of the
+authors) times 0.96 every 20,000 steps, and their defaults are those of Sabour et al. (2017). For
+``matrix_small`` the paper does not say which row of its table it is.
 
 ``gritzman`` is the network of Gritzman, "Avoiding Implementation Pitfalls of Matrix Capsules with
 EM Routing by Hinton et al." (2019) and its code (IBM/matrix-capsules-with-em-routing).
