@@ -320,7 +320,8 @@ def losses(config, x, labels, steps, rate):
         loss = capsnet_loss(model, loss=traits.loss, logit=traits.scores_are_logits)
     optimizer = adam(rate)
     first = state = init_state(model, optimizer, jax.random.key(0))
-    step = jax.jit(make_train_step(loss, optimizer, total_steps=1000))
+    # So many that the margin of the spread loss stays as it is at the start.
+    step = jax.jit(make_train_step(loss, optimizer, total_steps=10**9))
     found = []
     for n in range(steps):
         state, metrics = step(state, x, labels, jax.random.key(n))
