@@ -31,10 +31,12 @@ from capsjax.losses import (
 )
 from capsjax.masks import argmax_mask, label_mask, mask_capsules
 from capsjax.models import CNN, PRESETS, CapsNet, CapsNetConfig, CNNConfig, Prediction, preset
-from capsjax.modules import PrimaryCapsules, RoutedCapsules
+from capsjax.modules import RoutedCapsules
 from capsjax.normalization import BatchNorm, InstanceNorm
 from capsjax.objectives import LOSSES, capsnet_loss, cross_entropy_loss
+from capsjax.placed_capsules import PlacedCapsules
 from capsjax.plain_layers import Conv, Decoder
+from capsjax.primary_capsules import PrimaryCapsules
 from capsjax.recipes import RECIPES
 from capsjax.routing import (
     ROUTINGS,
@@ -75,6 +77,7 @@ __all__ = [
     "LOSSES",
     "Model",
     "PRESETS",
+    "PlacedCapsules",
     "Prediction",
     "PrimaryCapsules",
     "RECIPES",

@@ -1,4 +1,4 @@
-"""Normalization of feature maps, with a learned scale and offset for each channel."""
+"""Normalization of feature maps, by channel, with learned scales and offsets where wanted."""
 
 import chex
 import jax
@@ -31,11 +31,22 @@ class BatchNorm(nnx.Module):
       momentum: the share mu of the running statistics that a step keeps: 0.99 is the default of
         Keras, 0.9 that of PyTorch, which calls it 0.1.
       epsilon: added to the variance: 1e-3 is the default of Keras, 1e-5 that of PyTorch.
+      scale: whether there is a learned scale gamma; otherwise it is 1.
+      offset: whether there is a learned offset beta; otherwise it is 0.
     """
 
-    def __init__(self, channels: int, *, momentum: float = 0.99, epsilon: float = 1e-3):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        momentum: float = 0.99,
+        epsilon: float = 1e-3,
+        scale: bool = True,
+        offset: bool = True,
+    ):
         zeros, ones = jnp.zeros(channels, jnp.float32), jnp.ones(channels, jnp.float32)
-        self.scale, self.bias = nnx.Param(ones), nnx.Param(zeros)
+        self.scale = nnx.Param(ones) if scale else None
+        self.bias = nnx.Param(zeros) if offset else None
         self.mean, self.var = nnx.BatchStat(zeros), nnx.BatchStat(ones)
         self.momentum, self.epsilon = momentum, epsilon
         self.use_running_average, self.axis_name = False, None
@@ -109,8 +120,11 @@ class InstanceNorm(nnx.Module):
 
 def _affine(norm, x, mean, var):
     """Normalize with given statistics, then scale and add the offset."""
-    gain = jax.lax.rsqrt(_along(var, x) + norm.epsilon) * _along(norm.scale[...], x)
-    return (x - _along(mean, x)) * gain + _along(norm.bias[...], x)
+    gain = jax.lax.rsqrt(_along(var, x) + norm.epsilon)
+    if norm.scale is not None:
+        gain = gain * _along(norm.scale[...], x)
+    y = (x - _along(mean, x)) * gain
+    return y if norm.bias is None else y + _along(norm.bias[...], x)
 
 
 def _along(values, x):

@@ -1,5 +1,6 @@
 """Variational Bayes routing (Ribeiro, Leontidis & Kollias 2020): EM with priors."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ class State(NamedTuple):
     log_det: jax.Array  # [J] expected logarithm of the determinant of the precision
 
 
-def vb(iterations: int = 3) -> Routing:
+def vb(iterations: int = 3, *, standardized: bool = True) -> Routing:
     r"""Returns routing by variational Bayes.
 
     Ribeiro, Leontidis & Kollias, "Capsule Routing via Variational Bayes" (AAAI 2020). A
@@ -63,19 +64,23 @@ def vb(iterations: int = 3) -> Routing:
     :math:`\kappa` votes has variance 2 / kappa. Without it two output capsules would have energies
     of -1 and 1 whatever the votes are, and no gradient.
 
-    Not as published: the authors' code has no norm but normalizes the argument of the sigmoid over
-    the batch, betas included, which makes outputs depend on the other examples; without any, the
-    output capsules of a thousand input capsules are almost equal and learn far more slowly. Its
-    second batch normalization, of m, is replaced by the normalization of poses
-    between the layers of a network (:class:`capsjax.CapsNetConfig`), those of primary capsules by
-    none. Its loss is the cross-entropy of the softmax of activations; here activations are divided
-    by their sum (:func:`capsjax.losses.cross_entropy_of_lengths`).
+    That is not as published: the authors' code has no norm but normalizes the argument of the
+    sigmoid over the batch, betas included, and m as well, which makes outputs depend on the other
+    examples. Without any normalization the output capsules of a thousand input capsules are almost
+    equal and learn far more slowly. The published loss is the cross-entropy of the softmax of the
+    activations; here activations are divided by their sum
+    (:func:`capsjax.losses.cross_entropy_of_lengths`).
+
+    With ``standardized=False`` the activation is the argument of the sigmoid without norm, a logit,
+    for networks that normalize it over the batch: ``pose_norm="batch"`` of
+    :class:`capsjax.CapsNetConfig`, as in the preset ``vb``, whose loss is the published one.
 
     Parameters: ``beta_u`` and ``beta_a``, initially zero, ``[J]``. R passes. Pitfall: with one
     output capsule the activation carries no information. Safe for votes up to 1e15.
 
     Args:
       iterations: the number of passes.
+      standardized: see above.
 
     Raises:
       ValueError: iterations below one.
@@ -108,9 +113,10 @@ def vb(iterations: int = 3) -> Routing:
         logits=logits,
         accumulate=accumulate,
         update=_update,
-        finalize=_finalize,
+        finalize=functools.partial(_finalize, standardized=standardized),
         init_params=init_params,
         traits=RoutingTraits(
+            scores_are_logits=not standardized,
             loss="cross_entropy",
             primary_squash="none",
             primary_activation="sigmoid",
@@ -144,11 +150,14 @@ def _update(params, stats, state, t):
     )
 
 
-def _finalize(params, state):
+def _finalize(params, state, *, standardized):
     D = state.m.shape[1]
     entropy = D / 2 * math.log(2 * math.pi * math.e) - state.log_det / 2
-    energy = _normalized(jnp.exp(state.log_pi) * entropy, jnp.mean(state.kappa), D)
-    return state.m, jax.nn.sigmoid(params["beta_a"] - (energy + params["beta_u"]))
+    energy = jnp.exp(state.log_pi) * entropy
+    if standardized:
+        energy = _normalized(energy, jnp.mean(state.kappa), D)
+    logit = params["beta_a"] - (energy + params["beta_u"])
+    return state.m, jax.nn.sigmoid(logit) if standardized else logit
 
 
 def _normalized(energy, kappa, D):

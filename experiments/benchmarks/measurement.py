@@ -8,6 +8,7 @@ import sys
 import numpy as np
 
 from capsjax.models import CapsNetConfig
+from capsjax.models import Config as ModelConfig
 from experiments.benchmarks import throughput
 from experiments.benchmarks.throughput import TRAINING, flops_per_image
 from experiments.benchmarks.variants import make_variants
@@ -90,8 +91,10 @@ def measure(
     }
 
 
-def countable_flops(config: CapsNetConfig) -> int | None:
+def countable_flops(config: ModelConfig) -> int | None:
     """Returns the operations of a training image, or None for a network they are unknown of."""
+    if not isinstance(config, CapsNetConfig):
+        return None
     plain = not (config.capsule_layers or config.more_convs or config.primary_depthwise)
     return flops_per_image(config) if plain and config.conv_stride == 1 else None
 

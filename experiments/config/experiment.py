@@ -97,11 +97,12 @@ class Config:
         by="preset",
         roles="capsules",
     )
-    pose_norm: str = setting(
-        "auto",
+    pose_norm: str | None = setting(
+        None,
         "normalization of poses between routed layers. auto: by their root mean square, if poses "
-        "are means of votes. none: never",
+        "are means of votes. none: never. batch: over the batch, with --routing=vb",
         choices=POSE_NORMS,
+        by="preset",
         roles="capsules",
     )
     primary_types: int = setting(
@@ -118,7 +119,7 @@ class Config:
     )
     depth: int = setting(
         0,
-        "number of routed capsule layers of --preset=deep or matrix; 0: all",
+        "number of routed capsule layers of presets that have several; 0: all",
         low=0,
         roles="capsules",
     )

@@ -58,13 +58,18 @@ def preset_values(network: CapsNetConfig, routing: str | None) -> dict:
     """Returns what a preset says about the flags that have no default of their own.
 
     The squash of the preset does not apply to a routing that takes poses as they are. Initial
-    weights are those of the recipe, unless the preset has some of its own.
+    weights are those of the recipe, unless the preset has some of its own. Normalization of poses
+    and initial weights of matrix capsules are for the routing of the preset alone.
     """
     fields = dataclasses.fields(Config)
     values = {f.name: getattr(network, f.name) for f in fields if f.metadata.get("by") == "preset"}
     if not make_routing(routing or network.routing).traits.squash_primary:
         values["squash"] = "auto"
-    if network.init != CapsNetConfig.init:
+    other = routing not in (None, network.routing)
+    matrices = make_routing(network.routing).traits.poses_are_means
+    if other:
+        values["pose_norm"] = CapsNetConfig.pose_norm
+    if network.init != CapsNetConfig.init and not (other and matrices):
         values["init"] = network.init
     return values
 
@@ -134,6 +139,9 @@ def network_config(
                 raise UserError(
                     f"--{field} applies only to capsule networks, and --model={config.model} is "
                     "not one"
+                    if config.model == "cnn"
+                    else f"--{field} applies only to networks with routing, and "
+                    f"--preset={config.preset} has none"
                 )
     try:
         found = preset(name, **changes)
@@ -142,7 +150,10 @@ def network_config(
         raise UserError(f"{error}{what}") from error
     if isinstance(found, CapsNetConfig):
         return fit_image(found, image_shape)
-    return dataclasses.replace(found, image_shape=tuple(image_shape))
+    try:
+        return dataclasses.replace(found, image_shape=tuple(image_shape))
+    except ValueError as error:
+        raise UserError(f"--preset={config.preset}: {error}") from error
 
 
 def small_kernels(config: Config, network: ModelConfig) -> str:

@@ -167,7 +167,7 @@ def test_help_says_what_every_routing_is():
     assert "--routing:<" in shown and done.stderr == ""
     for name, (_, line) in ROUTINGS.items():
         assert re.sub(r"\s", "", f"{name}: {line}") in shown, name
-    assert shown.count("(default:thatofthepreset)") == 4
+    assert shown.count("(default:thatofthepreset)") == 5
 
 
 def test_files_of_flags_are_refused(tmp_path):
