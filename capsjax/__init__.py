@@ -34,6 +34,13 @@ from capsjax.models import CNN, PRESETS, CapsNet, CapsNetConfig, CNNConfig, Pred
 from capsjax.modules import PrimaryCapsules, RoutedCapsules
 from capsjax.normalization import BatchNorm, InstanceNorm
 from capsjax.objectives import LOSSES, capsnet_loss, cross_entropy_loss
+from capsjax.optimizers import (
+    OPTIMIZERS,
+    RATE_SCHEDULES,
+    adam,
+    make_optimizer,
+    make_schedule,
+)
 from capsjax.plain_layers import Conv, Decoder
 from capsjax.recipes import RECIPES
 from capsjax.routing import (
@@ -50,7 +57,6 @@ from capsjax.routing import (
 from capsjax.squash import SQUASHES, safe_norm, squash
 from capsjax.train import (
     TrainState,
-    adam,
     init_state,
     make_eval_step,
     make_gradient,
@@ -74,6 +80,7 @@ __all__ = [
     "InstanceNorm",
     "LOSSES",
     "Model",
+    "OPTIMIZERS",
     "PRESETS",
     "Prediction",
     "PrimaryCapsules",
@@ -83,6 +90,7 @@ __all__ = [
     "Routing",
     "RoutingOutput",
     "RoutingTraits",
+    "RATE_SCHEDULES",
     "SQUASHES",
     "Sizes",
     "TrainState",
@@ -106,7 +114,9 @@ __all__ = [
     "log_mean_coupling",
     "make_eval_step",
     "make_gradient",
+    "make_optimizer",
     "make_routing",
+    "make_schedule",
     "make_train_step",
     "margin_loss",
     "map_batches",

@@ -1,4 +1,4 @@
-"""The optimizer, the gradient and the training step.
+"""The gradient and the training step.
 
 A step is a pure function of a state, a batch and a key. The same function serves ``jax.jit`` and,
 with ``axis_name``, ``jax.shard_map`` and ``jax.pmap``.
@@ -28,64 +28,6 @@ class TrainState(NamedTuple):
     def variables(self) -> Any:
         """What ``Model.apply`` takes: the parameters, with the statistics if there are any."""
         return join(self.params, self.stats)
-
-
-def adam(
-    learning_rate: float = 1e-3,
-    decay_rate: float = 0.96,
-    decay_steps: int = 2000,
-    floor: float = 0.0,
-    *,
-    epsilon_hat: bool = False,
-) -> optax.GradientTransformation:
-    r"""Make Adam with the learning rate :math:`\max(\eta\, r^{t/T}, \eta_{min})` after t steps.
-
-    With the moments m and v of the gradients after t steps, the direction of a step is
-
-    .. math:: \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}
-
-    Args:
-      learning_rate: the initial rate, eta.
-      decay_rate: r, the factor by which the rate falls in every T steps.
-      decay_steps: T, in steps.
-      floor: the smallest rate, eta_min.
-      epsilon_hat: whether epsilon is added to the uncorrected :math:`\sqrt v`, as in TensorFlow,
-        which the authors' code uses; see :func:`scale_by_adam_epsilon_hat`.
-    """
-
-    def schedule(step):
-        # Not optax.exponential_decay: if decay_rate is one, it makes the floor an upper bound.
-        return jnp.maximum(learning_rate * decay_rate ** (step / decay_steps), floor)
-
-    if epsilon_hat:
-        return optax.chain(scale_by_adam_epsilon_hat(), optax.scale_by_learning_rate(schedule))
-    return optax.adam(schedule)
-
-
-def scale_by_adam_epsilon_hat(
-    b1: float = 0.9, b2: float = 0.999, epsilon: float = 1e-8
-) -> optax.GradientTransformation:
-    r"""Make Adam's direction with the epsilon of TensorFlow.
-
-    .. math:: \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t} \frac{m}{\sqrt v + \hat\epsilon}
-              = \frac{m / (1 - \beta_1^t)}
-                     {\sqrt{v / (1 - \beta_2^t)} + \hat\epsilon / \sqrt{1 - \beta_2^t}}
-
-    Kingma & Ba, "Adam" (2015), the end of section 2. Compared with ``optax.scale_by_adam``,
-    epsilon is 32 times as large in the first step and as large in the end. The state is the same.
-
-    Args:
-      b1, b2: factors by which the moments decay.
-      epsilon: epsilon hat.
-    """
-
-    def update(updates, state, params=None):
-        # `float` makes a weak type, which takes on that of the moments.
-        t = jax.lax.convert_element_type(state.count + 1, float)
-        corrected = epsilon / jnp.sqrt(1 - b2**t)
-        return optax.scale_by_adam(b1, b2, corrected).update(updates, state, params)
-
-    return optax.GradientTransformation(optax.scale_by_adam(b1, b2).init, update)
 
 
 def init_state(

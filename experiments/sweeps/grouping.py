@@ -45,7 +45,8 @@ def divide(
 
 
 def _must_be_alone(config: Config) -> bool:
-    return config.routing == "frozen" or config.diagnostics or config.profile > 0
+    measured = config.diagnostics or config.profile > 0
+    return config.routing == "frozen" or measured or config.max_minutes > 0
 
 
 def _max_size(config: Config, vmap: str) -> int:

@@ -49,20 +49,23 @@ def classify(config: Config, model_config: ModelConfig) -> Objective:
       UserError: the loss does not fit the routing.
     """
     model = functional.create_model(model_config)
-    if not isinstance(model_config, CapsNetConfig):
-        loss = objectives.cross_entropy_loss(model)
-        return Objective(model, loss, loss)
-    try:
-        loss = objectives.capsnet_loss(
+
+    def make_loss(label_smoothing):
+        if not isinstance(model_config, CapsNetConfig):
+            return objectives.cross_entropy_loss(model, label_smoothing=label_smoothing)
+        return objectives.capsnet_loss(
             model,
             loss=config.loss,
             logit=model_config.make_routing().traits.scores_are_logits,
             margin_weight=config.margin_weight,
             reconstruction_weight=config.reconstruction_weight,
+            label_smoothing=label_smoothing,
         )
+
+    try:
+        return Objective(model, make_loss(config.label_smoothing), make_loss(0.0))
     except ValueError as error:
         raise UserError(f"--loss={config.loss}: {error}") from error
-    return Objective(model, loss, loss)
 
 
 CLASSIFICATION = Task(

@@ -87,8 +87,10 @@ def pair_objective(config: MultiMNISTConfig, model_config: ModelConfig) -> Objec
     evaluation there are also those of :func:`segmentation`, and ``overlap``.
 
     Raises:
-      UserError: the loss does not fit the routing.
+      UserError: the loss does not fit the routing, or labels are to be smoothed.
     """
+    if config.label_smoothing:
+        raise UserError("--label_smoothing needs one class per image, and multimnist has two")
     model = functional.create_model(model_config)
     capsules = isinstance(model_config, CapsNetConfig)
     name = config.loss if capsules else "cross_entropy"

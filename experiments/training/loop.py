@@ -22,7 +22,7 @@ from experiments.training.devices import parallelize
 from experiments.training.evaluate import make_evaluate
 from experiments.training.metrics import Metrics
 from experiments.training.profiling import Profile
-from experiments.training.progress import Display, Stop
+from experiments.training.progress import Display, Stop, leave
 from experiments.training.setup import (
     banner,
     initial_state,
@@ -80,8 +80,7 @@ def run(program: Program, config: Config) -> dict:
             stepper = make_stepper(setup, evaluate)
             state, stopped = fit(setup, {0: training}, stepper, state, int(state.step), profile)
         if stopped:
-            print(f"stopped after step {state.step}; the same command continues", file=sys.stderr)
-            sys.exit(128 + stopped)
+            leave([setup], f"stopped after step {state.step}", stopped)
         seconds = time.monotonic() - started
         return write_summary(setup, state, workdir, training.metrics.rows, evaluate, seconds)
 
@@ -197,7 +196,7 @@ def fit(
       isolate: ``isolate(n)`` is the context in which run n is recorded.
 
     Returns:
-      The state, and 0 or the number of the signal that stopped training before the end.
+      The state, and 0 or what stopped training before the end: a signal, or TIME_IS_UP.
     """
     log_every, total = setup.config.log_every, total_steps(setup)
     save_every, block_steps = steps_between_saves(setup), steps_per_block(setup)
@@ -227,7 +226,7 @@ def fit(
 
     for n, run in runs.items() if step == 0 else ():
         inspect(step, stepper.select(state, n).variables, run.display, run.metrics.rows)
-    with Stop() as stop:
+    with Stop(setup.config.max_minutes) as stop:
         while runs and step < total and not stop.requested and not finished_early():
             block, within = divmod(step, block_steps)
             if orders is None or within == 0:
@@ -236,6 +235,7 @@ def fit(
             count = profile.count(min(log_every - step % log_every, most), most)
             state, sums = profile.run(stepper.advance, state, orders, count)
             step += count
+            stop.look_at_clock()
             for n, run in list(runs.items()):
                 with isolate(n):
                     record(n, run, count, sums)

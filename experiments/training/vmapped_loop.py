@@ -27,6 +27,7 @@ from experiments.training.checkpoints import Checkpoints
 from experiments.training.evaluate import make_evaluate
 from experiments.training.loop import Stepper, TrainingRun
 from experiments.training.profiling import Profile
+from experiments.training.progress import leave
 from experiments.training.setup import (
     banner,
     make_optimizer,
@@ -34,6 +35,7 @@ from experiments.training.setup import (
     random_keys,
     steps_per_block,
     steps_per_epoch,
+    total_steps,
 )
 from experiments.training.summary import write_summary
 from experiments.training.workdir import open_workdir
@@ -83,8 +85,7 @@ def run(program: Program, configs: list[Config]) -> None:
             loop.run(program, configs[0])
             return
         if stopped:
-            print("stopped; the same command continues", file=sys.stderr)
-            sys.exit(128 + stopped)
+            leave([one.setup for one in runs.values()], "stopped", stopped)
         for n, one in runs.items():
             write_summary(
                 one.setup,
@@ -139,7 +140,7 @@ def with_numbers(setup: Setup, numbers: dict[str, jax.Array]) -> Setup:
     """Returns a setup whose losses and optimizer are built from numbers that may be traced."""
     config = dataclasses.replace(setup.config, **numbers)
     _, loss, measure = setup.task.objective(config, setup.model_config)
-    optimizer = make_optimizer(config)
+    optimizer = make_optimizer(config, total_steps(setup))
     return setup._replace(config=config, loss=loss, measure=measure, optimizer=optimizer)
 
 
