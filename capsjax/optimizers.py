@@ -58,7 +58,7 @@ def make_schedule(
     - ``cosine``: :math:`\eta\, (1 + \cos(\pi (t - w) / (n - w))) / 2` (Loshchilov & Hutter 2017);
     - ``one_cycle``: from :math:`\eta / 25` along half a cosine up to :math:`\eta` in w steps, or
       in three tenths of the run without a warm-up, then down to :math:`\eta / 250000` (Smith &
-      Topin 2017, ``optax.cosine_onecycle_schedule``).
+      Topin 2017, with the numbers of ``optax.cosine_onecycle_schedule``).
 
     The first three rise linearly from zero in the w steps of the warm-up. No rate is below the
     floor.
@@ -94,19 +94,17 @@ def make_schedule(
     if name == "exponential" and not warmup_steps:
         return lambda step: jnp.maximum(exponential(step), floor)
     if name == "one_cycle":
-        share = warmup_steps / total_steps if warmup_steps else RISING_SHARE
-        rate = optax.cosine_onecycle_schedule(total_steps, learning_rate, share)
+        warmup_steps = warmup_steps or int(RISING_SHARE * total_steps)
+        rise = optax.cosine_decay_schedule(learning_rate / 25, max(warmup_steps, 1), alpha=25.0)
+        rate = optax.cosine_decay_schedule(learning_rate, total_steps - warmup_steps, alpha=4e-6)
+    elif name == "cosine":
+        rate = optax.cosine_decay_schedule(learning_rate, total_steps - warmup_steps)
     else:
-        rate = {
-            "constant": lambda: optax.constant_schedule(learning_rate),
-            "exponential": lambda: exponential,
-            "cosine": lambda: optax.cosine_decay_schedule(
-                learning_rate, total_steps - warmup_steps
-            ),
-        }[name]()
-        if warmup_steps:
-            rise = optax.linear_schedule(0.0, learning_rate, warmup_steps)
-            rate = optax.join_schedules([rise, rate], [warmup_steps])
+        rate = exponential if name == "exponential" else optax.constant_schedule(learning_rate)
+    if name != "one_cycle":
+        rise = optax.linear_schedule(0.0, learning_rate, max(warmup_steps, 1))
+    if warmup_steps:
+        rate = optax.join_schedules([rise, rate], [warmup_steps])
     # Optax divides the step by floats, which strict promotion of types allows for floats alone.
     return lambda step: jnp.maximum(rate(jnp.asarray(step, jnp.float32)), floor)
 

@@ -23,6 +23,7 @@ class TrainState(NamedTuple):
     params: Any
     opt_state: optax.OptState
     stats: Any = ()  # running statistics, () for networks without any
+    average: Any = ()  # of the parameters over the steps, () where none is kept
 
     @property
     def variables(self) -> Any:
@@ -31,11 +32,23 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-    model: Model, optimizer: optax.GradientTransformation, key: chex.PRNGKey
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    key: chex.PRNGKey,
+    *,
+    average: bool = False,
 ) -> TrainState:
-    """Make the state before the first step: initial variables and optimizer state."""
+    """Make the state before the first step: initial variables and optimizer state.
+
+    Args:
+      model: the network.
+      optimizer: an Optax transformation.
+      key: of the initial variables.
+      average: whether to keep averaged parameters, see ``ema`` of :func:`make_train_step`.
+    """
     params, stats = split(model.init(key))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), stats)
+    copy = jax.tree.map(jnp.copy, params) if average else ()
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), stats, copy)
 
 
 def make_gradient(loss: LossFn, *, axis_name: str | None = None) -> Callable:
@@ -85,8 +98,15 @@ def make_train_step(
     *,
     axis_name: str | None = None,
     total_steps: int | None = None,
+    ema: float = 0.0,
 ) -> Callable:
-    """Make a function that takes one step of gradient descent.
+    r"""Make a function that takes one step of gradient descent.
+
+    With an ``ema`` it also averages the parameters (Polyak & Juditsky 1992) after step t, with the
+    smaller decay at first that TensorFlow has:
+
+    .. math:: \bar\theta_t = d_t \bar\theta_{t-1} + (1 - d_t) \theta_t, \quad
+              d_t = \min(d, (1 + t) / (10 + t))
 
     Args:
       loss: see :func:`make_gradient`.
@@ -94,6 +114,7 @@ def make_train_step(
       axis_name: see :func:`make_gradient`.
       total_steps: the number of steps of the training run, for losses that change with its
         progress. If None, such a loss has its final form in every step.
+      ema: the decay d of averaged parameters, which the state must have; 0: there are none.
 
     Returns:
       ``step(state, images, labels, key) -> (state, metrics)``, to be wrapped in ``jax.jit``. Labels
@@ -108,7 +129,12 @@ def make_train_step(
         grads, metrics, stats = gradient(state.params, state.stats, *batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state, stats), metrics
+        average = state.average
+        if ema:
+            t = (state.step + 1).astype(jnp.float32)
+            share = 1 - jnp.minimum(ema, (1 + t) / (10 + t))
+            average = optax.incremental_update(params, average, share)
+        return TrainState(state.step + 1, params, opt_state, stats, average), metrics
 
     return step
 

@@ -68,6 +68,27 @@ class Optimization:
         high=0.99,
         roles="later",
     )
+    ema: float = setting(
+        0.0,
+        "decay of averaged weights, which are validated and reported in place of the last ones; "
+        "0: none",
+        low=0.0,
+        high=0.999999,
+        roles="later",
+    )
+    keep: str = setting(
+        "last",
+        "which weights are reported. last: those after the last step. best: those with the "
+        "smallest validation error",
+        choices=("last", "best"),
+        roles="later",
+    )
+    early_stopping: int = setting(
+        0,
+        "stop after this number of validations in succession without a smaller error; 0: never",
+        low=0,
+        roles="later",
+    )
     max_minutes: float = setting(
         0.0,
         "minutes of training after which the run stops at a checkpoint, to be continued by the "
@@ -81,8 +102,13 @@ def check_optimization(config) -> None:
     """Checks flags that contradict each other, in a (resolved) configuration.
 
     Raises:
-      UserError: label smoothing does not apply to the loss.
+      UserError: label smoothing does not apply to the loss, or there are no validation data to
+        choose on.
     """
+    for flag, given in (("keep", config.keep == "best"), ("early_stopping", config.early_stopping)):
+        if given and not config.validation_fraction:
+            value = getattr(config, flag)
+            raise UserError(f"--{flag}={value} needs validation data: raise --validation_fraction")
     loss = config.loss if config.model == "capsnet" else "cross_entropy"
     if config.label_smoothing and loss != "cross_entropy":
         raise UserError(

@@ -46,7 +46,8 @@ def divide(
 
 def _must_be_alone(config: Config) -> bool:
     measured = config.diagnostics or config.profile > 0
-    return config.routing == "frozen" or measured or config.max_minutes > 0
+    ends = config.max_minutes > 0 or config.early_stopping > 0
+    return config.routing == "frozen" or measured or ends
 
 
 def _max_size(config: Config, vmap: str) -> int:

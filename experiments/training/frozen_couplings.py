@@ -60,7 +60,7 @@ def log_couplings(setup: Setup, state: TrainState, folder: Path) -> jax.Array:
       folder: where the run is.
     """
     with Checkpoints(folder) as checkpoints:
-        variables = checkpoints.restore(state).variables
+        variables = checkpoints.restore_variables(state)
     # Only the naive implementation returns couplings.
     config = dataclasses.replace(setup.model_config, routing_implementation="naive")
     apply = functional.create_model(config).apply

@@ -67,14 +67,22 @@ class Display:
         self._bar.set_postfix_str(f"loss {means['loss']:.4f}, {accuracy}, {rate:.0f} images/s")
         self._bar.update(count)
 
-    def validated(self, step: int, values: dict[str, np.ndarray]) -> None:
-        """Writes and prints the validation error after an epoch."""
-        error = 100 * (1 - float(values["accuracy"].mean()))
+    def validated(self, step: int, values: dict, last: dict | None = None) -> None:
+        """Writes and prints the validation error after an epoch.
+
+        Args:
+          step: the number of steps done.
+          values: metrics of the validation data, each ``[N]``.
+          last: those of the last weights, where ``values`` are those of averaged ones.
+        """
+        row = {}
+        for metrics, suffix in ((values, ""), (last, "_last")):
+            if metrics is not None:
+                row[f"validation_error{suffix}"] = 100 * (1 - float(metrics["accuracy"].mean()))
+                row[f"validation_loss{suffix}"] = float(metrics["loss"].mean())
+        error = row["validation_error"]
         self._clock()
-        self._metrics.write(
-            self._where(step)
-            | {"validation_error": error, "validation_loss": float(values["loss"].mean())}
-        )
+        self._metrics.write(self._where(step) | row)
         self.say(
             f"epoch {-(-step // self._per_epoch)}/{self._epochs}: loss {self._row['loss']:.4f}, "
             f"validation error {error:.2f}%, {self._row['rate']:.0f} images/s"

@@ -1,6 +1,7 @@
 """Everything that follows from a configuration before training: data, network, first state."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax
@@ -170,6 +171,12 @@ def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
     )
 
 
+def first_state(setup: Setup, key: jax.Array) -> train.TrainState:
+    """Returns the state before the first step, for the key of the initial weights."""
+    average = setup.config.ema > 0
+    return train.init_state(setup.model, setup.optimizer, key, average=average)
+
+
 def initial_state(setup: Setup, *, couplings: bool = True) -> train.TrainState:
     """Returns the state before the first step, on all devices.
 
@@ -179,7 +186,7 @@ def initial_state(setup: Setup, *, couplings: bool = True) -> train.TrainState:
     """
     key, _ = random_keys(setup.config)
     init = jax.jit(
-        lambda key: train.init_state(setup.model, setup.optimizer, key),
+        functools.partial(first_state, setup),
         compiler_options=quick_to_compile(setup.devices),
     )
     state = init(key)

@@ -1,0 +1,166 @@
+"""Runs in stages equal undisturbed runs, bit for bit, with every flag of the optimization."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from helpers import (
+    TINY,
+    metrics_rows,
+    parse_mnist,
+    prepare_run,
+    read_json,
+    train,
+)
+
+from capsjax import OPTIMIZERS
+from experiments.config import UserError, continuation
+from experiments.tasks import figures
+from experiments.tasks.registry import find_program
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.setup import initial_state
+
+BASE = dataclasses.replace(
+    TINY,
+    steps=6,
+    batch_size=8,
+    log_every=2,
+    validate_every=3,
+    train_examples=60,
+    validation_fraction=0.2,
+    routing_iterations=1,
+    reconstruction=False,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fast():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "of_finished_run", lambda *_: [])
+        yield
+
+
+def saved(workdir, config):
+    """Returns everything in the newest checkpoint."""
+    state = initial_state(prepare_run(config))
+    with Checkpoints(workdir) as checkpoints:
+        return jax.device_get(checkpoints.restore_all(state))
+
+
+def stop_after_a_chunk(config, capsys):
+    """Trains until the first look at the clock; returns what the run prints."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        train(dataclasses.replace(config, max_minutes=1e-9))
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def assert_stages_make_no_difference(config, folder, capsys):
+    """Trains undisturbed, and in three stages; returns the summary."""
+    whole = dataclasses.replace(config, workdir=str(folder / "whole"))
+    parts = dataclasses.replace(config, workdir=str(folder / "parts"))
+    summary = train(whole)
+    for step in (2, 3):
+        out = stop_after_a_chunk(parts, capsys)
+        assert out.startswith(f"stopped after step {step}; to continue: python -m experiments.")
+        assert out.count("\n") == 1 and not (folder / "parts/summary.json").exists()
+    again = train(parts)
+    assert metrics_rows(folder / "parts") == metrics_rows(folder / "whole")
+    got, want = saved(folder / "parts", parts), saved(folder / "whole", whole)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    own = {"wall_seconds", "training_seconds", "images_per_second", "peak_memory_mb", "command"}
+    assert {k: v for k, v in again.items() if k not in own} == {
+        k: v for k, v in summary.items() if k not in own
+    }
+    return summary
+
+
+CASES = {
+    "lamb, cosine": {
+        "optimizer": "lamb",
+        "schedule": "cosine",
+        "warmup_steps": 2,
+        "weight_decay": 0.01,
+        "clip_norm": 1.0,
+    },
+    "averaged, best": {
+        "ema": 0.9,
+        "keep": "best",
+        "early_stopping": 5,
+        "loss": "cross_entropy",
+        "label_smoothing": 0.1,
+        "schedule": "one_cycle",
+    },
+    "statistics": {
+        "preset": "efficient",
+        "ema": 0.99,
+        "schedule": "constant",
+        "train_examples": 20,
+    },
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_stages_make_no_difference(name, tmp_path, capsys):
+    assert_stages_make_no_difference(dataclasses.replace(BASE, **CASES[name]), tmp_path, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_stages_make_no_difference_to_any_optimizer(name, tmp_path, capsys):
+    config = dataclasses.replace(BASE, optimizer=name, weight_decay=0.01, clip_norm=1.0)
+    with jax.numpy_dtype_promotion("standard"):  # which radam needs
+        assert_stages_make_no_difference(config, tmp_path, capsys)
+
+
+def test_a_limit_of_time_is_no_part_of_the_run(tmp_path):
+    config = dataclasses.replace(BASE, workdir="a b", max_minutes=2.0, ema=0.5)
+    assert "max_minutes" not in config.identity()
+    line = continuation(config, find_program("mnist").defaults)
+    assert line.endswith("'--workdir=a b' --cache_dir=none") or "'--workdir=a b'" in line
+    assert "--max_minutes=2.0" in line and "--ema=0.5" in line
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--keep=best", "--validation_fraction=0"], "--keep=best needs validation data"),
+        (["--early_stopping=3", "--validation_fraction=0"], "--early_stopping=3 needs validation"),
+        (["--label_smoothing=0.1"], "not to --loss=margin"),
+        (["--warmup_steps=9", "--steps=9"], "--warmup_steps=9 leaves none of the 9 steps"),
+    ],
+)
+def test_contradictions_are_refused_before_anything_is_written(flags, words, tmp_path):
+    place = ["--dataset=digits", "--preset=tiny", "--cache_dir=none", "--accelerator=cpu"]
+    config = parse_mnist(*place, f"--workdir={tmp_path / 'run'}", *flags)
+    with pytest.raises(UserError) as error:
+        train(config)
+    assert words in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_schedule_over_the_run_fixes_its_length(tmp_path):
+    short = dataclasses.replace(BASE, workdir=str(tmp_path / "run"), steps=2, schedule="cosine")
+    train(short)
+    with pytest.raises(UserError, match="steps=2 there, 3 here"):
+        train(dataclasses.replace(short, steps=3))
+    with pytest.raises(UserError, match="schedule=cosine there, exponential here"):
+        train(dataclasses.replace(short, schedule="exponential"))
+    names = {dataclasses.replace(short, steps=n).default_workdir() for n in (2, 3)}
+    assert len(names) == 2
+
+
+def test_runs_from_before_the_flags_are_continued(tmp_path):
+    """Their config.json has none of them."""
+    import json
+
+    config = dataclasses.replace(BASE, workdir=str(tmp_path / "run"), steps=2)
+    train(config)
+    path = tmp_path / "run/config.json"
+    stored = read_json(path)
+    for name in ("schedule", "optimizer", "ema", "keep", "max_minutes", "label_smoothing"):
+        del stored[name]
+    path.write_text(json.dumps(stored))
+    assert train(dataclasses.replace(config, steps=3))["steps"] == 3
