@@ -14,6 +14,7 @@ from capsjax.votes import VOTES
 from experiments.config.flags import later_defaults, names_of, setting
 from experiments.config.optimization import RATE_SCHEDULES, Optimization
 
+AUGMENTATIONS = ("auto", "none", "shift", "flip", "affine", "strong")
 PRESET_NAMES = tuple(dict.fromkeys(name.split("_", 1)[1] for name in PRESETS))
 
 
@@ -44,6 +45,14 @@ class Config(Optimization):
         0, "number of training examples, balanced over classes; 0: all", low=0
     )
     max_shift: int = setting(2, "largest random shift of training images, in pixels", low=0)
+    augmentation: str = setting(
+        "auto",
+        "random changes of training images. auto: those of the command. none. shift: shifts, or "
+        "crops where the command crops. flip: these, and half of the images mirrored. affine: "
+        "rotation, scale, shear and shift. strong: more of them, and a square erased",
+        choices=AUGMENTATIONS,
+        roles="later",
+    )
 
     # Network
     model: str = setting("capsnet", "kind of network", choices=("capsnet", "cnn"))

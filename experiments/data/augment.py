@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments import UserError
+from experiments.data.distortions import RANGES, distort, random_mirror
 
 
 class Preprocessing(NamedTuple):
@@ -91,13 +92,41 @@ def standardize(image: jax.Array) -> jax.Array:
     return centred / jnp.maximum(deviation, image.size**-0.5 / 255)
 
 
-def random_shifts(pixels: int) -> Preprocessing:
-    """Returns the MNIST input of Sabour et al. (2017): random shifts in training only."""
+def random_shifts(pixels: int, augmentation: str = "auto") -> Preprocessing:
+    """Returns the MNIST input of Sabour et al. (2017): random shifts in training only.
+
+    Args:
+      pixels: largest shift.
+      augmentation: ``auto`` and ``shift`` mean these shifts, ``flip`` mirrors half of the images,
+        too; for others see :data:`experiments.data.distortions.RANGES`.
+    """
+    if augmentation == "none":
+        return Preprocessing(lambda key, image: to_unit(image), to_unit)
+    if augmentation in RANGES:
+        return Preprocessing(
+            lambda key, image: distort(key, to_unit(image), RANGES[augmentation]), to_unit
+        )
+    if augmentation == "flip":
+
+        def train(key, image):
+            place, mirror = jax.random.split(key)
+            return to_unit(random_mirror(mirror, random_shift(place, image, pixels)))
+
+        return Preprocessing(train, to_unit)
     return Preprocessing(lambda key, image: to_unit(random_shift(key, image, pixels)), to_unit)
 
 
-def random_shifts_on_canvas(margin: int, pixels: int) -> Preprocessing:
-    """Returns images with black margins on all sides, and random shifts there in training."""
+def random_shifts_on_canvas(margin: int, pixels: int, augmentation: str = "auto") -> Preprocessing:
+    """Returns images with black margins on all sides, and random shifts there in training.
+
+    Other values of ``augmentation`` are those of :func:`random_shifts`, of the canvas.
+    """
+    if augmentation not in ("auto", "shift"):
+        train, evaluate = random_shifts(pixels, augmentation)
+        return Preprocessing(
+            lambda key, image: train(key, pad(image, margin)),
+            lambda image: evaluate(pad(image, margin)),
+        )
     return Preprocessing(
         lambda key, image: to_unit(random_shift(key, pad(image, margin), pixels)),
         lambda image: to_unit(pad(image, margin)),
@@ -111,16 +140,23 @@ def square_crops(
     halve: bool = False,
     standardized: bool = True,
     brightness: float = 63 / 255,
+    augmentation: str = "auto",
 ) -> Preprocessing:
     """Returns square crops with the augmentation of the authors' CIFAR-10 input.
 
     In training the crop is random, brightness changes by up to ``brightness`` (of 1) and contrast
     by a factor of 0.2 to 1.8. In evaluation it is the crop from the middle.
 
+    This is ``augmentation="auto"``. ``none`` takes the crop from the middle in training, too,
+    ``shift`` a random crop of unchanged colours, ``flip`` mirrors half of these; ``affine`` and
+    ``strong`` distort the image before all that ``auto`` does, see
+    :data:`experiments.data.distortions.RANGES`.
+
     Args:
       size: side of the crops, in pixels.
       flip: whether to mirror half of them in training.
       halve: whether to halve the resolution of the images first.
+      augmentation: see above.
       standardized: whether to :func:`standardize` crops; otherwise pixels are clipped to [0, 1].
 
     Raises (both functions):
@@ -137,9 +173,16 @@ def square_crops(
 
     def train(key, image):
         place, mirror, bright, contrast = jax.random.split(key, 4)
-        x = random_crop(place, prepare(image), (size, size))
-        if flip:
-            x = jnp.where(jax.random.bernoulli(mirror), x[:, ::-1], x)
+        if augmentation == "none":
+            return evaluate(image)
+        x = prepare(image)
+        if augmentation in RANGES:
+            x = distort(jax.random.fold_in(key, 4), x, RANGES[augmentation])
+        x = random_crop(place, x, (size, size))
+        if augmentation == "flip" or (flip and augmentation != "shift"):
+            x = random_mirror(mirror, x)
+        if augmentation in ("shift", "flip"):
+            return finish(x)
         x = random_contrast(contrast, random_brightness(bright, x, brightness), 0.2, 1.8)
         return finish(x)
 

@@ -69,5 +69,7 @@ def classify(config: Config, model_config: ModelConfig) -> Objective:
 
 
 CLASSIFICATION = Task(
-    image_pipeline(lambda config: random_shifts(config.max_shift)), classify, figures=of_decoder
+    image_pipeline(lambda config: random_shifts(config.max_shift, config.augmentation)),
+    classify,
+    figures=of_decoder,
 )

@@ -17,6 +17,7 @@ from capsjax.models import Config as ModelConfig
 from capsjax.objectives import score_loss
 from capsjax.recipes import margin_factor
 from experiments.config import Config, UserError, setting
+from experiments.data import distortions
 from experiments.data.datasets import Dataset
 from experiments.data.digit_pairs import (
     MARGIN,
@@ -46,7 +47,11 @@ class MultiMNISTConfig(Config):
 
 
 def pair_pipeline(config: MultiMNISTConfig, dataset: Dataset) -> InputPipeline:
-    """Returns the pipeline of pairs of a data set."""
+    """Returns the pipeline of pairs of a data set.
+
+    Raises:
+      UserError: digits are to be mirrored.
+    """
     height, width, channels = dataset.image_shape
     shape = (height + 2 * MARGIN, width + 2 * MARGIN, channels)
 
@@ -54,8 +59,13 @@ def pair_pipeline(config: MultiMNISTConfig, dataset: Dataset) -> InputPipeline:
         arrays = (getattr(dataset, f"{split}_{part}") for part in ("images", "labels"))
         return make_pair_source(*arrays, dataset.num_classes)
 
+    if config.augmentation == "flip":
+        raise UserError("--augmentation=flip: mirrored digits are others, use affine or strong")
+    shift = 0 if config.augmentation == "none" else config.shift
+    distortion = distortions.of_bytes(config.augmentation)
+
     def example(key, source, row):
-        digits, labels = random_pair(key, source, row, config.shift)
+        digits, labels = random_pair(key, source, row, shift, distortion)
         return overlay_digits(digits), pair_target(digits, labels)
 
     @functools.cache

@@ -31,6 +31,12 @@ def random_crops(size: int, *, flip: bool = False, halve: bool = False) -> Task:
     """
 
     def preprocess(config: CropsConfig) -> Callable:
-        return square_crops(size, flip=flip, halve=halve, standardized=not config.reconstruction)
+        return square_crops(
+            size,
+            flip=flip,
+            halve=halve,
+            standardized=not config.reconstruction,
+            augmentation=config.augmentation,
+        )
 
     return Task(image_pipeline(preprocess), objective, summary_fields, figures=of_decoder)
