@@ -77,6 +77,7 @@ def capsnet_loss(
     margin_weight: float | str = 1.0,
     reconstruction_weight: float = 0.0005,
     label_smoothing: float = 0.0,
+    predictions: bool = False,
 ) -> LossFn:
     r"""Make the loss of CapsNet.
 
@@ -93,6 +94,8 @@ def capsnet_loss(
       reconstruction_weight: beta.
       label_smoothing: the share of the target that all classes divide among them (Szegedy et al.
         2016), for ``cross_entropy`` alone.
+      predictions: whether the metrics include the ``prediction``, the class with the largest score,
+        and its ``confidence``, this score, or of logits its softmax.
 
     Returns:
       ``loss(variables, images, labels, key=None, progress=1, **mode) -> (losses [B], metrics)``,
@@ -128,17 +131,21 @@ def capsnet_loss(
             metrics["reconstruction_loss"] = error
             total += reconstruction_weight * error
         metrics |= {"loss": total, "accuracy": _correct(prediction.scores, labels)}
+        if predictions:
+            metrics |= prediction_metrics(prediction.scores, logit)
         return total, metrics, *state
 
     return loss_of_network
 
 
-def cross_entropy_loss(model: Model, *, label_smoothing: float = 0.0) -> LossFn:
+def cross_entropy_loss(
+    model: Model, *, label_smoothing: float = 0.0, predictions: bool = False
+) -> LossFn:
     """Make the softmax cross-entropy of logits, the loss of the convolutional baselines.
 
     Args:
       model: the network.
-      label_smoothing: see :func:`capsnet_loss`.
+      label_smoothing, predictions: see :func:`capsnet_loss`.
 
     Returns:
       A function like that of :func:`capsnet_loss`, with the metrics ``loss`` and ``accuracy``. It
@@ -156,9 +163,21 @@ def cross_entropy_loss(model: Model, *, label_smoothing: float = 0.0) -> LossFn:
             total = optax.softmax_cross_entropy(logits, targets)
         else:
             total = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return total, {"loss": total, "accuracy": _correct(logits, labels)}, *state
+        metrics = {"loss": total, "accuracy": _correct(logits, labels)}
+        if predictions:
+            metrics |= prediction_metrics(logits, True)
+        return total, metrics, *state
 
     return loss
+
+
+def prediction_metrics(scores: chex.Array, logit: bool) -> Metrics:
+    """Compute ``prediction`` and ``confidence`` of :func:`capsnet_loss` from scores ``[B, J]``."""
+    shares = jax.nn.softmax(scores) if logit else scores
+    return {
+        "prediction": jnp.argmax(scores, axis=1).astype(jnp.int32),
+        "confidence": jnp.max(shares, axis=1),
+    }
 
 
 def _smoothed(targets, share):

@@ -42,6 +42,12 @@ def image_pipeline(
     return pipeline
 
 
+def has_logits(model_config: ModelConfig) -> bool:
+    """Returns whether the scores of a network are logits; otherwise they lie in [0, 1]."""
+    capsules = isinstance(model_config, CapsNetConfig)
+    return not capsules or model_config.make_routing().traits.scores_are_logits
+
+
 def classify(config: Config, model_config: ModelConfig) -> Objective:
     """Returns a network that gives each image one class, with the loss of its kind.
 
@@ -50,20 +56,21 @@ def classify(config: Config, model_config: ModelConfig) -> Objective:
     """
     model = functional.create_model(model_config)
 
-    def make_loss(label_smoothing):
+    def make_loss(**options):
         if not isinstance(model_config, CapsNetConfig):
-            return objectives.cross_entropy_loss(model, label_smoothing=label_smoothing)
+            return objectives.cross_entropy_loss(model, **options)
         return objectives.capsnet_loss(
             model,
             loss=config.loss,
-            logit=model_config.make_routing().traits.scores_are_logits,
+            logit=has_logits(model_config),
             margin_weight=config.margin_weight,
             reconstruction_weight=config.reconstruction_weight,
-            label_smoothing=label_smoothing,
+            **options,
         )
 
     try:
-        return Objective(model, make_loss(config.label_smoothing), make_loss(0.0))
+        loss = make_loss(label_smoothing=config.label_smoothing)
+        return Objective(model, loss, make_loss(predictions=True))
     except ValueError as error:
         raise UserError(f"--loss={config.loss}: {error}") from error
 

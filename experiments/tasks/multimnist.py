@@ -151,6 +151,8 @@ def pair_objective(config: MultiMNISTConfig, model_config: ModelConfig) -> Objec
                 metrics |= jax.vmap(segmentation)(drawn, pair.digits)
         if measured:
             metrics["overlap"] = jax.vmap(box_overlap)(pair.digits)
+            each = jax.vmap(found_labels)(scores, pair.labels)
+            metrics |= {"found_first": each[:, 0], "found_second": each[:, 1]}
         return total, metrics | {"loss": total}, *state
 
     return Objective(model, loss, functools.partial(loss, measured=True))
@@ -168,6 +170,12 @@ def decode_each(
     masks = label_mask(labels.reshape(-1), J)
     images = model.apply(variables, jnp.repeat(pose, T, axis=0), masks, method="decode")
     return images.reshape(B, T, *images.shape[1:])
+
+
+def found_labels(scores: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns which of the two labels ``[2]`` are among the two largest of the scores ``[J]``."""
+    _, largest = jax.lax.top_k(scores, 2)
+    return jnp.any(largest[:, None] == labels[None, :], axis=0)
 
 
 def hits(scores: jax.Array, labels: jax.Array) -> jax.Array:

@@ -14,11 +14,11 @@ from capsjax.models import CapsNetConfig
 from capsjax.train import TrainState
 from experiments.config import command
 from experiments.data.errors import first_line
-from experiments.tasks import figures
+from experiments.tasks import confusion, figures
 from experiments.tasks.base import Setup
 from experiments.training import selection
 from experiments.training.results import peak_memory_mb, versions
-from experiments.training.workdir import write_json
+from experiments.training.workdir import write_json, write_text
 from kernels.cli import commit
 
 
@@ -51,7 +51,8 @@ def write_summary(
     """
     c, d = setup.config, setup.dataset
     variables = state.variables if reported is None else reported
-    values = evaluate(variables, *setup.pipeline.held_out("test"))
+    images, labels = setup.pipeline.held_out("test")
+    values = evaluate(variables, images, labels)
     correct = values["accuracy"] > 0
     training = [row for row in rows if "images_per_second" in row]
     # The first chunk of a run holds the compilation: it counts where it is the only one.
@@ -79,6 +80,7 @@ def write_summary(
         "test_loss": float(values["loss"].mean()),
         "test_correct": pack(correct),
         **({} if reported is None else last_weights(setup, state, evaluate)),
+        **confusion.summary_fields(labels, values, d.class_names),
         **setup.task.summary_fields(setup, values),
         **setup.task.extra_evaluation(setup, functools.partial(evaluate, variables), rows),
         "images_per_second": float(np.median(rates)),
@@ -94,6 +96,9 @@ def write_summary(
         "versions": versions(),
         "commit": commit(),
     }
+    if "prediction" in values:
+        matrix = confusion.confusion_matrix(labels, values["prediction"], len(d.class_names))
+        write_text(workdir / "confusion_matrix.csv", confusion.to_csv(matrix, d.class_names))
     write_json(workdir / "summary.json", summary)
     parts = figures.of_finished_run(setup, variables, rows, values)
     _print_table(setup, summary, workdir, parts)
@@ -165,6 +170,7 @@ def summary_table(summary: dict, report: Iterable[str], workdir: Path, paths: li
         errors = (summary.get("validation_error_last"), summary["test_error_last"])
         last = " / ".join("-" if error is None else f"{error:.2f}%" for error in errors)
         lines += [f"weights {summary['weights']}; the last ones have {last} error"]
+    lines += confusion.report(summary)
     lines += report
     lines += [f"{'summary':12}{workdir / 'summary.json'}"]
     lines += [f"{'figure':12}{path}" for path in paths]

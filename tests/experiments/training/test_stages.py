@@ -1,6 +1,7 @@
 """Runs in stages equal undisturbed runs, bit for bit, with every flag of the optimization."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from helpers import (
 )
 
 from capsjax import OPTIMIZERS
+from capsjax.models import PRESETS
 from experiments.config import UserError, continuation
 from experiments.tasks import figures
 from experiments.tasks.registry import find_program
@@ -103,7 +105,10 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_stages_make_no_difference(name, tmp_path, capsys):
+def test_stages_make_no_difference(name, tmp_path, capsys, monkeypatch):
+    if "statistics" in name:
+        tiny = dataclasses.replace(PRESETS["capsnet_tiny"], conv_norm="batch", norm_momentum=0.5)
+        monkeypatch.setitem(PRESETS, "capsnet_tiny", tiny)
     assert_stages_make_no_difference(dataclasses.replace(BASE, **CASES[name]), tmp_path, capsys)
 
 
@@ -119,7 +124,7 @@ def test_a_limit_of_time_is_no_part_of_the_run(tmp_path):
     config = dataclasses.replace(BASE, workdir="a b", max_minutes=2.0, ema=0.5)
     assert "max_minutes" not in config.identity()
     line = continuation(config, find_program("mnist").defaults)
-    assert line.endswith("'--workdir=a b' --cache_dir=none") or "'--workdir=a b'" in line
+    assert "'--workdir=a b'" in line and "--cache_dir=none" in line
     assert "--max_minutes=2.0" in line and "--ema=0.5" in line
 
 
@@ -154,8 +159,6 @@ def test_a_schedule_over_the_run_fixes_its_length(tmp_path):
 
 def test_runs_from_before_the_flags_are_continued(tmp_path):
     """Their config.json has none of them."""
-    import json
-
     config = dataclasses.replace(BASE, workdir=str(tmp_path / "run"), steps=2)
     train(config)
     path = tmp_path / "run/config.json"
