@@ -6,6 +6,7 @@ from typing import Any
 
 import flax
 import jax
+import jax.numpy as jnp
 import optax
 
 from capsjax import functional, make_schedule, optimizers, train
@@ -195,6 +196,8 @@ def initial_state(setup: Setup, *, couplings: bool = True) -> train.TrainState:
         other = prepare(setup.program, config, setup.dataset)
         prior = frozen_couplings.log_couplings(other, initial_state(other), folder)
         state.params["classes"]["prior"] = prior
+        if state.average:
+            state.average["classes"]["prior"] = jnp.copy(prior)
     return replicate(state, setup.devices)
 
 
