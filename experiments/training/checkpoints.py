@@ -23,7 +23,7 @@ def _shapes(tree) -> dict[str, tuple[int, ...]]:
 def _stored(state) -> dict:
     """The fields of a state, without those that are empty."""
     fields = state._asdict()
-    return {k: v for k, v in fields.items() if v or k not in ("stats", "average")}
+    return {k: v for k, v in fields.items() if k not in ("stats", "average") or v}
 
 
 class Checkpoints:

@@ -90,10 +90,10 @@ def choose(config: Config, earlier: Any, current: Any, rows: list[dict], validat
     """
     if not config.ema and config.keep == "last":
         return None
-    best = validated and best_row(rows) is validations(rows)[-1] if rows else False
-    if config.keep == "last" or earlier is None or best:
-        return jax.tree.map(jnp.copy, current)  # the next steps take over the memory of the state
-    return earlier
+    if config.keep == "best" and earlier is not None:
+        if not validated or best_row(rows) is not validations(rows)[-1]:
+            return earlier
+    return jax.tree.map(jnp.copy, current)  # the next steps take over the memory of the state
 
 
 def validations(rows: list[dict]) -> list[dict]:

@@ -96,9 +96,7 @@ def write_summary(
         "versions": versions(),
         "commit": commit(),
     }
-    if "prediction" in values:
-        matrix = confusion.confusion_matrix(labels, values["prediction"], len(d.class_names))
-        write_text(workdir / "confusion_matrix.csv", confusion.to_csv(matrix, d.class_names))
+    _write_confusion(setup, labels, values, workdir)
     write_json(workdir / "summary.json", summary)
     parts = figures.of_finished_run(setup, variables, rows, values)
     _print_table(setup, summary, workdir, parts)
@@ -121,6 +119,13 @@ def _print_table(setup: Setup, summary: dict, workdir: Path, parts: list[figures
             file=sys.stderr,
         )
     print(summary_table(summary, report, workdir, paths))
+
+
+def _write_confusion(setup: Setup, labels: np.ndarray, values: dict, workdir: Path) -> None:
+    names = setup.dataset.class_names
+    if "prediction" in values:
+        matrix = confusion.confusion_matrix(labels, values["prediction"], len(names))
+        write_text(workdir / "confusion_matrix.csv", confusion.to_csv(matrix, names))
 
 
 def last_weights(setup: Setup, state: TrainState, evaluate: Callable) -> dict:

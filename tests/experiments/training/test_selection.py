@@ -103,10 +103,9 @@ def test_statistics_of_averaged_weights_are_means_over_batches(monkeypatch):
     zeros = jax.tree.map(jnp.zeros_like, state.stats)
     apply = jax.jit(lambda images: setup.model.apply(Variables(average, zeros), images, train=True))
     total = jax.tree.map(lambda x: np.zeros(x.shape), zeros)
+    source = jax.device_put(setup.pipeline.source)
     for n in range(3):
-        batch = batching.make_batch(
-            setup.pipeline.example, setup.pipeline.source, orders, key, n, batch_size=8
-        )
+        batch = batching.make_batch(setup.pipeline.example, source, orders, key, n, batch_size=8)
         _, stats = apply(batch.images)
         total = jax.tree.map(lambda t, s: t + np.float64(s) / 0.25 / 3, total, stats)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), got.state, total)

@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers import (
     TINY,
@@ -16,10 +19,13 @@ from helpers import (
 )
 
 from capsjax import OPTIMIZERS
+from capsjax import train as train_step
 from capsjax.models import PRESETS
 from experiments.config import UserError, continuation
+from experiments.data import batching
 from experiments.tasks import figures
 from experiments.tasks.registry import find_program
+from experiments.training import loop
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.setup import initial_state
 
@@ -167,3 +173,17 @@ def test_runs_from_before_the_flags_are_continued(tmp_path):
         del stored[name]
     path.write_text(json.dumps(stored))
     assert train(dataclasses.replace(config, steps=3))["steps"] == 3
+
+
+def test_the_defaults_are_the_step_of_the_paper_and_nothing_else():
+    """Compares what is traced, operation by operation, with Adam written out."""
+    setup = prepare_run(BASE)
+    adam = optax.adam(lambda step: jnp.maximum(1e-3 * 0.96 ** (step / 2000), 0.0))
+    order = batching.epoch_orders(jax.random.key(0), 0, len(setup.dataset.train_labels))
+    traced = []
+    for one in (setup, setup._replace(optimizer=adam)):
+        state = train_step.init_state(one.model, one.optimizer, jax.random.key(0))
+        body = loop.chunk_body(one, None, 1, lambda batch: batch)
+        arguments = (state, one.pipeline.source, order, jax.random.key(0), 1, 0)
+        traced.append(re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(body)(*arguments))))
+    assert traced[0] == traced[1] and len(traced[0]) > 10_000
