@@ -52,7 +52,7 @@ def summary_fields(labels: np.ndarray, values: dict, class_names: tuple[str, ...
         for name, share, count in zip(class_names, shares, matrix.sum(axis=1), strict=True)
     }
     calibration = calibration_error(values["confidence"], values["accuracy"] > 0)
-    return {"test_error_by_class": errors, "calibration_error": round(calibration, 6)}
+    return {"test_error_by_class": errors, "calibration_error": round(calibration, 4)}
 
 
 def report(summary: dict, most: int = 10) -> list[str]:

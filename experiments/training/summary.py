@@ -53,7 +53,6 @@ def write_summary(
     variables = state.variables if reported is None else reported
     images, labels = setup.pipeline.held_out("test")
     values = evaluate(variables, images, labels)
-    correct = values["accuracy"] > 0
     training = [row for row in rows if "images_per_second" in row]
     # The first chunk of a run holds the compilation: it counts where it is the only one.
     rates = [row["images_per_second"] for row in training[1:] or training]
@@ -74,13 +73,8 @@ def write_summary(
         "train_examples": len(d.train_labels),
         "validation_examples": len(d.validation_labels),
         **selection.summary_fields(c, rows, int(state.step)),
-        "test_examples": len(correct),
-        "test_errors": int((~correct).sum()),
-        "test_error": round(100 * float((~correct).mean()), 4),
-        "test_loss": float(values["loss"].mean()),
-        "test_correct": pack(correct),
+        **test_fields(setup, labels, values),
         **({} if reported is None else last_weights(setup, state, evaluate)),
-        **confusion.summary_fields(labels, values, d.class_names),
         **setup.task.summary_fields(setup, values),
         **setup.task.extra_evaluation(setup, functools.partial(evaluate, variables), rows),
         "images_per_second": float(np.median(rates)),
@@ -119,6 +113,25 @@ def _print_table(setup: Setup, summary: dict, workdir: Path, parts: list[figures
             file=sys.stderr,
         )
     print(summary_table(summary, report, workdir, paths))
+
+
+def test_fields(setup: Setup, labels: np.ndarray, values: dict) -> dict:
+    """Returns what a summary says of the test set: errors, loss, classes, calibration.
+
+    Args:
+      setup: of the run.
+      labels: of the test set.
+      values: what the evaluation says of it, arrays ``[N]``.
+    """
+    correct = values["accuracy"] > 0
+    return {
+        "test_examples": len(correct),
+        "test_errors": int((~correct).sum()),
+        "test_error": round(100 * float((~correct).mean()), 4),
+        "test_loss": float(values["loss"].mean()),
+        "test_correct": pack(correct),
+        **confusion.summary_fields(labels, values, setup.dataset.class_names),
+    }
 
 
 def _write_confusion(setup: Setup, labels: np.ndarray, values: dict, workdir: Path) -> None:
