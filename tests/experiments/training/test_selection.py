@@ -16,7 +16,6 @@ from experiments.data import batching
 from experiments.tasks import figures
 from experiments.tasks.registry import find_program
 from experiments.training import selection, vmapped_loop
-from experiments.training.checkpoints import Checkpoints
 from experiments.training.evaluate import make_evaluate
 from experiments.training.setup import initial_state, random_keys
 
@@ -150,29 +149,7 @@ def _folder(config):
     return pathlib.Path(config.workdir)
 
 
-def test_averages_follow_the_weights(tmp_path):
-    """The average after each of three steps, by a loop over runs that are one step longer."""
-    parameters = []
-    for steps in (1, 2, 3):
-        own = dataclasses.replace(
-            CONFIG, steps=steps, ema=0.3, workdir=str(tmp_path / "run"), validate_every=1
-        )
-        train(own)
-        parameters.append(_last(own).params)
-    start = initial_state(prepare_run(own)).params
-    want = jax.tree.map(np.float64, start)
-    for t, params in enumerate(parameters, 1):
-        d = min(0.3, (1 + t) / (10 + t))
-        want = jax.tree.map(lambda a, p, d=d: d * a + (1 - d) * np.float64(p), want, params)
-    got = _last(own).average
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), got, want)
-
-
-def _last(config):
-    with Checkpoints(_folder(config)) as checkpoints:
-        return jax.device_get(checkpoints.restore(initial_state(prepare_run(config))))
-
-
+@pytest.mark.slow
 def test_runs_together_report_what_they_report_alone(tmp_path):
     """With averaged weights, of the best validation."""
     base = dataclasses.replace(
@@ -204,6 +181,7 @@ def test_early_stopping_ends_a_run(tmp_path):
     assert train(config)["steps"] == 6, "repeating the command does not continue it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["jit", "shard_map", "pmap"])
 def test_averages_on_several_devices(parallel, tmp_path):
     config = dataclasses.replace(

@@ -85,37 +85,56 @@ def assert_stages_make_no_difference(config, folder, capsys):
     return summary
 
 
-CASES = {
-    "lamb, cosine": {
-        "optimizer": "lamb",
-        "schedule": "cosine",
-        "warmup_steps": 2,
-        "weight_decay": 0.01,
-        "clip_norm": 1.0,
-    },
-    "averaged, best": {
-        "ema": 0.9,
-        "keep": "best",
-        "early_stopping": 5,
-        "loss": "cross_entropy",
-        "label_smoothing": 0.1,
-        "schedule": "one_cycle",
-    },
-    "statistics": {
-        "preset": "efficient",
-        "ema": 0.99,
-        "schedule": "constant",
-        "train_examples": 20,
-    },
+ALL_AT_ONCE = {
+    "optimizer": "lamb",
+    "schedule": "cosine",
+    "warmup_steps": 2,
+    "weight_decay": 0.01,
+    "clip_norm": 1.0,
+    "loss": "cross_entropy",
+    "label_smoothing": 0.1,
+    "ema": 0.9,
+    "keep": "best",
+    "early_stopping": 5,
+    "augmentation": "strong",
 }
+CASES = [
+    pytest.param(ALL_AT_ONCE, id="all"),
+    *(
+        pytest.param(flags, id=name, marks=pytest.mark.slow)
+        for name, flags in {
+            "one_cycle": {"schedule": "one_cycle", "keep": "best", "augmentation": "affine"},
+            "constant": {"schedule": "constant", "ema": 0.99, "augmentation": "flip"},
+            "statistics": {"ema": 0.99},
+            "best statistics": {"ema": 0.99, "keep": "best"},
+            "cnn": {"model": "cnn", "ema": 0.99, "label_smoothing": 0.1, "optimizer": "adamw"},
+        }.items()
+    ),
+]
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_stages_make_no_difference(name, tmp_path, capsys, monkeypatch):
-    if "statistics" in name:
+@pytest.mark.parametrize("flags", CASES)
+def test_stages_make_no_difference(flags, tmp_path, capsys, monkeypatch, request):
+    if "statistics" in request.node.name:
         tiny = dataclasses.replace(PRESETS["capsnet_tiny"], conv_norm="batch", norm_momentum=0.5)
         monkeypatch.setitem(PRESETS, "capsnet_tiny", tiny)
-    assert_stages_make_no_difference(dataclasses.replace(BASE, **CASES[name]), tmp_path, capsys)
+    assert_stages_make_no_difference(dataclasses.replace(BASE, **flags), tmp_path, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["cifar10", "smallnorb", "multimnist", "affnist", "svhn"])
+def test_stages_make_no_difference_in_other_commands(program, tmp_path, capsys):
+    defaults = find_program(program).defaults
+    ours = {f.name for f in dataclasses.fields(BASE)} & {
+        f.name for f in dataclasses.fields(defaults)
+    }
+    values = {n: getattr(BASE, n) for n in ours - {"program", "max_shift"}}
+    more = {"ema": 0.9, "optimizer": "lamb", "clip_norm": 1.0, "augmentation": "strong"}
+    more |= {"ensemble": 2, "keep": "best"} if program == "cifar10" else {}
+    more |= {"stop_at": 0.0, "curve_images": 20} if program == "affnist" else {}
+    more |= {"test_pairs": 20} if program == "multimnist" else {}
+    config = dataclasses.replace(defaults, **values | more)
+    assert_stages_make_no_difference(config, tmp_path, capsys)
 
 
 @pytest.mark.slow
