@@ -34,6 +34,13 @@ from capsjax.models import CNN, PRESETS, CapsNet, CapsNetConfig, CNNConfig, Pred
 from capsjax.modules import RoutedCapsules
 from capsjax.normalization import BatchNorm, InstanceNorm
 from capsjax.objectives import LOSSES, capsnet_loss, cross_entropy_loss
+from capsjax.optimizers import (
+    OPTIMIZERS,
+    RATE_SCHEDULES,
+    adam,
+    make_optimizer,
+    make_schedule,
+)
 from capsjax.placed_capsules import PlacedCapsules
 from capsjax.plain_layers import Conv, Decoder
 from capsjax.primary_capsules import PrimaryCapsules
@@ -52,7 +59,6 @@ from capsjax.routing import (
 from capsjax.squash import SQUASHES, safe_norm, squash
 from capsjax.train import (
     TrainState,
-    adam,
     init_state,
     make_eval_step,
     make_gradient,
@@ -76,6 +82,7 @@ __all__ = [
     "InstanceNorm",
     "LOSSES",
     "Model",
+    "OPTIMIZERS",
     "PRESETS",
     "PlacedCapsules",
     "Prediction",
@@ -86,6 +93,7 @@ __all__ = [
     "Routing",
     "RoutingOutput",
     "RoutingTraits",
+    "RATE_SCHEDULES",
     "SQUASHES",
     "Sizes",
     "TrainState",
@@ -109,7 +117,9 @@ __all__ = [
     "log_mean_coupling",
     "make_eval_step",
     "make_gradient",
+    "make_optimizer",
     "make_routing",
+    "make_schedule",
     "make_train_step",
     "margin_loss",
     "map_batches",

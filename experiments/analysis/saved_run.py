@@ -11,14 +11,13 @@ import numpy as np
 from absl import flags
 from jax.sharding import SingleDeviceSharding
 
-from capsjax import train
 from experiments.config import Config, UserError, names_of
 from experiments.config.flags import parse_flags
 from experiments.data import datasets, image_files
 from experiments.tasks.base import Setup
 from experiments.tasks.registry import find_program
 from experiments.training.checkpoints import Checkpoints, has_checkpoints
-from experiments.training.setup import prepare
+from experiments.training.setup import first_state, prepare
 
 
 class SavedRun(NamedTuple):
@@ -65,16 +64,14 @@ def open_run(
     else:
         facts = _facts(folder / "network.json")
         setup = prepare(program, config, _without_examples(config, facts))
-    shapes = jax.eval_shape(
-        lambda key: train.init_state(setup.model, setup.optimizer, key), jax.random.key(0)
-    )
+    shapes = jax.eval_shape(lambda key: first_state(setup, key), jax.random.key(0))
     place = SingleDeviceSharding(setup.devices[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
     with Checkpoints(folder, read_only=True) as checkpoints:
         step = checkpoints.latest()
         if step is None:
             raise UserError(f"{folder} has no checkpoint yet")
-        variables = checkpoints.restore(target).variables
+        variables = checkpoints.restore_variables(target)
     return SavedRun(folder, setup, facts, step, variables)
 
 

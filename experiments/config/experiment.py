@@ -11,13 +11,15 @@ from capsjax.recipes import RECIPES
 from capsjax.routing import GRADIENTS, IMPLEMENTATIONS, ROUTINGS
 from capsjax.squash import SQUASHES
 from capsjax.votes import VOTES
-from experiments.config.flags import names_of, setting
+from experiments.config.flags import later_defaults, names_of, setting
+from experiments.config.optimization import RATE_SCHEDULES, Optimization
 
+AUGMENTATIONS = ("auto", "none", "shift", "flip", "affine", "strong")
 PRESET_NAMES = tuple(dict.fromkeys(name.split("_", 1)[1] for name in PRESETS))
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Optimization):
     """The settings of a training run; every field with a :func:`setting` is a flag."""
 
     program: str = dataclasses.field(default="mnist", metadata={"flag": False})
@@ -43,6 +45,14 @@ class Config:
         0, "number of training examples, balanced over classes; 0: all", low=0
     )
     max_shift: int = setting(2, "largest random shift of training images, in pixels", low=0)
+    augmentation: str = setting(
+        "auto",
+        "random changes of training images. auto: those of the command. none. shift: shifts, or "
+        "crops where the command crops. flip: these, and half of the images mirrored. affine: "
+        "rotation, scale, shear and shift. strong: more of them, and a square erased",
+        choices=AUGMENTATIONS,
+        roles="later",
+    )
 
     # Network
     model: str = setting("capsnet", "kind of network", choices=("capsnet", "cnn"))
@@ -152,11 +162,6 @@ class Config:
         by="recipe",
         roles="numeric",
     )
-    learning_rate_floor: float | None = setting(
-        None, "smallest learning rate", low=0.0, by="recipe", roles="numeric"
-    )
-    adam_epsilon_hat: bool | None = setting(None, "TensorFlow's epsilon in Adam", by="recipe")
-
     # Training
     loss: str = setting(
         "auto",
@@ -170,18 +175,6 @@ class Config:
     steps: int = setting(0, "number of training steps, in place of epochs", low=0, roles="free")
     batch_size: int = setting(
         0, "images per step, over all devices; 0: 64 for digits, otherwise 128", low=0
-    )
-    learning_rate: float = setting(
-        1e-3, "initial learning rate of Adam", low=0.0, roles="numeric fits_couplings"
-    )
-    decay_rate: float = setting(
-        0.96, "factor by which the learning rate decays", low=0.0, high=1.0, roles="numeric"
-    )
-    decay_steps: int = setting(
-        2000,
-        "number of steps in which the learning rate decays by --decay_rate",
-        low=1,
-        roles="numeric",
     )
     reconstruction_weight: float = setting(
         0.0005, "weight of the summed squared reconstruction error", low=0.0, roles="numeric"
@@ -233,12 +226,15 @@ class Config:
 
     def identity(self) -> dict:
         """Returns the fields that two runs must share to be the same run."""
-        free = names_of(self, "free")
+        free = set(names_of(self, "free"))
+        free -= {"epochs", "steps"} if RATE_SCHEDULES[self.schedule] else set()
         return {name: value for name, value in vars(self).items() if name not in free}
 
     def default_workdir(self) -> str:
         """Returns ``runs/NAME-...``, the same for the same (resolved) configuration."""
-        code = zlib.crc32(repr(sorted(self.identity().items())).encode())
+        later = later_defaults(self).items()
+        named = sorted(pair for pair in self.identity().items() if pair not in later)
+        code = zlib.crc32(repr(named).encode())
         dataset = Path(self.dataset).stem if self.dataset.endswith(".npz") else self.dataset
         return f"runs/{self.program}-{dataset}-{self.model}-{code:08x}"
 

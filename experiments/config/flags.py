@@ -22,7 +22,8 @@ ROLES = {
     "free": "a run may be continued with another value",
     "neutral": "it has no part in the result of a run",
     "local": "it describes this machine: it is never read back from a saved run",
-    "path": "it is a place on this machine: local, and left out of commands for others",
+    "path": "it is a place or a limit on this machine: local, left out of commands for others",
+    "later": "runs from before there was the flag are runs with its default",
     "fits_couplings": "a run may differ in it from the run whose couplings it takes",
 }
 
@@ -50,6 +51,12 @@ def names_of(settings: Any, role: str) -> tuple[str, ...]:
     """Returns the names of the fields of a dataclass that have a role, see :data:`ROLES`."""
     fields = dataclasses.fields(settings)
     return tuple(f.name for f in fields if role in f.metadata.get("roles", ()))
+
+
+def later_defaults(settings: Any) -> dict[str, Any]:
+    """Returns what runs mean that were saved before there was a flag, by name of the field."""
+    later = names_of(settings, "later")
+    return {f.name: f.default for f in dataclasses.fields(settings) if f.name in later}
 
 
 class _Choice(flags.EnumParser):

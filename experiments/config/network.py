@@ -1,6 +1,7 @@
 """What a configuration says about the network: defaults that depend on it, and its sizes."""
 
 import dataclasses
+import shlex
 
 from capsjax.models import PRESETS, CapsNetConfig, fit_image, preset
 from capsjax.models import Config as ModelConfig
@@ -9,6 +10,7 @@ from capsjax.routing import PassKernels, make_routing, options_of
 from experiments import UserError
 from experiments.config.experiment import Config
 from experiments.config.flags import names_of
+from experiments.config.optimization import check_optimization
 
 # Fields of the configuration that are handed to the network as they are.
 SAME_NAME = (
@@ -101,6 +103,13 @@ def command(config: Config, defaults: Config) -> str:
     )
 
 
+def continuation(config: Config, defaults: Config) -> str:
+    """Returns the command that continues this run on this machine."""
+    given = {n: getattr(config, n) for n in names_of(config, "path")}
+    places = [f"--{n}={v}" for n, v in given.items() if v != getattr(defaults, n)]
+    return " ".join([command(config, defaults), *map(shlex.quote, places)])
+
+
 def network_config(
     config: Config,
     image_shape: tuple[int, int, int],
@@ -123,6 +132,7 @@ def network_config(
     name = f"{config.model}_{config.preset}"
     if name not in PRESETS:
         raise UserError(f"--model={config.model} has no --preset={config.preset}")
+    check_optimization(config)
     network = PRESETS[name]
     changes = {"num_classes": num_classes, "dtype": config.dtype}
     if isinstance(network, CapsNetConfig):

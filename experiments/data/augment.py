@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments import UserError
+from experiments.data.distortions import RANGES, distort, random_mirror
 
 LARGE = 64  # side from which images are halved; smaller ones count as prepared
 
@@ -106,13 +107,41 @@ def standardize_channels(image: jax.Array) -> jax.Array:
     return centred / jnp.maximum(jnp.sqrt(square / (image[..., 0].size - 1)), 1e-8)
 
 
-def random_shifts(pixels: int) -> Preprocessing:
-    """Returns the MNIST input of Sabour et al. (2017): random shifts in training only."""
+def random_shifts(pixels: int, augmentation: str = "auto") -> Preprocessing:
+    """Returns the MNIST input of Sabour et al. (2017): random shifts in training only.
+
+    Args:
+      pixels: largest shift.
+      augmentation: ``auto`` and ``shift`` mean these shifts, ``flip`` mirrors half of the images,
+        too; for others see :data:`experiments.data.distortions.RANGES`.
+    """
+    if augmentation == "none":
+        return Preprocessing(lambda key, image: to_unit(image), to_unit)
+    if augmentation in RANGES:
+        return Preprocessing(
+            lambda key, image: distort(key, to_unit(image), RANGES[augmentation]), to_unit
+        )
+    if augmentation == "flip":
+
+        def train(key, image):
+            place, mirror = jax.random.split(key)
+            return to_unit(random_mirror(mirror, random_shift(place, image, pixels)))
+
+        return Preprocessing(train, to_unit)
     return Preprocessing(lambda key, image: to_unit(random_shift(key, image, pixels)), to_unit)
 
 
-def random_shifts_on_canvas(margin: int, pixels: int) -> Preprocessing:
-    """Returns images with black margins on all sides, and random shifts there in training."""
+def random_shifts_on_canvas(margin: int, pixels: int, augmentation: str = "auto") -> Preprocessing:
+    """Returns images with black margins on all sides, and random shifts there in training.
+
+    Other values of ``augmentation`` are those of :func:`random_shifts`, of the canvas.
+    """
+    if augmentation not in ("auto", "shift"):
+        train, evaluate = random_shifts(pixels, augmentation)
+        return Preprocessing(
+            lambda key, image: train(key, pad(image, margin)),
+            lambda image: evaluate(pad(image, margin)),
+        )
     return Preprocessing(
         lambda key, image: to_unit(random_shift(key, pad(image, margin), pixels)),
         lambda image: to_unit(pad(image, margin)),
@@ -130,11 +159,17 @@ def square_crops(
     order: str = "crop, distort, normalize",
     brightness: float = 63 / 255,
     contrast: tuple[float, float] = (0.2, 1.8),
+    augmentation: str = "auto",
 ) -> Preprocessing:
     """Returns square crops with the augmentation of the authors' CIFAR-10 input.
 
     In training the crop is random, and brightness and contrast change. In evaluation it is the crop
     from the middle.
+
+    This is ``augmentation="auto"``. ``none`` takes the crop from the middle in training, too,
+    ``shift`` a random crop of unchanged colours, ``flip`` mirrors half of these; ``affine`` and
+    ``strong`` distort the image before all that ``auto`` does, see
+    :data:`experiments.data.distortions.RANGES`.
 
     Args:
       size: side of the crops, in pixels.
@@ -148,6 +183,7 @@ def square_crops(
         in the same order.
       brightness: largest change of brightness, of 1, or in units of normalized pixels.
       contrast: smallest and largest factor of contrast.
+      augmentation: see above.
 
     Raises (both functions):
       UserError: the image is smaller than the crop.
@@ -167,18 +203,24 @@ def square_crops(
         return x
 
     def train(key, image):
+        if augmentation == "none":
+            return evaluate(image)
         place, mirror, bright, contrasting = jax.random.split(key, 4)
 
         def crop(x):
             x = random_crop(place, x, (size, size))
-            return jnp.where(jax.random.bernoulli(mirror), x[:, ::-1], x) if flip else x
+            mirrored = augmentation == "flip" or (flip and augmentation != "shift")
+            return random_mirror(mirror, x) if mirrored else x
 
-        def distort(x):
+        def change_colours(x):
+            if augmentation in ("shift", "flip"):
+                return x
             return random_contrast(contrasting, random_brightness(bright, x, brightness), *contrast)
 
-        return _in_order(names, {"crop": crop, "distort": distort, "normalize": finish})(
-            prepare(image)
-        )
+        x = prepare(image)
+        if augmentation in RANGES:
+            x = distort(jax.random.fold_in(key, 4), x, RANGES[augmentation])
+        return _in_order(names, {"crop": crop, "distort": change_colours, "normalize": finish})(x)
 
     def evaluate(image):
         steps = {"crop": lambda x: centre_crop(x, (size, size)), "normalize": finish}

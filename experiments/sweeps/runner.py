@@ -75,6 +75,12 @@ def complete(sweep: Sweep, runs: list[PlannedRun]) -> list[PlannedRun]:
                     runs, missing, entries, sweep.defaults, sweep.jobs
                 )
                 bar.set_postfix_str(f", {time_estimate.in_words(left)} left" if missing else "")
+            # A run alone that ended without a result or an error was stopped by --max_minutes.
+            if paused := [
+                run for part in parts if len(part) == 1 for run in part if run in missing
+            ]:
+                print(f"{len(paused)} runs have stopped; the same command continues them")
+                sys.exit(0)
             for part in parts:
                 # No run of the group came back: its process failed, and each run is tried alone.
                 if len(part) > 1 and all(run in missing for run in part):

@@ -17,6 +17,7 @@ from capsjax.models import Config as ModelConfig
 from capsjax.objectives import score_loss
 from capsjax.recipes import margin_factor
 from experiments.config import Config, UserError, setting
+from experiments.data import distortions
 from experiments.data.datasets import Dataset
 from experiments.data.digit_pairs import (
     MARGIN,
@@ -46,7 +47,11 @@ class MultiMNISTConfig(Config):
 
 
 def pair_pipeline(config: MultiMNISTConfig, dataset: Dataset) -> InputPipeline:
-    """Returns the pipeline of pairs of a data set."""
+    """Returns the pipeline of pairs of a data set.
+
+    Raises:
+      UserError: digits are to be mirrored.
+    """
     height, width, channels = dataset.image_shape
     shape = (height + 2 * MARGIN, width + 2 * MARGIN, channels)
 
@@ -54,8 +59,13 @@ def pair_pipeline(config: MultiMNISTConfig, dataset: Dataset) -> InputPipeline:
         arrays = (getattr(dataset, f"{split}_{part}") for part in ("images", "labels"))
         return make_pair_source(*arrays, dataset.num_classes)
 
+    if config.augmentation == "flip":
+        raise UserError("--augmentation=flip: mirrored digits are others, use affine or strong")
+    shift = 0 if config.augmentation == "none" else config.shift
+    distortion = distortions.of_bytes(config.augmentation)
+
     def example(key, source, row):
-        digits, labels = random_pair(key, source, row, config.shift)
+        digits, labels = random_pair(key, source, row, shift, distortion)
         return overlay_digits(digits), pair_target(digits, labels)
 
     @functools.cache
@@ -87,8 +97,10 @@ def pair_objective(config: MultiMNISTConfig, model_config: ModelConfig) -> Objec
     evaluation there are also those of :func:`segmentation`, and ``overlap``.
 
     Raises:
-      UserError: the loss does not fit the routing.
+      UserError: the loss does not fit the routing, or labels are to be smoothed.
     """
+    if config.label_smoothing:
+        raise UserError("--label_smoothing needs one class per image, and multimnist has two")
     model = functional.create_model(model_config)
     capsules = isinstance(model_config, CapsNetConfig)
     name = config.loss if capsules else "cross_entropy"
@@ -139,6 +151,8 @@ def pair_objective(config: MultiMNISTConfig, model_config: ModelConfig) -> Objec
                 metrics |= jax.vmap(segmentation)(drawn, pair.digits)
         if measured:
             metrics["overlap"] = jax.vmap(box_overlap)(pair.digits)
+            each = jax.vmap(found_labels)(scores, pair.labels)
+            metrics |= {"found_first": each[:, 0], "found_second": each[:, 1]}
         return total, metrics | {"loss": total}, *state
 
     return Objective(model, loss, functools.partial(loss, measured=True))
@@ -156,6 +170,12 @@ def decode_each(
     masks = label_mask(labels.reshape(-1), J)
     images = model.apply(variables, jnp.repeat(pose, T, axis=0), masks, method="decode")
     return images.reshape(B, T, *images.shape[1:])
+
+
+def found_labels(scores: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns which of the two labels ``[2]`` are among the two largest of the scores ``[J]``."""
+    _, largest = jax.lax.top_k(scores, 2)
+    return jnp.any(largest[:, None] == labels[None, :], axis=0)
 
 
 def hits(scores: jax.Array, labels: jax.Array) -> jax.Array:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from experiments.config import Config, setting
+from experiments.config import Config, UserError, setting
 from experiments.data.augment import Preprocessing, square_crops
 from experiments.tasks.base import Task
 from experiments.tasks.classification import image_pipeline
@@ -43,7 +43,18 @@ def random_crops(
 
     def preprocess(config: CropsConfig) -> Preprocessing:
         if config.preset in published:
+            if config.augmentation != "auto":
+                raise UserError(
+                    f"--augmentation={config.augmentation} can't be given with --preset="
+                    f"{config.preset}, whose images are changed as published"
+                )
             return published[config.preset]
-        return square_crops(size, flip=flip, halve=halve, standardized=not config.reconstruction)
+        return square_crops(
+            size,
+            flip=flip,
+            halve=halve,
+            standardized=not config.reconstruction,
+            augmentation=config.augmentation,
+        )
 
     return Task(image_pipeline(preprocess), objective, summary_fields, figures=of_decoder)

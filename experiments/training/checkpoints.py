@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from capsjax.functional import join, split
 from experiments.config import Config, UserError
 
 
@@ -20,9 +21,9 @@ def _shapes(tree) -> dict[str, tuple[int, ...]]:
 
 
 def _stored(state) -> dict:
-    """The fields of a state, without the statistics of a network that has none."""
+    """The fields of a state, without those that are empty."""
     fields = state._asdict()
-    return fields if fields["stats"] else {k: v for k, v in fields.items() if k != "stats"}
+    return {k: v for k, v in fields.items() if k not in ("stats", "average") or v}
 
 
 class Checkpoints:
@@ -49,12 +50,29 @@ class Checkpoints:
         """Returns the step of the newest checkpoint, None where there is none."""
         return self._manager.latest_step()
 
-    def save(self, state: Any, step: int) -> None:
-        """Saves in the background."""
-        self._manager.save(step, args=self._args.StandardSave(_stored(state)))
+    def save(self, state: Any, step: int, reported: Any = None) -> None:
+        """Saves in the background, with the variables that the run reports if it has others."""
+        stored = _stored(state)
+        if reported is not None:
+            params, stats = split(reported)
+            stored["reported"] = {"params": params} | ({"stats": stats} if stats else {})
+        self._manager.save(step, args=self._args.StandardSave(stored))
 
     def restore(self, state: Any) -> Any:
         """Returns the newest checkpoint, with the shapes and on the devices of ``state``.
+
+        Raises:
+          UserError: it can't be read.
+        """
+        return self.restore_all(state)[0]
+
+    def restore_variables(self, state: Any) -> Any:
+        """Returns the variables that the run reports; see :meth:`restore`."""
+        restored, reported = self.restore_all(state)
+        return restored.variables if reported is None else reported
+
+    def restore_all(self, state: Any) -> tuple[Any, Any]:
+        """Returns the state and, if the run reports others than its last variables, those.
 
         Raises:
           UserError: it can't be read.
@@ -65,6 +83,9 @@ class Checkpoints:
         )
         try:
             metadata = self._manager.item_metadata(step)
+            if "reported" in metadata:
+                parts = ("params", "stats")
+                target["reported"] = {n: target[n] for n in parts if n in target}
             for part in ("params", "stats"):
                 stored = _shapes(metadata.get(part, ()))
                 for path, shape in _shapes(target.get(part, ())).items():
@@ -78,7 +99,9 @@ class Checkpoints:
                 f"checkpoint {step} in {self._manager.directory} can't be read ({reason}); "
                 f"to continue from an earlier one, delete {self._manager.directory / str(step)}"
             ) from error
-        return type(state)(**restored)
+        reported = restored.pop("reported", None)
+        variables = None if reported is None else join(reported["params"], reported.get("stats"))
+        return type(state)(**restored), variables
 
     def __enter__(self):
         return self

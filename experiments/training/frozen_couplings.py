@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from capsjax import functional, log_mean_coupling
 from capsjax.train import TrainState
-from experiments.config import Config, UserError, command, names_of
+from experiments.config import Config, UserError, command, later_defaults, names_of
 from experiments.tasks.base import Setup
 from experiments.training.checkpoints import Checkpoints
 
@@ -37,7 +37,7 @@ def find_source(setup: Setup) -> tuple[Config, Path]:
             f"--routing=frozen takes the couplings of a finished dynamic run, and {folder} holds "
             f"none; first run {first}{where}, or name another with --frozen_from"
         )
-    stored = json.loads((folder / "config.json").read_text("utf-8"))
+    stored = later_defaults(config) | json.loads((folder / "config.json").read_text("utf-8"))
     wanted = dynamic.identity()
     compared = wanted.keys() - set(names_of(config, "fits_couplings"))
     different = sorted(name for name in compared if stored.get(name) != wanted[name])
@@ -60,7 +60,7 @@ def log_couplings(setup: Setup, state: TrainState, folder: Path) -> jax.Array:
       folder: where the run is.
     """
     with Checkpoints(folder) as checkpoints:
-        variables = checkpoints.restore(state).variables
+        variables = checkpoints.restore_variables(state)
     # Only the naive implementation returns couplings.
     config = dataclasses.replace(setup.model_config, routing_implementation="naive")
     apply = functional.create_model(config).apply

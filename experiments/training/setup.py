@@ -1,13 +1,15 @@
 """Everything that follows from a configuration before training: data, network, first state."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax
 import jax
+import jax.numpy as jnp
 import optax
 
-from capsjax import functional, train
+from capsjax import functional, make_schedule, optimizers, train
 from capsjax.models import CapsNetConfig
 from capsjax.models import Config as ModelConfig
 from capsjax.routing import PassKernels, has_pass_kernels
@@ -69,7 +71,10 @@ def prepare(program: Program, config: Config, dataset: datasets.Dataset | None =
             )
         model_config = dataclasses.replace(model_config, routing_implementation="auto")
     model, loss, measure = program.task.objective(config, model_config)
-    optimizer = make_optimizer(config)
+    # A saved run that is opened without its examples is not trained: any length will do.
+    examples = len(dataset.train_labels)
+    steps = number_of_steps(config, examples) if examples else config.warmup_steps + 1
+    optimizer = make_optimizer(config, steps)
     parameters = functional.count_parameters(jax.eval_shape(model.init, jax.random.key(0)))
     network = (model_config, model, loss, measure, optimizer, parameters)
     return Setup(config, program, dataset, pipeline, devices, *network)
@@ -102,7 +107,12 @@ def steps_between_saves(setup: Setup) -> int:
 
 def total_steps(setup: Setup) -> int:
     """Returns the number of steps of the whole training run."""
-    return setup.config.steps or setup.config.epochs * steps_per_epoch(setup)
+    return number_of_steps(setup.config, len(setup.dataset.train_labels))
+
+
+def number_of_steps(config: Config, examples: int) -> int:
+    """Returns the number of steps of a run on a number of training examples."""
+    return config.steps or config.epochs * batching.steps_per_epoch(examples, config.batch_size)
 
 
 def banner(setup: Setup) -> str:
@@ -133,15 +143,39 @@ def random_keys(config: Config) -> tuple[jax.Array, jax.Array]:
     return jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
 
 
-def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """Returns the optimizer that a (resolved) configuration describes."""
-    return train.adam(
+def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
+    """Returns the optimizer that a (resolved) configuration describes, for a number of steps.
+
+    Raises:
+      UserError: the run is not longer than the warm-up.
+    """
+    if steps <= config.warmup_steps:
+        raise UserError(
+            f"--warmup_steps={config.warmup_steps} leaves none of the {steps} steps of the run"
+        )
+    schedule = make_schedule(
+        config.schedule,
         config.learning_rate,
-        config.decay_rate,
-        config.decay_steps,
-        config.learning_rate_floor,
-        epsilon_hat=config.adam_epsilon_hat,
+        total_steps=steps,
+        warmup_steps=config.warmup_steps,
+        decay_rate=config.decay_rate,
+        decay_steps=config.decay_steps,
+        floor=config.learning_rate_floor,
     )
+    return optimizers.make_optimizer(
+        config.optimizer,
+        schedule,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+        epsilon_hat=config.adam_epsilon_hat,
+        members=getattr(config, "ensemble", 1),
+    )
+
+
+def first_state(setup: Setup, key: jax.Array) -> train.TrainState:
+    """Returns the state before the first step, for the key of the initial weights."""
+    average = setup.config.ema > 0
+    return train.init_state(setup.model, setup.optimizer, key, average=average)
 
 
 def initial_state(setup: Setup, *, couplings: bool = True) -> train.TrainState:
@@ -153,7 +187,7 @@ def initial_state(setup: Setup, *, couplings: bool = True) -> train.TrainState:
     """
     key, _ = random_keys(setup.config)
     init = jax.jit(
-        lambda key: train.init_state(setup.model, setup.optimizer, key),
+        functools.partial(first_state, setup),
         compiler_options=quick_to_compile(setup.devices),
     )
     state = init(key)
@@ -162,6 +196,8 @@ def initial_state(setup: Setup, *, couplings: bool = True) -> train.TrainState:
         other = prepare(setup.program, config, setup.dataset)
         prior = frozen_couplings.log_couplings(other, initial_state(other), folder)
         state.params["classes"]["prior"] = prior
+        if state.average:
+            state.average["classes"]["prior"] = jnp.copy(prior)
     return replicate(state, setup.devices)
 
 

@@ -22,18 +22,21 @@ from capsjax.recipes import margin_factor
 from experiments.config import Config, UserError, names_of, resolve
 from experiments.data import batching
 from experiments.tasks.base import Program, Setup, Task
-from experiments.training import loop
+from experiments.training import loop, selection
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.evaluate import make_evaluate
 from experiments.training.loop import Stepper, TrainingRun
 from experiments.training.profiling import Profile
+from experiments.training.progress import leave
 from experiments.training.setup import (
     banner,
+    first_state,
     make_optimizer,
     prepare,
     random_keys,
     steps_per_block,
     steps_per_epoch,
+    total_steps,
 )
 from experiments.training.summary import write_summary
 from experiments.training.workdir import open_workdir
@@ -58,6 +61,7 @@ def run(program: Program, configs: list[Config]) -> None:
     """
     started = time.monotonic()
     setup = prepare(program, dataclasses.replace(configs[0], num_devices=1))
+    selection.check(setup)
     configs = [resolve(config, setup.dataset.name) for config in configs]
     configs = configs[: capacity(setup, configs)]
     with contextlib.ExitStack() as folders:
@@ -65,12 +69,13 @@ def run(program: Program, configs: list[Config]) -> None:
         with contextlib.ExitStack() as files:
             checkpoints = [files.enter_context(Checkpoints(workdir)) for workdir in workdirs]
             same_step = len({one.latest() for one in checkpoints}) == 1
-            together = len(configs) > 1 and same_step and setup.task.should_stop is Task.should_stop
+            ends = setup.task.should_stop is not Task.should_stop or setup.config.early_stopping
+            together = len(configs) > 1 and same_step and not ends
             if together:
-                state = _restore(setup, configs, checkpoints)
+                state, reported = _restore(setup, configs, checkpoints)
                 step = int(state.step[0])
                 runs = {
-                    n: loop.start(setup._replace(config=config), *own, step, files)
+                    n: loop.start(setup._replace(config=config), *own, step, files, reported[n])
                     for n, (config, *own) in enumerate(zip(configs, workdirs, checkpoints))
                 }
                 print(f"{banner(setup)} | {len(configs)} runs together", file=sys.stderr)
@@ -83,8 +88,7 @@ def run(program: Program, configs: list[Config]) -> None:
             loop.run(program, configs[0])
             return
         if stopped:
-            print("stopped; the same command continues", file=sys.stderr)
-            sys.exit(128 + stopped)
+            leave([one.setup for one in runs.values()], "stopped", stopped)
         for n, one in runs.items():
             write_summary(
                 one.setup,
@@ -94,6 +98,7 @@ def run(program: Program, configs: list[Config]) -> None:
                 functools.partial(stepper.evaluate, n),
                 time.monotonic() - started,
                 together=len(configs),
+                reported=one.reported,
             )
 
 
@@ -139,7 +144,7 @@ def with_numbers(setup: Setup, numbers: dict[str, jax.Array]) -> Setup:
     """Returns a setup whose losses and optimizer are built from numbers that may be traced."""
     config = dataclasses.replace(setup.config, **numbers)
     _, loss, measure = setup.task.objective(config, setup.model_config)
-    optimizer = make_optimizer(config)
+    optimizer = make_optimizer(config, total_steps(setup))
     return setup._replace(config=config, loss=loss, measure=measure, optimizer=optimizer)
 
 
@@ -200,7 +205,7 @@ def capacity(setup: Setup, configs: list[Config]) -> int:
 def inputs(setup: Setup, configs: list[Config], count: int = 1) -> tuple:
     """Returns the arguments of the first chunk of several runs."""
     first, later = (jnp.stack(keys) for keys in zip(*(random_keys(c) for c in configs)))
-    state = jax.vmap(lambda key: train.init_state(setup.model, setup.optimizer, key))(first)
+    state = jax.vmap(functools.partial(first_state, setup))(first)
     order = orders(setup, later, 0)
     return numbers_of(setup, configs), state, setup.pipeline.source, order, later, count
 
@@ -214,10 +219,11 @@ def orders(setup: Setup, keys: jax.Array, block: int) -> jax.Array:
 
 def _restore(
     setup: Setup, configs: list[Config], checkpoints: list[Checkpoints]
-) -> train.TrainState:
-    """The states of all runs, as they were last saved or at the beginning."""
+) -> tuple[train.TrainState, list]:
+    """The states of all runs, as last saved or at the beginning, and what each reports."""
     states = jax.jit(lambda: inputs(setup, configs)[1])()
     if checkpoints[0].latest() is None:
-        return states
-    restored = [one.restore(_select(states, n)) for n, one in enumerate(checkpoints)]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *restored)
+        return states, [None] * len(configs)
+    saved = [one.restore_all(_select(states, n)) for n, one in enumerate(checkpoints)]
+    restored, reported = zip(*saved)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *restored), list(reported)

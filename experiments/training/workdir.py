@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from experiments.config import Config, UserError
+from experiments.config import Config, UserError, later_defaults
 
 
 def write_text(path: Path, text: str) -> None:
@@ -63,7 +63,7 @@ def write_config(config: Config, workdir: Path) -> None:
 
 def _check_same(config: Config, path: Path) -> None:
     try:
-        stored = json.loads(path.read_text("utf-8"))
+        stored = later_defaults(config) | json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); choose another --workdir") from error
     different = [

@@ -107,6 +107,17 @@ def test_flags_reach_the_configuration():
         "--class_pose=big",
         "--diagnostics=much",
         "--preset=capsnet_mnist",
+        "--schedule=linear",
+        "--warmup_steps=-1",
+        "--optimizer=adm",
+        "--weight_decay=-0.1",
+        "--clip_norm=-1",
+        "--label_smoothing=1",
+        "--ema=1",
+        "--keep=first",
+        "--early_stopping=-1",
+        "--max_minutes=-1",
+        "--augmentation=crop",
     ],
 )
 def test_invalid_flag_values_are_refused(flag):

@@ -50,7 +50,7 @@ def test_every_shape_runs_to_its_figures(shape, changes, kernels, stored, tmp_pa
     lines = [line for line in err.splitlines() if "its kernels and strides" in line]
     assert len(lines) == bool(kernels) and all(re.search(kernels, line) for line in lines)
     folder = tmp_path / "run"
-    drawn = {"training_curves"} | (ROUTING if config.diagnostics else set())
+    drawn = {"training_curves", "confusion_matrix"} | (ROUTING if config.diagnostics else set())
     if config.model == "capsnet" and config.preset != "matrix":  # which has no decoder
         drawn |= DECODED
     assert figure_names(folder) == drawn
