@@ -1,17 +1,67 @@
-"""Checkpoints of a training state."""
+"""Checkpoints of a training state, each with the checksums of its files.
 
+A checkpoint is a folder ``checkpoints/STEP``. Beside the files of Orbax it holds the rows of
+metrics.jsonl up to its step, from which a damaged metrics.jsonl is written again, and
+``checksums.json``, the SHA-256 of every file. All of them are there when the folder gets its name.
+A checkpoint whose files have other checksums is set aside, and the one before it is used.
+"""
+
+import hashlib
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from experiments.config import Config, UserError
+from experiments.files import BadFile, check_folder, one_line, read_json, sha256
+
+CHECKSUMS, ROWS = "checksums.json", "metrics.jsonl"
+_FROM_ORBAX = "default/_METADATA"  # in every complete checkpoint, those of older versions too
 
 
 def has_checkpoints(config: Config) -> bool:
     """Returns whether a run has been started and has a checkpoint."""
-    folder = config.folder() / "checkpoints"
-    return folder.is_dir() and any(folder.iterdir())
+    return bool(_steps(config.folder() / "checkpoints"))
+
+
+def _steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in a folder, the newest first."""
+    try:
+        names = [path.name for path in folder.iterdir() if path.is_dir()]
+    except OSError:
+        return []
+    return sorted((int(n) for n in names if n.isascii() and n.isdigit()), reverse=True)
+
+
+def damage_of(checkpoint: Path) -> str:
+    """Returns what is wrong with the files of a checkpoint, or nothing.
+
+    Checkpoints of older versions have no checksums: they must be complete, and no more is known.
+    """
+    try:
+        if not (checkpoint / CHECKSUMS).exists():
+            return "" if (checkpoint / _FROM_ORBAX).is_file() else "it is incomplete"
+        for name, digest in read_json(checkpoint / CHECKSUMS, {"*": str}).items():
+            if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+                return f"{CHECKSUMS} names a file elsewhere"
+            if sha256(checkpoint / name) != digest:
+                return f"{one_line(name)} has another checksum"
+    except (BadFile, OSError) as error:
+        return str(error)
+    return ""
+
+
+def identity_of(workdir: Path) -> str:
+    """Returns a checksum that identifies the newest checkpoint of a run, or an empty text."""
+    for step in _steps(workdir / "checkpoints")[:1]:
+        path = workdir / "checkpoints" / str(step) / CHECKSUMS
+        if path.exists():
+            stored = read_json(path, {"*": str})
+            own = {name: digest for name, digest in stored.items() if "/d/" in name}
+            return hashlib.sha256(repr(sorted(own.items())).encode()).hexdigest()[:32]
+    return ""
 
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:
@@ -25,32 +75,98 @@ def _stored(state) -> dict:
     return fields if fields["stats"] else {k: v for k, v in fields.items() if k != "stats"}
 
 
+def _with_checksums(rows: dict[str, tuple[Path, int]]) -> type:
+    """Returns how a checkpoint gets its name: Orbax's way, after its last files are written.
+
+    Args:
+      rows: by name of the checkpoint, metrics.jsonl and how many bytes of it; entries are removed.
+    """
+    import orbax.checkpoint as ocp
+
+    class WithChecksums(ocp.path.atomicity.AtomicRenameTemporaryPath):
+        async def finalize(self, *arguments, **options):
+            folder = Path(self.get())
+            if of_step := rows.pop(self.get_final().name, None):
+                with open(of_step[0], "rb") as file:
+                    (folder / ROWS).write_bytes(file.read(of_step[1]))
+            files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
+            # Orbax itself changes the files at the top once more; they hold no numbers.
+            found = {n: sha256(folder / n) for n in files if _is_content(folder, n)}
+            (folder / CHECKSUMS).write_text(json.dumps(found), "utf-8")
+            await super().finalize(*arguments, **options)
+
+    return WithChecksums
+
+
+def _is_content(folder: Path, name: str) -> bool:
+    return (folder / name).is_file() and ("/" in name or name == ROWS)
+
+
 class Checkpoints:
     """Writes and reads Orbax checkpoints of a training state, and keeps the last two.
 
+    Opening sets checkpoints that are damaged aside, under the name ``STEP.damaged``, and says so.
+
     Args:
       workdir: folder of the run.
-      read_only: change nothing, because a training run may be using the folder.
+      read_only: change nothing, because a training run may be using the folder; damaged checkpoints
+        are passed over.
+
+    Raises:
+      UserError: the folder is a link, or no folder.
     """
 
     def __init__(self, workdir: Path, *, read_only: bool = False):
         import orbax.checkpoint as ocp
 
+        check_folder(workdir)
+        self._folder, self._rows = (workdir / "checkpoints").absolute(), {}
+        if self._folder.exists() and not self._folder.is_dir():
+            raise UserError(f"{self._folder} is no folder; remove it, and training starts again")
+        self._newest = self._find_sound(read_only)
         self._args, handler = ocp.args, ocp.StandardCheckpointHandler()
         if read_only:
             options = ocp.CheckpointManagerOptions(create=False)
         else:
-            options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(
-            (workdir / "checkpoints").absolute(), options=options, item_handlers=handler
-        )
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=2,
+                cleanup_tmp_directories=True,
+                temporary_path_class=_with_checksums(self._rows),
+            )
+        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handler)
+
+    def _find_sound(self, read_only: bool) -> int | None:
+        """The step of the newest checkpoint without damage; others are set aside."""
+        for step in _steps(self._folder):
+            place = self._folder / str(step)
+            if not (damage := damage_of(place)):
+                return step
+            if read_only and not place.exists():  # training has just replaced it by a newer one
+                return self._find_sound(read_only)
+            said = f"checkpoint {step} is damaged ({damage})"
+            if not read_only:
+                said += f" and set aside as {_set_aside(place)}"
+            print(f"{said}; using the one before, or the start", file=sys.stderr)
+        return None
 
     def latest(self) -> int | None:
-        """Returns the step of the newest checkpoint, None where there is none."""
-        return self._manager.latest_step()
+        """Returns the step of the newest checkpoint at the time of opening, None for none."""
+        return self._newest
 
-    def save(self, state: Any, step: int) -> None:
-        """Saves in the background."""
+    def rows(self) -> bytes | None:
+        """Returns metrics.jsonl up to the step of :meth:`latest`; None where there is no copy."""
+        path = self._folder / str(self._newest) / ROWS
+        return path.read_bytes() if path.is_file() else None
+
+    def save(self, state: Any, step: int, rows: tuple[Path, int] | None = None) -> None:
+        """Saves in the background.
+
+        Args:
+          state: of training. step: that it has done.
+          rows: metrics.jsonl, and the number of its bytes up to this step.
+        """
+        if rows:
+            self._rows[str(step)] = rows
         self._manager.save(step, args=self._args.StandardSave(_stored(state)))
 
     def restore(self, state: Any) -> Any:
@@ -83,5 +199,22 @@ class Checkpoints:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self._manager.close()  # waits for the last save
+    def __exit__(self, kind, *_):
+        try:
+            self._manager.close()  # waits for the last save
+        except Exception:
+            if kind is None:  # the first failure is the one to report
+                raise
+
+
+def _set_aside(place: Path) -> str:
+    """Renames a damaged checkpoint and returns its new name."""
+    name, number = f"{place.name}.damaged", 1
+    while (place.parent / name).exists():
+        number += 1
+        name = f"{place.name}.damaged-{number}"
+    try:
+        place.rename(place.parent / name)
+    except OSError as error:
+        raise UserError(f"{place} is damaged and can't be renamed: {error.strerror}") from error
+    return name

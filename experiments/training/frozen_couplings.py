@@ -59,7 +59,7 @@ def log_couplings(setup: Setup, state: TrainState, folder: Path) -> jax.Array:
       state: an initial one, for its shapes.
       folder: where the run is.
     """
-    with Checkpoints(folder) as checkpoints:
+    with Checkpoints(folder, read_only=True) as checkpoints:
         variables = checkpoints.restore(state).variables
     # Only the naive implementation returns couplings.
     config = dataclasses.replace(setup.model_config, routing_implementation="naive")

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from capsjax import train
 from experiments.config import Config, UserError
 from experiments.data import batching, image_files
+from experiments.files import write_json
 from experiments.tasks import routing_diagnostics
 from experiments.tasks.base import Program, Setup
 from experiments.training import frozen_couplings, guard
@@ -34,7 +35,7 @@ from experiments.training.setup import (
     training_inputs,
 )
 from experiments.training.summary import write_summary
-from experiments.training.workdir import open_workdir, write_config, write_json
+from experiments.training.workdir import open_workdir, write_config
 
 
 class TrainingRun(NamedTuple):
@@ -115,7 +116,7 @@ def start(
     """Writes config.json and network.json, and opens what a run writes from a step on."""
     write_config(setup.config, workdir)
     write_json(workdir / "network.json", image_files.dataset_facts(setup.dataset))
-    metrics = files.enter_context(Metrics(workdir, step))
+    metrics = files.enter_context(Metrics(workdir, step, checkpoints.rows()))
     total, per_epoch = total_steps(setup), steps_per_epoch(setup)
     display = files.enter_context(Display(setup.config, metrics, step, total, per_epoch))
     return TrainingRun(setup, workdir, checkpoints, metrics, display)
@@ -222,8 +223,7 @@ def fit(
             inspect(step, own.variables, run.display, run.metrics.rows)
         if due and diagnose:
             run.display.measured(step, diagnose(own.variables))
-        run.metrics.sync()
-        run.checkpoints.save(own, step)
+        run.checkpoints.save(own, step, run.metrics.sync())
 
     for n, run in runs.items() if step == 0 else ():
         inspect(step, stepper.select(state, n).variables, run.display, run.metrics.rows)

@@ -12,7 +12,7 @@ import optax
 import psutil
 
 from experiments.config import UserError
-from experiments.training.workdir import write_json, write_text
+from experiments.files import write_json, write_text
 from kernels.cli import commit
 
 try:

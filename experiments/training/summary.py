@@ -2,7 +2,6 @@
 
 import base64
 import functools
-import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,10 +12,10 @@ from capsjax.models import CapsNetConfig
 from capsjax.train import TrainState
 from experiments.config import command
 from experiments.data.errors import first_line
+from experiments.files import BadFile, is_integer, is_plain, read_json, write_json
 from experiments.tasks import figures
 from experiments.tasks.base import Setup
 from experiments.training.results import peak_memory_mb, versions
-from experiments.training.workdir import write_json
 from kernels.cli import commit
 
 
@@ -131,9 +130,12 @@ def _reported_peak(workdir: Path, step: int) -> int | None:
 
     A process that only repeats a summary has not trained, and its memory says nothing.
     """
-    path = workdir / "summary.json"
-    earlier = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    return earlier["peak_memory_mb"] if earlier.get("steps") == step else None
+    try:
+        earlier = read_json(workdir / "summary.json", {"steps": is_integer, "*": is_plain})
+    except BadFile:  # it is about to be written
+        return None
+    peak = earlier.get("peak_memory_mb")
+    return peak if earlier["steps"] == step and is_integer(peak) else None
 
 
 def summary_table(summary: dict, report: Iterable[str], workdir: Path, paths: list[Path]) -> str:

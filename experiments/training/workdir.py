@@ -6,26 +6,13 @@ A run that is killed at any moment can be continued.
 import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from experiments.config import Config, UserError
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file in one move, so that it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file in one move."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+from experiments.files import check_folder, write_json
 
 
 @contextlib.contextmanager
@@ -42,6 +29,7 @@ def open_workdir(config: Config) -> Iterator[Path]:
     lock = FileLock(workdir / ".lock", timeout=0)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        check_folder(workdir)
         lock.acquire()
     except Timeout as error:
         raise UserError(f"another process is training in {workdir}") from error

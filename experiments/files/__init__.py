@@ -1,0 +1,36 @@
+"""Files that may come from elsewhere, and files that are written: one reader and one writer."""
+
+from experiments.files.reader import (
+    BadFile,
+    check,
+    is_integer,
+    is_number,
+    is_plain,
+    parse,
+    read_bytes,
+    read_json,
+    read_text,
+    sha256,
+)
+from experiments.files.text import formula_free, html, one_line
+from experiments.files.writer import check_folder, fresh, write_json, write_text
+
+__all__ = [
+    "BadFile",
+    "check",
+    "formula_free",
+    "fresh",
+    "html",
+    "is_integer",
+    "is_number",
+    "is_plain",
+    "one_line",
+    "parse",
+    "read_bytes",
+    "read_json",
+    "read_text",
+    "check_folder",
+    "sha256",
+    "write_json",
+    "write_text",
+]
