@@ -13,7 +13,6 @@ needs no data.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 from experiments import plots
@@ -21,6 +20,8 @@ from experiments.analysis import saved_run
 from experiments.analysis.saved_run import stored_config
 from experiments.config import UserError, setting
 from experiments.config.flags import run
+from experiments.files import read_json
+from experiments.files.forms import SUMMARY
 from experiments.tasks import figures, routing_diagnostics
 from experiments.tasks.base import Figure
 from experiments.training.evaluate import make_evaluate
@@ -110,7 +111,7 @@ def of_run(flags: Flags) -> list[Figure]:
         found += routing_diagnostics.figures(setup, variables, rows, figures.title_of(setup))
     summary = opened.folder / "summary.json"
     if summary.exists():
-        found += setup.task.summary_figures(setup, json.loads(summary.read_text("utf-8")))
+        found += setup.task.summary_figures(setup, read_json(summary, SUMMARY))
     return found
 
 

@@ -5,6 +5,7 @@
 digits that are bundled with scikit-learn.
 """
 
+import hashlib
 import os
 import sys
 import tempfile
@@ -31,6 +32,7 @@ class Dataset(NamedTuple):
     test_images: np.ndarray
     test_labels: np.ndarray
     class_names: tuple[str, ...]
+    checksum: str = ""  # of the arrays and names before they are divided; empty: not known
 
     @property
     def image_shape(self):
@@ -72,10 +74,24 @@ def load(name, *, data_dir=None, cache_dir, validation_fraction=0.05):
             raise
         print(f"WARNING: scikit-learn's small digits instead of MNIST: {error}", file=sys.stderr)
         loaded, arrays = "digits", _cached_or_read("digits", None, cache_dir)
-    dataset = hold_out_validation(loaded, arrays, validation_fraction)
+    names = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
+    dataset = hold_out_validation(loaded, arrays, validation_fraction)._replace(
+        checksum=checksum(*(arrays[name] for name in names))
+    )
     for doubt in doubts(dataset):
         print(f"--dataset={loaded}: {doubt}", file=sys.stderr)
     return dataset
+
+
+def checksum(*arrays):
+    """Returns 32 hexadecimal digits that identify the contents of arrays: part of a SHA-256."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        # Text is as wide as its longest word, whoever has made the array.
+        array = np.char.encode(array, "utf-8") if array.dtype.kind == "U" else array
+        digest.update(f"{array.dtype.str} {array.shape};".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()[:32]
 
 
 def doubts(dataset):

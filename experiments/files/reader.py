@@ -151,8 +151,9 @@ def check(value: Any, schema: Any, where: str = "it") -> Any:
             check(one, schema[0], f"{where}[{number}]")
     elif isinstance(schema, dict):
         names = {name.removesuffix("?"): name for name in schema if name != "*"}
-        for name in names.keys() - check(value, dict, where).keys():
-            if not names[name].endswith("?"):
+        check(value, dict, where)
+        for name in names:
+            if name not in value and not names[name].endswith("?"):
                 raise ValueError(f"{where} has no {name!r}")
         for name, one in value.items():
             if name not in names and "*" not in schema:

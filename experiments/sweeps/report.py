@@ -15,6 +15,9 @@ from experiments.sweeps.studies import Study
 KEPT = ("routing", "votes", "squash", "loss", "depth", "seed", "parameters", "steps")
 KEPT += ("test_error", "test_errors", "test_examples", "validation_error")
 KEPT += ("images_per_second", "training_seconds", "peak_memory_mb", "commit")
+# Fields that all parts of a report need.
+REPORTED = {*KEPT, "validation_loss", "test_loss", "wall_seconds", "device_kind", "versions"}
+REPORTED |= {"dataset"}
 
 
 class StudyReport(NamedTuple):

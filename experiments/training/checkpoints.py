@@ -1,12 +1,11 @@
 """Checkpoints of a training state, each with the checksums of its files.
 
-A checkpoint is a folder ``checkpoints/STEP``. Beside the files of Orbax it holds the rows of
-metrics.jsonl up to its step, from which a damaged metrics.jsonl is written again, and
+A checkpoint is a folder ``checkpoints/STEP``. Beside the files of Orbax it holds config.json and
+the rows of metrics.jsonl up to its step, from which damaged ones are written again, and
 ``checksums.json``, the SHA-256 of every file. All of them are there when the folder gets its name.
 A checkpoint whose files have other checksums is set aside, and the one before it is used.
 """
 
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ import jax
 from experiments.config import Config, UserError
 from experiments.files import BadFile, check_folder, one_line, read_json, sha256
 
-CHECKSUMS, ROWS = "checksums.json", "metrics.jsonl"
+CHECKSUMS, ROWS, CONFIG = "checksums.json", "metrics.jsonl", "config.json"
 _FROM_ORBAX = "default/_METADATA"  # in every complete checkpoint, those of older versions too
 
 
@@ -53,15 +52,11 @@ def damage_of(checkpoint: Path) -> str:
     return ""
 
 
-def identity_of(workdir: Path) -> str:
-    """Returns a checksum that identifies the newest checkpoint of a run, or an empty text."""
-    for step in _steps(workdir / "checkpoints")[:1]:
-        path = workdir / "checkpoints" / str(step) / CHECKSUMS
-        if path.exists():
-            stored = read_json(path, {"*": str})
-            own = {name: digest for name, digest in stored.items() if "/d/" in name}
-            return hashlib.sha256(repr(sorted(own.items())).encode()).hexdigest()[:32]
-    return ""
+def copy_of_config(workdir: Path) -> Path | None:
+    """Returns the config.json that the newest sound checkpoint keeps, None where there is none."""
+    places = (workdir / "checkpoints" / str(n) for n in _steps(workdir / "checkpoints"))
+    found = (place / CONFIG for place in places if not damage_of(place))
+    return next(filter(Path.is_file, found), None)
 
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:
@@ -89,6 +84,7 @@ def _with_checksums(rows: dict[str, tuple[Path, int]]) -> type:
             if of_step := rows.pop(self.get_final().name, None):
                 with open(of_step[0], "rb") as file:
                     (folder / ROWS).write_bytes(file.read(of_step[1]))
+                (folder / CONFIG).write_bytes(of_step[0].with_name(CONFIG).read_bytes())
             files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
             # Orbax itself changes the files at the top once more; they hold no numbers.
             found = {n: sha256(folder / n) for n in files if _is_content(folder, n)}
@@ -99,7 +95,7 @@ def _with_checksums(rows: dict[str, tuple[Path, int]]) -> type:
 
 
 def _is_content(folder: Path, name: str) -> bool:
-    return (folder / name).is_file() and ("/" in name or name == ROWS)
+    return (folder / name).is_file() and ("/" in name or name in (ROWS, CONFIG))
 
 
 class Checkpoints:
@@ -124,7 +120,8 @@ class Checkpoints:
         if self._folder.exists() and not self._folder.is_dir():
             raise UserError(f"{self._folder} is no folder; remove it, and training starts again")
         self._newest = self._find_sound(read_only)
-        self._args, handler = ocp.args, ocp.StandardCheckpointHandler()
+        # Weights hardly get smaller, and compression takes longer than checksums.
+        self._ocp, handler = ocp, ocp.PyTreeCheckpointHandler(use_compression=False)
         if read_only:
             options = ocp.CheckpointManagerOptions(create=False)
         else:
@@ -167,7 +164,7 @@ class Checkpoints:
         """
         if rows:
             self._rows[str(step)] = rows
-        self._manager.save(step, args=self._args.StandardSave(_stored(state)))
+        self._manager.save(step, args=self._ocp.args.PyTreeSave(_stored(state)))
 
     def restore(self, state: Any) -> Any:
         """Returns the newest checkpoint, with the shapes and on the devices of ``state``.
@@ -187,7 +184,13 @@ class Checkpoints:
                     # Orbax says it too, but leaves coroutines behind that are never awaited.
                     if stored.get(path) != shape:
                         raise ValueError(f"{path} is {stored.get(path)}, not {shape}")
-            restored = self._manager.restore(step, args=self._args.StandardRestore(target))
+            restored = self._manager.restore(
+                step,
+                args=self._ocp.args.PyTreeRestore(
+                    target,
+                    restore_args=self._ocp.checkpoint_utils.construct_restore_args(target),
+                ),
+            )
         except Exception as error:  # Orbax raises many types for a damaged checkpoint
             reason = str(error).splitlines()[0]
             raise UserError(

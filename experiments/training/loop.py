@@ -21,6 +21,7 @@ from experiments.training import frozen_couplings, guard
 from experiments.training.checkpoints import Checkpoints, has_checkpoints
 from experiments.training.devices import parallelize
 from experiments.training.evaluate import make_evaluate
+from experiments.training.identity import record_of
 from experiments.training.metrics import Metrics
 from experiments.training.profiling import Profile
 from experiments.training.progress import Display, Stop
@@ -70,7 +71,7 @@ def run(program: Program, config: Config) -> dict:
     setup = prepare(program, config)
     if setup.config.routing == "frozen" and not has_checkpoints(setup.config):
         frozen_couplings.find_source(setup)  # before anything is written
-    with open_workdir(setup.config) as workdir:
+    with open_workdir(setup.config, record_of(setup)) as workdir:
         print(banner(setup), file=sys.stderr)
         evaluate = make_evaluate(setup)
         with contextlib.ExitStack() as files:
@@ -114,7 +115,7 @@ def start(
     files: contextlib.ExitStack,
 ) -> TrainingRun:
     """Writes config.json and network.json, and opens what a run writes from a step on."""
-    write_config(setup.config, workdir)
+    write_config(setup.config, workdir, record_of(setup))
     write_json(workdir / "network.json", image_files.dataset_facts(setup.dataset))
     metrics = files.enter_context(Metrics(workdir, step, checkpoints.rows()))
     total, per_epoch = total_steps(setup), steps_per_epoch(setup)

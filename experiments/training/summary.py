@@ -56,6 +56,7 @@ def write_summary(
         "command": command(c, setup.program.defaults),
         "dataset": d.name,
         "dataset_source": d.source.split(" from ")[0],
+        "data_checksum": d.checksum,
         "model": c.model,
         "recipe": c.recipe,
         **capsule_fields(setup),
