@@ -20,7 +20,7 @@ from experiments.analysis import saved_run
 from experiments.analysis.saved_run import stored_config
 from experiments.config import UserError, setting
 from experiments.config.flags import run
-from experiments.files import read_json
+from experiments.files import check_folder, local_path, read_json
 from experiments.files.forms import SUMMARY
 from experiments.tasks import figures, routing_diagnostics
 from experiments.tasks.base import Figure
@@ -64,7 +64,9 @@ def main(flags: Flags) -> None:
         raise UserError("give a run, or several different ones: --run=DIR,DIR")
     if not set(kinds) <= set(KINDS):
         raise UserError(f"--format={flags.format}: png, pdf, or png,pdf is needed")
-    output = Path(flags.output or Path(folders[0]) / "figures")
+    output = local_path(flags.output or str(Path(folders[0]) / "figures"), "output")
+    if not flags.output:
+        check_folder(output.parent)
     found = of_runs(folders) if len(folders) > 1 else of_run(flags)
     try:
         for path in figures.save(found, output, kinds):

@@ -12,6 +12,7 @@ from capsjax.routing import GRADIENTS, IMPLEMENTATIONS, ROUTINGS
 from capsjax.squash import SQUASHES
 from capsjax.votes import VOTES
 from experiments.config.flags import names_of, setting
+from experiments.files import local_path
 
 PRESET_NAMES = tuple(dict.fromkeys(name.split("_", 1)[1] for name in PRESETS))
 
@@ -243,4 +244,4 @@ class Config:
 
     def folder(self) -> Path:
         """Returns the folder of the run: ``--workdir``, or else :meth:`default_workdir`."""
-        return Path(self.workdir or self.default_workdir())
+        return local_path(self.workdir or self.default_workdir(), "workdir")

@@ -7,6 +7,7 @@ digits that are bundled with scikit-learn.
 
 import hashlib
 import os
+import pathlib
 import sys
 import tempfile
 from typing import NamedTuple
@@ -16,7 +17,10 @@ import numpy as np
 from experiments import UserError
 from experiments.data import labels, npz, tfds
 from experiments.data.errors import DatasetUnavailable, first_line
+from experiments.files import check_private
 
+# What the checksum of a data set is about.
+CONTENTS = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
 DIGITS_SOURCE = "scikit-learn digits, 8x8 enlarged to 28x28"
 
 
@@ -74,9 +78,8 @@ def load(name, *, data_dir=None, cache_dir, validation_fraction=0.05):
             raise
         print(f"WARNING: scikit-learn's small digits instead of MNIST: {error}", file=sys.stderr)
         loaded, arrays = "digits", _cached_or_read("digits", None, cache_dir)
-    names = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
     dataset = hold_out_validation(loaded, arrays, validation_fraction)._replace(
-        checksum=checksum(*(arrays[name] for name in names))
+        checksum=checksum(*(np.asarray(arrays[name]) for name in CONTENTS))
     )
     for doubt in doubts(dataset):
         print(f"--dataset={loaded}: {doubt}", file=sys.stderr)
@@ -155,6 +158,8 @@ def cache_file(name, cache_dir):
 
 def _cached_or_read(name, data_dir, cache_dir):
     path = cache_file(name, cache_dir)
+    for folder in (os.path.dirname(path), os.path.dirname(os.path.dirname(path))):
+        check_private(pathlib.Path(folder))
     arrays = _read_cache(path, name) if os.path.exists(path) else None
     if name == "digits":  # cached because the import of scikit-learn takes seconds
         arrays = arrays or _write_cache(path, enlarged_digits())
@@ -165,8 +170,11 @@ def _cached_or_read(name, data_dir, cache_dir):
 
 def _read_cache(path, name):
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+        with npz.opened(path) as stored:
             arrays = npz.check({key: stored[key] for key in npz.ARRAY_SPECS})
+            digest = str(stored["checksum"]) if "checksum" in stored else ""
+        if digest and digest != checksum(*(arrays[name] for name in CONTENTS)):
+            raise ValueError("its arrays have another checksum")
         start = DIGITS_SOURCE if name == "digits" else f"tfds {name} "
         if not str(arrays["source"]).startswith(start):
             raise ValueError(f"it does not hold {name}")
@@ -183,7 +191,8 @@ def _write_cache(path, arrays):
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            np.savez(os.path.join(scratch, "whole.npz"), **arrays)
+            digest = checksum(*(np.asarray(arrays[name]) for name in CONTENTS))
+            np.savez(os.path.join(scratch, "whole.npz"), **arrays, checksum=digest)
             os.replace(os.path.join(scratch, "whole.npz"), path)
     except OSError as error:
         print(f"continuing without a cache: cannot write {path} ({error})", file=sys.stderr)

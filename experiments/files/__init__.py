@@ -1,5 +1,6 @@
 """Files that may come from elsewhere, and files that are written: one reader and one writer."""
 
+from experiments.files.limits import check_memory, check_private, local_path, size
 from experiments.files.reader import (
     BadFile,
     check,
@@ -24,13 +25,17 @@ __all__ = [
     "is_integer",
     "is_number",
     "is_plain",
+    "local_path",
     "one_line",
     "parse",
     "read_bytes",
     "read_json",
     "read_text",
     "check_folder",
+    "check_memory",
+    "check_private",
     "sha256",
+    "size",
     "write_json",
     "write_text",
 ]

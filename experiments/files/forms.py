@@ -3,6 +3,7 @@
 from experiments.files.reader import is_integer, is_number, is_plain
 
 MOST = 10**9  # of anything that is counted
+MOST_CLASSES = 10**5
 
 
 def is_count(value) -> bool:
@@ -59,7 +60,7 @@ NETWORK = {
         isinstance(value, list) and len(value) == 3 and all(is_count(n) and n for n in value)
     ),
     "class_names": lambda value: (
-        isinstance(value, list) and 2 <= len(value) <= 10**5 and all(map(_is_text, value))
+        isinstance(value, list) and 2 <= len(value) <= MOST_CLASSES and all(map(_is_text, value))
     ),
     "border": lambda value: (
         isinstance(value, list)

@@ -17,7 +17,7 @@ from experiments.sweeps.plan import PlannedRun
 
 ROOT = Path(__file__).resolve().parents[2]
 EXECUTORS = ("local", "ray")
-STOPPED = (-signal.SIGINT, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+STOPPED = (-signal.SIGINT, 128 + signal.SIGINT, 128 + signal.SIGTERM, 129)  # 129: a hangup
 
 
 def task(program: str, runs: list[PlannedRun]) -> dict:

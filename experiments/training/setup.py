@@ -12,10 +12,11 @@ from capsjax.models import CapsNetConfig
 from capsjax.models import Config as ModelConfig
 from capsjax.routing import PassKernels, has_pass_kernels
 from experiments.config import Config, UserError, network_config, resolve, small_kernels
+from experiments.config.flags import LARGEST
 from experiments.data import batching, datasets
 from experiments.data.subset import limit_training_examples
 from experiments.tasks.base import Program, Setup
-from experiments.training import frozen_couplings
+from experiments.training import frozen_couplings, memory
 from experiments.training.devices import (
     cache_folder,
     find_devices,
@@ -37,6 +38,8 @@ def prepare(program: Program, config: Config, dataset: datasets.Dataset | None =
     Raises:
       UserError: the configuration contradicts itself, the data or the devices.
     """
+    if config.workdir:
+        config.folder()  # its name is checked before anything else
     keep_compiled_programs(config.cache_dir)
     devices = find_devices(config.accelerator, config.num_devices)
     dataset = dataset or limit_training_examples(
@@ -68,9 +71,13 @@ def prepare(program: Program, config: Config, dataset: datasets.Dataset | None =
                 "routing with these votes has no kernels, use stream"
             )
         model_config = dataclasses.replace(model_config, routing_implementation="auto")
-    model, loss, measure = program.task.objective(config, model_config)
+    try:
+        model, loss, measure = program.task.objective(config, model_config)
+        parameters = functional.count_parameters(jax.eval_shape(model.init, jax.random.key(0)))
+    except (OverflowError, MemoryError) as error:
+        raise UserError("a network of these sizes is beyond any memory") from error
     optimizer = make_optimizer(config)
-    parameters = functional.count_parameters(jax.eval_shape(model.init, jax.random.key(0)))
+    memory.check_fits(config, dataset, pipeline.shape, devices, model_config, parameters)
     network = (model_config, model, loss, measure, optimizer, parameters)
     return Setup(config, program, dataset, pipeline, devices, *network)
 
@@ -102,7 +109,12 @@ def steps_between_saves(setup: Setup) -> int:
 
 def total_steps(setup: Setup) -> int:
     """Returns the number of steps of the whole training run."""
-    return setup.config.steps or setup.config.epochs * steps_per_epoch(setup)
+    total = setup.config.steps or setup.config.epochs * steps_per_epoch(setup)
+    if total > LARGEST:
+        raise UserError(
+            f"--epochs={setup.config.epochs} are {total:,} steps, more than {LARGEST:,}"
+        )
+    return total
 
 
 def banner(setup: Setup) -> str:
