@@ -21,6 +21,10 @@ OF_THE_MACHINE = {
     if hasattr(errno, name)
 }
 
+# The same in errors of libraries that are not OSError.
+SIGNS = ("No space left on device", "Disk quota exceeded", "File too large", "Too many open files")
+SIGNS += ("Read-only file system", "Permission denied")
+
 
 def run(
     main: Callable[..., None],
@@ -94,8 +98,8 @@ def _reason(error: BaseException | None) -> str:
         if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
             where = f"{error.filename}: " if error.filename else ""
             return f"{where}{error.strerror}; what was saved before is kept"
-        if any(sign in str(error) for sign in ("No space left on device", "Disk quota exceeded")):
-            return f"no space left; what was saved before is kept, make space: {text[:200]}"
+        if found := [sign for sign in SIGNS if sign in str(error)]:
+            return f"{found[0]}; what was saved before is kept: {text[:200]}"
         if isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
             return f"too little memory; smaller images, --preset or batches need less: {text}"
         if isinstance(error, MemoryError):

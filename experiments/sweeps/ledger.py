@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from experiments.config import UserError
-from experiments.files import BadFile, check, one_line, parse, read_bytes
+from experiments.files import BadFile, check, check_folder, one_line, parse, read_bytes
 from experiments.files.forms import ENTRY
 
 NAME = "ledger.jsonl"
@@ -31,12 +31,13 @@ def make_folder(folder: Path) -> None:
     """Makes a folder that can be written.
 
     Raises:
-      UserError: the folder can't be made or written.
+      UserError: the folder can't be made or written, or holds links that lead out of it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} can't be written: {error.strerror}") from error
+    check_folder(folder)
     if not os.access(folder, os.W_OK):
         raise UserError(f"{folder} can't be written")
 
@@ -101,12 +102,12 @@ def _lines(path: Path) -> list[dict]:
             if number < len(lines):  # or else it was being written when the machine failed
                 bad.append(f"{path}, line {number} is left out: {one_line(error)[:99]}")
     if bad:
-        _say(bad[0] + (f", and {len(bad) - 1} more lines" if len(bad) > 1 else ""))
+        say(bad[0] + (f", and {len(bad) - 1} more lines" if len(bad) > 1 else ""))
     return found
 
 
 @functools.cache
-def _say(line: str) -> None:
+def say(line: str) -> None:
     """Prints a line once: ledgers are read several times."""
     print(line, file=sys.stderr)
 
@@ -134,7 +135,7 @@ def merge(own: dict[str, dict], theirs: dict[str, dict]) -> dict[str, dict]:
         if None not in errors and errors[0] != errors[1]:
             different.append(f"{one_line(key)}: own {errors[0]:.2f}%, theirs {errors[1]:.2f}%")
     for line in sorted(different):
-        _say(f"--merge: the own result is kept: {line}")
+        say(f"--merge: the own result is kept: {line}")
     failed = {key for key, entry in own.items() if "summary" not in entry}
     return {**theirs, **{k: e for k, e in own.items() if k not in failed or k not in theirs}}
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from experiments.config import Config, UserError
 from experiments.data import datasets
+from experiments.files import one_line
 from experiments.sweeps import executors, grouping, ledger, plan, time_estimate
 from experiments.sweeps.plan import PlannedRun
 from experiments.sweeps.report import REPORTED
@@ -52,21 +53,28 @@ class Sweep(NamedTuple):
         """
         found = ledger.merge(ledger.read(self.folder), ledger.read(*self.merge))
         found = {key: entry for key, entry in found.items() if _is_whole(key, entry)}
-        names = {run.config.dataset for run in self.runs({r: [{}] for r in self.study.rows}, ())}
-        known = [e for e in found.values() if "data_checksum" in e.get("summary", {})]
-        for name in names if known else ():
+        usual = self.given.get("dataset", self.defaults.dataset)
+        known = any("data_checksum" in entry.get("summary", {}) for entry in found.values())
+        for name in (
+            {dict(p).get("dataset", usual) for p in self.study.rows.values()} if known else ()
+        ):
             data = _checksum(name, self.given.get("data_dir", ""), self.given.get("cache_dir", ""))
             if name.endswith(".npz"):
                 found = ledger.with_path_of(data, name, found)
-            mine = [e for e in found.values() if f"--dataset={name} " in f"{e['key']} "]
-            for entry in mine:
-                check_same_data(name, entry.get("summary", {}).get("data_checksum", ""), data)
+            flag = f" --dataset={name} " if name != self.defaults.dataset else ""
+            for key, entry in found.items():
+                own = f"{key} ".startswith(f"python -m experiments.{self.defaults.program} ")
+                if own and (flag in f"{key} " if flag else "--dataset=" not in key):
+                    check_same_data(name, entry.get("summary", {}).get("data_checksum", ""), data)
         return found
 
 
 def _is_whole(key: str, entry: dict) -> bool:
     """Whether an entry has what reports are made of; measurements of runs have less."""
-    return "summary" not in entry or "#" in key or REPORTED <= entry["summary"].keys()
+    missing = REPORTED - entry["summary"].keys() if "summary" in entry and "#" not in key else ()
+    if missing:
+        ledger.say(f"left out, because it has no {min(missing)}: {one_line(key)}")
+    return not missing
 
 
 @functools.cache

@@ -60,6 +60,10 @@ def check_fits(
         else "a smaller --preset or smaller images need less",
         have,
     )
+    if config.max_shift > 2 * max(shape[:2]):
+        raise UserError(
+            f"--max_shift={config.max_shift}: the images have {shape[0]}x{shape[1]} pixels"
+        )
     per_epoch = batching.steps_per_epoch(max(1, len(dataset.train_labels)), config.batch_size)
     orders = FLOAT * len(dataset.train_labels) * -(-config.log_every // per_epoch)
     check_memory(

@@ -90,6 +90,8 @@ def cases(scratch: Path):
             yield f"{name} is a {kind}", partial(check, whole, partial(_replace, name, kind))
     for size in FULL:
         yield f"disk is full after {size} bytes", partial(_full, check, half, size)
+    for count in (12, 20, 32, 48):
+        yield f"{count} files open", partial(check, half, lambda workdir: None, most_files=count)
     yield "two at once", partial(_two_at_once, scratch / "two", cache, log, want)
     yield "no HOME, no cache", partial(_without_home, check, half)
     yield "reader during training", partial(_reader, scratch / "read", cache, log, want)

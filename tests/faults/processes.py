@@ -49,13 +49,16 @@ def preload() -> None:
     import experiments.sweep  # noqa: F401
 
 
-def start(folder: Path, module: str, *arguments: str, most_bytes: int = 0) -> int:
+def start(
+    folder: Path, module: str, *arguments: str, most_bytes: int = 0, most_files: int = 0
+) -> int:
     """Starts ``python -m experiments.MODULE`` and returns the number of its process.
 
     Args:
       folder: where its output goes, to out.txt and err.txt.
       module: of experiments. arguments: its flags.
       most_bytes: of a file that it may write, as a disk that is full; 0 for any.
+      most_files: open at once; 0 for any.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a fork beside threads: no device is open
@@ -71,6 +74,8 @@ def start(folder: Path, module: str, *arguments: str, most_bytes: int = 0) -> in
         if most_bytes:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+        if most_files:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
         sys.argv = [f"experiments/{module}.py", *arguments]
         runpy.run_module(f"experiments.{module}", run_name="__main__", alter_sys=True)
         status = 0
@@ -114,7 +119,27 @@ def train(folder: Path, workdir: Path, cache: Path, *more: str, **options) -> En
 
 
 def result(workdir: Path) -> str:
-    """Returns a checksum of all that a run leaves but for times: rows, summary, weights."""
+    """Returns a checksum of all that a run leaves but for times: rows, summary, weights.
+
+    It is computed in a process of its own, because TensorStore's threads do not survive a fork.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.write(writing, _result(workdir).encode())
+        except BaseException as error:
+            os.write(writing, repr(error).encode()[:1000])
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        found = pipe.read().decode()
+    os.waitpid(child, 0)
+    return found
+
+
+def _result(workdir):
     from experiments.files import read_json
     from experiments.training.metrics import read_rows
 
