@@ -98,6 +98,10 @@ def of_run(flags: Flags) -> list[Figure]:
         examples=True,
     )
     setup, variables = opened.setup, opened.variables
+    if getattr(setup.config, "ensemble", 1) > 1:
+        raise UserError(f"{flags.run} is an ensemble, of which there are no figures")
+    if (flags.class_ or flags.image >= 0) and setup.pipeline.held_out("test")[1].ndim != 1:
+        raise UserError(f"--class and --image need one class an image, unlike {flags.run}")
     rows = read_rows(opened.folder / "metrics.jsonl")
     found = list(figures.of_training(setup, rows))
     if figures.has_decoder(setup):

@@ -75,6 +75,8 @@ def main(flags: Flags, *paths: str) -> None:
         raise UserError(f"--output={output} must end in .png or .pdf")
     files = image_files.find(paths)
     opened = saved_run.open_run(flags.run, accelerator=flags.accelerator, cache_dir=flags.cache_dir)
+    if getattr(opened.setup.config, "ensemble", 1) > 1:
+        raise UserError(f"{flags.run} is an ensemble, which predict does not read")
     title = f"{figures.title_of(opened.setup)}, step {opened.step}"
     print(f"{title}; {background(opened.facts)}", file=sys.stderr)
     images = prepare_images(opened, files, flags.invert, flags.fit)

@@ -57,7 +57,7 @@ def run(
             rest = flags.FLAGS(argv)[1:]
             if rest and not words:
                 raise flags.Error(f"unexpected argument {rest[0]!r}; flags look like --name=value")
-        except (flags.Error, errors) as error:
+        except (flags.Error, errors, ValueError) as error:
             _fail(error)
         return [argv[0], *rest]
 

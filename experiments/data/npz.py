@@ -62,9 +62,10 @@ def opened(path: str) -> Iterator:
     with open(os.open(path, os.O_RDONLY | _FLAGS), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError("not a regular file")
-        with np.load(file, allow_pickle=False) as stored:
-            if not hasattr(stored, "zip"):
-                raise ValueError("a single array; save several with numpy.savez")
+        found = np.load(file, allow_pickle=False)
+        if not hasattr(found, "zip"):
+            raise ValueError("a single array; save several with numpy.savez")
+        with found as stored:
             need = sum(_bytes(stored.zip, name) for name in stored.zip.namelist())
             # An array is there twice while it is converted.
             check_memory(2 * need, "unpacking the arrays", "save fewer or smaller images")

@@ -47,7 +47,7 @@ def check_memory(need: float, what: str, cure: str, have: int | None = None) -> 
 def size(count: float) -> str:
     """Formats a number of bytes: 1.5 GB."""
     units = ("bytes", "kB", "MB", "GB", "TB")
-    power = min(len(units) - 1, len(f"{count:.0f}") // 3)
+    power = min(len(units) - 1, (len(f"{count:.0f}") - 1) // 3)
     return f"{count / 1000**power:.3g} {units[power]}"
 
 

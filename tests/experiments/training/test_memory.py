@@ -13,7 +13,7 @@ from experiments.training import memory
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"primary_types": 1_000_000_000}, "parameters needs .* primary_types"),
+        ({"primary_types": 1_000_000_000}, "parameters needs .* --primary_types or smaller"),
         (
             {"batch_size": 1_000_000_000},
             "a batch of 1,000,000,000 images .* --batch_size needs less",
