@@ -67,6 +67,7 @@ def start(
         return child
     status = 1
     try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for descriptor, name in ((1, "out.txt"), (2, "err.txt")):
             file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(file, descriptor)
