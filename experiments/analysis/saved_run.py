@@ -14,7 +14,7 @@ from capsjax import train
 from experiments.config import Config, UserError, names_of
 from experiments.config.flags import parse_flags
 from experiments.data import datasets, image_files
-from experiments.files import BadFile, is_plain, one_line, read_json
+from experiments.files import BadFile, is_plain, local_path, one_line, read_json
 from experiments.files.forms import NETWORK
 from experiments.tasks.base import Setup
 from experiments.tasks.registry import find_program
@@ -52,7 +52,7 @@ def open_run(
     Raises:
       UserError: there is no such run, this version can't read it, or it has no checkpoint yet.
     """
-    folder = Path(folder)
+    folder = local_path(folder, "run")
     here = {"accelerator": accelerator, "num_devices": 1, "parallel": "jit"}
     # The implementation of routing depends on the machine, its result does not.
     here |= {"routing_implementation": "auto", "workdir": str(folder)}
