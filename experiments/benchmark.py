@@ -33,6 +33,7 @@ from experiments.benchmarks import measurement, startup
 from experiments.benchmarks.variants import AXES, parse_numbers, parse_values
 from experiments.config import Config, UserError, command, setting
 from experiments.config.flags import run
+from experiments.files import check_memory
 from experiments.tasks.base import Program
 from experiments.tasks.classification import CLASSIFICATION
 from experiments.training.results import output_path, print_results, provenance, write_results
@@ -68,6 +69,10 @@ def main(config: BenchmarkConfig) -> None:
     batch_sizes = parse_numbers("batch_sizes", config.batch_sizes or str(config.batch_size))
     sides = parse_numbers("pixels", config.pixels)
     axes = {name: parse_values(name, text) for name in AXES if (text := getattr(config, name))}
+    for side in sides:
+        need = 4 * max(batch_sizes) * side**2 * 2
+        what = f"a batch of {max(batch_sizes):,} images of {side}x{side} pixels"
+        check_memory(need, what, "smaller --batch_sizes or --pixels need less")
     if config.output:
         output_path(config.output)
     first_step = {}

@@ -15,6 +15,7 @@ import sys
 import jax
 import numpy as np
 
+from capsjax.models import PRESETS
 from experiments import mnist
 from experiments.config import UserError, setting
 from experiments.config.flags import run
@@ -69,7 +70,10 @@ def parse_sizes(text: str) -> list[tuple[str, int]]:
     """
     try:
         pairs = [part.split(",") for part in text.split(";")]
-        return [(preset.strip(), int(batch)) for preset, batch in pairs]
+        found = [(preset.strip(), int(batch)) for preset, batch in pairs]
+        if all(0 < batch < 10**6 and f"capsnet_{preset}" in PRESETS for preset, batch in found):
+            return found
+        raise ValueError("no such size")
     except ValueError as error:
         raise UserError(f"--sizes={text}: write it as 'tiny,8;small,64'") from error
 

@@ -36,6 +36,7 @@ from experiments.analysis.classify_images import (
 from experiments.config import UserError, setting
 from experiments.config.flags import run
 from experiments.data import image_files
+from experiments.files import formula_free, fresh, local_path, one_line
 from experiments.tasks import figures
 
 MAX_DRAWN = 32  # images in the figure
@@ -68,11 +69,14 @@ def main(flags: Flags, *paths: str) -> None:
     """
     if not flags.run or not paths:
         raise UserError("give a run and images: --run=DIR image.png more.jpg folder/")
-    output = Path(flags.output or Path(flags.run) / "predictions.png")
+    output = local_path(flags.output, "output") if flags.output else None
+    output = output or local_path(flags.run, "run") / "predictions.png"
     if output.suffix not in (".png", ".pdf"):
         raise UserError(f"--output={output} must end in .png or .pdf")
     files = image_files.find(paths)
     opened = saved_run.open_run(flags.run, accelerator=flags.accelerator, cache_dir=flags.cache_dir)
+    if getattr(opened.setup.config, "ensemble", 1) > 1:
+        raise UserError(f"{flags.run} is an ensemble, which predict does not read")
     title = f"{figures.title_of(opened.setup)}, step {opened.step}"
     print(f"{title}; {background(opened.facts)}", file=sys.stderr)
     images = prepare_images(opened, files, flags.invert, flags.fit)
@@ -118,7 +122,7 @@ def table(images: list[PreparedImage], found: list[Classification], measure: str
     lines = [("file", f"class, {measure}", "second", "taken as")]
     for i, f in zip(images, found, strict=True):
         how = f"{'inverted' if i.inverted else 'as it is'}, {i.fit}"
-        lines.append((str(i.file), *describe(f), how))
+        lines.append((one_line(i.file), *map(one_line, describe(f)), how))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rows = [[c.ljust(w) for c, w in zip(line, widths, strict=True)] for line in lines]
     return "\n".join("  ".join(row).rstrip() for row in rows)
@@ -129,13 +133,16 @@ def write_csv(
 ) -> None:
     """Writes the table with all digits of the scores."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8", newline="") as file:
+    with fresh(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         names = ("file", "class", measure, "second", f"second_{measure}")
         writer.writerow((*names, "confident", "inverted", "fit"))
         for i, f in zip(images, found, strict=True):
-            pairs = [x for pair in zip(f.names, f.scores, strict=True) for x in pair]
-            writer.writerow((i.file, *pairs, int(f.confident), int(i.inverted), i.fit))
+            names = map(formula_free, f.names)
+            pairs = [x for pair in zip(names, f.scores, strict=True) for x in pair]
+            writer.writerow(
+                (formula_free(i.file), *pairs, int(f.confident), int(i.inverted), i.fit)
+            )
 
 
 def example(image: PreparedImage, found: Classification) -> plots.Example:
@@ -143,7 +150,7 @@ def example(image: PreparedImage, found: Classification) -> plots.Example:
     text = ", then ".join(choices(found))
     text = text if found.confident else f"none: {text}"
     pixels = image.image, found.input, found.reconstruction
-    return plots.Example(*pixels, image.file.name, text, found.confident)
+    return plots.Example(*pixels, one_line(image.file.name), one_line(text), found.confident)
 
 
 if __name__ == "__main__":

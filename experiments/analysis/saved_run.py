@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +13,12 @@ from jax.sharding import SingleDeviceSharding
 from experiments.config import Config, UserError, names_of
 from experiments.config.flags import parse_flags
 from experiments.data import datasets, image_files
+from experiments.files import BadFile, is_plain, local_path, one_line, read_json
+from experiments.files.forms import NETWORK
 from experiments.tasks.base import Setup
 from experiments.tasks.registry import find_program
 from experiments.training.checkpoints import Checkpoints, has_checkpoints
+from experiments.training.identity import RECORDED
 from experiments.training.setup import first_state, prepare
 
 
@@ -49,7 +51,7 @@ def open_run(
     Raises:
       UserError: there is no such run, this version can't read it, or it has no checkpoint yet.
     """
-    folder = Path(folder)
+    folder = local_path(folder, "run")
     here = {"accelerator": accelerator, "num_devices": 1, "parallel": "jit"}
     # The implementation of routing depends on the machine, its result does not.
     here |= {"routing_implementation": "auto", "workdir": str(folder)}
@@ -77,12 +79,9 @@ def open_run(
 
 def _facts(path: Path) -> dict:
     try:
-        found = json.loads(path.read_text("utf-8"))
-        return {name: found[name] for name in ("image_shape", "class_names", "border")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} can't be read ({error!r}); repeating the run's command writes it again"
-        ) from error
+        return read_json(path, NETWORK)
+    except BadFile as error:
+        raise UserError(f"{error}; repeating the run's command writes it again") from error
 
 
 def _without_examples(config, facts):
@@ -106,7 +105,8 @@ def stored_config(workdir: Path | str, /, **changes) -> Config:
         hint = f", did you mean {folder.parent / near[0]}?" if near else ""
         raise UserError(f"{folder}: no such folder{hint}")
     try:
-        stored = json.loads(path.read_text("utf-8"))
+        stored = read_json(path, {"program": str, "*": is_plain})
+        stored.pop(RECORDED, None)
         defaults = find_program(stored["program"]).defaults
         fields = {f.name: f for f in dataclasses.fields(defaults)}
         if unknown := stored.keys() - fields.keys():
@@ -118,5 +118,7 @@ def stored_config(workdir: Path | str, /, **changes) -> Config:
         given = [f"--{n}={v}" for n, v in kept.items() if is_flag[n] and v is not None]
         others = {n: v for n, v in kept.items() if not is_flag[n]}
         return dataclasses.replace(parse_flags(defaults, given), **others)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, flags.Error) as error:
-        raise UserError(f"{path} is no configuration of a run of this version: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, flags.Error, UserError) as error:
+        raise UserError(
+            f"{path} is no configuration of a run of this version: {one_line(error)}"
+        ) from error

@@ -13,6 +13,7 @@ from capsjax.squash import SQUASHES
 from capsjax.votes import VOTES
 from experiments.config.flags import later_defaults, names_of, setting
 from experiments.config.optimization import RATE_SCHEDULES, Optimization
+from experiments.files import local_path
 
 AUGMENTATIONS = ("auto", "none", "shift", "flip", "affine", "strong")
 PRESET_NAMES = tuple(dict.fromkeys(name.split("_", 1)[1] for name in PRESETS))
@@ -240,4 +241,4 @@ class Config(Optimization):
 
     def folder(self) -> Path:
         """Returns the folder of the run: ``--workdir``, or else :meth:`default_workdir`."""
-        return Path(self.workdir or self.default_workdir())
+        return local_path(self.workdir or self.default_workdir(), "workdir")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import sys
 import typing
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from kernels import cli
 Settings = TypeVar("Settings")  # a frozen dataclass
 
 
+LARGEST = 2**31 - 1  # of integers, unless a setting says more
 # What a flag may mean to the programs, in addition to its value.
 ROLES = {
     "capsules": "it applies only to capsule networks",
@@ -70,7 +72,27 @@ class _Choice(flags.EnumParser):
             raise ValueError(f"{error}, did you mean {near[0]}?" if near else error) from error
 
 
-class _NumberOrName(flags.FloatParser):
+class _Integer(flags.IntegerParser):
+    """Parses an integer; steps and sizes are integers of 32 bits on devices."""
+
+    def parse(self, argument):
+        found = super().parse(argument)
+        if not -LARGEST <= found <= max(LARGEST, self.upper_bound or 0):
+            raise ValueError(f"more than {LARGEST:,} is not possible")
+        return found
+
+
+class _Number(flags.FloatParser):
+    """Parses a finite number."""
+
+    def parse(self, argument):
+        found = super().parse(argument)
+        if not math.isfinite(found):
+            raise ValueError("a finite number is needed")
+        return found
+
+
+class _NumberOrName(_Number):
     """Parses a number, or a name in its place."""
 
     def __init__(self, low, high, names):
@@ -115,9 +137,9 @@ def define_flags(defaults: Settings, flag_values: flags.FlagValues = flags.FLAGS
         elif kind is bool:
             flags.DEFINE_boolean(name, value, text, **common)
         elif kind is int:
-            flags.DEFINE_integer(name, value, text, low, high, **common)
+            flags.DEFINE(_Integer(low, high), name, value, text, **common)
         elif kind is float:
-            flags.DEFINE_float(name, value, text, low, high, **common)
+            flags.DEFINE(_Number(low, high), name, value, text, **common)
         else:
             flags.DEFINE_string(name, value, text, **common)
 

@@ -5,7 +5,9 @@
 digits that are bundled with scikit-learn.
 """
 
+import hashlib
 import os
+import pathlib
 import sys
 import tempfile
 from typing import NamedTuple
@@ -15,7 +17,10 @@ import numpy as np
 from experiments import UserError
 from experiments.data import labels, npz, tfds
 from experiments.data.errors import DatasetUnavailable, first_line
+from experiments.files import check_private
 
+# What the checksum of a data set is about.
+CONTENTS = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
 DIGITS_SOURCE = "scikit-learn digits, 8x8 enlarged to 28x28"
 
 
@@ -31,6 +36,7 @@ class Dataset(NamedTuple):
     test_images: np.ndarray
     test_labels: np.ndarray
     class_names: tuple[str, ...]
+    checksum: str = ""  # of the arrays and names before they are divided; empty: not known
 
     @property
     def image_shape(self):
@@ -72,10 +78,23 @@ def load(name, *, data_dir=None, cache_dir, validation_fraction=0.05):
             raise
         print(f"WARNING: scikit-learn's small digits instead of MNIST: {error}", file=sys.stderr)
         loaded, arrays = "digits", _cached_or_read("digits", None, cache_dir)
-    dataset = hold_out_validation(loaded, arrays, validation_fraction)
+    dataset = hold_out_validation(loaded, arrays, validation_fraction)._replace(
+        checksum=checksum(*(np.asarray(arrays[name]) for name in CONTENTS))
+    )
     for doubt in doubts(dataset):
         print(f"--dataset={loaded}: {doubt}", file=sys.stderr)
     return dataset
+
+
+def checksum(*arrays):
+    """Returns 32 hexadecimal digits that identify the contents of arrays: part of a SHA-256."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        # Text is as wide as its longest word, whoever has made the array.
+        array = np.char.encode(array, "utf-8") if array.dtype.kind == "U" else array
+        digest.update(f"{array.dtype.str} {array.shape};".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()[:32]
 
 
 def doubts(dataset):
@@ -139,6 +158,8 @@ def cache_file(name, cache_dir):
 
 def _cached_or_read(name, data_dir, cache_dir):
     path = cache_file(name, cache_dir)
+    for folder in (os.path.dirname(path), os.path.dirname(os.path.dirname(path))):
+        check_private(pathlib.Path(folder))
     arrays = _read_cache(path, name) if os.path.exists(path) else None
     if name == "digits":  # cached because the import of scikit-learn takes seconds
         arrays = arrays or _write_cache(path, enlarged_digits())
@@ -149,8 +170,11 @@ def _cached_or_read(name, data_dir, cache_dir):
 
 def _read_cache(path, name):
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+        with npz.opened(path) as stored:
             arrays = npz.check({key: stored[key] for key in npz.ARRAY_SPECS})
+            digest = str(stored["checksum"]) if "checksum" in stored else ""
+        if digest and digest != checksum(*(arrays[name] for name in CONTENTS)):
+            raise ValueError("its arrays have another checksum")
         start = DIGITS_SOURCE if name == "digits" else f"tfds {name} "
         if not str(arrays["source"]).startswith(start):
             raise ValueError(f"it does not hold {name}")
@@ -167,7 +191,8 @@ def _write_cache(path, arrays):
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            np.savez(os.path.join(scratch, "whole.npz"), **arrays)
+            digest = checksum(*(np.asarray(arrays[name]) for name in CONTENTS))
+            np.savez(os.path.join(scratch, "whole.npz"), **arrays, checksum=digest)
             os.replace(os.path.join(scratch, "whole.npz"), path)
     except OSError as error:
         print(f"continuing without a cache: cannot write {path} ({error})", file=sys.stderr)

@@ -1,14 +1,20 @@
 """The arrays of a data set, and reading them from a file: ``--dataset=path/to/arrays.npz``."""
 
+import contextlib
+import math
 import os
+import stat
 import sys
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 
 from experiments import UserError
 from experiments.data import labels, pixels
 from experiments.data.errors import first_line
+from experiments.files import check_memory
+from experiments.files.forms import MOST_CLASSES
 
 ARRAY_SPECS = {  # dtype and rank
     "train_images": (np.uint8, 4),
@@ -18,6 +24,7 @@ ARRAY_SPECS = {  # dtype and rank
     "class_names": (np.str_, 1),
     "source": (np.str_, 0),
 }
+_FLAGS = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_BINARY"))
 _IMAGES, _LABELS = ("train_images", "test_images"), ("train_labels", "test_labels")
 
 
@@ -33,10 +40,7 @@ def read(path: str) -> dict[str, np.ndarray]:
       UserError: the file cannot be read or contains something else.
     """
     try:
-        with (
-            open(os.path.expanduser(path), "rb") as file,
-            np.load(file, allow_pickle=False) as stored,
-        ):
+        with opened(os.path.expanduser(path)) as stored:
             arrays, notes = _complete(path, stored)
         check(arrays)
     except Exception as error:  # zipfile, zlib and NumPy raise many types for a damaged file
@@ -45,6 +49,39 @@ def read(path: str) -> dict[str, np.ndarray]:
     for note in notes:
         print(f"--dataset={path}: {note}", file=sys.stderr)
     return arrays
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator:
+    """Gives the arrays of a file of ``numpy.savez`` after a look at their sizes.
+
+    Raises:
+      ValueError: it is no regular file, or its arrays would not fit into the memory.
+      UserError: as for the memory.
+    """
+    with open(os.open(path, os.O_RDONLY | _FLAGS), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("not a regular file")
+        found = np.load(file, allow_pickle=False)
+        if not hasattr(found, "zip"):
+            raise ValueError("a single array; save several with numpy.savez")
+        with found as stored:
+            need = sum(_bytes(stored.zip, name) for name in stored.zip.namelist())
+            # An array is there twice while it is converted.
+            check_memory(2 * need, "unpacking the arrays", "save fewer or smaller images")
+            yield stored
+
+
+def _bytes(archive, name: str) -> int:
+    """The size of an array, by its header and as the archive says."""
+    with archive.open(name) as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            read = getattr(np.lib.format, f"read_array_header_{version[0]}_0", None)
+            shape, _, dtype = read(file)
+        except (ValueError, TypeError, EOFError):  # reported when the array is read
+            return archive.getinfo(name).file_size
+    return max(math.prod(shape) * dtype.itemsize, archive.getinfo(name).file_size)
 
 
 def check(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -84,6 +121,8 @@ def _complete(path, stored):
     arrays |= dict(zip(_LABELS, values, strict=True))
     if len(arrays["class_names"]) < 2:
         raise ValueError("there is one class only, and nothing to tell apart")
+    if len(arrays["class_names"]) > MOST_CLASSES:
+        raise ValueError(f"{len(arrays['class_names']):,} classes, more than {MOST_CLASSES:,}")
     checksum = 0
     for name in (*_IMAGES, *_LABELS):
         checksum = zlib.crc32(np.ascontiguousarray(arrays[name]), checksum)

@@ -14,12 +14,14 @@ import jax.numpy as jnp
 from capsjax import train
 from experiments.config import Config, UserError
 from experiments.data import batching, image_files
+from experiments.files import write_json
 from experiments.tasks import routing_diagnostics
 from experiments.tasks.base import Program, Setup
 from experiments.training import frozen_couplings, guard, selection
 from experiments.training.checkpoints import Checkpoints, has_checkpoints
 from experiments.training.devices import parallelize
 from experiments.training.evaluate import make_evaluate
+from experiments.training.identity import record_of
 from experiments.training.metrics import Metrics
 from experiments.training.profiling import Profile
 from experiments.training.progress import Display, Stop, leave
@@ -34,7 +36,7 @@ from experiments.training.setup import (
     training_inputs,
 )
 from experiments.training.summary import write_summary
-from experiments.training.workdir import open_workdir, write_config, write_json
+from experiments.training.workdir import open_workdir, write_config
 
 
 class TrainingRun(NamedTuple):
@@ -68,7 +70,7 @@ def run(program: Program, config: Config) -> dict:
     if setup.config.routing == "frozen" and not has_checkpoints(setup.config):
         frozen_couplings.find_source(setup)  # before anything is written
     selection.check(setup)
-    with open_workdir(setup.config) as workdir:
+    with open_workdir(setup.config, record_of(setup)) as workdir:
         print(banner(setup), file=sys.stderr)
         evaluate = make_evaluate(setup)
         with contextlib.ExitStack() as files:
@@ -113,9 +115,9 @@ def start(
     reported: Any = None,
 ) -> TrainingRun:
     """Writes config.json and network.json, and opens what a run writes from a step on."""
-    write_config(setup.config, workdir)
+    write_config(setup.config, workdir, record_of(setup))
     write_json(workdir / "network.json", image_files.dataset_facts(setup.dataset))
-    metrics = files.enter_context(Metrics(workdir, step))
+    metrics = files.enter_context(Metrics(workdir, step, checkpoints.rows()))
     total, per_epoch = total_steps(setup), steps_per_epoch(setup)
     display = files.enter_context(Display(setup.config, metrics, step, total, per_epoch))
     return TrainingRun(setup, workdir, checkpoints, metrics, display, reported)
@@ -225,10 +227,9 @@ def fit(
             inspect(step, own.variables, run.display, run.metrics.rows)
         if due and diagnose:
             run.display.measured(step, diagnose(own.variables))
-        run.metrics.sync()
         chosen = selection.choose(config, run.reported, variables, run.metrics.rows, validated)
         runs[n] = run._replace(reported=chosen)
-        run.checkpoints.save(own, step, chosen)
+        run.checkpoints.save(own, step, run.metrics.sync(), chosen)
 
     for n, run in runs.items() if step == 0 else ():
         inspect(step, stepper.select(state, n).variables, run.display, run.metrics.rows)

@@ -1,6 +1,9 @@
 """The progress of training that a user sees, and how the user stops it."""
 
+import contextlib
+import os
 import signal
+import stat
 import sys
 import time
 
@@ -10,6 +13,8 @@ from tqdm import tqdm
 from experiments.config import Config, UserError, continuation
 from experiments.tasks.base import Setup
 from experiments.training.metrics import Metrics
+
+SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 
 
 class Display:
@@ -108,7 +113,9 @@ TIME_IS_UP = -1  # takes the place of a signal
 
 
 class Stop:
-    """Turns the first Ctrl-C (or SIGTERM) into a request to stop after the current chunk.
+    """Turns the first Ctrl-C, SIGTERM or SIGHUP into a request to stop after the current chunk.
+
+    The second one ends the process at once: the last checkpoint is whole at every moment.
 
     Args:
       minutes: after which :meth:`look_at_clock` makes the same request; 0: never.
@@ -125,7 +132,10 @@ class Stop:
             self.requested = TIME_IS_UP
 
     def __enter__(self):
-        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {}
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_):
@@ -134,9 +144,24 @@ class Stop:
 
     def _handle(self, number, _):
         if self.requested > 0:
-            raise KeyboardInterrupt
+            with contextlib.suppress(OSError):
+                os.write(2, b"interrupted\n")
+            os._exit(128 + number)
         self.requested = number
-        print("\nstopping after this chunk of steps; press again to stop at once", file=sys.stderr)
+        if number == getattr(signal, "SIGHUP", None):
+            _leave_terminal()
+        with contextlib.suppress(OSError):
+            line = b"\nstopping after this chunk of steps; press again to stop at once\n"
+            os.write(2, line)
+
+
+def _leave_terminal() -> None:
+    """Writes nowhere instead of to a terminal that is closed, which would be an error."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (1, 2):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def leave(setups: list[Setup], what: str, stopped: int) -> None:

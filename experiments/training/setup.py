@@ -14,10 +14,11 @@ from capsjax.models import CapsNetConfig
 from capsjax.models import Config as ModelConfig
 from capsjax.routing import PassKernels, has_pass_kernels
 from experiments.config import Config, UserError, network_config, resolve, small_kernels
+from experiments.config.flags import LARGEST
 from experiments.data import batching, datasets
 from experiments.data.subset import limit_training_examples
 from experiments.tasks.base import Program, Setup
-from experiments.training import frozen_couplings
+from experiments.training import frozen_couplings, memory
 from experiments.training.devices import (
     cache_folder,
     find_devices,
@@ -39,6 +40,8 @@ def prepare(program: Program, config: Config, dataset: datasets.Dataset | None =
     Raises:
       UserError: the configuration contradicts itself, the data or the devices.
     """
+    if config.workdir:
+        config.folder()  # its name is checked before anything else
     keep_compiled_programs(config.cache_dir)
     devices = find_devices(config.accelerator, config.num_devices)
     dataset = dataset or limit_training_examples(
@@ -70,12 +73,16 @@ def prepare(program: Program, config: Config, dataset: datasets.Dataset | None =
                 "routing with these votes has no kernels, use stream"
             )
         model_config = dataclasses.replace(model_config, routing_implementation="auto")
-    model, loss, measure = program.task.objective(config, model_config)
+    try:
+        model, loss, measure = program.task.objective(config, model_config)
+        parameters = functional.count_parameters(jax.eval_shape(model.init, jax.random.key(0)))
+    except (OverflowError, MemoryError) as error:
+        raise UserError("a network of these sizes is beyond any memory") from error
+    memory.check_fits(config, dataset, pipeline.shape, devices, model_config, parameters)
     # A saved run that is opened without its examples is not trained: any length will do.
     examples = len(dataset.train_labels)
     steps = number_of_steps(config, examples) if examples else config.warmup_steps + 1
     optimizer = make_optimizer(config, steps)
-    parameters = functional.count_parameters(jax.eval_shape(model.init, jax.random.key(0)))
     network = (model_config, model, loss, measure, optimizer, parameters)
     return Setup(config, program, dataset, pipeline, devices, *network)
 
@@ -111,8 +118,15 @@ def total_steps(setup: Setup) -> int:
 
 
 def number_of_steps(config: Config, examples: int) -> int:
-    """Returns the number of steps of a run on a number of training examples."""
-    return config.steps or config.epochs * batching.steps_per_epoch(examples, config.batch_size)
+    """Returns the number of steps of a run on a number of training examples.
+
+    Raises:
+      UserError: they are more than can be counted.
+    """
+    total = config.steps or config.epochs * batching.steps_per_epoch(examples, config.batch_size)
+    if total > LARGEST:
+        raise UserError(f"--epochs={config.epochs} are {total:,} steps, more than {LARGEST:,}")
+    return total
 
 
 def banner(setup: Setup) -> str:

@@ -2,7 +2,6 @@
 
 import base64
 import functools
-import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,11 +13,11 @@ from capsjax.models import CapsNetConfig
 from capsjax.train import TrainState
 from experiments.config import command
 from experiments.data.errors import first_line
+from experiments.files import BadFile, is_integer, is_plain, read_json, write_json, write_text
 from experiments.tasks import confusion, figures
 from experiments.tasks.base import Setup
 from experiments.training import selection
 from experiments.training.results import peak_memory_mb, versions
-from experiments.training.workdir import write_json, write_text
 from kernels.cli import commit
 
 
@@ -61,6 +60,7 @@ def write_summary(
         "command": command(c, setup.program.defaults),
         "dataset": d.name,
         "dataset_source": d.source.split(" from ")[0],
+        "data_checksum": d.checksum,
         "model": c.model,
         "recipe": c.recipe,
         **capsule_fields(setup),
@@ -167,9 +167,12 @@ def _reported_peak(workdir: Path, step: int) -> int | None:
 
     A process that only repeats a summary has not trained, and its memory says nothing.
     """
-    path = workdir / "summary.json"
-    earlier = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    return earlier["peak_memory_mb"] if earlier.get("steps") == step else None
+    try:
+        earlier = read_json(workdir / "summary.json", {"steps": is_integer, "*": is_plain})
+    except BadFile:  # it is about to be written
+        return None
+    peak = earlier.get("peak_memory_mb")
+    return peak if earlier["steps"] == step and is_integer(peak) else None
 
 
 def summary_table(summary: dict, report: Iterable[str], workdir: Path, paths: list[Path]) -> str:

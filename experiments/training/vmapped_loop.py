@@ -21,10 +21,12 @@ from capsjax import train
 from capsjax.recipes import margin_factor
 from experiments.config import Config, UserError, names_of, resolve
 from experiments.data import batching
+from experiments.files import write_text
 from experiments.tasks.base import Program, Setup, Task
 from experiments.training import loop, selection
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.evaluate import make_evaluate
+from experiments.training.identity import record_of
 from experiments.training.loop import Stepper, TrainingRun
 from experiments.training.profiling import Profile
 from experiments.training.progress import leave
@@ -65,7 +67,10 @@ def run(program: Program, configs: list[Config]) -> None:
     configs = [resolve(config, setup.dataset.name) for config in configs]
     configs = configs[: capacity(setup, configs)]
     with contextlib.ExitStack() as folders:
-        workdirs = [folders.enter_context(open_workdir(config)) for config in configs]
+        workdirs = [
+            folders.enter_context(open_workdir(config, record_of(setup._replace(config=config))))
+            for config in configs
+        ]
         with contextlib.ExitStack() as files:
             checkpoints = [files.enter_context(Checkpoints(workdir)) for workdir in workdirs]
             same_step = len({one.latest() for one in checkpoints}) == 1
@@ -108,7 +113,7 @@ def _isolate(runs: dict[int, TrainingRun], n: int):
     try:
         yield
     except UserError as error:
-        (runs.pop(n).workdir / "error.txt").write_text(f"error: {error}\n", "utf-8")
+        write_text(runs.pop(n).workdir / "error.txt", f"error: {error}\n")
 
 
 def make_stepper(setup: Setup, configs: list[Config]) -> Stepper:
