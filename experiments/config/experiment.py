@@ -13,6 +13,7 @@ from capsjax.squash import SQUASHES
 from capsjax.votes import VOTES
 from experiments.config.flags import names_of, setting
 
+MACHINE = "free neutral local"  # the roles of what describes where a run is computed
 PRESET_NAMES = tuple(dict.fromkeys(name.split("_", 1)[1] for name in PRESETS))
 
 
@@ -191,22 +192,24 @@ class Config:
 
     # Machine
     accelerator: str = setting(
-        "auto",
-        "device to compute on",
-        choices=("auto", "cpu", "gpu", "tpu"),
-        roles="free neutral local",
+        "auto", "device to compute on", choices=("auto", "cpu", "gpu", "tpu"), roles=MACHINE
     )
     parallel: str = setting(
         "jit",
         "how several devices share a batch",
         choices=("jit", "shard_map", "pmap"),
-        roles="free neutral local",
+        roles=MACHINE,
     )
     num_devices: int = setting(
+        0, "number of devices; 0: all; on CPU one, and more are simulated", low=0, roles=MACHINE
+    )
+    microbatch: int | str = setting(
         0,
-        "number of devices; 0: all; on CPU one, and more are simulated",
+        "images of a piece of a batch, over all devices; pieces are computed one after another, in "
+        "less memory, to the same gradient. 0: whole batches. auto: the largest that memory holds",
+        choices=("auto",),
         low=0,
-        roles="free neutral local",
+        roles=MACHINE,
     )
 
     # Output

@@ -16,10 +16,11 @@ from experiments.config import Config, UserError
 from experiments.data import batching, image_files
 from experiments.tasks import routing_diagnostics
 from experiments.tasks.base import Program, Setup
-from experiments.training import frozen_couplings, guard
+from experiments.training import frozen_couplings, guard, pieces
 from experiments.training.checkpoints import Checkpoints, has_checkpoints
 from experiments.training.devices import parallelize
 from experiments.training.evaluate import make_evaluate
+from experiments.training.first_step import before_first_step
 from experiments.training.metrics import Metrics
 from experiments.training.profiling import Profile
 from experiments.training.progress import Display, Stop
@@ -71,6 +72,7 @@ def run(program: Program, config: Config) -> dict:
         frozen_couplings.find_source(setup)  # before anything is written
     with open_workdir(setup.config) as workdir:
         print(banner(setup), file=sys.stderr)
+        setup = before_first_step(setup, chunk_body)
         evaluate = make_evaluate(setup)
         with contextlib.ExitStack() as files:
             checkpoints = files.enter_context(Checkpoints(workdir))
@@ -148,7 +150,11 @@ def chunk_body(setup: Setup, axis_name: str | None, parts: int, constrain: Calla
     """Returns the chunk of :func:`make_chunk` on one device, see ``devices.parallelize``."""
     config = setup.config
     step = train.make_train_step(
-        setup.loss, setup.optimizer, axis_name=axis_name, total_steps=total_steps(setup)
+        setup.loss,
+        setup.optimizer,
+        axis_name=axis_name,
+        total_steps=total_steps(setup),
+        pieces=pieces.number(config),
     )
 
     def body(state, source, orders, key, count, which):

@@ -15,7 +15,7 @@ from experiments.config import Config, UserError, network_config, resolve, small
 from experiments.data import batching, datasets
 from experiments.data.subset import limit_training_examples
 from experiments.tasks.base import Program, Setup
-from experiments.training import frozen_couplings
+from experiments.training import frozen_couplings, pieces
 from experiments.training.devices import (
     cache_folder,
     find_devices,
@@ -69,6 +69,7 @@ def prepare(program: Program, config: Config, dataset: datasets.Dataset | None =
             )
         model_config = dataclasses.replace(model_config, routing_implementation="auto")
     model, loss, measure = program.task.objective(config, model_config)
+    pieces.check(config, len(devices), model)
     optimizer = make_optimizer(config)
     parameters = functional.count_parameters(jax.eval_shape(model.init, jax.random.key(0)))
     network = (model_config, model, loss, measure, optimizer, parameters)

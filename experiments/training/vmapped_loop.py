@@ -25,6 +25,7 @@ from experiments.tasks.base import Program, Setup, Task
 from experiments.training import loop
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.evaluate import make_evaluate
+from experiments.training.first_step import before_first_step
 from experiments.training.loop import Stepper, TrainingRun
 from experiments.training.profiling import Profile
 from experiments.training.setup import (
@@ -74,6 +75,7 @@ def run(program: Program, configs: list[Config]) -> None:
                     for n, (config, *own) in enumerate(zip(configs, workdirs, checkpoints))
                 }
                 print(f"{banner(setup)} | {len(configs)} runs together", file=sys.stderr)
+                setup = before_first_step(setup, loop.chunk_body, len(configs))
                 stepper = make_stepper(setup, configs)
                 isolate = functools.partial(_isolate, runs)
                 profile = Profile(0, workdirs[0])
