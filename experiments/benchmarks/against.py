@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import signal
 import subprocess
 import sys
 import tempfile
@@ -46,16 +47,14 @@ def other_checkout(against: str) -> Iterator[tuple[Path, str]]:
     folder = Path(against)
     if folder.is_dir():
         if not (folder / "experiments" / "benchmark.py").is_file():
-            raise UserError(
-                f"--against={against} is no checkout: it has no experiments/benchmark.py"
-            )
+            raise UserError(f"--against={against} has no experiments/benchmark.py")
         found = _git("rev-parse", "HEAD", where=folder) if (folder / ".git").exists() else None
         yield folder.resolve(), found or "unknown"
         return
     commit = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{against}^{{commit}}")
     if not commit:
         raise UserError(f"--against={against} is neither a folder nor a commit of this clone")
-    with tempfile.TemporaryDirectory() as scratch:
+    with _ended_by_exceptions(), tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) / "checkout"
         try:
             if _git("worktree", "add", "--detach", "--quiet", str(place), commit) is None:
@@ -63,13 +62,28 @@ def other_checkout(against: str) -> Iterator[tuple[Path, str]]:
             yield place, commit
         finally:
             _git("worktree", "remove", "--force", str(place))
-            _git("worktree", "prune")
 
 
-def _git(*arguments: str, where: Path = ROOT) -> str | None:
-    """Returns what git prints, or None if it fails or is absent."""
+@contextlib.contextmanager
+def _ended_by_exceptions() -> Iterator[None]:
+    """Ends the process by an exception, as Ctrl-C does, where it is told to terminate."""
+
+    def end(number, _):
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
     try:
-        done = subprocess.run(["git", *arguments], cwd=where, capture_output=True, text=True)
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _git(*arguments: str, where: Path | None = None) -> str | None:
+    """Returns what git prints in a folder or here, or None if it fails or is absent."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=where or ROOT, capture_output=True, text=True
+        )
     except OSError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None

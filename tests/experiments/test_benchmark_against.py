@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import signal
 import subprocess
 
 import numpy as np
@@ -114,20 +115,22 @@ def test_what_cannot_be_measured_is_said_and_leaves_nothing(what, message, repos
     assert len(worktrees(repository)) == 1
 
 
-def test_an_interruption_removes_the_worktree(repository, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_removes_the_worktree(number, repository, monkeypatch):
     places = []
 
     def interrupted(folder, *_):
         places.append(folder)
         if folder != repository:
             assert (folder / "rate").read_text() == "100" and len(worktrees(repository)) == 2
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
 
     monkeypatch.setattr(against, "measure_side", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):
         against.compare(config(against="HEAD~2"), benchmark.DEFAULTS)
     assert len(places) == 2 and not places[1].exists()
     assert len(worktrees(repository)) == 1
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_wrong_commit_is_one_line():

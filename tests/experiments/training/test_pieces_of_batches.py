@@ -37,7 +37,7 @@ def gradients(made):
     order = batching.epoch_orders(key, 0, len(made.dataset.train_labels))
     after, sums = loop.make_chunk(made)(state, source, order, key, 1)
     difference = jax.tree.map(np.subtract, before, jax.device_get(after.params))
-    return difference, jax.device_get(sums)
+    return difference, {name: float(value) for name, value in sums.items()}
 
 
 def assert_same(got, want):
@@ -54,7 +54,8 @@ def whole():
 
 
 @pytest.mark.parametrize(
-    "parallel, devices", [("jit", 1), ("jit", 2), ("shard_map", 2), ("pmap", 2)]
+    "parallel, devices",
+    [pytest.param("jit", 1, marks=pytest.mark.slow), ("jit", 2), ("shard_map", 2), ("pmap", 2)],
 )
 def test_pieces_on_devices_take_the_step_of_the_whole_batch(parallel, devices, whole):
     made = setup(parallel=parallel, num_devices=devices, microbatch=2)
@@ -62,7 +63,7 @@ def test_pieces_on_devices_take_the_step_of_the_whole_batch(parallel, devices, w
     assert_same(gradients(made), whole)
 
 
-@pytest.mark.parametrize("how", ["one by one", "vmap"])
+@pytest.mark.parametrize("how", [pytest.param("one by one", marks=pytest.mark.slow), "vmap"])
 def test_runs_together(how, whole, monkeypatch):
     monkeypatch.setattr(vmapped_loop, "ONE_BY_ONE", ("cpu",) if how == "one by one" else ())
     monkeypatch.setattr(vmapped_loop, "make_optimizer", lambda config: optax.sgd(1.0))
@@ -72,9 +73,10 @@ def test_runs_together(how, whole, monkeypatch):
     before = jax.device_get(state.params)
     after, sums = vmapped_loop.make_chunk(made)(numbers, state, *rest)
     first = jax.tree.map(lambda a, b: a[0] - b[0], before, jax.device_get(after.params))
-    assert_same((first, {k: v[0] for k, v in jax.device_get(sums).items()}), whole)
+    assert_same((first, {name: float(value[0]) for name, value in sums.items()}), whole)
 
 
+@pytest.mark.slow
 def test_ensembles(stored, tmp_path):
     path = stored(arrays((28, 28), 10))
     found = [
@@ -122,6 +124,7 @@ def test_auto_picks_the_largest_piece_that_memory_holds(monkeypatch, capsys):
     assert pieces.choose(setup(microbatch=2), loop.chunk_body).config.microbatch == 2
 
 
+@pytest.mark.slow
 def test_smaller_pieces_need_less_memory():
     needed = [
         pieces.step_bytes(setup(microbatch=size, batch_size=64), loop.chunk_body) for size in (0, 8)
@@ -129,16 +132,17 @@ def test_smaller_pieces_need_less_memory():
     assert needed[1] < 0.6 * needed[0]
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_run_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "of_finished_run", lambda *_: [])
     config = dataclasses.replace(QUICK, workdir=str(tmp_path / "run"), steps=1)
     train(config)
     train(dataclasses.replace(config, steps=2, microbatch="auto"))  # continues it
     assert (tmp_path / "run" / "summary.json").exists()
-    assert config.identity() == dataclasses.replace(config, microbatch=4).identity()
 
 
-def test_the_flag_is_a_number_or_auto():
+def test_the_flag_is_a_number_or_auto_and_makes_no_other_run():
+    assert Config().identity() == Config(microbatch=4).identity()
     values = [parse_flags(Config(), given).microbatch for given in ([], ["--microbatch=auto"])]
     assert values == [0, "auto"]
     assert parse_flags(Config(), ["--microbatch=64"]).microbatch == 64
