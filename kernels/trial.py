@@ -104,7 +104,7 @@ def _compare(shapes, kernels, *, iterations, gradient, mapped) -> Verdict:
                 return Verdict("stream", f"{part} of pallas {how}")
         times = _times(functions, x)
     faster = min(times, key=times.get)
-    return Verdict(faster, ", ".join(f"{name} {1e3 * t:.3g} ms" for name, t in times.items()))
+    return Verdict(faster, ", ".join(f"{name} {1e3 * t:.2f} ms" for name, t in times.items()))
 
 
 def _function(problem, implementation, iterations, gradient) -> Callable:

@@ -9,7 +9,7 @@ import time
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import TINY, prepare_run, read_json, train
+from helpers import QUICK, prepare_run, read_json, train
 
 from capsjax.routing import stream
 from experiments.tasks import figures
@@ -101,7 +101,7 @@ def test_right_kernels_are_taken_if_they_are_faster(shapes, options, faster, mon
     times = {"stream": 0.002, "pallas": 0.002, faster: 0.001}
     monkeypatch.setattr(trial, "_times", lambda functions, x: times)
     verdict = trial.decide(shapes, RIGHT, iterations=2, seconds=60, **options)
-    assert verdict.implementation == faster and f"{faster} 1 ms" in verdict.reason
+    assert verdict.implementation == faster and f"{faster} 1.00 ms" in verdict.reason
 
 
 def test_kernels_that_are_wrong_only_when_they_are_mapped(monkeypatch):
@@ -148,7 +148,7 @@ def standing_in(monkeypatch):
 def at(folder, **changes):
     changes = {"cache_dir": str(folder / "cache"), "batch_size": 16, "steps": 3} | changes
     name = changes.pop("name", "run")
-    return dataclasses.replace(TINY, workdir=str(folder / name), log_every=1, **changes)
+    return dataclasses.replace(QUICK, workdir=str(folder / name), log_every=1, **changes)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_approved_kernels_run_and_the_verdict_is_kept(standing_in, tmp_path, cap
     capsys.readouterr()
     routing_trial.settle(made)
     assert approval._approved == shapes
-    assert capsys.readouterr().err.endswith("pallas (stream 2e+03 ms, pallas 1e+03 ms)\n")
+    assert capsys.readouterr().err.endswith("pallas (stream 2000.00 ms, pallas 1000.00 ms)\n")
     for change in ({"jax": "0.1"}, {"device_kind": "other"}, {"source": "0"}):
         facts = trial.circumstances(jax.devices()[0]) | change
         monkeypatch.setattr(trial, "circumstances", lambda _, facts=facts: facts)
