@@ -42,9 +42,11 @@ def other_checkout(against: str) -> Iterator[tuple[Path, str]]:
       Its folder, and its commit (``unknown`` for a folder without git).
 
     Raises:
-      UserError: there is neither such a folder nor such a commit.
+      UserError: there is neither such a folder nor such a commit, or this is no clone.
     """
     folder = Path(against)
+    if not (ROOT / ".git").exists():
+        raise UserError("--against needs a clone of the repository; this is an installed copy")
     if folder.is_dir():
         if not (folder / "experiments" / "benchmark.py").is_file():
             raise UserError(f"--against={against} has no experiments/benchmark.py")
@@ -132,7 +134,8 @@ def _arguments(config, defaults) -> list[str]:
     own = {"against": "", "repetitions": INNER, "first_step": False, "output": ""}
     given = given_flags(dataclasses.replace(config, **own), defaults)
     if config.cache_dir:
-        given["cache_dir"] = config.cache_dir
+        none = config.cache_dir == "none"
+        given["cache_dir"] = "none" if none else Path(config.cache_dir).absolute()
     return [f"--{name}={value}" for name, value in given.items()]
 
 
@@ -144,14 +147,11 @@ def measure_side(folder: Path, name: str, arguments: list[str]) -> dict:
     """
     command = [sys.executable, "-m", "experiments.benchmark", *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    try:
-        assert done.returncode == 0
-        found = json.loads(done.stdout.splitlines()[-1])
-        assert found["rows"]
-        return found
-    except (AssertionError, IndexError, KeyError, TypeError, ValueError) as error:
+    lines = done.stdout.splitlines()
+    if done.returncode or not lines:
         last = (done.stderr.strip().splitlines() or ["no result"])[-1]
-        raise UserError(f"the benchmark fails in the checkout {name}: {last}") from error
+        raise UserError(f"the benchmark fails in the checkout {name}: {last}")
+    return json.loads(lines[-1])
 
 
 def _rates(result: dict) -> dict[tuple, float]:

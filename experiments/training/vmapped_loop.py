@@ -22,7 +22,7 @@ from capsjax.recipes import margin_factor
 from experiments.config import Config, UserError, names_of, resolve
 from experiments.data import batching
 from experiments.tasks.base import Program, Setup, Task
-from experiments.training import loop
+from experiments.training import loop, pieces
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.evaluate import make_evaluate
 from experiments.training.first_step import before_first_step
@@ -59,6 +59,7 @@ def run(program: Program, configs: list[Config]) -> None:
     """
     started = time.monotonic()
     setup = prepare(program, dataclasses.replace(configs[0], num_devices=1))
+    setup = pieces.choose(setup, loop.chunk_body)  # the memory of a run decides how many fit
     configs = [resolve(config, setup.dataset.name) for config in configs]
     configs = configs[: capacity(setup, configs)]
     with contextlib.ExitStack() as folders:
