@@ -14,6 +14,7 @@ import optax
 
 from capsjax.functional import Model, join, split
 from capsjax.objectives import LossFn
+from capsjax.pieces import mean_over_pieces
 
 
 class TrainState(NamedTuple):
@@ -51,7 +52,7 @@ def init_state(
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), stats, copy)
 
 
-def make_gradient(loss: LossFn, *, axis_name: str | None = None) -> Callable:
+def make_gradient(loss: LossFn, *, axis_name: str | None = None, pieces: int = 1) -> Callable:
     """Make a function that computes the gradient of the mean loss of a batch.
 
     Args:
@@ -60,13 +61,16 @@ def make_gradient(loss: LossFn, *, axis_name: str | None = None) -> Callable:
       axis_name: name of the mapped axis over which the batch is divided into equal parts;
         gradients and metrics are averaged over it. Under ``jax.shard_map`` this is correct only
         with ``check_vma=False``: otherwise JAX sums the gradients over the axis a second time.
+      pieces: the number of equal pieces in which the batch is computed one after another, with the
+        memory of one. Gradients and metrics are those of the whole batch.
 
     Returns:
       ``gradient(params, images, labels, key, progress=1) -> (grads, metrics)``, metrics scalars.
       With :class:`capsjax.Variables` in place of the parameters, it returns
-      ``(grads, metrics, state)``: gradients of the parameters, and the new statistics.
+      ``(grads, metrics, state)``: gradients of the parameters, and the new statistics. It raises
+      ValueError for statistics of a batch in pieces, and if the batch cannot be divided.
     """
-    full = _make_gradient(loss, axis_name)
+    full = _make_gradient(loss, axis_name, pieces)
 
     def gradient(variables, images, labels, key, progress=1.0):
         grads, metrics, stats = full(*split(variables), images, labels, key, progress)
@@ -75,7 +79,7 @@ def make_gradient(loss: LossFn, *, axis_name: str | None = None) -> Callable:
     return gradient
 
 
-def _make_gradient(loss, axis_name):
+def _make_gradient(loss, axis_name, pieces):
     """Like :func:`make_gradient`, with parameters and statistics as arguments and results."""
 
     def mean_loss(params, stats, *batch):
@@ -83,8 +87,18 @@ def _make_gradient(loss, axis_name):
         losses, metrics, *after = loss(join(params, stats), *batch, **mode)
         return jnp.mean(losses), (jax.tree.map(jnp.mean, metrics), after[0] if stats else stats)
 
-    def gradient(params, stats, *batch):
-        grads, (metrics, stats) = jax.grad(mean_loss, has_aux=True)(params, stats, *batch)
+    def gradient(params, stats, images, labels, *rest):
+        def of_piece(examples):
+            return jax.grad(mean_loss, has_aux=True)(params, stats, *examples, *rest)
+
+        if pieces == 1:
+            grads, (metrics, stats) = of_piece((images, labels))
+        elif stats:
+            raise ValueError(
+                "statistics of a batch, as of batch normalization, need it in one piece"
+            )
+        else:
+            grads, (metrics, _) = mean_over_pieces(of_piece, (images, labels), pieces)
         if axis_name is not None:  # the statistics are already those of the whole batch
             grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
         return grads, metrics, stats
@@ -99,6 +113,7 @@ def make_train_step(
     axis_name: str | None = None,
     total_steps: int | None = None,
     ema: float = 0.0,
+    pieces: int = 1,
 ) -> Callable:
     r"""Make a function that takes one step of gradient descent.
 
@@ -115,13 +130,14 @@ def make_train_step(
       total_steps: the number of steps of the training run, for losses that change with its
         progress. If None, such a loss has its final form in every step.
       ema: the decay d of averaged parameters, which the state must have; 0: there are none.
+      pieces: see :func:`make_gradient`.
 
     Returns:
       ``step(state, images, labels, key) -> (state, metrics)``, to be wrapped in ``jax.jit``. Labels
       that are no class are refused only outside of it; see
       :func:`capsjax.objectives.capsnet_loss`.
     """
-    gradient = _make_gradient(loss, axis_name)
+    gradient = _make_gradient(loss, axis_name, pieces)
 
     def step(state, images, labels, key):
         progress = state.step.astype(jnp.float32) / total_steps if total_steps else 1.0

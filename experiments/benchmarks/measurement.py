@@ -15,6 +15,8 @@ from experiments.benchmarks.variants import make_variants
 from experiments.config import Config, UserError
 from experiments.plots.text_tables import markdown
 from experiments.tasks.base import Program
+from experiments.training.first_step import before_first_step
+from experiments.training.loop import chunk_body
 from experiments.training.results import peak_memory_mb, versions
 from experiments.training.setup import prepare
 
@@ -58,6 +60,7 @@ def measure(
             skipped.append(f"{what}: {error}")
             print(f"skipped: {error}", file=sys.stderr)
             continue
+        setup = before_first_step(setup, chunk_body)
         found = throughput.capsjax_implementations(setup)
         if torch:
             found |= throughput.torch_implementations(setup)

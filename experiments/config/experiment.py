@@ -16,6 +16,7 @@ from experiments.config.optimization import RATE_SCHEDULES, Optimization
 from experiments.files import local_path
 
 AUGMENTATIONS = ("auto", "none", "shift", "flip", "affine", "strong")
+MACHINE = "free neutral local"  # the roles of what describes where a run is computed
 PRESET_NAMES = tuple(dict.fromkeys(name.split("_", 1)[1] for name in PRESETS))
 
 
@@ -186,22 +187,24 @@ class Config(Optimization):
 
     # Machine
     accelerator: str = setting(
-        "auto",
-        "device to compute on",
-        choices=("auto", "cpu", "gpu", "tpu"),
-        roles="free neutral local",
+        "auto", "device to compute on", choices=("auto", "cpu", "gpu", "tpu"), roles=MACHINE
     )
     parallel: str = setting(
         "jit",
         "how several devices share a batch",
         choices=("jit", "shard_map", "pmap"),
-        roles="free neutral local",
+        roles=MACHINE,
     )
     num_devices: int = setting(
+        0, "number of devices; 0: all; on CPU one, and more are simulated", low=0, roles=MACHINE
+    )
+    microbatch: int | str = setting(
         0,
-        "number of devices; 0: all; on CPU one, and more are simulated",
+        "images of a piece of a batch, over all devices; pieces are computed one after another, in "
+        "less memory, to the same gradient. 0: whole batches. auto: the largest that memory holds",
+        choices=("auto",),
         low=0,
-        roles="free neutral local",
+        roles=MACHINE,
     )
 
     # Output

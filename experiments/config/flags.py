@@ -92,8 +92,8 @@ class _Number(flags.FloatParser):
         return found
 
 
-class _NumberOrName(_Number):
-    """Parses a number, or a name in its place."""
+class _OrName:
+    """Parses a number as the other base class does, or a name in its place."""
 
     def __init__(self, low, high, names):
         super().__init__(low, high)
@@ -109,6 +109,20 @@ class _NumberOrName(_Number):
             raise ValueError(f"value should be {legal}") from error
 
 
+class _NumberOrName(_OrName, _Number):
+    pass
+
+
+class _IntegerOrName(_OrName, _Integer):
+    pass
+
+
+OR_NAME = {
+    frozenset({float, str}): _NumberOrName,
+    frozenset({int, str}): _IntegerOrName,
+}
+
+
 def flag_name(field: dataclasses.Field) -> str:
     """Returns the name of the flag of a field, without a final underscore as in ``class_``."""
     return field.name.removesuffix("_")
@@ -121,14 +135,14 @@ def define_flags(defaults: Settings, flag_values: flags.FlagValues = flags.FLAGS
         if not f.metadata.get("flag", True):
             continue
         kinds = set(typing.get_args(f.type)) - {type(None)} or {f.type}
-        or_name, kind = kinds == {float, str}, next(iter(kinds))
+        or_name, kind = OR_NAME.get(frozenset(kinds)), next(iter(kinds))
         name, value, text = flag_name(f), getattr(defaults, f.name), f.metadata["help"]
         low, high = f.metadata["low"], f.metadata["high"]
         if value is None:
             text += f" (default: that of the {f.metadata['by']})"
         common = {"flag_values": flag_values, "module_name": module}
         if or_name:
-            parser = _NumberOrName(low, high, f.metadata["choices"])
+            parser = or_name(low, high, f.metadata["choices"])
             flags.DEFINE(parser, name, value, text, **common)
         elif f.metadata["choices"]:
             flag = flags.EnumFlag(name, value, text, f.metadata["choices"])

@@ -17,10 +17,11 @@ from experiments.data import batching, image_files
 from experiments.files import write_json
 from experiments.tasks import routing_diagnostics
 from experiments.tasks.base import Program, Setup
-from experiments.training import frozen_couplings, guard, selection
+from experiments.training import frozen_couplings, guard, pieces, selection
 from experiments.training.checkpoints import Checkpoints, has_checkpoints
 from experiments.training.devices import parallelize
 from experiments.training.evaluate import make_evaluate
+from experiments.training.first_step import before_first_step
 from experiments.training.identity import record_of
 from experiments.training.metrics import Metrics
 from experiments.training.profiling import Profile
@@ -72,6 +73,7 @@ def run(program: Program, config: Config) -> dict:
     selection.check(setup)
     with open_workdir(setup.config, record_of(setup)) as workdir:
         print(banner(setup), file=sys.stderr)
+        setup = before_first_step(setup, chunk_body)
         evaluate = make_evaluate(setup)
         with contextlib.ExitStack() as files:
             checkpoints = files.enter_context(Checkpoints(workdir))
@@ -149,8 +151,14 @@ def make_chunk(setup: Setup) -> Callable:
 def chunk_body(setup: Setup, axis_name: str | None, parts: int, constrain: Callable) -> Callable:
     """Returns the chunk of :func:`make_chunk` on one device, see ``devices.parallelize``."""
     config = setup.config
-    options = {"total_steps": total_steps(setup), "ema": config.ema}
-    step = train.make_train_step(setup.loss, setup.optimizer, axis_name=axis_name, **options)
+    step = train.make_train_step(
+        setup.loss,
+        setup.optimizer,
+        axis_name=axis_name,
+        total_steps=total_steps(setup),
+        ema=config.ema,
+        pieces=pieces.number(config),
+    )
 
     def body(state, source, orders, key, count, which):
         @jax.jit  # traced once, although the shapes of its results are asked for first

@@ -49,13 +49,16 @@ def check_fits(
         what += f" on {simulated} simulated devices"
         cure = "a smaller --num_devices or --preset needs less"
     check_memory(state, what, cure, have)
-    each = -(-config.batch_size // (len(devices) if simulated == 1 else 1))
+    together = config.batch_size
+    if config.microbatch:  # auto starts with any size and may end with one image a device
+        together = len(devices) if config.microbatch == "auto" else config.microbatch
+    each = -(-together // (len(devices) if simulated == 1 else 1))
     batch = FLOAT * each * _numbers_of_an_example(network, shape)
     check_memory(
         state + batch,
         f"a batch of {each:,} images of {shape[0]}x{shape[1]}x{shape[2]} ({size(batch)}) beside "
         f"{parameters:,} parameters ({size(state)})",
-        "a smaller --batch_size needs less"
+        "a smaller --batch_size, or --microbatch, needs less"
         if batch > state
         else "a smaller --preset or smaller images need less",
         have,

@@ -18,7 +18,7 @@ from experiments.config.flags import LARGEST
 from experiments.data import batching, datasets
 from experiments.data.subset import limit_training_examples
 from experiments.tasks.base import Program, Setup
-from experiments.training import frozen_couplings, memory
+from experiments.training import frozen_couplings, memory, pieces
 from experiments.training.devices import (
     cache_folder,
     find_devices,
@@ -78,6 +78,7 @@ def prepare(program: Program, config: Config, dataset: datasets.Dataset | None =
         parameters = functional.count_parameters(jax.eval_shape(model.init, jax.random.key(0)))
     except (OverflowError, MemoryError) as error:
         raise UserError("a network of these sizes is beyond any memory") from error
+    pieces.check(config, len(devices), model)
     memory.check_fits(config, dataset, pipeline.shape, devices, model_config, parameters)
     # A saved run that is opened without its examples is not trained: any length will do.
     examples = len(dataset.train_labels)

@@ -23,9 +23,10 @@ from experiments.config import Config, UserError, names_of, resolve
 from experiments.data import batching
 from experiments.files import write_text
 from experiments.tasks.base import Program, Setup, Task
-from experiments.training import loop, selection
+from experiments.training import loop, pieces, selection
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.evaluate import make_evaluate
+from experiments.training.first_step import before_first_step
 from experiments.training.identity import record_of
 from experiments.training.loop import Stepper, TrainingRun
 from experiments.training.profiling import Profile
@@ -64,6 +65,7 @@ def run(program: Program, configs: list[Config]) -> None:
     started = time.monotonic()
     setup = prepare(program, dataclasses.replace(configs[0], num_devices=1))
     selection.check(setup)
+    setup = pieces.choose(setup, loop.chunk_body)  # the memory of a run decides how many fit
     configs = [resolve(config, setup.dataset.name) for config in configs]
     configs = configs[: capacity(setup, configs)]
     with contextlib.ExitStack() as folders:
@@ -84,6 +86,7 @@ def run(program: Program, configs: list[Config]) -> None:
                     for n, (config, *own) in enumerate(zip(configs, workdirs, checkpoints))
                 }
                 print(f"{banner(setup)} | {len(configs)} runs together", file=sys.stderr)
+                setup = before_first_step(setup, loop.chunk_body, len(configs))
                 stepper = make_stepper(setup, configs)
                 isolate = functools.partial(_isolate, runs)
                 profile = Profile(0, workdirs[0])
