@@ -12,12 +12,13 @@ from capsjax.routing import GRADIENTS, IMPLEMENTATIONS, ROUTINGS
 from capsjax.squash import SQUASHES
 from capsjax.votes import VOTES
 from experiments.config.flags import names_of, setting
+from experiments.config.own_images import OwnImages, stem_of
 
 PRESET_NAMES = tuple(dict.fromkeys(name.split("_", 1)[1] for name in PRESETS))
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(OwnImages):
     """The settings of a training run; every field with a :func:`setting` is a flag."""
 
     program: str = dataclasses.field(default="mnist", metadata={"flag": False})
@@ -25,9 +26,9 @@ class Config:
     # Data
     dataset: str = setting(
         "auto",
-        "auto (MNIST if it is available, otherwise digits), digits (of scikit-learn), any "
-        "image-classification data set of TensorFlow Datasets, or your own arrays: PATH.npz with "
-        "train_images, train_labels, test_images, test_labels and optionally class_names",
+        "auto (MNIST if it is available, otherwise digits), digits (of scikit-learn), any data "
+        "set of TensorFlow Datasets, your own arrays PATH.npz with train_images, train_labels, "
+        "test_images, test_labels, or your own images: FOLDER with a folder for each class",
     )
     data_dir: str = setting("", "directory of prepared TensorFlow Datasets", roles="free path")
     cache_dir: str = setting(
@@ -231,15 +232,18 @@ class Config:
     )
 
     def identity(self) -> dict:
-        """Returns the fields that two runs must share to be the same run."""
-        free = names_of(self, "free")
-        return {name: value for name, value in vars(self).items() if name not in free}
+        """Returns the fields that two runs must share to be the same run.
+
+        Newer flags are left out at their defaults, so that older runs can be continued.
+        """
+        free, later = names_of(self, "free"), names_of(self, "later")
+        left_out = {*free, *(n for n in later if getattr(self, n) == getattr(Config, n))}
+        return {name: value for name, value in vars(self).items() if name not in left_out}
 
     def default_workdir(self) -> str:
         """Returns ``runs/NAME-...``, the same for the same (resolved) configuration."""
         code = zlib.crc32(repr(sorted(self.identity().items())).encode())
-        dataset = Path(self.dataset).stem if self.dataset.endswith(".npz") else self.dataset
-        return f"runs/{self.program}-{dataset}-{self.model}-{code:08x}"
+        return f"runs/{self.program}-{stem_of(self.dataset)}-{self.model}-{code:08x}"
 
     def folder(self) -> Path:
         """Returns the folder of the run: ``--workdir``, or else :meth:`default_workdir`."""

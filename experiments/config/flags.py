@@ -24,6 +24,7 @@ ROLES = {
     "local": "it describes this machine: it is never read back from a saved run",
     "path": "it is a place on this machine: local, and left out of commands for others",
     "fits_couplings": "a run may differ in it from the run whose couplings it takes",
+    "later": "it is newer than other flags: its default is no part of what identifies a run",
 }
 
 

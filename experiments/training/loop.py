@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from capsjax import train
 from experiments.config import Config, UserError
 from experiments.data import batching, image_files
+from experiments.plots.text_tables import comma_separated
 from experiments.tasks import routing_diagnostics
 from experiments.tasks.base import Program, Setup
 from experiments.training import frozen_couplings, guard
@@ -34,7 +35,7 @@ from experiments.training.setup import (
     training_inputs,
 )
 from experiments.training.summary import write_summary
-from experiments.training.workdir import open_workdir, write_config, write_json
+from experiments.training.workdir import open_workdir, write_config, write_json, write_text
 
 
 class TrainingRun(NamedTuple):
@@ -115,6 +116,9 @@ def start(
     """Writes config.json and network.json, and opens what a run writes from a step on."""
     write_config(setup.config, workdir)
     write_json(workdir / "network.json", image_files.dataset_facts(setup.dataset))
+    if setup.dataset.skipped:
+        table = comma_separated(["file", "reason"], setup.dataset.skipped)
+        write_text(workdir / "unreadable_files.csv", table)
     metrics = files.enter_context(Metrics(workdir, step))
     total, per_epoch = total_steps(setup), steps_per_epoch(setup)
     display = files.enter_context(Display(setup.config, metrics, step, total, per_epoch))

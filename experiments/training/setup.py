@@ -13,6 +13,7 @@ from capsjax.models import Config as ModelConfig
 from capsjax.routing import PassKernels, has_pass_kernels
 from experiments.config import Config, UserError, network_config, resolve, small_kernels
 from experiments.data import batching, datasets
+from experiments.data.image_folder import ImageOptions
 from experiments.data.subset import limit_training_examples
 from experiments.tasks.base import Program, Setup
 from experiments.training import frozen_couplings
@@ -45,6 +46,7 @@ def prepare(program: Program, config: Config, dataset: datasets.Dataset | None =
             data_dir=config.data_dir or None,
             cache_dir=cache_folder(config.cache_dir),
             validation_fraction=config.validation_fraction,
+            options=ImageOptions(*(getattr(config, name) for name in ImageOptions._fields)),
         ),
         config.train_examples,
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from experiments.config import Config, UserError
+from experiments.config import Config, UserError, names_of
 
 
 def write_text(path: Path, text: str) -> None:
@@ -66,9 +66,11 @@ def _check_same(config: Config, path: Path) -> None:
         stored = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); choose another --workdir") from error
+    later = names_of(config, "later")  # not in the folders of older runs
+    stored = {name: getattr(Config, name) for name in later} | stored
     different = [
         f"{name}={stored.get(name)} there, {value} here"
-        for name, value in config.identity().items()
+        for name, value in (config.identity() | {n: getattr(config, n) for n in later}).items()
         if stored.get(name) != value
     ]
     if different:
