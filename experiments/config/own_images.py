@@ -1,4 +1,4 @@
-"""Flags of data sets that are image files: how they are read, split and balanced."""
+"""Flags of image files, how they are read and split, and of classes of unequal size."""
 
 import dataclasses
 from pathlib import Path
@@ -10,7 +10,7 @@ RESIZES = ("pad", "crop", "stretch")
 
 @dataclasses.dataclass(frozen=True)
 class OwnImages:
-    """The settings of ``--dataset=FOLDER`` and of tables of image files."""
+    """The settings of folders and tables of image files, and of unbalanced classes."""
 
     image_size: str = setting(
         "auto",
@@ -51,6 +51,19 @@ class OwnImages:
         "largest fraction of the files of a folder that may be unreadable; they are left out",
         low=0.0,
         high=1.0,
+        roles="later",
+    )
+    class_weights: str = setting(
+        "none",
+        "weights of the losses of images in training. balanced: all classes count alike",
+        choices=("none", "balanced"),
+        roles="later",
+    )
+    sampler: str = setting(
+        "uniform",
+        "which images an epoch visits. uniform: each once. balanced: equally many of each class, "
+        "those of rare classes several times",
+        choices=("uniform", "balanced"),
         roles="later",
     )
 

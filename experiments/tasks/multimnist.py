@@ -41,6 +41,8 @@ class MultiMNISTConfig(Config):
     """Settings with flags for pairs and without those for single images."""
 
     max_shift: int = dataclasses.field(default=0, metadata={"flag": False})
+    class_weights: str = dataclasses.field(default="none", metadata={"flag": False})
+    sampler: str = dataclasses.field(default="uniform", metadata={"flag": False})
     shift: int = setting(4, "largest shift of each digit, in pixels", low=0, high=2 * MARGIN)
     test_pairs: int = setting(0, "number of test pairs; 0: as many as test digits", low=0)
 

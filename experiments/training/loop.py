@@ -27,6 +27,7 @@ from experiments.training.progress import Display, Stop
 from experiments.training.setup import (
     banner,
     initial_state,
+    make_orders,
     prepare,
     steps_between_saves,
     steps_per_block,
@@ -128,12 +129,10 @@ def start(
 def make_stepper(setup: Setup, evaluate: Callable) -> Stepper:
     """Returns how a single run advances on its devices."""
     chunk, (source, key) = make_chunk(setup), training_inputs(setup)
-    examples = len(setup.dataset.train_labels)
-    epochs = steps_per_block(setup) // steps_per_epoch(setup)
-    orders = jax.jit(batching.epoch_orders, static_argnums=(2, 3))
+    orders = jax.jit(functools.partial(make_orders, setup))
     return Stepper(
         advance=lambda state, orders, count: chunk(state, source, orders, key, count),
-        make_orders=lambda block: orders(key, block, examples, epochs),
+        make_orders=lambda block: orders(key, block),
         select=lambda tree, n: tree,
         evaluate=lambda n, *examples: evaluate(*examples),
     )

@@ -5,6 +5,7 @@ from typing import Any
 
 import flax
 import jax
+import jax.numpy as jnp
 import optax
 
 from capsjax import functional, train
@@ -16,6 +17,7 @@ from experiments.data import batching, datasets
 from experiments.data.image_folder import ImageOptions
 from experiments.data.subset import limit_training_examples
 from experiments.tasks.base import Program, Setup
+from experiments.tasks.class_weights import check_balance, make_objective
 from experiments.training import frozen_couplings
 from experiments.training.devices import (
     cache_folder,
@@ -51,6 +53,7 @@ def prepare(program: Program, config: Config, dataset: datasets.Dataset | None =
         config.train_examples,
     )
     config = resolve(config, dataset.name)
+    check_balance(config, dataset)
     pipeline = program.task.pipeline(config, dataset)
     if config.batch_size % len(devices):
         raise UserError(
@@ -70,7 +73,7 @@ def prepare(program: Program, config: Config, dataset: datasets.Dataset | None =
                 "routing with these votes has no kernels, use stream"
             )
         model_config = dataclasses.replace(model_config, routing_implementation="auto")
-    model, loss, measure = program.task.objective(config, model_config)
+    model, loss, measure = make_objective(program.task, config, model_config, dataset)
     optimizer = make_optimizer(config)
     parameters = functional.count_parameters(jax.eval_shape(model.init, jax.random.key(0)))
     network = (model_config, model, loss, measure, optimizer, parameters)
@@ -89,6 +92,16 @@ def has_kernels(config: ModelConfig, kernels: PassKernels) -> bool:
 def steps_per_epoch(setup: Setup) -> int:
     """Returns the number of training steps in one pass over the training data."""
     return batching.steps_per_epoch(len(setup.dataset.train_labels), setup.config.batch_size)
+
+
+def make_orders(setup: Setup, key: jax.Array, block: jax.Array) -> jax.Array:
+    """Returns the rows ``[E, N]`` that the epochs of a block visit, by ``--sampler``."""
+    labels = setup.dataset.train_labels
+    epochs = steps_per_block(setup) // steps_per_epoch(setup)
+    if setup.config.sampler == "balanced":
+        labels, classes = jnp.asarray(labels), setup.dataset.num_classes
+        return batching.balanced_orders(key, block, labels, classes, epochs)
+    return batching.epoch_orders(key, block, len(labels), epochs)
 
 
 def steps_per_block(setup: Setup) -> int:
