@@ -97,7 +97,7 @@ def of_run(flags: Flags) -> list[Figure]:
     setup, variables = opened.setup, opened.variables
     rows = read_rows(opened.folder / "metrics.jsonl")
     found = list(figures.of_training(setup, rows))
-    if figures.has_decoder(setup):
+    if figures.has_decoder(setup) and not setup.dataset.multi_label:
         changed, values = perturbed(opened, flags)
         for dim, effect in zip(changed.dims, changed.effects, strict=True):
             print(f"dim {dim:3}  mean squared change of a pixel {effect:.2e}")

@@ -1,18 +1,22 @@
 """The layers of a CapsNet, made as its configuration describes them."""
 
+import math
+
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn import initializers as init
 
 from capsjax.conv_capsules import ConvCapsules
+from capsjax.models.backbone import ResidualTrunk, TransposedDecoder
 from capsjax.models.capsnet_config import CapsNetConfig
 from capsjax.modules import PrimaryCapsules, RoutedCapsules
-from capsjax.normalization import BatchNorm, InstanceNorm
+from capsjax.normalization import BatchNorm, GroupNorm, InstanceNorm
 from capsjax.plain_layers import Conv, Decoder
 
 # The authors' code has no factor on the sum of the votes. Their networks need none within a factor
 # of four; others, of two or a hundred classes, get it.
 OFFICIAL_TOLERANCE = 4.0
+GROUPS = 8  # of channels, in group normalization, where their number allows it
 # Initial kernels of each kind of layer in the code of the authors, by CapsNetConfig.init.
 KERNELS = {
     "official": {
@@ -39,26 +43,42 @@ def make_convs(config: CapsNetConfig, rngs: nnx.Rngs) -> list[Conv]:
     ]
 
 
-def make_norms(config: CapsNetConfig, rngs: nnx.Rngs) -> list[nnx.Module]:
-    """Make the normalizations of the convolutions, lowest first."""
+def make_norm(config: CapsNetConfig, width: int, rngs: nnx.Rngs) -> nnx.Module:
+    """Make the normalization of a number of channels."""
     epsilon = config.norm_epsilon
     small = {"scale_init": _small_uniform, "bias_init": _small_uniform}
     inits = small if config.init == "efficient" else {}
     make = {
         # Over a whole example, so that no result depends on other examples in the batch.
-        "layer": lambda width: nnx.LayerNorm(
+        "layer": lambda: nnx.LayerNorm(
             width, epsilon=epsilon, reduction_axes=(1, 2, 3), feature_axes=3, rngs=rngs
         ),
-        "batch": lambda width: BatchNorm(width, momentum=config.norm_momentum, epsilon=epsilon),
-        "instance": lambda width: InstanceNorm(width, epsilon=epsilon, rngs=rngs, **inits),
-    }[config.conv_norm]
-    return [make(width) for width, _, _ in config.convs]
+        "batch": lambda: BatchNorm(width, momentum=config.norm_momentum, epsilon=epsilon),
+        "instance": lambda: InstanceNorm(width, epsilon=epsilon, rngs=rngs, **inits),
+        "group": lambda: GroupNorm(width, groups=math.gcd(width, GROUPS), epsilon=epsilon),
+    }
+    return make[config.conv_norm]()
+
+
+def make_norms(config: CapsNetConfig, rngs: nnx.Rngs) -> list[nnx.Module]:
+    """Make the normalizations of the convolutions, lowest first."""
+    return [make_norm(config, width, rngs) for width, _, _ in config.convs]
+
+
+def make_trunk(config: CapsNetConfig, rngs: nnx.Rngs) -> ResidualTrunk:
+    """Make the residual blocks of a configuration that has any."""
+
+    def norm(width):
+        return make_norm(config, width, rngs) if config.conv_norm != "none" else _unchanged
+
+    options = _conv_options(config, "conv", rngs)
+    return ResidualTrunk(config.convs[-1][0], config.trunk, norm, **options)
 
 
 def make_primary(config: CapsNetConfig, rngs: nnx.Rngs) -> PrimaryCapsules:
     """Make the primary capsules."""
     return PrimaryCapsules(
-        config.convs[-1][0],
+        config.primary_channels,
         config.primary_types,
         config.primary_pose,
         config.primary_kernel,
@@ -94,13 +114,20 @@ def make_routed_layers(
     return layers, RoutedCapsules(*sizes, votes=config.votes, types=types, **options)
 
 
-def make_decoder(config: CapsNetConfig, rngs: nnx.Rngs) -> Decoder:
+def make_decoder(config: CapsNetConfig, rngs: nnx.Rngs) -> Decoder | TransposedDecoder:
     """Make the decoder of a configuration that has one."""
     inputs = config.num_classes * config.class_pose
+    if config.decoder_kind == "transposed":
+        sizes = (inputs, config.decoder, config.image_shape)
+        return TransposedDecoder(*sizes, **_common(config, rngs))
     inits = {**_kernel_init(config, "decoder"), **_bias_init(config)}
     if config.init == "efficient":
         inits["last_kernel_init"] = init.glorot_normal()
     return Decoder(inputs, config.decoder, config.image_shape, **inits, **_common(config, rngs))
+
+
+def _unchanged(x):
+    return x
 
 
 def _common(config, rngs) -> dict:

@@ -81,7 +81,8 @@ def open_run(
 def _facts(path: Path) -> dict:
     try:
         found = json.loads(path.read_text("utf-8"))
-        return {name: found[name] for name in ("image_shape", "class_names", "border")}
+        facts = {name: found[name] for name in ("image_shape", "class_names", "border")}
+        return facts | {"multi_label": found.get("multi_label", False)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} can't be read ({error!r}); repeating the run's command writes it again"
@@ -89,7 +90,10 @@ def _facts(path: Path) -> dict:
 
 
 def _without_examples(config, facts):
-    none = np.zeros((0, *facts["image_shape"]), np.uint8), np.zeros(0, np.int32)
+    labels = np.zeros(0, np.int32)
+    if facts["multi_label"]:
+        labels = np.zeros((0, len(facts["class_names"])), np.uint8)
+    none = np.zeros((0, *facts["image_shape"]), np.uint8), labels
     return datasets.Dataset(config.dataset, "network.json", *none * 3, tuple(facts["class_names"]))
 
 

@@ -66,6 +66,13 @@ class OwnImages:
         choices=("uniform", "balanced"),
         roles="later",
     )
+    report: str = setting(
+        "auto",
+        "whether a run ends with a table by class, a contact sheet of its hardest test images, and "
+        "report.html. auto: on folders and tables of images",
+        choices=("auto", "yes", "no"),
+        roles="free neutral later",
+    )
 
 
 def stem_of(dataset: str) -> str:

@@ -35,6 +35,7 @@ def dataset_facts(dataset) -> dict:
     return {
         "image_shape": list(dataset.image_shape),
         "class_names": list(dataset.class_names),
+        "multi_label": dataset.multi_label,
         "border": (np.quantile(medians, (0.05, 0.95)) / 255).round(4).tolist(),
     }
 

@@ -17,6 +17,7 @@ from capsjax.models import Config as ModelConfig
 from capsjax.objectives import score_loss
 from capsjax.recipes import margin_factor
 from experiments.config import Config, UserError, setting
+from experiments.data.augment import to_unit
 from experiments.data.datasets import Dataset
 from experiments.data.digit_pairs import (
     MARGIN,
@@ -48,7 +49,13 @@ class MultiMNISTConfig(Config):
 
 
 def pair_pipeline(config: MultiMNISTConfig, dataset: Dataset) -> InputPipeline:
-    """Returns the pipeline of pairs of a data set."""
+    """Returns the pipeline of pairs of a data set.
+
+    Raises:
+      UserError: no pairs can be made of its images.
+    """
+    if dataset.multi_label:
+        raise UserError("pairs are made of images of one class each, not of sets of labels")
     height, width, channels = dataset.image_shape
     shape = (height + 2 * MARGIN, width + 2 * MARGIN, channels)
 
@@ -69,7 +76,11 @@ def pair_pipeline(config: MultiMNISTConfig, dataset: Dataset) -> InputPipeline:
             count = config.test_pairs
         return fixed_pairs(source(split), count, config.shift)
 
-    return InputPipeline(shape, source("train"), example, held_out, overlay_digits, pair_target)
+    # A saved run is opened without its digits.
+    digits = source("train") if len(dataset.train_labels) else None
+    return InputPipeline(
+        shape, digits, example, held_out, overlay_digits, pair_target, labels=2, from_image=to_unit
+    )
 
 
 def pair_objective(config: MultiMNISTConfig, model_config: ModelConfig) -> Objective:

@@ -17,7 +17,7 @@ from experiments.data import batching, datasets
 from experiments.data.image_folder import ImageOptions
 from experiments.data.subset import limit_training_examples
 from experiments.tasks.base import Program, Setup
-from experiments.tasks.class_weights import check_balance, make_objective
+from experiments.tasks.objective import check_balance, make_objective
 from experiments.training import frozen_couplings
 from experiments.training.devices import (
     cache_folder,

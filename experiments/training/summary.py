@@ -13,8 +13,10 @@ from capsjax.models import CapsNetConfig
 from capsjax.train import TrainState
 from experiments.config import command
 from experiments.data.errors import first_line
-from experiments.tasks import figures
+from experiments.tasks import figures, label_sets
 from experiments.tasks.base import Setup
+from experiments.tasks.hard_examples import contact_sheet
+from experiments.training import run_report
 from experiments.training.results import peak_memory_mb, versions
 from experiments.training.workdir import write_json
 from kernels.cli import commit
@@ -75,7 +77,7 @@ def write_summary(
         "test_error": round(100 * float((~correct).mean()), 4),
         "test_loss": float(values["loss"].mean()),
         "test_correct": pack(correct),
-        **setup.task.summary_fields(setup, values),
+        **(label_sets if d.multi_label else setup.task).summary_fields(setup, values),
         **setup.task.extra_evaluation(setup, functools.partial(evaluate, state.variables), rows),
         "images_per_second": float(np.median(rates)),
         "training_seconds": rows[-1]["seconds"],
@@ -92,16 +94,24 @@ def write_summary(
     }
     write_json(workdir / "summary.json", summary)
     parts = figures.of_finished_run(setup, state.variables, rows, values)
-    _print_table(setup, summary, workdir, parts)
+    if run_report.wanted(setup):
+        parts.append(lambda: contact_sheet(setup, state.variables, values))
+    _print_table(setup, summary, values, workdir, parts)
     return summary
 
 
-def _print_table(setup: Setup, summary: dict, workdir: Path, parts: list[figures.Part]) -> None:
+def _print_table(
+    setup: Setup, summary: dict, values: dict, workdir: Path, parts: list[figures.Part]
+) -> None:
     """Plots the figures and prints the table, and names what fails: the run is complete."""
     parts = [*parts, lambda: setup.task.summary_figures(setup, summary)]
     paths, failures = figures.save_possible(parts, workdir / "figures")
     try:
         report = list(setup.task.report(setup, summary))
+        if run_report.wanted(setup):
+            report += run_report.class_lines(setup, values)
+            path = run_report.write_report(setup, summary, values, workdir, paths)
+            report.append(f"{'report':12}{path}")
     except Exception as error:  # of any kind, as in figures
         report = []
         failures.append(f"report: {type(error).__name__}: {first_line(error)}")

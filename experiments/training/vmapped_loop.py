@@ -21,7 +21,7 @@ from capsjax import train
 from capsjax.recipes import margin_factor
 from experiments.config import Config, UserError, names_of, resolve
 from experiments.tasks.base import Program, Setup, Task
-from experiments.tasks.class_weights import make_objective
+from experiments.tasks.objective import make_objective
 from experiments.training import loop
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.evaluate import make_evaluate

@@ -13,7 +13,7 @@ from capsjax.train import make_gradient
 from experiments.config import UserError
 from experiments.data import batching
 from experiments.data.datasets import Dataset
-from experiments.tasks.class_weights import balanced_weights
+from experiments.tasks.objective import balanced_weights
 from experiments.training.setup import initial_state
 
 RNG = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Weights of the losses of examples, by their classes: ``--class_weights=balanced``."""
+"""The objective of a run: that of its task, with ``--class_weights``, or that of sets of labels."""
 
 import dataclasses
 
@@ -8,6 +8,7 @@ import numpy as np
 from capsjax.models import Config as ModelConfig
 from experiments.config import Config, UserError
 from experiments.data.datasets import Dataset
+from experiments.tasks import label_sets
 from experiments.tasks.base import Objective, Task
 
 
@@ -37,8 +38,10 @@ def make_objective(
     evaluation measures is not weighted.
 
     Raises:
-      UserError: see the objective of the task; or images have no single class.
+      UserError: see the objective of the task and that of sets of labels.
     """
+    if dataset.multi_label:
+        return label_sets.objective(config, model_config)
     objective = task.objective(config, model_config)
     if config.class_weights == "none":
         return objective
