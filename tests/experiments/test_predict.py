@@ -13,7 +13,7 @@ import jax
 import matplotlib.image
 import numpy as np
 import pytest
-from helpers import ROOT, TINY, train
+from helpers import ROOT, TINY, load_digits, prepare_run, train
 from picture_files import BAD, of, write, written
 
 from capsjax import functional
@@ -24,6 +24,7 @@ from experiments.config import UserError
 from experiments.data import datasets, image_files, image_folder
 from experiments.predict import Flags
 from experiments.tasks.registry import find_program
+from experiments.training.setup import initial_state
 
 
 @pytest.fixture
@@ -138,19 +139,26 @@ def test_cnn_predicts_probabilities(folder, ten_digits, tmp_path, capsys):
     assert (tmp_path / "run" / "predictions.png").exists()
 
 
-def quick_run(program, folder, **changes):
-    """Trains a step of a tiny network of a program, without decoder unless changes say so."""
-    base = find_program(program).defaults
-    short = {"dataset": "digits", "preset": "tiny", "steps": 1, "num_devices": 1, "batch_size": 8}
-    short |= {"cache_dir": "none", "accelerator": "cpu", "validation_fraction": 0.0}
+def short(program, folder, **changes):
+    """Returns the configuration of a step of a tiny network of a program."""
+    common = {"dataset": "digits", "preset": "tiny", "steps": 1, "num_devices": 1, "batch_size": 8}
+    common |= {"cache_dir": "none", "accelerator": "cpu", "validation_fraction": 0.0}
     if program == "affnist":
-        short |= {"stop_at": 0.0, "curve_images": 1, "train_examples": 8}
-    train(dataclasses.replace(base, **short | changes, workdir=str(folder)))
-    return saved_run.open_run(folder)
+        common |= {"stop_at": 0.0, "curve_images": 1}
+    changes = common | changes | {"workdir": str(folder)}
+    return dataclasses.replace(find_program(program).defaults, **changes)
+
+
+def untrained(program, folder, **changes):
+    """Returns a saved run as it is opened without its data, with initial variables."""
+    config = short(program, folder, **changes)
+    facts = image_files.dataset_facts(load_digits())
+    setup = prepare_run(config, saved_run._without_examples(config, facts))
+    return saved_run.SavedRun(folder, setup, facts, 0, initial_state(setup).variables)
 
 
 def test_pairs_name_both_digits(folder, ten_digits, tmp_path, capsys):
-    run = quick_run("multimnist", tmp_path / "run", test_pairs=8)
+    run = untrained("multimnist", tmp_path)
     pair = np.zeros((36, 36), np.uint8)
     pair[2:30, 2:30] = np.uint8(255 * ten_digits[3, ..., 0])
     pair[8:36, 8:36] = np.maximum(pair[8:36, 8:36], np.uint8(255 * ten_digits[8, ..., 0]))
@@ -170,14 +178,15 @@ def test_pairs_name_both_digits(folder, ten_digits, tmp_path, capsys):
     ]
     want = np.minimum(np.asarray(each[0][0]) + np.asarray(each[1][0]), 1)
     np.testing.assert_allclose(found.reconstruction, want, atol=1e-5)
-    call(tmp_path / "run", file)
-    assert f"{order[0]} {found.scores[0]:.3f} + {order[1]} {found.scores[1]:.3f}" in (
-        capsys.readouterr().out
-    )
+    both = " + ".join(f"{k} {score:.3f}" for k, score in zip(order, found.scores[:2]))
+    first, third = predict.describe(found)
+    assert both in first and third == f"{order[2]} {found.scores[2]:.3f}"
+    sure = found._replace(scores=(0.9, 0.5, 0.4))
+    assert sure.confident and not sure._replace(scores=(0.9, 0.4, 0.3)).confident
 
 
 def test_ensembles_average_their_scores(folder, ten_digits, tmp_path):
-    run = quick_run("cifar10", tmp_path / "run", ensemble=2)
+    run = untrained("cifar10", tmp_path, ensemble=2)
     images = classify_images.prepare_images(run, [folder / "a.png"], "no", "pad")
     (found,) = classify_images.classify(run, images)
     one = functional.create_model(run.setup.model_config)
@@ -191,12 +200,23 @@ def test_ensembles_average_their_scores(folder, ten_digits, tmp_path):
 
 
 @pytest.mark.slow
-def test_affnist_and_cnn_runs_classify_digits(folder, tmp_path, capsys):
-    for k, changes in enumerate(({"model": "capsnet"}, {"model": "cnn"})):
-        run = tmp_path / str(k)
-        quick_run("affnist", run, **changes)
-        call(run, folder / "a.png")
-        assert (run / "predictions.png").exists()
+@pytest.mark.parametrize(
+    "program, changes",
+    [
+        ("affnist", {}),
+        ("affnist", {"model": "cnn"}),
+        ("multimnist", {"test_pairs": 8}),
+        ("multimnist", {"test_pairs": 8, "model": "cnn"}),
+        ("cifar10", {"ensemble": 2}),
+    ],
+)
+def test_every_kind_of_run_classifies_files(folder, tmp_path, capsys, program, changes):
+    train(short(program, tmp_path / "run", **changes))
+    capsys.readouterr()
+    call(tmp_path / "run", folder / "a.png", json=True)
+    (found,) = json.loads((tmp_path / "run" / "predictions.json").read_text())
+    assert len(found["classes"]) == (2 if program == "multimnist" else 1)
+    assert all(name in capsys.readouterr().out for name in found["classes"][:1])
 
 
 def test_standard_input_and_json(tiny_run, folder, tmp_path, monkeypatch, capsys):

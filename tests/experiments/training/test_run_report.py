@@ -80,7 +80,8 @@ def test_contact_sheets_have_a_line_for_every_four_images(tmp_path):
     heights = []
     for groups in ([("x", frames[:4])], [("x", frames)], [("x", frames), ("y", [])], []):
         contact_sheet.plot_contact_sheet(tmp_path / "c.png", groups, "title $x$")
-        heights.append(Image.open(tmp_path / "c.png").height)
+        with Image.open(tmp_path / "c.png") as sheet:
+            heights.append(sheet.height)
     assert heights[0] < heights[1] == heights[2] and heights[3] < heights[0]
 
 
