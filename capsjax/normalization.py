@@ -118,6 +118,43 @@ class InstanceNorm(nnx.Module):
         return _affine(self, wide, mean, var).astype(x.dtype)
 
 
+class GroupNorm(nnx.Module):
+    r"""Group normalization (Wu & He 2018): groups of channels of each example over positions.
+
+    .. math:: y = \gamma (x - m) / \sqrt{v + \epsilon} + \beta
+
+    Mean and variance are over height, width and the channels of a group, and nothing depends on
+    other examples, so that small batches do not matter.
+
+    Args:
+      channels: number C of channels.
+      groups: their number, which divides C.
+      epsilon: added to the variance.
+
+    Raises:
+      ValueError: the groups do not divide the channels.
+    """
+
+    def __init__(self, channels: int, *, groups: int = 8, epsilon: float = 1e-3):
+        if channels % groups:
+            raise ValueError(f"{channels} channels can't be divided into {groups} equal groups")
+        self.scale = nnx.Param(jnp.ones(channels, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(channels, jnp.float32))
+        self.groups, self.epsilon = groups, epsilon
+
+    def __call__(self, x: chex.Array) -> jax.Array:
+        """Normalize ``[B, H, W, C]``; the result has its type."""
+        chex.assert_rank(x, 4)
+        wide = x.astype(accumulator(x.dtype))
+        parts = wide.reshape(*x.shape[:3], self.groups, -1)
+        mean = jnp.mean(parts, (1, 2, 4), keepdims=True)
+        centred = parts - mean
+        var = jnp.mean(jnp.square(centred), (1, 2, 4), keepdims=True)
+        normalized = (centred * jax.lax.rsqrt(var + self.epsilon)).reshape(x.shape)
+        scale, bias = _along(self.scale[...], wide), _along(self.bias[...], wide)
+        return (normalized * scale + bias).astype(x.dtype)
+
+
 def _affine(norm, x, mean, var):
     """Normalize with given statistics, then scale and add the offset."""
     gain = jax.lax.rsqrt(_along(var, x) + norm.epsilon)

@@ -104,7 +104,7 @@ def of_run(flags: Flags) -> list[Figure]:
         raise UserError(f"--class and --image need one class an image, unlike {flags.run}")
     rows = read_rows(opened.folder / "metrics.jsonl")
     found = list(figures.of_training(setup, rows))
-    if figures.has_decoder(setup):
+    if figures.has_decoder(setup) and not setup.dataset.multi_label:
         changed, values = perturbed(opened, flags)
         for dim, effect in zip(changed.dims, changed.effects, strict=True):
             print(f"dim {dim:3}  mean squared change of a pixel {effect:.2e}")

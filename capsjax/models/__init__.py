@@ -64,6 +64,23 @@ PRESETS: dict[str, Config] = {
         squash="exponential",
         decoder=(128, 256),
     ),
+    # For photographs of 64 to 224 pixels: strided convolutions with residual blocks, as in ResNet
+    # (He et al. 2016), then 4x4 to 14x14 positions with primary capsules. Groups of channels are
+    # normalized, because people's own data are small and so are their batches.
+    "capsnet_backbone": CapsNetConfig(
+        image_shape=(64, 64, 3),
+        conv_channels=32,
+        conv_kernel=5,
+        conv_stride=2,
+        padding="SAME",
+        conv_norm="group",
+        trunk=((32, 1, 1), (64, 1, 2), (128, 1, 2)),
+        primary_types=16,
+        primary_kernel=3,
+        primary_stride=2,
+        decoder=(64, 32, 16),
+        decoder_kind="transposed",
+    ),
     "capsnet_tiny": CapsNetConfig(
         conv_channels=16, primary_types=4, primary_kernel=9, decoder=(32, 64)
     ),

@@ -19,6 +19,7 @@ from capsjax.models.capsnet_layers import (
     make_norms,
     make_primary,
     make_routed_layers,
+    make_trunk,
 )
 from capsjax.models.concurrent import route_concurrently
 from capsjax.precision import accumulator
@@ -51,6 +52,8 @@ class CapsNet(nnx.Module):
             self.more_convs = nnx.List(convs[1:])
         if config.conv_norm != "none":
             self.norms = nnx.List(make_norms(config, rngs))
+        if config.trunk:
+            self.trunk = make_trunk(config, rngs)
         self.primary = make_primary(config, rngs)
         layers, self.classes = make_routed_layers(config, rngs)
         if layers:
@@ -74,7 +77,7 @@ class CapsNet(nnx.Module):
             x = conv(x)
             for step in steps:
                 x = step(x).astype(x.dtype)
-        return self.primary(x)
+        return self.primary(self.trunk(x) if c.trunk else x)
 
     def encode(self, images: chex.Array, *, trace: bool = False) -> RoutingOutput:
         """Compute the class capsules of images.

@@ -15,7 +15,8 @@ from capsjax.votes import VOTES
 SCHEDULES = ("sequential", "concurrent")
 POSE_NORMS = ("auto", "none", "batch")
 INITS = ("lecun", "official", "efficient", "hinton", "gritzman", "vb")
-NORMS = ("none", "layer", "batch", "instance")
+NORMS = ("none", "layer", "batch", "instance", "group")
+DECODERS = ("dense", "transposed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,12 @@ class CapsNetConfig:
     more_convs: tuple[tuple[int, int, int], ...] = ()  # channels, kernel, stride
     padding: str = "VALID"  # of convolutions and primary capsules, or SAME
     conv_bias: bool = True
+    # Residual blocks after the convolutions: channels, blocks and stride of each stage.
+    trunk: tuple[tuple[int, int, int], ...] = ()
     input_norm: str = "none"  # of the images, or batch, without scale and offset
-    conv_norm: str = "none"  # or layer (over a whole example), batch or instance
+    # Normalization of each convolution: layer (over a whole example), batch, instance or group,
+    # see capsjax.normalization.
+    conv_norm: str = "none"
     norm_place: str = "before"  # the activation of the convolution, or after it
     norm_momentum: float = 0.99  # of running statistics, see capsjax.BatchNorm
     norm_epsilon: float = 1e-3
@@ -78,6 +83,8 @@ class CapsNetConfig:
     # auto, naive, stream or other pass kernels: how, not what, is computed
     routing_implementation: str | PassKernels = "auto"
     decoder: tuple[int, ...] | None = (512, 1024)  # hidden widths; None: no reconstruction
+    # dense layers, or transposed convolutions, whose numbers of channels are then the widths
+    decoder_kind: str = "dense"
     # Initial weights, those of authors' code: see KERNELS in capsjax.models.initial_weights.
     init: str = "lecun"
     routing_bias: bool = False  # learned bias of s_j, initially 0.1
@@ -87,6 +94,9 @@ class CapsNetConfig:
 
     def __post_init__(self):
         check_choice("padding", self.padding, PADDINGS)
+        check_choice("decoder_kind", self.decoder_kind, DECODERS)
+        if self.trunk and self.padding != "SAME":
+            raise ValueError(f"a trunk of residual blocks needs padding SAME, not {self.padding}")
         self._check_image_size()
         check_choice("conv_norm", self.conv_norm, NORMS)
         check_choice("input_norm", self.input_norm, ("none", "batch"))
@@ -118,7 +128,7 @@ class CapsNetConfig:
             )
 
     def _check_depthwise(self) -> None:
-        channels, needed = self.convs[-1][0], self.primary_types * self.primary_pose
+        channels, needed = self.primary_channels, self.primary_types * self.primary_pose
         if self.primary_depthwise and channels != needed:
             raise ValueError(
                 f"depthwise primary capsules need types times pose = {channels} channels, not "
@@ -194,10 +204,15 @@ class CapsNetConfig:
         return ((self.conv_channels, self.conv_kernel, self.conv_stride), *self.more_convs)
 
     @property
+    def primary_channels(self) -> int:
+        """The number of channels that primary capsules are computed from."""
+        return self.trunk[-1][0] if self.trunk else self.convs[-1][0]
+
+    @property
     def primary_grid(self) -> tuple[int, int]:
         """The height and width of the grid of primary capsules."""
         height, width = self.image_shape[:2]
-        for kernel, stride, padded in self.windows[: len(self.convs) + 1]:
+        for kernel, stride, padded in self.windows[: len(self.convs) + len(self.trunk) + 1]:
             lost = 0 if padded else kernel - 1
             height, width = (-(-(n - lost) // stride) for n in (height, width))
         return height, width
@@ -210,10 +225,14 @@ class CapsNetConfig:
 
     @property
     def windows(self) -> list[Window]:
-        """The windows of all layers that slide one over their input, lowest first."""
+        """The windows of all layers that slide one over their input, lowest first.
+
+        A stage of the trunk has one, with its stride.
+        """
         same = self.padding == "SAME"
         return [
             *(Window(kernel, stride, same) for _, kernel, stride in self.convs),
+            *(Window(3, stride, True) for _, _, stride in self.trunk),
             Window(self.primary_kernel, self.primary_stride, same),
             *(Window(kernel, stride, False) for _, kernel, stride in self.capsule_layers),
         ]

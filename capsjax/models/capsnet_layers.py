@@ -1,15 +1,18 @@
 """The layers of a CapsNet, made as its configuration describes them."""
 
+import math
+
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn import initializers as init
 
 from capsjax.conv_capsules import ConvCapsules
+from capsjax.models.backbone import ResidualTrunk, TransposedDecoder
 from capsjax.models.capsnet_config import CapsNetConfig
 from capsjax.models.initial_weights import BIASES, kernel_options
 from capsjax.models.windows import COORDINATES, centres
 from capsjax.modules import RoutedCapsules
-from capsjax.normalization import BatchNorm, InstanceNorm
+from capsjax.normalization import BatchNorm, GroupNorm, InstanceNorm
 from capsjax.placed_capsules import PlacedCapsules
 from capsjax.plain_layers import Conv, Decoder
 from capsjax.primary_capsules import PrimaryCapsules
@@ -17,6 +20,7 @@ from capsjax.primary_capsules import PrimaryCapsules
 # The authors' code has no factor on the sum of the votes. Their networks need none within a factor
 # of four; others, of two or a hundred classes, get it.
 OFFICIAL_TOLERANCE = 4.0
+GROUPS = 8  # of channels, in group normalization, where their number allows it
 
 
 def make_convs(config: CapsNetConfig, rngs: nnx.Rngs) -> list[Conv]:
@@ -29,20 +33,36 @@ def make_convs(config: CapsNetConfig, rngs: nnx.Rngs) -> list[Conv]:
     ]
 
 
-def make_norms(config: CapsNetConfig, rngs: nnx.Rngs) -> list[nnx.Module]:
-    """Make the normalizations of the convolutions, lowest first."""
+def make_norm(config: CapsNetConfig, width: int, rngs: nnx.Rngs) -> nnx.Module:
+    """Make the normalization of a number of channels."""
     epsilon = config.norm_epsilon
     small = {"scale_init": _small_uniform, "bias_init": _small_uniform}
     inits = small if config.init == "efficient" else {}
     make = {
         # Over a whole example, so that no result depends on other examples in the batch.
-        "layer": lambda width: nnx.LayerNorm(
+        "layer": lambda: nnx.LayerNorm(
             width, epsilon=epsilon, reduction_axes=(1, 2, 3), feature_axes=3, rngs=rngs
         ),
-        "batch": lambda width: batch_norm(config, width),
-        "instance": lambda width: InstanceNorm(width, epsilon=epsilon, rngs=rngs, **inits),
-    }[config.conv_norm]
-    return [make(width) for width, _, _ in config.convs]
+        "batch": lambda: batch_norm(config, width),
+        "instance": lambda: InstanceNorm(width, epsilon=epsilon, rngs=rngs, **inits),
+        "group": lambda: GroupNorm(width, groups=math.gcd(width, GROUPS), epsilon=epsilon),
+    }
+    return make[config.conv_norm]()
+
+
+def make_norms(config: CapsNetConfig, rngs: nnx.Rngs) -> list[nnx.Module]:
+    """Make the normalizations of the convolutions, lowest first."""
+    return [make_norm(config, width, rngs) for width, _, _ in config.convs]
+
+
+def make_trunk(config: CapsNetConfig, rngs: nnx.Rngs) -> ResidualTrunk:
+    """Make the residual blocks of a configuration that has any."""
+
+    def norm(width):
+        return make_norm(config, width, rngs) if config.conv_norm != "none" else _unchanged
+
+    options = _conv_options(config, "conv", rngs, bias=config.conv_bias)
+    return ResidualTrunk(config.convs[-1][0], config.trunk, norm, **options)
 
 
 def batch_norm(config: CapsNetConfig, channels: int, *, affine: bool = True) -> BatchNorm:
@@ -63,7 +83,7 @@ def make_primary(config: CapsNetConfig, rngs: nnx.Rngs) -> PrimaryCapsules:
     if config.primary_norm == "batch":
         norms = [batch_norm(config, config.primary_types) for _ in ("pose", "logit")]
     return PrimaryCapsules(
-        config.convs[-1][0],
+        config.primary_channels,
         config.primary_types,
         config.primary_pose,
         config.primary_kernel,
@@ -116,13 +136,20 @@ def _places(config, grid):
     )
 
 
-def make_decoder(config: CapsNetConfig, rngs: nnx.Rngs) -> Decoder:
+def make_decoder(config: CapsNetConfig, rngs: nnx.Rngs) -> Decoder | TransposedDecoder:
     """Make the decoder of a configuration that has one."""
     inputs = config.num_classes * config.class_pose
+    if config.decoder_kind == "transposed":
+        sizes = (inputs, config.decoder, config.image_shape)
+        return TransposedDecoder(*sizes, **_common(config, rngs))
     inits = {**kernel_options(config.init, "decoder"), **_bias_init(config)}
     if config.init == "efficient":
         inits["last_kernel_init"] = init.glorot_normal()
     return Decoder(inputs, config.decoder, config.image_shape, **inits, **_common(config, rngs))
+
+
+def _unchanged(x):
+    return x
 
 
 def _common(config, rngs) -> dict:

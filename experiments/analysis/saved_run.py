@@ -79,13 +79,16 @@ def open_run(
 
 def _facts(path: Path) -> dict:
     try:
-        return read_json(path, NETWORK)
+        return {"multi_label": False} | read_json(path, NETWORK)
     except BadFile as error:
         raise UserError(f"{error}; repeating the run's command writes it again") from error
 
 
 def _without_examples(config, facts):
-    none = np.zeros((0, *facts["image_shape"]), np.uint8), np.zeros(0, np.int32)
+    labels = np.zeros(0, np.int32)
+    if facts["multi_label"]:
+        labels = np.zeros((0, len(facts["class_names"])), np.uint8)
+    none = np.zeros((0, *facts["image_shape"]), np.uint8), labels
     return datasets.Dataset(config.dataset, "network.json", *none * 3, tuple(facts["class_names"]))
 
 

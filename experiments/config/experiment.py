@@ -13,6 +13,7 @@ from capsjax.squash import SQUASHES
 from capsjax.votes import VOTES
 from experiments.config.flags import later_defaults, names_of, setting
 from experiments.config.optimization import RATE_SCHEDULES, Optimization
+from experiments.config.own_images import OwnImages, stem_of
 from experiments.files import local_path
 
 AUGMENTATIONS = ("auto", "none", "shift", "flip", "affine", "strong")
@@ -21,7 +22,7 @@ PRESET_NAMES = tuple(dict.fromkeys(name.split("_", 1)[1] for name in PRESETS))
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Optimization):
+class Config(Optimization, OwnImages):
     """The settings of a training run; every field with a :func:`setting` is a flag."""
 
     program: str = dataclasses.field(default="mnist", metadata={"flag": False})
@@ -29,9 +30,9 @@ class Config(Optimization):
     # Data
     dataset: str = setting(
         "auto",
-        "auto (MNIST if it is available, otherwise digits), digits (of scikit-learn), any "
-        "image-classification data set of TensorFlow Datasets, or your own arrays: PATH.npz with "
-        "train_images, train_labels, test_images, test_labels and optionally class_names",
+        "auto (MNIST if it is available, otherwise digits), digits (of scikit-learn), any data "
+        "set of TensorFlow Datasets, your own arrays PATH.npz with train_images, train_labels, "
+        "test_images, test_labels, or your own images: FOLDER with a folder for each class",
     )
     data_dir: str = setting("", "directory of prepared TensorFlow Datasets", roles="free path")
     cache_dir: str = setting(
@@ -239,8 +240,7 @@ class Config(Optimization):
         later = later_defaults(self).items()
         named = sorted(pair for pair in self.identity().items() if pair not in later)
         code = zlib.crc32(repr(named).encode())
-        dataset = Path(self.dataset).stem if self.dataset.endswith(".npz") else self.dataset
-        return f"runs/{self.program}-{dataset}-{self.model}-{code:08x}"
+        return f"runs/{self.program}-{stem_of(self.dataset)}-{self.model}-{code:08x}"
 
     def folder(self) -> Path:
         """Returns the folder of the run: ``--workdir``, or else :meth:`default_workdir`."""

@@ -6,7 +6,7 @@ import os
 import stat
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -25,14 +25,15 @@ ARRAY_SPECS = {  # dtype and rank
     "source": (np.str_, 0),
 }
 _FLAGS = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_BINARY"))
-_IMAGES, _LABELS = ("train_images", "test_images"), ("train_labels", "test_labels")
+SPLITS = ("train", "test", "validation")  # the last one is optional
 
 
 def read(path: str) -> dict[str, np.ndarray]:
     """Returns the images, labels, class names and source of a file of ``numpy.savez``.
 
     The file contains train_images, train_labels, test_images and test_labels, and optionally
-    class_names, text ``[J]``; :func:`experiments.data.pixels.as_images` and
+    validation_images, validation_labels, class_names, text ``[J]``, and multi_label, True if labels
+    ``[N, J]`` are sets of classes; :func:`experiments.data.pixels.as_images` and
     :func:`experiments.data.labels.as_labels` say what they may hold. What is converted is said on
     standard error.
 
@@ -41,7 +42,7 @@ def read(path: str) -> dict[str, np.ndarray]:
     """
     try:
         with opened(os.path.expanduser(path)) as stored:
-            arrays, notes = _complete(path, stored)
+            arrays, notes = complete(path, stored)
         check(arrays)
     except Exception as error:  # zipfile, zlib and NumPy raise many types for a damaged file
         reason = (isinstance(error, OSError) and error.strerror) or first_line(error)
@@ -91,43 +92,64 @@ def check(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
       ValueError: they do not have the types and ranks of :data:`ARRAY_SPECS` or do not fit
         together.
     """
+    sets = arrays["train_labels"].ndim == 2
+    count = len(arrays["class_names"])
     for key, (kind, rank) in ARRAY_SPECS.items():
+        kind, rank = (np.uint8, 2) if sets and key.endswith("_labels") else (kind, rank)
         if arrays[key].dtype.type is not kind or arrays[key].ndim != rank:
             raise ValueError(f"{key} is not {kind.__name__} of rank {rank}")
-    for split in ("train", "test"):
-        images, classes = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+    for split in SPLITS:
+        images, classes = (arrays.get(f"{split}_{what}") for what in ("images", "labels"))
+        if split == "validation" and (images is None or not len(images) + len(classes)):
+            continue
         if not 0 < len(images) == len(classes):
             raise ValueError(f"{len(images)} {split} images and {len(classes)} labels")
-        if classes.min() < 0 or classes.max() >= len(arrays["class_names"]):
+        if classes.ndim == 1 and not 0 <= classes.min() <= classes.max() < count:
             raise ValueError(f"{split} labels that are no class")
-    if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
-        raise ValueError("train and test images differ in shape")
+        if classes.ndim == 2 and (classes.shape[1] != count or classes.max() > 1):
+            raise ValueError(f"{split} labels that are no sets of classes")
+        if images.shape[1:] != arrays["train_images"].shape[1:]:
+            raise ValueError(f"train and {split} images differ in shape")
     return arrays
 
 
-def _complete(path, stored):
-    """Returns all arrays, converted, and a line about each conversion."""
-    missing = [name for name in (*_IMAGES, *_LABELS) if name not in stored]
+def complete(path: str, stored: Mapping[str, np.ndarray]) -> tuple[dict, list[str]]:
+    """Returns all arrays of a data set, converted, and a line about each conversion.
+
+    Args:
+      path: of the data set, for its source.
+      stored: arrays by name, as in a file of :func:`read`.
+
+    Raises:
+      ValueError: one is missing, or means something else.
+    """
+    splits = [split for split in SPLITS if split != "validation" or "validation_images" in stored]
+    names = [f"{split}_{what}" for what in ("images", "labels") for split in splits]
+    missing = [name for name in names if name not in stored]
     if missing:
         raise ValueError(f"no array {missing[0]}; there are {', '.join(stored) or 'none'}")
+    images, classes = names[: len(splits)], names[len(splits) :]
     arrays, notes = {}, []
-    for name in _IMAGES:
+    for name in images:
         arrays[name], said = pixels.as_images(name, _array(stored, name))
         notes += said
     class_names = _array(stored, "class_names").astype(str) if "class_names" in stored else None
-    values, arrays["class_names"], said = labels.as_labels(
-        {name: _array(stored, name) for name in _LABELS}, class_names
+    convert = labels.as_labels
+    if "multi_label" in stored and _array(stored, "multi_label").any():
+        convert = labels.as_label_sets
+    values, arrays["class_names"], said = convert(
+        {name: _array(stored, name) for name in classes}, class_names
     )
-    arrays |= dict(zip(_LABELS, values, strict=True))
+    arrays |= dict(zip(classes, values, strict=True))
     if len(arrays["class_names"]) < 2:
         raise ValueError("there is one class only, and nothing to tell apart")
     if len(arrays["class_names"]) > MOST_CLASSES:
         raise ValueError(f"{len(arrays['class_names']):,} classes, more than {MOST_CLASSES:,}")
     checksum = 0
-    for name in (*_IMAGES, *_LABELS):
+    for name in names:
         checksum = zlib.crc32(np.ascontiguousarray(arrays[name]), checksum)
     arrays["source"] = np.array(f"arrays {checksum:08x} from {path}")
-    return arrays, notes + said
+    return check(arrays), notes + said
 
 
 def _array(stored, name):

@@ -67,4 +67,5 @@ NETWORK = {
         and len(value) == 2
         and all(is_number(x) and 0 <= x <= 1 for x in value)
     ),
+    "multi_label?": bool,
 }

@@ -108,7 +108,9 @@ def has_decoder(setup: Setup) -> bool:
 
 
 def of_decoder(setup: Setup, variables, values: dict) -> Iterator[Figure]:
-    """Yields Figures 3 and 4 of the paper, for classification."""
+    """Yields Figures 3 and 4 of the paper, for classification into single classes."""
+    if setup.dataset.multi_label:
+        return
     correct = values["accuracy"] > 0
     columns = reconstruction_columns(setup, variables, correct)
     title = title_of(setup) + note_of(setup)

@@ -18,6 +18,7 @@ from capsjax.objectives import score_loss
 from capsjax.recipes import margin_factor
 from experiments.config import Config, UserError, setting
 from experiments.data import distortions
+from experiments.data.augment import to_unit
 from experiments.data.datasets import Dataset
 from experiments.data.digit_pairs import (
     MARGIN,
@@ -42,6 +43,8 @@ class MultiMNISTConfig(Config):
     """Settings with flags for pairs and without those for single images."""
 
     max_shift: int = dataclasses.field(default=0, metadata={"flag": False})
+    class_weights: str = dataclasses.field(default="none", metadata={"flag": False})
+    sampler: str = dataclasses.field(default="uniform", metadata={"flag": False})
     shift: int = setting(4, "largest shift of each digit, in pixels", low=0, high=2 * MARGIN)
     test_pairs: int = setting(0, "number of test pairs; 0: as many as test digits", low=0)
 
@@ -50,8 +53,10 @@ def pair_pipeline(config: MultiMNISTConfig, dataset: Dataset) -> InputPipeline:
     """Returns the pipeline of pairs of a data set.
 
     Raises:
-      UserError: digits are to be mirrored.
+      UserError: no pairs can be made of its images, or digits are to be mirrored.
     """
+    if dataset.multi_label:
+        raise UserError("pairs are made of images of one class each, not of sets of labels")
     height, width, channels = dataset.image_shape
     shape = (height + 2 * MARGIN, width + 2 * MARGIN, channels)
 
@@ -77,7 +82,11 @@ def pair_pipeline(config: MultiMNISTConfig, dataset: Dataset) -> InputPipeline:
             count = config.test_pairs
         return fixed_pairs(source(split), count, config.shift)
 
-    return InputPipeline(shape, source("train"), example, held_out, overlay_digits, pair_target)
+    # A saved run is opened without its digits.
+    digits = source("train") if len(dataset.train_labels) else None
+    return InputPipeline(
+        shape, digits, example, held_out, overlay_digits, pair_target, labels=2, from_image=to_unit
+    )
 
 
 def pair_objective(config: MultiMNISTConfig, model_config: ModelConfig) -> Objective:

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from capsjax import train
 from experiments.config import Config, UserError
 from experiments.data import batching, image_files
-from experiments.files import write_json
+from experiments.files import write_json, write_text
+from experiments.plots.text_tables import comma_separated
 from experiments.tasks import routing_diagnostics
 from experiments.tasks.base import Program, Setup
 from experiments.training import frozen_couplings, guard, pieces, selection
@@ -29,6 +30,7 @@ from experiments.training.progress import Display, Stop, leave
 from experiments.training.setup import (
     banner,
     initial_state,
+    make_orders,
     prepare,
     steps_between_saves,
     steps_per_block,
@@ -119,6 +121,9 @@ def start(
     """Writes config.json and network.json, and opens what a run writes from a step on."""
     write_config(setup.config, workdir, record_of(setup))
     write_json(workdir / "network.json", image_files.dataset_facts(setup.dataset))
+    if setup.dataset.skipped:
+        table = comma_separated(["file", "reason"], setup.dataset.skipped)
+        write_text(workdir / "unreadable_files.csv", table)
     metrics = files.enter_context(Metrics(workdir, step, checkpoints.rows()))
     total, per_epoch = total_steps(setup), steps_per_epoch(setup)
     display = files.enter_context(Display(setup.config, metrics, step, total, per_epoch))
@@ -128,12 +133,10 @@ def start(
 def make_stepper(setup: Setup, evaluate: Callable) -> Stepper:
     """Returns how a single run advances on its devices."""
     chunk, (source, key) = make_chunk(setup), training_inputs(setup)
-    examples = len(setup.dataset.train_labels)
-    epochs = steps_per_block(setup) // steps_per_epoch(setup)
-    orders = jax.jit(batching.epoch_orders, static_argnums=(2, 3))
+    orders = jax.jit(functools.partial(make_orders, setup))
     return Stepper(
         advance=lambda state, orders, count: chunk(state, source, orders, key, count),
-        make_orders=lambda block: orders(key, block, examples, epochs),
+        make_orders=lambda block: orders(key, block),
         select=lambda tree, n: tree,
         evaluate=lambda n, *examples: evaluate(*examples),
     )

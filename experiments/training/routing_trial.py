@@ -14,10 +14,10 @@ from pathlib import Path
 import jax
 
 from capsjax.routing import PassKernels
+from experiments.files import BadFile, read_json, write_json
 from experiments.tasks.base import Setup
 from experiments.training import pieces
 from experiments.training.devices import cache_folder
-from experiments.training.workdir import write_json
 from kernels import api, approval, trial
 from kernels.approval import Shapes
 from kernels.trial import Verdict
@@ -126,10 +126,10 @@ def read(path: Path | None, facts: dict) -> Verdict | None:
       facts: what the verdict depends on; the file must say the same.
     """
     try:
-        stored = json.loads(path.read_text("utf-8")) if path else None
-    except (OSError, ValueError, RecursionError):
+        stored = read_json(path) if path else {}
+    except BadFile:
         return None
-    if not isinstance(stored, dict) or any(stored.get(k) != v for k, v in facts.items()):
+    if any(stored.get(k) != v for k, v in facts.items()):
         return None
     implementation, reason = stored.get("implementation"), stored.get("reason")
     when = stored.get("time")

@@ -16,8 +16,10 @@ from capsjax.routing import PassKernels, has_pass_kernels
 from experiments.config import Config, UserError, network_config, resolve, small_kernels
 from experiments.config.flags import LARGEST
 from experiments.data import batching, datasets
+from experiments.data.image_folder import ImageOptions
 from experiments.data.subset import limit_training_examples
 from experiments.tasks.base import Program, Setup
+from experiments.tasks.objective import check_balance, make_objective
 from experiments.training import frozen_couplings, memory, pieces
 from experiments.training.devices import (
     cache_folder,
@@ -50,10 +52,12 @@ def prepare(program: Program, config: Config, dataset: datasets.Dataset | None =
             data_dir=config.data_dir or None,
             cache_dir=cache_folder(config.cache_dir),
             validation_fraction=config.validation_fraction,
+            options=ImageOptions(*(getattr(config, name) for name in ImageOptions._fields)),
         ),
         config.train_examples,
     )
     config = resolve(config, dataset.name)
+    check_balance(config, dataset)
     pipeline = program.task.pipeline(config, dataset)
     if config.batch_size % len(devices):
         raise UserError(
@@ -74,7 +78,7 @@ def prepare(program: Program, config: Config, dataset: datasets.Dataset | None =
             )
         model_config = dataclasses.replace(model_config, routing_implementation="auto")
     try:
-        model, loss, measure = program.task.objective(config, model_config)
+        model, loss, measure = make_objective(program.task, config, model_config, dataset)
         parameters = functional.count_parameters(jax.eval_shape(model.init, jax.random.key(0)))
     except (OverflowError, MemoryError) as error:
         raise UserError("a network of these sizes is beyond any memory") from error
@@ -100,6 +104,16 @@ def has_kernels(config: ModelConfig, kernels: PassKernels) -> bool:
 def steps_per_epoch(setup: Setup) -> int:
     """Returns the number of training steps in one pass over the training data."""
     return batching.steps_per_epoch(len(setup.dataset.train_labels), setup.config.batch_size)
+
+
+def make_orders(setup: Setup, key: jax.Array, block: jax.Array) -> jax.Array:
+    """Returns the rows ``[E, N]`` that the epochs of a block visit, by ``--sampler``."""
+    labels = setup.dataset.train_labels
+    epochs = steps_per_block(setup) // steps_per_epoch(setup)
+    if setup.config.sampler == "balanced":
+        labels, classes = jnp.asarray(labels), setup.dataset.num_classes
+        return batching.balanced_orders(key, block, labels, classes, epochs)
+    return batching.epoch_orders(key, block, len(labels), epochs)
 
 
 def steps_per_block(setup: Setup) -> int:

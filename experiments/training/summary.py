@@ -14,9 +14,10 @@ from capsjax.train import TrainState
 from experiments.config import command
 from experiments.data.errors import first_line
 from experiments.files import BadFile, is_integer, is_plain, read_json, write_json, write_text
-from experiments.tasks import confusion, figures
+from experiments.tasks import confusion, figures, label_sets
 from experiments.tasks.base import Setup
-from experiments.training import selection
+from experiments.tasks.hard_examples import contact_sheet
+from experiments.training import run_report, selection
 from experiments.training.results import peak_memory_mb, versions
 from kernels.cli import commit
 
@@ -75,7 +76,7 @@ def write_summary(
         **selection.summary_fields(c, rows, int(state.step)),
         **test_fields(setup, labels, values),
         **({} if reported is None else last_weights(setup, state, evaluate)),
-        **setup.task.summary_fields(setup, values),
+        **(label_sets if d.multi_label else setup.task).summary_fields(setup, values),
         **setup.task.extra_evaluation(setup, functools.partial(evaluate, variables), rows),
         "images_per_second": float(np.median(rates)),
         "training_seconds": rows[-1]["seconds"],
@@ -93,16 +94,24 @@ def write_summary(
     _write_confusion(setup, labels, values, workdir)
     write_json(workdir / "summary.json", summary)
     parts = figures.of_finished_run(setup, variables, rows, values)
-    _print_table(setup, summary, workdir, parts)
+    if run_report.wanted(setup):
+        parts.append(lambda: contact_sheet(setup, variables, values))
+    _print_table(setup, summary, values, workdir, parts)
     return summary
 
 
-def _print_table(setup: Setup, summary: dict, workdir: Path, parts: list[figures.Part]) -> None:
+def _print_table(
+    setup: Setup, summary: dict, values: dict, workdir: Path, parts: list[figures.Part]
+) -> None:
     """Plots the figures and prints the table, and names what fails: the run is complete."""
     parts = [*parts, lambda: setup.task.summary_figures(setup, summary)]
     paths, failures = figures.save_possible(parts, workdir / "figures")
     try:
         report = list(setup.task.report(setup, summary))
+        if run_report.wanted(setup):
+            report += run_report.class_lines(setup, values)
+            path = run_report.write_report(setup, summary, values, workdir, paths)
+            report.append(f"{'report':12}{path}")
     except Exception as error:  # of any kind, as in figures
         report = []
         failures.append(f"report: {type(error).__name__}: {first_line(error)}")

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 from capsjax import train
 from capsjax.recipes import margin_factor
 from experiments.config import Config, UserError, names_of, resolve
-from experiments.data import batching
 from experiments.files import write_text
 from experiments.tasks.base import Program, Setup, Task
+from experiments.tasks.objective import make_objective
 from experiments.training import loop, pieces, selection
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.evaluate import make_evaluate
@@ -35,10 +35,9 @@ from experiments.training.setup import (
     banner,
     first_state,
     make_optimizer,
+    make_orders,
     prepare,
     random_keys,
-    steps_per_block,
-    steps_per_epoch,
     total_steps,
 )
 from experiments.training.summary import write_summary
@@ -151,7 +150,7 @@ def numbers_of(setup: Setup, configs: list[Config]) -> dict[str, jax.Array]:
 def with_numbers(setup: Setup, numbers: dict[str, jax.Array]) -> Setup:
     """Returns a setup whose losses and optimizer are built from numbers that may be traced."""
     config = dataclasses.replace(setup.config, **numbers)
-    _, loss, measure = setup.task.objective(config, setup.model_config)
+    _, loss, measure = make_objective(setup.task, config, setup.model_config, setup.dataset)
     optimizer = make_optimizer(config, total_steps(setup))
     return setup._replace(config=config, loss=loss, measure=measure, optimizer=optimizer)
 
@@ -220,9 +219,7 @@ def inputs(setup: Setup, configs: list[Config], count: int = 1) -> tuple:
 
 def orders(setup: Setup, keys: jax.Array, block: int) -> jax.Array:
     """Returns the orders in which each run sees a block of epochs, ``[S, E, N]``."""
-    size = len(setup.dataset.train_labels)
-    epochs = steps_per_block(setup) // steps_per_epoch(setup)
-    return jax.vmap(lambda key: batching.epoch_orders(key, block, size, epochs))(keys)
+    return jax.vmap(lambda key: make_orders(setup, key, block))(keys)
 
 
 def _restore(

@@ -15,6 +15,7 @@ CAPSNETS = [name for name, config in PRESETS.items() if isinstance(config, CapsN
 
 # By the kernels and strides of the presets, where it is not 17.
 SMALLEST = {
+    "capsnet_backbone": 1,
     "capsnet_cifar10": 1,
     "capsnet_deep": 27,
     "capsnet_efficient": 27,
@@ -40,7 +41,7 @@ def test_every_preset_has_a_network_for_every_size(name):
     for side in range(4, 40):
         config = fit_image(PRESETS[name], (side, side + 3, 2))
         assert config.image_shape == (side, side + 3, 2) and min(grids(config, side)) >= 1
-        assert grids(config, side)[len(config.convs)] == config.primary_grid[0]
+        assert grids(config, side)[len(config.convs) + len(config.trunk)] == config.primary_grid[0]
         # No pixel is left out between two windows.
         assert all(w.kernel >= w.stride for w in config.windows)
 
