@@ -98,7 +98,7 @@ def load(name, *, data_dir=None, cache_dir, validation_fraction=0.05, options=No
         print(f"WARNING: scikit-learn's small digits instead of MNIST: {error}", file=sys.stderr)
         loaded, arrays = "digits", _cached_or_read("digits", None, cache_dir)
     dataset = hold_out_validation(loaded, arrays, validation_fraction)._replace(
-        checksum=checksum(*(np.asarray(arrays[name]) for name in CONTENTS if name in arrays)),
+        checksum=checksum(*_contents(arrays)),
         skipped=skipped,
     )
     for doubt in doubts(dataset):
@@ -115,6 +115,10 @@ def checksum(*arrays):
         digest.update(f"{array.dtype.str} {array.shape};".encode())
         digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()[:32]
+
+
+def _contents(arrays):
+    return [np.asarray(arrays[name]) for name in CONTENTS if name in arrays]
 
 
 def _from_files(name, options, validation_fraction):
@@ -214,7 +218,7 @@ def _read_cache(path, name):
         with npz.opened(path) as stored:
             arrays = npz.check({key: stored[key] for key in npz.ARRAY_SPECS})
             digest = str(stored["checksum"]) if "checksum" in stored else ""
-        if digest and digest != checksum(*(arrays[name] for name in CONTENTS)):
+        if digest and digest != checksum(*_contents(arrays)):
             raise ValueError("its arrays have another checksum")
         start = DIGITS_SOURCE if name == "digits" else f"tfds {name} "
         if not str(arrays["source"]).startswith(start):
@@ -232,7 +236,7 @@ def _write_cache(path, arrays):
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            digest = checksum(*(np.asarray(arrays[name]) for name in CONTENTS))
+            digest = checksum(*_contents(arrays))
             np.savez(os.path.join(scratch, "whole.npz"), **arrays, checksum=digest)
             os.replace(os.path.join(scratch, "whole.npz"), path)
     except OSError as error:
