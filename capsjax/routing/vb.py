@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax.scipy.special import digamma
 
 from capsjax.routing.base import Routing, RoutingTraits, check_iterations
-from capsjax.routing.equations import standardize
 from capsjax.routing.moments import moments, sums
+
+DEVIATIONS = 3  # of the energies before training, which their normalization adds to theirs
 
 
 class State(NamedTuple):
@@ -52,12 +53,22 @@ def vb(iterations: int = 3, *, standardized: bool = True) -> Routing:
        - (\mathrm{norm}_j(e^{E \log \pi_j} H_j) + \beta_{u,j})\big), \quad
        H_j = \tfrac D2 \log 2 \pi e - \tfrac12 E \log |\Lambda_j|
 
-    with norm the subtraction of the mean and division by the standard deviation over the output
-    capsules j. That is not as published: the authors' code has no norm but normalizes the argument
-    of the sigmoid over the batch, betas included, and m as well, which makes outputs depend on the
-    other examples. Without any normalization the output capsules of a thousand input capsules are
-    almost equal and learn far more slowly. The published loss is the cross-entropy of the softmax
-    of the activations; here activations are divided by their sum
+    with
+
+    .. math::
+       \mathrm{norm}_j(e) = \frac{e_j - \bar e}
+       {\sqrt{\frac1J \sum_k (e_k - \bar e)^2 + 9 D / (2 \bar\kappa J^2)}}
+
+    and bars for means over the J output capsules. The last term is nine times the variance before
+    training: :math:`\pi_j` is then about 1/J, and the logarithm of a variance estimated from
+    :math:`\kappa` votes has variance 2 / kappa. Without it two output capsules would have energies
+    of -1 and 1 whatever the votes are, and no gradient.
+
+    Not as published: the authors' code has no norm but normalizes the argument of the sigmoid over
+    the batch, betas included, and m as well, which makes outputs depend on the other examples.
+    Without any normalization the output capsules of a thousand input capsules are almost equal and
+    learn far more slowly. The published loss is the cross-entropy of the softmax of the
+    activations; here activations are divided by their sum
     (:func:`capsjax.losses.cross_entropy_of_lengths`).
 
     With ``standardized=False`` the activation is the argument of the sigmoid without norm, a logit,
@@ -144,6 +155,12 @@ def _finalize(params, state, *, standardized):
     entropy = D / 2 * math.log(2 * math.pi * math.e) - state.log_det / 2
     energy = jnp.exp(state.log_pi) * entropy
     if standardized:
-        energy = standardize(energy)
+        energy = _normalized(energy, jnp.mean(state.kappa), D)
     logit = params["beta_a"] - (energy + params["beta_u"])
     return state.m, jax.nn.sigmoid(logit) if standardized else logit
+
+
+def _normalized(energy, kappa, D):
+    centered = energy - jnp.mean(energy)
+    initial = D / (2 * kappa * energy.shape[0] ** 2)
+    return centered * jax.lax.rsqrt(jnp.mean(jnp.square(centered)) + DEVIATIONS**2 * initial)

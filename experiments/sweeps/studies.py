@@ -170,7 +170,8 @@ STUDIES: dict[str, Study] = {
             "preset": ("deep",),
             "routing": ("dynamic", "uniform", "kmeans", "inverted", "self", "em", "vb"),
             "depth": ("1", "4"),
-        }
+        },
+        SEEDS,
     ),
     # Why mixture models fail in four layers: short poses, or competition among random votes.
     "deep_mixtures": product(
@@ -179,7 +180,8 @@ STUDIES: dict[str, Study] = {
             "routing": ("em", "vb"),
             "routing_iterations": ("1", "2"),
             "pose_norm": ("auto", "none"),
-        }
+        },
+        SEEDS,
     ),
     # What a squash does to a stack.
     "deep_squash": product(
