@@ -64,10 +64,10 @@ def vb(iterations: int = 3, *, standardized: bool = True) -> Routing:
     :math:`\kappa` votes has variance 2 / kappa. Without it two output capsules would have energies
     of -1 and 1 whatever the votes are, and no gradient.
 
-    That is not as published: the authors' code has no norm but normalizes the argument of the
-    sigmoid over the batch, betas included, and m as well, which makes outputs depend on the other
-    examples. Without any normalization the output capsules of a thousand input capsules are almost
-    equal and learn far more slowly. The published loss is the cross-entropy of the softmax of the
+    Not as published: the authors' code has no norm but normalizes the argument of the sigmoid over
+    the batch, betas included, and m as well, which makes outputs depend on the other examples.
+    Without any normalization the output capsules of a thousand input capsules are almost equal and
+    learn far more slowly. The published loss is the cross-entropy of the softmax of the
     activations; here activations are divided by their sum
     (:func:`capsjax.losses.cross_entropy_of_lengths`).
 

@@ -75,7 +75,8 @@ def _child(tree, name):
 
 def check(name, background="black", **changes):
     activations, gradients = initial_state(name, background, **changes)
-    low = 0 if name in STARTS_AS_PUBLISHED else BAND[0]
+    # Matrix capsules start with the constants of their authors, with activations of about 0.08.
+    low = 0 if name in (*STARTS_AS_PUBLISHED, "matrix") else BAND[0]
     assert all(low < a < BAND[1] for a in activations.values()), activations
     assert max(gradients.values()) < RATIO * min(gradients.values()), gradients
 
