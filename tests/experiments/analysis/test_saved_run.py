@@ -85,7 +85,7 @@ def rewrite(name, **changes):
 def test_settings_of_a_machine_are_not_read_from_a_run(copy):
     """A folder that somebody sends could name a cache of compiled programs inside itself."""
     there = {"cache_dir": str(copy / "cache"), "data_dir": "/data", "workdir": "/other"}
-    there |= {"accelerator": "tpu", "num_devices": 8, "parallel": "pmap"}
+    there |= {"accelerator": "tpu", "num_devices": 8, "parallel": "pmap", "max_minutes": 7.0}
     assert there.keys() == set(names_of(MNIST, "local"))
     rewrite("config.json", **there)(copy)
     read = stored_config(copy)

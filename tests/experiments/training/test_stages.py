@@ -107,7 +107,13 @@ CASES = [
             "constant": {"schedule": "constant", "ema": 0.99, "augmentation": "flip"},
             "statistics": {"ema": 0.99},
             "best statistics": {"ema": 0.99, "keep": "best"},
-            "cnn": {"model": "cnn", "ema": 0.99, "label_smoothing": 0.1, "optimizer": "adamw"},
+            "cnn": {
+                "model": "cnn",
+                "routing_iterations": None,
+                "ema": 0.99,
+                "label_smoothing": 0.1,
+                "optimizer": "adamw",
+            },
         }.items()
     ),
 ]
@@ -122,8 +128,9 @@ def test_stages_make_no_difference(flags, tmp_path, capsys, monkeypatch, request
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", ["cifar10", "smallnorb", "multimnist", "affnist", "svhn"])
+@pytest.mark.parametrize("program", ["cifar10", "multimnist", "affnist", "svhn"])
 def test_stages_make_no_difference_in_other_commands(program, tmp_path, capsys):
+    """smallnorb is cifar10 with larger crops than there are digits for."""
     defaults = find_program(program).defaults
     ours = {f.name for f in dataclasses.fields(BASE)} & {
         f.name for f in dataclasses.fields(defaults)
