@@ -39,7 +39,7 @@ SUMMARY = {
     **{f"{n}?": _or_none(is_number) for n in ("validation_loss", "depth", "peak_memory_mb")},
     "test_loss?": is_number,
     "wall_seconds?": is_duration,
-    "validation_error?": _or_none(is_percentage),
+    "validation_error?": _or_none(is_number),
     "test_correct?": str,
     "data_checksum?": str,
     "versions?": {"*": str},
