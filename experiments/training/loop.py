@@ -69,6 +69,7 @@ def run(program: Program, config: Config) -> dict:
     """
     started = time.monotonic()
     setup = prepare(program, config)
+    total_steps(setup)  # too many are refused before anything is written
     if setup.config.routing == "frozen" and not has_checkpoints(setup.config):
         frozen_couplings.find_source(setup)  # before anything is written
     with open_workdir(setup.config, record_of(setup)) as workdir:
