@@ -17,7 +17,7 @@ def is_percentage(value) -> bool:
 
 
 def is_duration(value) -> bool:
-    """Returns whether a value is a finite number of seconds, or a rate, not below zero."""
+    """Returns whether a value is a finite number, not below zero: seconds, a rate or an error."""
     return is_number(value) and 0 <= value < 1e15
 
 
@@ -34,12 +34,12 @@ SUMMARY = {
     **{f"{name}?": _or_none(_is_text) for name in ("routing", "votes", "squash", "loss", "commit")},
     **{f"{name}?": is_count for name in ("steps", "test_examples", "test_errors", "together")},
     **{f"{name}?": is_integer for name in ("parameters", "seed")},
-    **{f"{name}?": is_percentage for name in ("test_error", "affnist_error", "affine_error")},
+    **{f"{name}?": is_duration for name in ("test_error", "affnist_error", "affine_error")},
     **{f"{n}?": _or_none(is_duration) for n in ("training_seconds", "images_per_second")},
     **{f"{n}?": _or_none(is_number) for n in ("validation_loss", "depth", "peak_memory_mb")},
     "test_loss?": is_number,
     "wall_seconds?": is_duration,
-    "validation_error?": _or_none(is_percentage),
+    "validation_error?": _or_none(is_number),
     "test_correct?": str,
     "data_checksum?": str,
     "versions?": {"*": str},

@@ -56,7 +56,8 @@ def perform(task: dict, started: Callable = lambda child: None) -> list[dict]:
         status = _child(job, log, started)
     if status in STOPPED:
         raise KeyboardInterrupt
-    if status and len(todo) == 1:
+    # A summary that can't be used would be asked for again and again.
+    if len(todo) == 1 and (status or _entry(todo[0]) is None):
         text = log.read_text("utf-8", errors="replace") if log.exists() else ""
         lines = text.splitlines() or ["no message"]
         write_text(log.parent / "error.txt", f"{lines[-1]} (exit status {status})\n")

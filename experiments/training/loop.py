@@ -70,6 +70,7 @@ def run(program: Program, config: Config) -> dict:
     """
     started = time.monotonic()
     setup = prepare(program, config)
+    total_steps(setup)  # too many are refused before anything is written
     if setup.config.routing == "frozen" and not has_checkpoints(setup.config):
         frozen_couplings.find_source(setup)  # before anything is written
     selection.check(setup)

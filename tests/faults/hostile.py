@@ -305,7 +305,7 @@ def ledgers(given):
         ENTRY | {"key": ["a"], "summary": {}},
         ENTRY | {"summary": "text"},
         ENTRY | {"seconds": "1", "summary": {}},
-        ENTRY | {"summary": {"test_error": 200}},
+        ENTRY | {"summary": {"test_error": -1}},
     ]
     lines = [json.dumps(entry) for entry in wrong] + ["[" * 200_000]
     path = given.scratch / "theirs.jsonl"
