@@ -20,7 +20,7 @@ from experiments import mnist
 from experiments.config import UserError, setting
 from experiments.config.flags import run
 from experiments.plots.text_tables import markdown
-from experiments.training import loop, vmapped_loop
+from experiments.training import chunks, vmapped_loop
 from experiments.training.first_step import before_first_step
 from experiments.training.results import output_path, print_results, provenance, write_results
 from experiments.training.setup import prepare
@@ -42,11 +42,11 @@ def measure(preset: str, batch_size: int, runs: int, accelerator: str) -> dict:
     setup = prepare(mnist.PROGRAM, base)
     took = {}
     for S in (1, runs):
-        setup = before_first_step(setup, loop.chunk_body, S)
+        setup = before_first_step(setup, chunks.chunk_body, S)
         configs = [dataclasses.replace(setup.config, seed=seed) for seed in range(S)]
         numbers, state, source, order, keys, _ = vmapped_loop.inputs(setup, configs)
         if S == 1:
-            chunk = loop.chunk_body(setup, None, 1, lambda batch: batch)
+            chunk = chunks.chunk_body(setup, None, 1, lambda batch: batch)
             state, order, keys = jax.tree.map(lambda leaf: leaf[0], (state, order, keys))
             arguments = (state, jax.device_put(source), order, keys, STEPS, 0)
         else:

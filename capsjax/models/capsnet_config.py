@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from capsjax.models.windows import COORDINATES, Window, smallest_image
-from capsjax.placed_capsules import side_with_coordinates
+from capsjax.models.consistency import check_consistency
+from capsjax.models.windows import COORDINATES, Window
 from capsjax.plain_layers import PADDINGS
 from capsjax.primary_capsules import ACTIVATIONS
 from capsjax.recipes import primary_factor
@@ -95,9 +95,6 @@ class CapsNetConfig:
     def __post_init__(self):
         check_choice("padding", self.padding, PADDINGS)
         check_choice("decoder_kind", self.decoder_kind, DECODERS)
-        if self.trunk and self.padding != "SAME":
-            raise ValueError(f"a trunk of residual blocks needs padding SAME, not {self.padding}")
-        self._check_image_size()
         check_choice("conv_norm", self.conv_norm, NORMS)
         check_choice("input_norm", self.input_norm, ("none", "batch"))
         check_choice("primary_norm", self.primary_norm, ("none", "batch"))
@@ -113,51 +110,7 @@ class CapsNetConfig:
         check_choice("routing_gradient", self.routing_gradient, GRADIENTS)
         check_choice("primary_activation", self.primary_activation, ("auto", *ACTIVATIONS))
         _ = self.primary_factor
-        self._check_depthwise()
-        self._check_schedule(routing)
-        self._check_poses()
-
-    def _check_image_size(self) -> None:
-        smallest, (height, width, _) = smallest_image(self.windows), self.image_shape
-        if min(height, width) < smallest:
-            kernels = ", ".join(f"{w.kernel}x{w.kernel}" for w in self.windows if not w.padded)
-            raise ValueError(
-                f"image_shape: {height}x{width} pixels are too few for valid convolutions of "
-                f"{kernels}; the smallest image is {smallest}x{smallest}, or else "
-                "capsjax.models.fit_image makes kernels smaller"
-            )
-
-    def _check_depthwise(self) -> None:
-        channels, needed = self.primary_channels, self.primary_types * self.primary_pose
-        if self.primary_depthwise and channels != needed:
-            raise ValueError(
-                f"depthwise primary capsules need types times pose = {channels} channels, not "
-                f"{self.primary_types} * {self.primary_pose}"
-            )
-
-    def _check_schedule(self, routing: Routing) -> None:
-        if self.pose_norm == "batch" and not routing.traits.scores_are_logits:
-            raise ValueError(f"pose_norm 'batch' is for routing 'vb', not {self.routing!r}")
-        if self.routing_schedule != "concurrent":
-            return
-        if self.pose_norm == "batch":
-            raise ValueError("the concurrent schedule has no pose_norm 'batch'")
-        if routing.traits.compete_across_positions and self.capsule_layers:
-            raise ValueError(f"routing {self.routing!r} has no concurrent schedule")
-        if self.routing_gradient != "full":
-            raise ValueError(
-                "the concurrent schedule has no other gradient than full, not "
-                f"{self.routing_gradient!r}"
-            )
-
-    def _check_poses(self) -> None:
-        pose = self.primary_pose
-        for _ in self.capsule_layers:
-            VOTES[self.layer_votes].shape(1, 1, self.class_pose, pose, 1)
-            pose = self.class_pose
-        VOTES[self.votes].shape(1, 1, self.class_pose, pose, 1)
-        if self.coordinates != "none":
-            side_with_coordinates(self.class_pose)
+        check_consistency(self, routing)
 
     def make_routing(self, *, classes: bool = True) -> Routing:
         """Make the routing algorithm, with those of the options that it has.

@@ -15,8 +15,8 @@ from experiments.benchmarks.variants import make_variants
 from experiments.config import Config, UserError
 from experiments.plots.text_tables import markdown
 from experiments.tasks.base import Program
+from experiments.training.chunks import chunk_body
 from experiments.training.first_step import before_first_step
-from experiments.training.loop import chunk_body
 from experiments.training.results import peak_memory_mb, versions
 from experiments.training.setup import prepare
 

@@ -12,7 +12,7 @@ from experiments.sweeps import grouping
 from experiments.sweeps.plan import PlannedRun
 from experiments.tasks.base import Setup
 from experiments.tasks.registry import find_program
-from experiments.training import loop
+from experiments.training import chunks
 from experiments.training.devices import cache_folder
 from experiments.training.setup import first_state, prepare, steps_per_epoch, total_steps
 from kernels import bench
@@ -49,7 +49,7 @@ def run_flops(setup: Setup) -> float:
     state = jax.eval_shape(lambda: first_state(setup, key))
     examples = len(setup.dataset.train_labels)
     orders = jax.eval_shape(lambda: batching.epoch_orders(key, 0, examples, 1))
-    step = jax.jit(loop.chunk_body(setup, None, 1, lambda batch: batch))
+    step = jax.jit(chunks.chunk_body(setup, None, 1, lambda batch: batch))
     # A loop of any length counts once.
     counted = step.lower(state, setup.pipeline.source, orders, key, 1, 0).cost_analysis()["flops"]
     steps, per_epoch = total_steps(setup), steps_per_epoch(setup)

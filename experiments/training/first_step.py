@@ -11,7 +11,7 @@ def before_first_step(setup: Setup, make_body: Callable, runs: int = 1) -> Setup
 
     Args:
       setup: of the run.
-      make_body: :func:`experiments.training.loop.chunk_body`.
+      make_body: :func:`experiments.training.chunks.chunk_body`.
       runs: the number of runs that are trained by one program.
     """
     setup = pieces.choose(setup, make_body)

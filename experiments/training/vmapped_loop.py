@@ -23,7 +23,7 @@ from experiments.config import Config, UserError, names_of, resolve
 from experiments.files import write_text
 from experiments.tasks.base import Program, Setup, Task
 from experiments.tasks.objective import make_objective
-from experiments.training import loop, pieces, selection
+from experiments.training import chunks, loop, pieces, selection
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.evaluate import make_evaluate
 from experiments.training.first_step import before_first_step
@@ -64,7 +64,7 @@ def run(program: Program, configs: list[Config]) -> None:
     started = time.monotonic()
     setup = prepare(program, dataclasses.replace(configs[0], num_devices=1))
     selection.check(setup)
-    setup = pieces.choose(setup, loop.chunk_body)  # the memory of a run decides how many fit
+    setup = pieces.choose(setup, chunks.chunk_body)  # the memory of a run decides how many fit
     configs = [resolve(config, setup.dataset.name) for config in configs]
     configs = configs[: capacity(setup, configs)]
     with contextlib.ExitStack() as folders:
@@ -85,7 +85,7 @@ def run(program: Program, configs: list[Config]) -> None:
                     for n, (config, *own) in enumerate(zip(configs, workdirs, checkpoints))
                 }
                 print(f"{banner(setup)} | {len(configs)} runs together", file=sys.stderr)
-                setup = before_first_step(setup, loop.chunk_body, len(configs))
+                setup = before_first_step(setup, chunks.chunk_body, len(configs))
                 stepper = make_stepper(setup, configs)
                 isolate = functools.partial(_isolate, runs)
                 profile = Profile(0, workdirs[0])
@@ -163,13 +163,13 @@ def make_chunk(setup: Setup) -> Callable:
 def make_body(setup: Setup) -> Callable:
     """Returns the chunk of several runs, ``body(numbers, state, source, order, key, count)``.
 
-    As the chunk of :func:`experiments.training.loop.make_chunk`; ``numbers``, ``state``,
+    As the chunk of :func:`experiments.training.chunks.make_chunk`; ``numbers``, ``state``,
     ``order``, ``key`` and the sums have a first axis S.
     """
 
     def one(numbers, state, source, order, key, count):
         own = with_numbers(setup, numbers)
-        body = loop.chunk_body(own, axis_name=None, parts=1, constrain=lambda batch: batch)
+        body = chunks.chunk_body(own, axis_name=None, parts=1, constrain=lambda batch: batch)
         return body(state, source, order, key, count, 0)
 
     def one_by_one(numbers, state, source, order, key, count):

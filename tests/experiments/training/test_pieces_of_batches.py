@@ -14,7 +14,7 @@ from experiments.config import Config, UserError
 from experiments.config.flags import parse_flags
 from experiments.data import batching, datasets
 from experiments.tasks import figures
-from experiments.training import loop, pieces, vmapped_loop
+from experiments.training import chunks, pieces, vmapped_loop
 from experiments.training.setup import initial_state, training_inputs
 
 
@@ -35,7 +35,7 @@ def gradients(made):
     before = jax.device_get(state.params)
     source, key = training_inputs(made)
     order = batching.epoch_orders(key, 0, len(made.dataset.train_labels))
-    after, sums = loop.make_chunk(made)(state, source, order, key, 1)
+    after, sums = chunks.make_chunk(made)(state, source, order, key, 1)
     difference = jax.tree.map(np.subtract, before, jax.device_get(after.params))
     return difference, {name: float(value) for name, value in sums.items()}
 
@@ -118,17 +118,16 @@ def test_auto_picks_the_largest_piece_that_memory_holds(monkeypatch, capsys):
     for free, size, tries in ((10_000, 8, [8]), (501, 4, [8, 4]), (10, 2, [8, 4, 2])):
         monkeypatch.setattr(pieces, "free_bytes", lambda _, free=free: free)
         tried.clear()
-        found = pieces.choose(made, loop.chunk_body)
+        found = pieces.choose(made, chunks.chunk_body)
         assert found.config.microbatch == size and tried == tries
         assert re.match(f"pieces of {size} images: a step needs", capsys.readouterr().err)
-    assert pieces.choose(setup(microbatch=2), loop.chunk_body).config.microbatch == 2
+    assert pieces.choose(setup(microbatch=2), chunks.chunk_body).config.microbatch == 2
 
 
 @pytest.mark.slow
 def test_smaller_pieces_need_less_memory():
-    needed = [
-        pieces.step_bytes(setup(microbatch=size, batch_size=64), loop.chunk_body) for size in (0, 8)
-    ]
+    setups = [setup(microbatch=size, batch_size=64) for size in (0, 8)]
+    needed = [pieces.step_bytes(one, chunks.chunk_body) for one in setups]
     assert needed[1] < 0.6 * needed[0]
 
 

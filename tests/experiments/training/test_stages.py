@@ -25,7 +25,7 @@ from experiments.config import UserError, continuation
 from experiments.data import batching
 from experiments.tasks import figures
 from experiments.tasks.registry import find_program
-from experiments.training import loop
+from experiments.training import chunks
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.setup import initial_state
 
@@ -209,7 +209,7 @@ def test_the_defaults_are_the_step_of_the_paper_and_nothing_else():
     traced = []
     for one in (setup, setup._replace(optimizer=adam)):
         state = train_step.init_state(one.model, one.optimizer, jax.random.key(0))
-        body = loop.chunk_body(one, None, 1, lambda batch: batch)
+        body = chunks.chunk_body(one, None, 1, lambda batch: batch)
         arguments = (state, one.pipeline.source, order, jax.random.key(0), 1, 0)
         traced.append(re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(body)(*arguments))))
     assert traced[0] == traced[1] and len(traced[0]) > 10_000
