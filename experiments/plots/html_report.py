@@ -64,6 +64,7 @@ def _table(table):
 
 def _cell(value):
     number = isinstance(value, int | float) and not isinstance(value, bool)
+    value = f"{value:.6g}" if isinstance(value, float) else value
     return f"<td{' class=number' if number else ''}>{escape(str(value))}</td>"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.config import names_of
 from experiments.data.image_listing import is_image_files
 from experiments.files import write_text
 from experiments.plots.html_report import Table, html_report
@@ -68,7 +69,10 @@ def write_report(
     """
     lists = {name: value for name, value in summary.items() if isinstance(value, dict | list)}
     plain = {n: v for n, v in summary.items() if n not in lists and n not in HIDDEN}
-    labels = summary.get("labels") or {}
+    labels, places = summary.get("labels") or {}, names_of(setup.config, "path")
+    # A report may be sent to others, whom the folders of this machine do not concern.
+    stored = dataclasses.asdict(setup.config)
+    settings = [(name, value) for name, value in stored.items() if name not in places]
     tables = [
         Table("Errors", ("", "error in %", "images"), _errors(summary)),
         Table("Test images by class", ("class", "images", "errors", "%"), _rows(setup, values)),
@@ -79,7 +83,7 @@ def write_report(
         ),
         Table("Files that can't be read", ("file", "reason"), setup.dataset.skipped),
         Table("Results", ("", ""), list(plain.items())),
-        Table("Settings", ("flag", "value"), list(dataclasses.asdict(setup.config).items())),
+        Table("Settings", ("flag", "value"), settings),
         Table("Versions", ("", ""), list(summary["versions"].items())),
     ]
     paths = sorted(paths, key=lambda path: (path.stem != "contact_sheet", path.stem))
