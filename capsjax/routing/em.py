@@ -99,7 +99,10 @@ def em(
     that); two iterations are often better than three. Safe for votes up to 1e9.
 
     Not as published with the default constants: beta_a starts at the mean of Gritzman's initial
-    values, whose deviation is 500.
+    values, whose deviation is 500; and a network normalizes the poses of its primary capsules over
+    their components. Shorter poses lower the cost of all output capsules alike, by
+    :math:`\log \sigma`, and without this normalization training shortens them until all activations
+    are one.
 
     Args:
       iterations: the number of M-steps.
@@ -150,7 +153,7 @@ def em(
         for_sizes=for_sizes if cost_scale is None else None,
         traits=RoutingTraits(
             loss="spread",
-            primary_squash="none",
+            primary_squash="layer_norm" if constants == "default" else "none",
             primary_activation="sigmoid",
             poses_are_means=True,
             compete_across_positions=True,

@@ -83,7 +83,7 @@ def test_em_with_one_layer_may_be_concurrent():
 
 def test_poses_are_squashed_where_the_paper_of_the_routing_does():
     others = {
-        "em": "none",
+        "em": "layer_norm",  # for the batch normalization of its networks
         "vb": "none",
         "self": "none",
         "heinsen": "none",
