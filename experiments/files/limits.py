@@ -71,12 +71,13 @@ def check_private(folder: Path) -> None:
     raise UserError(f"the cache {folder} {reason}: correct it, or choose another --cache_dir")
 
 
-def local_path(text: str, flag: str) -> Path:
+def local_path(place: str | Path, flag: str) -> Path:
     """Returns the path of a flag, ``~`` expanded.
 
     Raises:
       UserError: it is an address such as ``gs://bucket/run``.
     """
+    text = str(place)
     if "://" in text:
         raise UserError(
             f"--{flag}={text} is no folder of this machine; addresses are not supported"

@@ -134,7 +134,8 @@ class Stop:
     def __enter__(self):
         self._before = {}
         for number in SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            ignored = signal.getsignal(number) == signal.SIG_IGN
+            if not (ignored and number == getattr(signal, "SIGHUP", None)):  # nohup
                 self._before[number] = signal.signal(number, self._handle)
         return self
 

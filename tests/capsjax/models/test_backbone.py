@@ -11,7 +11,8 @@ from flax import nnx
 from capsjax import capsnet_loss, create_model, preset
 from capsjax.models.backbone import ResidualBlock, TransposedConv, TransposedDecoder
 from capsjax.normalization import GroupNorm
-from capsjax.train import adam, init_state, make_train_step
+from capsjax.optimizers import adam
+from capsjax.train import init_state, make_train_step
 
 RNG = np.random.default_rng(0)
 SMALL = preset(

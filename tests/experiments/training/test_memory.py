@@ -16,7 +16,7 @@ from experiments.training import memory
         ({"primary_types": 1_000_000_000}, "parameters needs .* --primary_types or smaller"),
         (
             {"batch_size": 1_000_000_000},
-            "a batch of 1,000,000,000 images .* --batch_size needs less",
+            "a batch of 1,000,000,000 images .* --batch_size, or --microbatch, needs",
         ),
         ({"log_every": 1_000_000_000}, "--log_every=1000000000 steps needs .* log more often"),
         ({"max_shift": 1_000_000_000}, "--max_shift=1000000000: the images have 28x28"),

@@ -66,7 +66,7 @@ def test_pieces_on_devices_take_the_step_of_the_whole_batch(parallel, devices, w
 @pytest.mark.parametrize("how", [pytest.param("one by one", marks=pytest.mark.slow), "vmap"])
 def test_runs_together(how, whole, monkeypatch):
     monkeypatch.setattr(vmapped_loop, "ONE_BY_ONE", ("cpu",) if how == "one by one" else ())
-    monkeypatch.setattr(vmapped_loop, "make_optimizer", lambda config: optax.sgd(1.0))
+    monkeypatch.setattr(vmapped_loop, "make_optimizer", lambda config, steps: optax.sgd(1.0))
     made = setup(microbatch=4)._replace(optimizer=optax.sgd(1.0))
     configs = [made.config, dataclasses.replace(made.config, seed=1)]
     numbers, state, *rest = vmapped_loop.inputs(made, configs)
