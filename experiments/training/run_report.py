@@ -1,4 +1,4 @@
-"""The report of a run: a table by class, and report.html with all figures and settings."""
+"""The report of a run: report.html, with tables, all figures and the settings."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,7 +15,6 @@ from experiments.tasks.base import Setup
 
 HIDDEN = ("command", "test_correct")  # in the table of results
 SPLITS = ("validation", "test")
-MOST_CLASSES = 20  # in the table that is printed
 
 
 def wanted(setup: Setup) -> bool:
@@ -41,19 +40,6 @@ def by_class(
             wrong = int((~own).sum())
             rows.append((name, len(own), wrong, round(100 * wrong / len(own), 2)))
     return rows
-
-
-def class_lines(setup: Setup, values: dict[str, np.ndarray]) -> list[str]:
-    """Returns the table by class as lines; of many classes, those with the largest errors."""
-    rows = _rows(setup, values)
-    lines = []
-    if len(rows) > MOST_CLASSES:
-        rows = sorted(rows, key=lambda row: -row[3])[:MOST_CLASSES]
-        lines = [f"the {MOST_CLASSES} classes with the largest errors:"]
-    width = max(11, *(min(len(row[0]), 40) for row in rows)) if rows else 11
-    lines.append(f"{'class':{width}} {'error':>8}{'images':>9}")
-    lines += [f"{name[:40]:{width}} {error:>7.2f}%{n:>9,}" for name, n, _, error in rows]
-    return lines
 
 
 def write_report(

@@ -109,7 +109,6 @@ def _print_table(
     try:
         report = list(setup.task.report(setup, summary))
         if run_report.wanted(setup):
-            report += run_report.class_lines(setup, values)
             path = run_report.write_report(setup, summary, values, workdir, paths)
             report.append(f"{'report':12}{path}")
     except Exception as error:  # of any kind, as in figures
