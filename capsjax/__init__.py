@@ -31,10 +31,19 @@ from capsjax.losses import (
 )
 from capsjax.masks import argmax_mask, label_mask, mask_capsules
 from capsjax.models import CNN, PRESETS, CapsNet, CapsNetConfig, CNNConfig, Prediction, preset
-from capsjax.modules import PrimaryCapsules, RoutedCapsules
+from capsjax.modules import RoutedCapsules
 from capsjax.normalization import BatchNorm, InstanceNorm
 from capsjax.objectives import LOSSES, capsnet_loss, cross_entropy_loss
+from capsjax.optimizers import (
+    OPTIMIZERS,
+    RATE_SCHEDULES,
+    adam,
+    make_optimizer,
+    make_schedule,
+)
+from capsjax.placed_capsules import PlacedCapsules
 from capsjax.plain_layers import Conv, Decoder
+from capsjax.primary_capsules import PrimaryCapsules
 from capsjax.recipes import RECIPES
 from capsjax.routing import (
     ROUTINGS,
@@ -50,7 +59,6 @@ from capsjax.routing import (
 from capsjax.squash import SQUASHES, safe_norm, squash
 from capsjax.train import (
     TrainState,
-    adam,
     init_state,
     make_eval_step,
     make_gradient,
@@ -74,7 +82,9 @@ __all__ = [
     "InstanceNorm",
     "LOSSES",
     "Model",
+    "OPTIMIZERS",
     "PRESETS",
+    "PlacedCapsules",
     "Prediction",
     "PrimaryCapsules",
     "RECIPES",
@@ -83,6 +93,7 @@ __all__ = [
     "Routing",
     "RoutingOutput",
     "RoutingTraits",
+    "RATE_SCHEDULES",
     "SQUASHES",
     "Sizes",
     "TrainState",
@@ -106,7 +117,9 @@ __all__ = [
     "log_mean_coupling",
     "make_eval_step",
     "make_gradient",
+    "make_optimizer",
     "make_routing",
+    "make_schedule",
     "make_train_step",
     "margin_loss",
     "map_batches",

@@ -47,6 +47,8 @@ def from_module(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
       returns ``(output, state)``, where ``state`` holds the new statistics, and is ``()`` for a
       network without any. ``axis_name`` is then the name of the mapped axis over which the batch
       is divided, as under ``jax.shard_map`` or ``jax.pmap``: statistics are those of all parts.
+      ``momentum`` takes the place of that of all statistics: with 0 the new ones are those of the
+      batch alone.
       Modules learn of both as ``nnx.BatchNorm`` does, by their attributes
       ``use_running_average`` and ``axis_name``.
 
@@ -87,6 +89,7 @@ def from_module(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         method: str = "__call__",
         train: bool = False,
         axis_name: str | None = None,
+        momentum: float | None = None,
         **kwargs,
     ):
         params, stats = split(variables)
@@ -97,6 +100,8 @@ def from_module(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         module = nnx.merge(graph, *state[: 1 + has_state])
         if has_state and train:
             module.train(axis_name=axis_name)
+            if momentum is not None:
+                module.set_attributes(momentum=momentum)
         elif has_state:
             module.eval()
         output = getattr(module, method)(*args, **kwargs)

@@ -1,7 +1,7 @@
-"""Flax NNX modules of capsules: the primary capsules, and capsules coupled by routing.
+"""The Flax NNX module of capsules that are coupled by routing.
 
-Modules own parameters and call the equations on a batch. They hold no random state and no running
-statistics, so that :mod:`capsjax.functional` can treat them as pure functions of their parameters.
+Modules own parameters and call the equations on a batch. They hold no random state, so that
+:mod:`capsjax.functional` can treat them as pure functions of their variables.
 """
 
 from typing import Any
@@ -12,14 +12,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from capsjax.capsules import Capsules, as_capsules
-from capsjax.plain_layers import Conv, Initializer
+from capsjax.plain_layers import Initializer
 from capsjax.routing import (
     InputCapsules,
     PassKernels,
     Routing,
     RoutingOutput,
     Sizes,
-    check_choice,
     dynamic,
     initial_routing_state,
     make_routing,
@@ -28,66 +27,7 @@ from capsjax.routing import (
 )
 from capsjax.routing.initialization import NORMAL, initial_votes
 from capsjax.routing.passes import hold_constants
-from capsjax.squash import POSE_MAPS, layer_norm, no_squash, safe_norm, squash
 from capsjax.votes import VOTES
-
-ACTIVATIONS = ("length", "sigmoid")
-
-
-class PrimaryCapsules(nnx.Module):
-    """The lowest capsule layer: a convolution whose channels are divided into pose vectors.
-
-    Neighbouring channels form a capsule: channel ``type * pose + k`` is component k of
-    the capsule of that type, at every position of the grid.
-
-    Args:
-      channels_in: number of channels of the feature map.
-      types: number of capsule types.
-      pose: pose size K.
-      kernel: side of the kernel of the convolution, in pixels.
-      stride: step of the convolution, in pixels.
-      squash: name of the map of the poses, a key of :data:`capsjax.squash.POSE_MAPS`.
-      activation: ``length`` of the squashed pose, even if the pose is passed on unsquashed, or
-        ``sigmoid``, of a second convolution (Hinton, Sabour & Frosst 2018).
-      depthwise: see :class:`capsjax.plain_layers.Conv` (Efficient-CapsNet, Mazzia et al. 2021).
-      conv: further arguments of :class:`capsjax.plain_layers.Conv`.
-
-    Raises:
-      ValueError: a name is unknown.
-    """
-
-    def __init__(
-        self,
-        channels_in: int,
-        types: int,
-        pose: int,
-        kernel: int,
-        stride: int,
-        *,
-        squash: str = "paper",
-        activation: str = "length",
-        depthwise: bool = False,
-        **conv,
-    ):
-        check_choice("activation", activation, ACTIVATIONS)
-        self.conv = Conv(
-            channels_in, types * pose, kernel, stride=stride, depthwise=depthwise, **conv
-        )
-        if activation == "sigmoid":
-            self.present = Conv(channels_in, types, kernel, stride=stride, **conv)
-        check_choice("squash", squash, POSE_MAPS)
-        self.pose, self.squash, self.activation = pose, POSE_MAPS[squash], activation
-
-    def __call__(self, x: chex.Array) -> Capsules:
-        """Map a feature map ``[B, H, W, C]`` to capsules ``[B, I, K]``, I = H' W' types."""
-        features = self.conv(x)
-        pose = self.squash(features.reshape(features.shape[0], -1, self.pose))
-        if self.activation == "length":
-            unbounded = self.squash in (no_squash, layer_norm)
-            bounded = squash(pose) if unbounded else pose
-            return Capsules(pose, safe_norm(bounded))
-        present = self.present(x).astype(pose.dtype)
-        return Capsules(pose, jax.nn.sigmoid(present.reshape(present.shape[0], -1)))
 
 
 class RoutedCapsules(nnx.Module):
@@ -103,10 +43,11 @@ class RoutedCapsules(nnx.Module):
       types: number T of capsule types, for votes whose parameters are shared by type.
       gradient: see :func:`capsjax.routing.route`.
       implementation: see :func:`capsjax.routing.route`.
-      kernel_init: initializer of the parameters of the votes, ``[I, J, D, K]`` for full votes. The
-        identity is added to those of matrix votes. None: normal, of standard deviation 0.1, with
-        a factor on the sum of the votes that gives the output capsules the lengths that they
-        have in the paper's network (:mod:`capsjax.routing.initialization`).
+      kernel_init: initializer of the parameters of the votes, ``[I, J, D, K]`` for full votes.
+        None: normal, of standard deviation 0.1, with a factor on the sum of the votes that gives
+        the output capsules the lengths that they have in the paper's network
+        (:mod:`capsjax.routing.initialization`).
+      identity: whether the identity is added to the initial parameters of matrix votes.
       tolerance: how many times too long or too short the sum may be before it gets that factor.
         None: one, and no factor with a ``kernel_init``.
       dtype: type in which votes are multiplied; sums are accumulated in float32.
@@ -129,6 +70,7 @@ class RoutedCapsules(nnx.Module):
         gradient: str = "full",
         implementation: str | PassKernels = "auto",
         kernel_init: Initializer | None = None,
+        identity: bool = True,
         tolerance: float | None = None,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
@@ -146,7 +88,7 @@ class RoutedCapsules(nnx.Module):
                 made = initial_votes(sizes, votes, types, gain=gain, tolerance=tolerance)
             routing = routing.for_sizes(sizes, made)
         kernel = gain * (kernel_init or NORMAL)(key, shape, jnp.float32)
-        if VOTES[votes].near_identity:
+        if VOTES[votes].near_identity and identity:
             kernel += jnp.eye(shape[-1], dtype=kernel.dtype)[None, None]
         self.kernel = nnx.Param(kernel)
         params = routing.init_params(jax.random.fold_in(key, 1), sizes)

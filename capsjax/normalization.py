@@ -1,4 +1,4 @@
-"""Normalization of feature maps, with a learned scale and offset for each channel."""
+"""Normalization of feature maps, by channel, with learned scales and offsets where wanted."""
 
 import chex
 import jax
@@ -31,11 +31,22 @@ class BatchNorm(nnx.Module):
       momentum: the share mu of the running statistics that a step keeps: 0.99 is the default of
         Keras, 0.9 that of PyTorch, which calls it 0.1.
       epsilon: added to the variance: 1e-3 is the default of Keras, 1e-5 that of PyTorch.
+      scale: whether there is a learned scale gamma; otherwise it is 1.
+      offset: whether there is a learned offset beta; otherwise it is 0.
     """
 
-    def __init__(self, channels: int, *, momentum: float = 0.99, epsilon: float = 1e-3):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        momentum: float = 0.99,
+        epsilon: float = 1e-3,
+        scale: bool = True,
+        offset: bool = True,
+    ):
         zeros, ones = jnp.zeros(channels, jnp.float32), jnp.ones(channels, jnp.float32)
-        self.scale, self.bias = nnx.Param(ones), nnx.Param(zeros)
+        self.scale = nnx.Param(ones) if scale else None
+        self.bias = nnx.Param(zeros) if offset else None
         self.mean, self.var = nnx.BatchStat(zeros), nnx.BatchStat(ones)
         self.momentum, self.epsilon = momentum, epsilon
         self.use_running_average, self.axis_name = False, None
@@ -107,10 +118,50 @@ class InstanceNorm(nnx.Module):
         return _affine(self, wide, mean, var).astype(x.dtype)
 
 
+class GroupNorm(nnx.Module):
+    r"""Group normalization (Wu & He 2018): groups of channels of each example over positions.
+
+    .. math:: y = \gamma (x - m) / \sqrt{v + \epsilon} + \beta
+
+    Mean and variance are over height, width and the channels of a group, and nothing depends on
+    other examples, so that small batches do not matter.
+
+    Args:
+      channels: number C of channels.
+      groups: their number, which divides C.
+      epsilon: added to the variance.
+
+    Raises:
+      ValueError: the groups do not divide the channels.
+    """
+
+    def __init__(self, channels: int, *, groups: int = 8, epsilon: float = 1e-3):
+        if channels % groups:
+            raise ValueError(f"{channels} channels can't be divided into {groups} equal groups")
+        self.scale = nnx.Param(jnp.ones(channels, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(channels, jnp.float32))
+        self.groups, self.epsilon = groups, epsilon
+
+    def __call__(self, x: chex.Array) -> jax.Array:
+        """Normalize ``[B, H, W, C]``; the result has its type."""
+        chex.assert_rank(x, 4)
+        wide = x.astype(accumulator(x.dtype))
+        parts = wide.reshape(*x.shape[:3], self.groups, -1)
+        mean = jnp.mean(parts, (1, 2, 4), keepdims=True)
+        centred = parts - mean
+        var = jnp.mean(jnp.square(centred), (1, 2, 4), keepdims=True)
+        normalized = (centred * jax.lax.rsqrt(var + self.epsilon)).reshape(x.shape)
+        scale, bias = _along(self.scale[...], wide), _along(self.bias[...], wide)
+        return (normalized * scale + bias).astype(x.dtype)
+
+
 def _affine(norm, x, mean, var):
     """Normalize with given statistics, then scale and add the offset."""
-    gain = jax.lax.rsqrt(_along(var, x) + norm.epsilon) * _along(norm.scale[...], x)
-    return (x - _along(mean, x)) * gain + _along(norm.bias[...], x)
+    gain = jax.lax.rsqrt(_along(var, x) + norm.epsilon)
+    if norm.scale is not None:
+        gain = gain * _along(norm.scale[...], x)
+    y = (x - _along(mean, x)) * gain
+    return y if norm.bias is None else y + _along(norm.bias[...], x)
 
 
 def _along(values, x):

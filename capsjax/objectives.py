@@ -76,6 +76,8 @@ def capsnet_loss(
     logit: bool = False,
     margin_weight: float | str = 1.0,
     reconstruction_weight: float = 0.0005,
+    label_smoothing: float = 0.0,
+    predictions: bool = False,
 ) -> LossFn:
     r"""Make the loss of CapsNet.
 
@@ -90,6 +92,10 @@ def capsnet_loss(
       margin_weight: alpha, whichever loss it weights; or ``official``, see
         :func:`capsjax.recipes.margin_factor`.
       reconstruction_weight: beta.
+      label_smoothing: the share of the target that all classes divide among them (Szegedy et al.
+        2016), for ``cross_entropy`` alone.
+      predictions: whether the metrics include the ``prediction``, the class with the largest score,
+        and its ``confidence``, this score, or of logits its softmax.
 
     Returns:
       ``loss(variables, images, labels, key=None, progress=1, **mode) -> (losses [B], metrics)``,
@@ -103,9 +109,12 @@ def capsnet_loss(
       a target of zeros, and is never counted as correct.
 
     Raises:
-      ValueError: see :func:`score_loss`; or ``margin_weight`` is another word.
+      ValueError: see :func:`score_loss`; ``margin_weight`` is another word; or labels of another
+        loss than cross-entropy are to be smoothed.
     """
     loss_of_scores = score_loss(loss, logit=logit)
+    if label_smoothing and loss != "cross_entropy":
+        raise ValueError(f"labels of the loss {loss!r} can't be smoothed, only of cross_entropy")
     margin_factor(margin_weight, classes=1)  # refuses other words before the first step
 
     def loss_of_network(variables, images, labels, key=None, progress=1.0, **mode):
@@ -113,7 +122,7 @@ def capsnet_loss(
         prediction, *state = outputs(model, variables, images, labels, key, **mode)
         classes = prediction.scores.shape[1]
         check_labels(labels, classes)
-        targets = label_mask(labels, classes)
+        targets = _smoothed(label_mask(labels, classes), label_smoothing)
         losses = jax.vmap(loss_of_scores, (0, 0, None))(prediction.scores, targets, progress)
         metrics = {f"{loss}_loss": losses}
         total = margin_factor(margin_weight, classes=classes) * losses
@@ -122,16 +131,21 @@ def capsnet_loss(
             metrics["reconstruction_loss"] = error
             total += reconstruction_weight * error
         metrics |= {"loss": total, "accuracy": _correct(prediction.scores, labels)}
+        if predictions:
+            metrics |= prediction_metrics(prediction.scores, logit)
         return total, metrics, *state
 
     return loss_of_network
 
 
-def cross_entropy_loss(model: Model) -> LossFn:
+def cross_entropy_loss(
+    model: Model, *, label_smoothing: float = 0.0, predictions: bool = False
+) -> LossFn:
     """Make the softmax cross-entropy of logits, the loss of the convolutional baselines.
 
     Args:
       model: the network.
+      label_smoothing, predictions: see :func:`capsnet_loss`.
 
     Returns:
       A function like that of :func:`capsnet_loss`, with the metrics ``loss`` and ``accuracy``. It
@@ -144,10 +158,30 @@ def cross_entropy_loss(model: Model) -> LossFn:
         prediction, *state = outputs(model, variables, images, labels, key, **mode)
         logits = prediction.scores
         check_labels(labels, logits.shape[1])
-        total = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return total, {"loss": total, "accuracy": _correct(logits, labels)}, *state
+        if label_smoothing:
+            targets = _smoothed(label_mask(labels, logits.shape[1]), label_smoothing)
+            total = optax.softmax_cross_entropy(logits, targets)
+        else:
+            total = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        metrics = {"loss": total, "accuracy": _correct(logits, labels)}
+        if predictions:
+            metrics |= prediction_metrics(logits, True)
+        return total, metrics, *state
 
     return loss
+
+
+def prediction_metrics(scores: chex.Array, logit: bool) -> Metrics:
+    """Compute ``prediction`` and ``confidence`` of :func:`capsnet_loss` from scores ``[B, J]``."""
+    shares = jax.nn.softmax(scores) if logit else scores
+    return {
+        "prediction": jnp.argmax(scores, axis=1).astype(jnp.int32),
+        "confidence": jnp.max(shares, axis=1),
+    }
+
+
+def _smoothed(targets, share):
+    return optax.smooth_labels(targets, share) if share else targets
 
 
 def _correct(scores, labels):

@@ -31,7 +31,7 @@ class Conv(nnx.Module):
       depthwise: whether each output channel sees only the input channel of the same index. Then
         O = C, and the kernel is ``[k, k, 1, C]``.
       kernel_init: initializer of the kernel ``[k, k, C, O]``.
-      bias_init: initializer of the bias ``[O]``.
+      bias_init: initializer of the bias ``[O]``; None: no bias.
       dtype: type of the computation; parameters stay float32.
       rngs: source of the initial parameters.
 
@@ -50,7 +50,7 @@ class Conv(nnx.Module):
         scale: float = 1.0,
         depthwise: bool = False,
         kernel_init: Initializer = LECUN_NORMAL,
-        bias_init: Initializer = jax.nn.initializers.zeros,
+        bias_init: Initializer | None = jax.nn.initializers.zeros,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -59,7 +59,8 @@ class Conv(nnx.Module):
             raise ValueError(f"depthwise: {channels_in} channels can't become {channels_out}")
         shape = (kernel, kernel, 1 if depthwise else channels_in, channels_out)
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
-        self.bias = nnx.Param(bias_init(rngs.params(), (channels_out,), jnp.float32))
+        bias = bias_init and bias_init(rngs.params(), (channels_out,), jnp.float32)
+        self.bias = None if bias is None else nnx.Param(bias)
         self.stride, self.padding, self.scale, self.dtype = stride, padding, scale, dtype
         self.depthwise = depthwise
 
@@ -77,7 +78,9 @@ class Conv(nnx.Module):
         convolve = depthwise_conv2d if self.depthwise else conv2d
         y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
         # In float32, because the gradient of the bias is a sum over all pixels.
-        y = self.scale * y.astype(accumulator(y.dtype)) + self.bias[...][None, None, None]
+        y = self.scale * y.astype(accumulator(y.dtype))
+        if self.bias is not None:
+            y += self.bias[...][None, None, None]
         return y.astype(self.dtype)
 
 

@@ -1,4 +1,4 @@
-"""The optimizer, the gradient and the training step.
+"""The gradient and the training step.
 
 A step is a pure function of a state, a batch and a key. The same function serves ``jax.jit`` and,
 with ``axis_name``, ``jax.shard_map`` and ``jax.pmap``.
@@ -14,6 +14,7 @@ import optax
 
 from capsjax.functional import Model, join, split
 from capsjax.objectives import LossFn
+from capsjax.pieces import mean_over_pieces
 
 
 class TrainState(NamedTuple):
@@ -23,6 +24,7 @@ class TrainState(NamedTuple):
     params: Any
     opt_state: optax.OptState
     stats: Any = ()  # running statistics, () for networks without any
+    average: Any = ()  # of the parameters over the steps, () where none is kept
 
     @property
     def variables(self) -> Any:
@@ -30,73 +32,27 @@ class TrainState(NamedTuple):
         return join(self.params, self.stats)
 
 
-def adam(
-    learning_rate: float = 1e-3,
-    decay_rate: float = 0.96,
-    decay_steps: int = 2000,
-    floor: float = 0.0,
-    *,
-    epsilon_hat: bool = False,
-) -> optax.GradientTransformation:
-    r"""Make Adam with the learning rate :math:`\max(\eta\, r^{t/T}, \eta_{min})` after t steps.
-
-    With the moments m and v of the gradients after t steps, the direction of a step is
-
-    .. math:: \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}
-
-    Args:
-      learning_rate: the initial rate, eta.
-      decay_rate: r, the factor by which the rate falls in every T steps.
-      decay_steps: T, in steps.
-      floor: the smallest rate, eta_min.
-      epsilon_hat: whether epsilon is added to the uncorrected :math:`\sqrt v`, as in TensorFlow,
-        which the authors' code uses; see :func:`scale_by_adam_epsilon_hat`.
-    """
-
-    def schedule(step):
-        # Not optax.exponential_decay: if decay_rate is one, it makes the floor an upper bound.
-        return jnp.maximum(learning_rate * decay_rate ** (step / decay_steps), floor)
-
-    if epsilon_hat:
-        return optax.chain(scale_by_adam_epsilon_hat(), optax.scale_by_learning_rate(schedule))
-    return optax.adam(schedule)
-
-
-def scale_by_adam_epsilon_hat(
-    b1: float = 0.9, b2: float = 0.999, epsilon: float = 1e-8
-) -> optax.GradientTransformation:
-    r"""Make Adam's direction with the epsilon of TensorFlow.
-
-    .. math:: \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t} \frac{m}{\sqrt v + \hat\epsilon}
-              = \frac{m / (1 - \beta_1^t)}
-                     {\sqrt{v / (1 - \beta_2^t)} + \hat\epsilon / \sqrt{1 - \beta_2^t}}
-
-    Kingma & Ba, "Adam" (2015), the end of section 2. Compared with ``optax.scale_by_adam``,
-    epsilon is 32 times as large in the first step and as large in the end. The state is the same.
-
-    Args:
-      b1, b2: factors by which the moments decay.
-      epsilon: epsilon hat.
-    """
-
-    def update(updates, state, params=None):
-        # `float` makes a weak type, which takes on that of the moments.
-        t = jax.lax.convert_element_type(state.count + 1, float)
-        corrected = epsilon / jnp.sqrt(1 - b2**t)
-        return optax.scale_by_adam(b1, b2, corrected).update(updates, state, params)
-
-    return optax.GradientTransformation(optax.scale_by_adam(b1, b2).init, update)
-
-
 def init_state(
-    model: Model, optimizer: optax.GradientTransformation, key: chex.PRNGKey
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    key: chex.PRNGKey,
+    *,
+    average: bool = False,
 ) -> TrainState:
-    """Make the state before the first step: initial variables and optimizer state."""
+    """Make the state before the first step: initial variables and optimizer state.
+
+    Args:
+      model: the network.
+      optimizer: an Optax transformation.
+      key: of the initial variables.
+      average: whether to keep averaged parameters, see ``ema`` of :func:`make_train_step`.
+    """
     params, stats = split(model.init(key))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), stats)
+    copy = jax.tree.map(jnp.copy, params) if average else ()
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), stats, copy)
 
 
-def make_gradient(loss: LossFn, *, axis_name: str | None = None) -> Callable:
+def make_gradient(loss: LossFn, *, axis_name: str | None = None, pieces: int = 1) -> Callable:
     """Make a function that computes the gradient of the mean loss of a batch.
 
     Args:
@@ -105,13 +61,16 @@ def make_gradient(loss: LossFn, *, axis_name: str | None = None) -> Callable:
       axis_name: name of the mapped axis over which the batch is divided into equal parts;
         gradients and metrics are averaged over it. Under ``jax.shard_map`` this is correct only
         with ``check_vma=False``: otherwise JAX sums the gradients over the axis a second time.
+      pieces: the number of equal pieces in which the batch is computed one after another, with the
+        memory of one. Gradients and metrics are those of the whole batch.
 
     Returns:
       ``gradient(params, images, labels, key, progress=1) -> (grads, metrics)``, metrics scalars.
       With :class:`capsjax.Variables` in place of the parameters, it returns
-      ``(grads, metrics, state)``: gradients of the parameters, and the new statistics.
+      ``(grads, metrics, state)``: gradients of the parameters, and the new statistics. It raises
+      ValueError for statistics of a batch in pieces, and if the batch cannot be divided.
     """
-    full = _make_gradient(loss, axis_name)
+    full = _make_gradient(loss, axis_name, pieces)
 
     def gradient(variables, images, labels, key, progress=1.0):
         grads, metrics, stats = full(*split(variables), images, labels, key, progress)
@@ -120,7 +79,7 @@ def make_gradient(loss: LossFn, *, axis_name: str | None = None) -> Callable:
     return gradient
 
 
-def _make_gradient(loss, axis_name):
+def _make_gradient(loss, axis_name, pieces):
     """Like :func:`make_gradient`, with parameters and statistics as arguments and results."""
 
     def mean_loss(params, stats, *batch):
@@ -128,8 +87,18 @@ def _make_gradient(loss, axis_name):
         losses, metrics, *after = loss(join(params, stats), *batch, **mode)
         return jnp.mean(losses), (jax.tree.map(jnp.mean, metrics), after[0] if stats else stats)
 
-    def gradient(params, stats, *batch):
-        grads, (metrics, stats) = jax.grad(mean_loss, has_aux=True)(params, stats, *batch)
+    def gradient(params, stats, images, labels, *rest):
+        def of_piece(examples):
+            return jax.grad(mean_loss, has_aux=True)(params, stats, *examples, *rest)
+
+        if pieces == 1:
+            grads, (metrics, stats) = of_piece((images, labels))
+        elif stats:
+            raise ValueError(
+                "statistics of a batch, as of batch normalization, need it in one piece"
+            )
+        else:
+            grads, (metrics, _) = mean_over_pieces(of_piece, (images, labels), pieces)
         if axis_name is not None:  # the statistics are already those of the whole batch
             grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
         return grads, metrics, stats
@@ -143,8 +112,16 @@ def make_train_step(
     *,
     axis_name: str | None = None,
     total_steps: int | None = None,
+    ema: float = 0.0,
+    pieces: int = 1,
 ) -> Callable:
-    """Make a function that takes one step of gradient descent.
+    r"""Make a function that takes one step of gradient descent.
+
+    With an ``ema`` it also averages the parameters (Polyak & Juditsky 1992) after step t, with the
+    smaller decay at first that TensorFlow has:
+
+    .. math:: \bar\theta_t = d_t \bar\theta_{t-1} + (1 - d_t) \theta_t, \quad
+              d_t = \min(d, (1 + t) / (10 + t))
 
     Args:
       loss: see :func:`make_gradient`.
@@ -152,13 +129,15 @@ def make_train_step(
       axis_name: see :func:`make_gradient`.
       total_steps: the number of steps of the training run, for losses that change with its
         progress. If None, such a loss has its final form in every step.
+      ema: the decay d of averaged parameters, which the state must have; 0: there are none.
+      pieces: see :func:`make_gradient`.
 
     Returns:
       ``step(state, images, labels, key) -> (state, metrics)``, to be wrapped in ``jax.jit``. Labels
       that are no class are refused only outside of it; see
       :func:`capsjax.objectives.capsnet_loss`.
     """
-    gradient = _make_gradient(loss, axis_name)
+    gradient = _make_gradient(loss, axis_name, pieces)
 
     def step(state, images, labels, key):
         progress = state.step.astype(jnp.float32) / total_steps if total_steps else 1.0
@@ -166,7 +145,12 @@ def make_train_step(
         grads, metrics, stats = gradient(state.params, state.stats, *batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state, stats), metrics
+        average = state.average
+        if ema:
+            t = (state.step + 1).astype(jnp.float32)
+            share = 1 - jnp.minimum(ema, (1 + t) / (10 + t))
+            average = optax.incremental_update(params, average, share)
+        return TrainState(state.step + 1, params, opt_state, stats, average), metrics
 
     return step
 

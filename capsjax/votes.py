@@ -57,7 +57,7 @@ def conv_votes(u: chex.Array, W: chex.Array) -> jax.Array:
     r"""Multiply each pose by a matrix of its capsule type, shared by all positions of the grid.
 
     :math:`\hat u_{j|i} = W_{\tau(i) j} u_i` with the type :math:`\tau(i) = i \bmod T`: the types at
-    one position are consecutive, as in :class:`~capsjax.modules.PrimaryCapsules`.
+    one position are consecutive, as in :class:`~capsjax.primary_capsules.PrimaryCapsules`.
 
     Args:
       u: outputs of the input capsules, ``[I, K]``, I a multiple of T.

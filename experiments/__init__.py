@@ -4,6 +4,20 @@ The commands are the modules of this package; its folders hold what they are mad
 installs it as ``capsjax_experiments``, whose commands ``capsjax NAME`` runs.
 """
 
+import os
+import signal
+import sys
+
+
+def _end_at_once(*_) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
+if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    # A command is being imported, which takes seconds; kernels.cli.run takes over.
+    signal.signal(signal.SIGINT, _end_at_once)
+
 
 class UserError(Exception):
     """A cause of failure that the user of a command can fix.

@@ -6,6 +6,7 @@
     python -m experiments.benchmark --routings=all --preset=small --repetitions=3
     python -m experiments.benchmark --implementations=naive,stream --dtypes=float32,bfloat16
     python -m experiments.benchmark --compare=torch                     where PyTorch is installed
+    python -m experiments.benchmark --against=HEAD~1                    is it faster than it was?
 
 Training counts augmentation, forward and backward pass and Adam, in chunks of steps with the data
 on the device, as in a training run. Inference counts the class scores, in chunks of batches as in
@@ -24,15 +25,20 @@ alike. The fields of the result are:
 ``--compare=torch`` also measures this network in PyTorch, eager and compiled, from the same
 parameters (:mod:`experiments.benchmarks.torch_capsnet`); its loss must first equal that of capsjax.
 It trains on one batch repeatedly, without augmentation. PyTorch and JAX use all cores, alternately.
+
+``--against=`` names a commit, or the folder of another checkout. Both are measured alternately, in
+``--repetitions`` rounds of processes of their own, and the result is the ratio of their speeds with
+an interval (:mod:`experiments.benchmarks.against`).
 """
 
 import dataclasses
 
 from experiments import plots
-from experiments.benchmarks import measurement, startup
+from experiments.benchmarks import against, measurement, startup
 from experiments.benchmarks.variants import AXES, parse_numbers, parse_values
 from experiments.config import Config, UserError, command, setting
 from experiments.config.flags import run
+from experiments.files import check_memory
 from experiments.tasks.base import Program
 from experiments.tasks.classification import CLASSIFICATION
 from experiments.training.results import output_path, print_results, provenance, write_results
@@ -50,6 +56,7 @@ class BenchmarkConfig(Config):
     repetitions: int = setting(7, "number of repetitions of every measurement", low=1)
     first_step: bool = setting(True, "measure the time from the command to its first step")
     compare: str = setting("none", "baseline to measure as well", choices=("none", "torch"))
+    against: str = setting("", "commit or folder of a checkout to compare with", roles="path")
     output: str = setting("", "write OUTPUT.json, OUTPUT.md and OUTPUT.png", roles="path")
 
 
@@ -68,8 +75,15 @@ def main(config: BenchmarkConfig) -> None:
     batch_sizes = parse_numbers("batch_sizes", config.batch_sizes or str(config.batch_size))
     sides = parse_numbers("pixels", config.pixels)
     axes = {name: parse_values(name, text) for name in AXES if (text := getattr(config, name))}
+    for side in sides:
+        need = 4 * max(batch_sizes) * side**2 * 2
+        what = f"a batch of {max(batch_sizes):,} images of {side}x{side} pixels"
+        check_memory(need, what, "smaller --batch_sizes or --pixels need less")
     if config.output:
         output_path(config.output)
+    if config.against:
+        compare(config)
+        return
     first_step = {}
     if config.first_step:  # before this process holds memory and threads that slow others down
         last = dataclasses.replace(config, batch_size=batch_sizes[-1])
@@ -87,6 +101,21 @@ def main(config: BenchmarkConfig) -> None:
     if config.output:
         write_results(config.output, result, text)
         plots.plot_throughput(f"{config.output}.png", result["rows"], result["device_kind"])
+    print_results(result, text)
+
+
+def compare(config: BenchmarkConfig) -> None:
+    """Measures this checkout and another one alternately, writes and prints.
+
+    Raises:
+      UserError: see :func:`experiments.benchmarks.against.compare`.
+    """
+    result = against.compare(config, DEFAULTS)
+    words = f"{command(config, DEFAULTS)} --against={result['against'][:12]}"
+    result |= provenance(words)
+    text = against.table(result)
+    if config.output:
+        write_results(config.output, result, text)
     print_results(result, text)
 
 

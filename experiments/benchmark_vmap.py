@@ -15,11 +15,13 @@ import sys
 import jax
 import numpy as np
 
+from capsjax.models import PRESETS
 from experiments import mnist
 from experiments.config import UserError, setting
 from experiments.config.flags import run
 from experiments.plots.text_tables import markdown
-from experiments.training import loop, vmapped_loop
+from experiments.training import chunks, vmapped_loop
+from experiments.training.first_step import before_first_step
 from experiments.training.results import output_path, print_results, provenance, write_results
 from experiments.training.setup import prepare
 from kernels.bench import seconds
@@ -40,10 +42,11 @@ def measure(preset: str, batch_size: int, runs: int, accelerator: str) -> dict:
     setup = prepare(mnist.PROGRAM, base)
     took = {}
     for S in (1, runs):
+        setup = before_first_step(setup, chunks.chunk_body, S)
         configs = [dataclasses.replace(setup.config, seed=seed) for seed in range(S)]
         numbers, state, source, order, keys, _ = vmapped_loop.inputs(setup, configs)
         if S == 1:
-            chunk = loop.chunk_body(setup, None, 1, lambda batch: batch)
+            chunk = chunks.chunk_body(setup, None, 1, lambda batch: batch)
             state, order, keys = jax.tree.map(lambda leaf: leaf[0], (state, order, keys))
             arguments = (state, jax.device_put(source), order, keys, STEPS, 0)
         else:
@@ -69,7 +72,10 @@ def parse_sizes(text: str) -> list[tuple[str, int]]:
     """
     try:
         pairs = [part.split(",") for part in text.split(";")]
-        return [(preset.strip(), int(batch)) for preset, batch in pairs]
+        found = [(preset.strip(), int(batch)) for preset, batch in pairs]
+        if all(0 < batch < 10**6 and f"capsnet_{preset}" in PRESETS for preset, batch in found):
+            return found
+        raise ValueError("no such size")
     except ValueError as error:
         raise UserError(f"--sizes={text}: write it as 'tiny,8;small,64'") from error
 

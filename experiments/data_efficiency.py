@@ -8,12 +8,13 @@ over seeds. It is written next to the file: few/digits_examples.png.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 from experiments import plots
 from experiments.config import Config, UserError, setting
 from experiments.config.flags import run
+from experiments.files import BadFile, is_number, is_plain, read_json
+from experiments.files.forms import is_percentage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,15 @@ class Flags:
 
 
 DEFAULTS = Flags()
+
+
+def _is_positive(value) -> bool:
+    # The flags of rows are text.
+    return str(value).isdecimal() and 0 < int(value) < 10**9
+
+
+ROW = {"train_examples": _is_positive, "test_error": is_percentage, "model?": str, "preset?": str}
+ROW |= {"seed?": is_number, "*": is_plain}
 
 
 def main(flags: Flags) -> None:
@@ -41,12 +51,14 @@ def main(flags: Flags) -> None:
                 "train_examples": int(row["train_examples"]),
                 "test_error": float(row["test_error"]),
             }
-            for row in json.loads(path.read_text("utf-8"))["runs"]
+            for row in read_json(path, {"runs": [ROW], "*": is_plain})["runs"]
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except BadFile as error:
         raise UserError(
-            f"--sweep={path} is not the JSON file of a sweep over --train_examples: {error!r}"
+            f"--sweep={path} is not the JSON file of a sweep over --train_examples: {error}"
         ) from error
+    if not rows:
+        raise UserError(f"--sweep={path} has no runs")
     seeds = len({row["seed"] for row in rows})
     figure = path.with_name(f"{path.stem}_examples.png")  # the sweep's own figure is STEM.png
     title = f"Learning from few examples, {seeds} seed{'s' * (seeds > 1)}"

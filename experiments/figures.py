@@ -13,7 +13,6 @@ needs no data.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 from experiments import plots
@@ -21,6 +20,8 @@ from experiments.analysis import saved_run
 from experiments.analysis.saved_run import stored_config
 from experiments.config import UserError, setting
 from experiments.config.flags import run
+from experiments.files import check_folder, local_path, read_json
+from experiments.files.forms import SUMMARY
 from experiments.tasks import figures, routing_diagnostics
 from experiments.tasks.base import Figure
 from experiments.training.evaluate import make_evaluate
@@ -63,7 +64,9 @@ def main(flags: Flags) -> None:
         raise UserError("give a run, or several different ones: --run=DIR,DIR")
     if not set(kinds) <= set(KINDS):
         raise UserError(f"--format={flags.format}: png, pdf, or png,pdf is needed")
-    output = Path(flags.output or Path(folders[0]) / "figures")
+    output = local_path(flags.output or str(Path(folders[0]) / "figures"), "output")
+    if not flags.output:
+        check_folder(output.parent)
     found = of_runs(folders) if len(folders) > 1 else of_run(flags)
     try:
         for path in figures.save(found, output, kinds):
@@ -95,9 +98,13 @@ def of_run(flags: Flags) -> list[Figure]:
         examples=True,
     )
     setup, variables = opened.setup, opened.variables
+    if getattr(setup.config, "ensemble", 1) > 1:
+        raise UserError(f"{flags.run} is an ensemble, of which there are no figures")
+    if (flags.class_ or flags.image >= 0) and setup.pipeline.held_out("test")[1].ndim != 1:
+        raise UserError(f"--class and --image need one class an image, unlike {flags.run}")
     rows = read_rows(opened.folder / "metrics.jsonl")
     found = list(figures.of_training(setup, rows))
-    if figures.has_decoder(setup):
+    if figures.has_decoder(setup) and not setup.dataset.multi_label:
         changed, values = perturbed(opened, flags)
         for dim, effect in zip(changed.dims, changed.effects, strict=True):
             print(f"dim {dim:3}  mean squared change of a pixel {effect:.2e}")
@@ -110,7 +117,7 @@ def of_run(flags: Flags) -> list[Figure]:
         found += routing_diagnostics.figures(setup, variables, rows, figures.title_of(setup))
     summary = opened.folder / "summary.json"
     if summary.exists():
-        found += setup.task.summary_figures(setup, json.loads(summary.read_text("utf-8")))
+        found += setup.task.summary_figures(setup, read_json(summary, SUMMARY))
     return found
 
 

@@ -2,19 +2,22 @@
 
     python -m experiments.predict --run=DIR image.png more.jpg folder/
     python -m experiments.predict --run=DIR --invert=yes --fit=digit scans/
+    python -m experiments.predict --run=DIR --json - < image.png
 
 Images of any size, grey or colour, with 8 or 16 bits, are converted to the network's size. For each
 image the class, the length of its capsule and the second choice are printed; if no length reaches
 0.5, no class is present with confidence, as in the paper. Networks that return logits have
 probabilities instead of lengths. A figure shows each image, the input of the network and the
 reconstruction by its decoder. If a folder is given, everything is also written as CSV next to the
-figure.
+figure, with --json as JSON, with the scores of all classes. Runs on pairs name two classes, runs on
+images with sets of labels all classes of 0.5 or more; ensembles have the mean scores of their
+networks. The file - is standard input.
 
 --invert=auto inverts an image if its border is as far from that of the training images as black is
 from white: MNIST is white on black. --fit=pad gives the whole image to the network. --fit=digit
 gives it only what is brighter than the border after --invert, scaled to 20/28 of the side, with its
 centre of mass in the middle, as MNIST was made. --fit=auto chooses digit for MNIST, unless the
-image has the network's size already.
+image has the network's size already, --resize of the run for folders of images, otherwise pad.
 
 Files that can't be read are named on standard error; the exit status is then 1.
 """
@@ -31,12 +34,13 @@ from experiments.analysis.classify_images import (
     PreparedImage,
     classify,
     prepare_images,
-    score_name,
 )
 from experiments.config import UserError, setting
 from experiments.config.flags import run
 from experiments.data import image_files
+from experiments.files import formula_free, fresh, local_path, one_line, write_json
 from experiments.tasks import figures
+from experiments.tasks.predictions import score_name
 
 MAX_DRAWN = 32  # images in the figure
 
@@ -50,7 +54,10 @@ class Flags:
     fit: str = setting(
         "auto",
         "how images are brought to the size of the network",
-        choices=("auto", "pad", "digit"),
+        choices=("auto", "pad", "crop", "stretch", "digit"),
+    )
+    json: bool = setting(
+        False, "also write predictions.json, with the scores of all classes, beside the figure"
     )
     output: str = setting("", "figure, .png or .pdf; by default predictions.png in the run")
     accelerator: str = setting("auto", "where to compute", choices=("auto", "cpu", "gpu", "tpu"))
@@ -68,21 +75,27 @@ def main(flags: Flags, *paths: str) -> None:
     """
     if not flags.run or not paths:
         raise UserError("give a run and images: --run=DIR image.png more.jpg folder/")
-    output = Path(flags.output or Path(flags.run) / "predictions.png")
+    output = local_path(flags.output, "output") if flags.output else None
+    output = output or local_path(flags.run, "run") / "predictions.png"
     if output.suffix not in (".png", ".pdf"):
         raise UserError(f"--output={output} must end in .png or .pdf")
+    if paths.count("-") > 1:
+        raise UserError("standard input (-) holds one image; give - once")
     files = image_files.find(paths)
     opened = saved_run.open_run(flags.run, accelerator=flags.accelerator, cache_dir=flags.cache_dir)
     title = f"{figures.title_of(opened.setup)}, step {opened.step}"
     print(f"{title}; {background(opened.facts)}", file=sys.stderr)
     images = prepare_images(opened, files, flags.invert, flags.fit)
     found = classify(opened, images)
-    measure = score_name(opened.setup.model_config)
+    measure = score_name(opened.setup)
     print(table(images, found, measure))
     try:
         if any(Path(path).is_dir() for path in paths):
             write_csv(output.with_suffix(".csv"), images, found, measure)
             print(f"table {output.with_suffix('.csv')}", file=sys.stderr)
+        if flags.json:
+            write_json(output.with_suffix(".json"), as_json(images, found, measure))
+            print(f"table {output.with_suffix('.json')}", file=sys.stderr)
         if images:
             examples = [example(i, f) for i, f in zip(images[:MAX_DRAWN], found)]
             more = f" (the first {MAX_DRAWN} of {len(images)})" if len(images) > MAX_DRAWN else ""
@@ -103,14 +116,34 @@ def background(facts: dict) -> str:
 
 
 def describe(found: Classification) -> tuple[str, str]:
-    """Returns the class, or that there is none, and the second choice; each with its score."""
-    first, second = choices(found)
-    return first if found.confident else f"none with confidence ({first})", second
+    """Returns the classes, or that there are none, and the next choice; each with its score."""
+    first, *others = choices(found)
+    if not found.confident:
+        first = f"none with confidence ({first})"
+    return first, others[0] if others else ""
 
 
 def choices(found: Classification) -> list[str]:
-    """Returns both classes, each with its score."""
-    return [f"{n} {s:.3f}" for n, s in zip(found.names, found.scores, strict=True)]
+    """Returns the named classes together, or the best one, and all others, each with its score."""
+    every = [f"{n} {s:.3f}" for n, s in zip(found.names, found.scores, strict=True)]
+    count = max(found.named, 1)
+    return [" + ".join(every[:count]), *every[count:]]
+
+
+def as_json(images: list[PreparedImage], found: list[Classification], measure: str) -> list[dict]:
+    """Returns what predictions.json says of each image."""
+    return [
+        {
+            "file": str(i.file),
+            "classes": list(f.names[: f.named]),
+            "confident": f.confident,
+            "measure": measure,
+            "scores": dict(f.every),
+            "inverted": bool(i.inverted),
+            "fit": i.fit,
+        }
+        for i, f in zip(images, found, strict=True)
+    ]
 
 
 def table(images: list[PreparedImage], found: list[Classification], measure: str) -> str:
@@ -118,7 +151,7 @@ def table(images: list[PreparedImage], found: list[Classification], measure: str
     lines = [("file", f"class, {measure}", "second", "taken as")]
     for i, f in zip(images, found, strict=True):
         how = f"{'inverted' if i.inverted else 'as it is'}, {i.fit}"
-        lines.append((str(i.file), *describe(f), how))
+        lines.append((one_line(i.file), *map(one_line, describe(f)), how))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rows = [[c.ljust(w) for c, w in zip(line, widths, strict=True)] for line in lines]
     return "\n".join("  ".join(row).rstrip() for row in rows)
@@ -127,15 +160,18 @@ def table(images: list[PreparedImage], found: list[Classification], measure: str
 def write_csv(
     path: Path, images: list[PreparedImage], found: list[Classification], measure: str
 ) -> None:
-    """Writes the table with all digits of the scores."""
+    """Writes the table with all digits of the scores; several classes are joined by semicolons."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8", newline="") as file:
+    with fresh(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         names = ("file", "class", measure, "second", f"second_{measure}")
         writer.writerow((*names, "confident", "inverted", "fit"))
         for i, f in zip(images, found, strict=True):
-            pairs = [x for pair in zip(f.names, f.scores, strict=True) for x in pair]
-            writer.writerow((i.file, *pairs, int(f.confident), int(i.inverted), i.fit))
+            count = max(f.named, 1)
+            first = ";".join(f.names[:count]), ";".join(map(str, f.scores[:count]))
+            second = (f.names[count], f.scores[count]) if len(f.names) > count else ("", "")
+            row = (i.file, *first, *second, int(f.confident), int(i.inverted), i.fit)
+            writer.writerow(map(formula_free, row))
 
 
 def example(image: PreparedImage, found: Classification) -> plots.Example:
@@ -143,7 +179,7 @@ def example(image: PreparedImage, found: Classification) -> plots.Example:
     text = ", then ".join(choices(found))
     text = text if found.confident else f"none: {text}"
     pixels = image.image, found.input, found.reconstruction
-    return plots.Example(*pixels, image.file.name, text, found.confident)
+    return plots.Example(*pixels, one_line(image.file.name), one_line(text), found.confident)
 
 
 if __name__ == "__main__":

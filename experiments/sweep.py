@@ -21,6 +21,7 @@ from absl import flags
 
 from experiments.config import Config, UserError, names_of, setting
 from experiments.config import flags as flags_module
+from experiments.files import local_path
 from experiments.sweeps import affine_error, executors, ledger, plan, report
 from experiments.sweeps.plan import PlannedRun
 from experiments.sweeps.runner import Sweep, complete, print_plan
@@ -89,7 +90,10 @@ def main() -> None:
     if own.dry_run:
         print_plan(sweep, tuning_runs, runs)
         return
-    for folder in (sweep.folder, *([Path(own.output).absolute().parent] if own.output else [])):
+    for folder in (
+        sweep.folder,
+        *([local_path(own.output, "output").absolute().parent] if own.output else []),
+    ):
         ledger.make_folder(folder)
     failed = complete(sweep, tuning_runs)
     if tuning_runs:
@@ -102,7 +106,9 @@ def main() -> None:
             return
         runs = sweep.runs(plan.choose(tuning_runs, sweep.entries()), study.seeds)
     failed += complete(sweep, runs)
-    show_report(sweep, tuning_runs, runs, Path(own.output or sweep.folder / "table"))
+    show_report(
+        sweep, tuning_runs, runs, local_path(own.output or str(sweep.folder / "table"), "output")
+    )
     if failed:
         names = ", ".join(run.workdir.name for run in failed)
         print(f"{len(failed)} of {len(tuning_runs + runs)} runs failed: {names}", file=sys.stderr)
@@ -127,8 +133,12 @@ def make_sweep(own: Flags) -> Sweep:
     shared = {name: value for name, value in given.items() if name not in paths}
     name = own.study or "grid"
     code = zlib.crc32(repr((defaults.program, sorted(shared.items()))).encode())
-    folder = Path(own.runs or f"runs/sweep-{name}-{code:08x}").absolute()
-    merge = tuple(Path(place).absolute() for place in own.merge.split(",")) if own.merge else ()
+    folder = local_path(own.runs or f"runs/sweep-{name}-{code:08x}", "runs").absolute()
+    merge = (
+        tuple(local_path(place, "merge").absolute() for place in own.merge.split(","))
+        if own.merge
+        else ()
+    )
     for place in merge:
         if not place.exists():
             raise UserError(f"--merge={place}: there is no such file or folder")

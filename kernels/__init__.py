@@ -1,6 +1,8 @@
 """Pallas kernels for the operations that capsjax defines in plain JAX.
 
-- :mod:`kernels.api`: which implementation runs where; the only file that commands need
+- :mod:`kernels.api`: which implementation runs where
+- :mod:`kernels.approval`, :mod:`kernels.trial`: for which shapes ``auto`` takes kernels; the trial
+  that decides
 - ``routing_pass_tpu``, ``routing_pass_gpu``: the passes of routing, without votes
 - ``routing_steps_tpu``, ``routing_steps_gpu``, ``routing_blocks``: the parts of these kernels
 - ``prediction_vectors_tpu``, ``prediction_vectors_gpu``: materialized votes

@@ -1,9 +1,8 @@
 """Which implementation runs where: the kernels behind one name.
 
-``auto`` takes the best that can run and never fails; a named implementation that cannot run
-raises an error with the reason. Neither depends on the size of the problem: a kernel refuses
-what it cannot take with :class:`~kernels.blocks.Unsupported` while it is traced, and ``auto``
-then streams.
+A named implementation that cannot run raises an error with the reason. ``auto`` never fails: it
+takes kernels only for shapes for which they were tried on this device and approved
+(:mod:`kernels.approval`), which it looks up while it is traced, and otherwise streams.
 """
 
 import functools
@@ -19,7 +18,8 @@ from capsjax import votes
 from capsjax.backend import backend
 from capsjax.routing import IMPLEMENTATIONS, PassKernels, stream
 from capsjax.routing.agreement import check_inputs
-from kernels.blocks import Unsupported, check_dtype
+from kernels.approval import is_approved, shapes_of
+from kernels.blocks import check_dtype
 
 VOTES_IMPLEMENTATIONS = ("auto", "xla", "pallas", "pallas_interpret")
 PLATFORMS = ("tpu", "gpu")
@@ -49,8 +49,8 @@ def select(name: str, devices: Sequence[jax.Device], *, divided: bool = False) -
       name: one of :data:`capsjax.routing.IMPLEMENTATIONS`. ``naive`` and ``stream``: see
         :func:`capsjax.routing.route`. ``pallas``: the kernels of this package.
         ``pallas_interpret``: the same in Pallas' interpreter, on any device, slowly.
-        ``auto``: ``pallas`` where it runs and votes are not needed, otherwise what the library
-        chooses.
+        ``auto``: where ``pallas`` runs, kernels that stream all shapes but the approved ones
+        (:mod:`kernels.approval`); otherwise ``auto``, by which the library chooses.
       devices: those that the program runs on, of one kind.
       divided: the compiler divides the program among them (``jit`` over several devices),
         which it cannot do with a kernel; ``shard_map`` and ``pmap`` call it on each part.
@@ -76,20 +76,19 @@ def select(name: str, devices: Sequence[jax.Device], *, divided: bool = False) -
             raise ValueError(reason)
         return "auto"
     kernels = pass_kernels(device.platform)
-    return kernels if name == "pallas" else _or_stream(kernels)
+    return kernels if name == "pallas" else _if_approved(kernels, device.platform)
 
 
-def _or_stream(kernels: PassKernels) -> PassKernels:
-    """Returns kernels that stream what they do not support, and leave votes to XLA."""
+def _if_approved(kernels: PassKernels, platform: str) -> PassKernels:
+    """Returns kernels that stream where they are not approved, and leave votes to XLA."""
 
-    def first(kernel, other, *args):
-        try:
-            return kernel(*args)
-        except Unsupported:
-            return other(*args)
+    def either(kernel, other, normalizer, inputs, *args):
+        approved = is_approved(shapes_of(platform, inputs, args[normalizer]))
+        return (kernel if approved else other)(inputs, *args)
 
-    pairs = zip(kernels, stream.STREAM[:3])
-    return PassKernels(*(functools.partial(first, kernel, other) for kernel, other in pairs))
+    # The last number is the place of the normalizer among the arguments after the inputs.
+    parts = zip(kernels[:3], stream.STREAM[:3], (1, 2, 2))
+    return PassKernels(*(functools.partial(either, *part) for part in parts))
 
 
 def _why_not(device: jax.Device, divided: bool) -> str | None:

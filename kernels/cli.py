@@ -1,13 +1,29 @@
 """What all commands share: parsing flags, reporting errors of the user, the commit they run."""
 
+import contextlib
+import errno
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags, logging
 from jax.errors import JaxRuntimeError
+
+# Errors of the operating system that are no defect of a program.
+OF_THE_MACHINE = {
+    getattr(errno, name)
+    for name in "ENOSPC EDQUOT EACCES EPERM EROFS EMFILE ENFILE EIO ENAMETOOLONG".split()
+    + "EISDIR ENOTDIR ENOENT EFBIG ELOOP ENOMEM ENXIO".split()
+    if hasattr(errno, name)
+}
+
+# The same in errors of libraries that are not OSError.
+SIGNS = ("No space left on device", "Disk quota exceeded", "File too large", "Too many open files")
+SIGNS += ("Read-only file system", "Permission denied")
 
 
 def run(
@@ -20,8 +36,8 @@ def run(
     """Parses the flags, calls ``main``, and reports an error of the user in one line.
 
     The exit status is 2, after ``error: ...`` on standard error, for a wrong flag, for ``errors``
-    and if the device has too little memory; 130 if interrupted; and 1, silently, if the reader of
-    standard output has closed it.
+    and if the device has too little memory or the disk is full; 130 if interrupted; and 1,
+    silently, if the reader of standard output has closed it.
 
     Args:
       main: the command.
@@ -33,11 +49,15 @@ def run(
     def parse(argv):
         flags.FLAGS.set_gnu_getopt(words)
         try:
+            for word in argv[1:] if words else ():
+                # A pattern of the shell such as *.png must not give flags.
+                if word.startswith("-") and os.path.lexists(word):
+                    raise flags.Error(f"{word!r} is a file; name it ./{word}, or all by ./*")
             define(argv[1:])
             rest = flags.FLAGS(argv)[1:]
             if rest and not words:
                 raise flags.Error(f"unexpected argument {rest[0]!r}; flags look like --name=value")
-        except (flags.Error, errors) as error:
+        except (flags.Error, errors, ValueError) as error:
             _fail(error)
         return [argv[0], *rest]
 
@@ -48,14 +68,19 @@ def run(
             main(*argv[1:])
         except errors as error:
             _fail(error)
-        except JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            if not (reason := _reason(error)):
                 raise
-            _fail(f"too little memory, try smaller batches: {str(error).splitlines()[0]}")
+            _fail(reason, at_once=True)
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            sys.exit(130)
+            _end("interrupted", 130)
 
+    _take_signals()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
     try:
         try:
             app.run(wrapped, flags_parser=parse)
@@ -66,9 +91,54 @@ def run(
         sys.exit(1)
 
 
-def _fail(error: Exception | str) -> None:
-    print("error:", *str(error).split(), file=sys.stderr)
+def _reason(error: BaseException | None) -> str:
+    """Returns in one line what of this machine made an exception, or nothing for a defect."""
+    while error is not None:
+        text = (str(error).splitlines() or [""])[0]
+        if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+            where = f"{error.filename}: " if error.filename else ""
+            return f"{where}{error.strerror}; what was saved before is kept"
+        if found := [sign for sign in SIGNS if sign in str(error)]:
+            return f"{found[0]}; what was saved before is kept: {text[:200]}"
+        if isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+            return f"too little memory; smaller images, --preset or batches need less: {text}"
+        if isinstance(error, MemoryError):
+            return f"too little memory; smaller images, --preset or batches need less: {text}"
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def _fail(error: Exception | str, *, at_once: bool = False) -> None:
+    line = " ".join(["error:", *str(error).split()])
+    # Names in messages may hold what moves the cursor of a terminal.
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    if at_once:
+        _end(line, 2)
+    print(line, file=sys.stderr)
     sys.exit(2)
+
+
+def _end(line: str, status: int) -> None:
+    """Prints a line and ends at once: threads that still write would print what fails."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    os._exit(status)
+
+
+def _take_signals() -> None:
+    """Makes Ctrl-C an exception again, where ``experiments`` ended at once during imports.
+
+    A hangup is an interruption, too, unless ``nohup`` has turned it off.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup and signal.getsignal(hangup) != signal.SIG_IGN:
+        signal.signal(hangup, lambda *_: _end("interrupted", 128 + hangup))
 
 
 def commit() -> str | None:

@@ -4,12 +4,18 @@ import dataclasses
 import functools
 import importlib.util
 import os
+import signal
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import optax
 import pytest
+
+# Tests send signals, which nohup and shells make their background jobs ignore.
+for _name, _handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    if hasattr(signal, _name) and signal.getsignal(getattr(signal, _name)) == signal.SIG_IGN:
+        signal.signal(getattr(signal, _name), _handler)
 
 pytest.register_assert_rewrite("figure_helpers", "tfds_builders")
 

@@ -58,6 +58,12 @@ def read_json(path):
     return json.loads(path.read_text())
 
 
+def config_of(workdir):
+    """Returns the settings in the config.json of a run."""
+    stored = read_json(workdir / "config.json")
+    return Config(**{name: value for name, value in stored.items() if name != "recorded"})
+
+
 def metrics_rows(workdir):
     """Returns the rows of metrics.jsonl without measured times, which differ between runs."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()

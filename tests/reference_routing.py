@@ -352,8 +352,13 @@ def vb_logits(votes, q):
 
 def vb_activation(q, beta_u, beta_a):
     """beta_a - (energy + beta_u), the energies normalized over the output capsules."""
-    H = 0.5 * q.m.shape[1] * np.log(2 * np.pi * np.e) - 0.5 * q.ln_det
-    x = beta_a - (normalized(np.exp(q.ln_pi) * H) + beta_u)
+    J, D = q.m.shape
+    H = 0.5 * D * np.log(2 * np.pi * np.e) - 0.5 * q.ln_det
+    energy = np.exp(q.ln_pi) * H
+    apart = energy - sum(energy) / J
+    # Three standard deviations of (1 / J) sum_d log(variance_d) / 2, from kappa votes.
+    least = 3 * np.sqrt(D * 0.25 * 2 / (sum(q.kappa) / J)) / J
+    x = beta_a - (apart / np.sqrt(sum(apart**2) / J + least**2) + beta_u)
     return np.array([sigmoid(logit) for logit in x])
 
 

@@ -21,14 +21,15 @@ ALLOWED = {
 }
 # What each folder of experiments may import of the others. "" is the top level, the commands.
 FOLDERS = {
-    "config": set(),
-    "plots": set(),
-    "data": {"config", "plots"},
-    "tasks": {"config", "plots", "data"},
-    "training": {"config", "plots", "data", "tasks"},
-    "analysis": {"config", "plots", "data", "tasks", "training"},
-    "sweeps": {"config", "plots", "data", "tasks", "training", "analysis"},
-    "benchmarks": {"config", "plots", "data", "tasks", "training"},
+    "files": set(),
+    "config": {"files"},
+    "plots": {"files"},
+    "data": {"files", "config", "plots"},
+    "tasks": {"files", "config", "plots", "data"},
+    "training": {"files", "config", "plots", "data", "tasks"},
+    "analysis": {"files", "config", "plots", "data", "tasks", "training"},
+    "sweeps": {"files", "config", "plots", "data", "tasks", "training", "analysis"},
+    "benchmarks": {"files", "config", "plots", "data", "tasks", "training"},
 }
 FOLDERS[""] = set(FOLDERS)
 # Lines of a file, and of a function without its docstring.

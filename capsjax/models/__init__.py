@@ -1,13 +1,18 @@
-"""Whole networks, their configurations, and presets for the networks of the literature."""
+"""Whole networks, their configurations, and presets for the networks of the literature.
+
+Presets of a publication say beside them, or in the module that they come from, what is as published
+and what is not. ``small``, ``deep``, ``tiny`` and ``mnist_small`` are not published networks.
+"""
 
 import dataclasses
 
 from flax import nnx
 
-from capsjax.models import efficient
+from capsjax.models import efficient, hvc, matrix, variational
 from capsjax.models.capsnet import CapsNet, Prediction
 from capsjax.models.capsnet_config import CapsNetConfig
 from capsjax.models.cnn import CNN, CNNConfig
+from capsjax.models.hvc import HVCConfig, HVCNet
 from capsjax.models.small_images import fit_image
 
 __all__ = [
@@ -16,6 +21,8 @@ __all__ = [
     "CapsNet",
     "CapsNetConfig",
     "Config",
+    "HVCConfig",
+    "HVCNet",
     "PRESETS",
     "Prediction",
     "build",
@@ -23,9 +30,12 @@ __all__ = [
     "preset",
 ]
 
-Config = CapsNetConfig | CNNConfig
+Config = CapsNetConfig | CNNConfig | HVCConfig
 
 PRESETS: dict[str, Config] = {
+    # Of Sabour, Frosst & Hinton (2017). Sizes are those of the text; it does not say whether there
+    # is a decoder for other data than MNIST and MultiMNIST. Initial weights and what else differs
+    # between text and code are recipes, see capsjax.recipes.
     "capsnet_mnist": CapsNetConfig(),
     "capsnet_multimnist": CapsNetConfig(image_shape=(36, 36, 1)),
     "capsnet_affnist": CapsNetConfig(image_shape=(40, 40, 1)),
@@ -41,28 +51,11 @@ PRESETS: dict[str, Config] = {
     "capsnet_small": CapsNetConfig(conv_channels=64, primary_types=8, decoder=(128, 256)),
     # Efficient-CapsNet, see capsjax.models.efficient.
     **efficient.PRESETS,
-    # Matrix capsules with EM routing (Hinton, Sabour & Frosst 2018), with the small sizes and the
-    # two iterations of Gritzman (2019). Layer normalization replaces batch normalization: on the
-    # digits the error after 210 steps is 84% without it and 2.5% with it.
-    "capsnet_matrix": CapsNetConfig(
-        conv_channels=64,
-        conv_kernel=5,
-        conv_stride=2,
-        conv_norm="layer",
-        norm_epsilon=1e-6,
-        primary_types=8,
-        primary_pose=16,
-        primary_kernel=1,
-        primary_stride=1,
-        primary_activation="sigmoid",
-        coordinates=True,
-        capsule_layers=((16, 3, 2), (16, 3, 1)),
-        layer_votes="matrix",
-        votes="conv_matrix",
-        routing="em",
-        routing_iterations=2,
-        decoder=None,
-    ),
+    # Matrix capsules, see capsjax.models.matrix, and capsjax.models.variational.
+    **matrix.PRESETS,
+    **variational.PRESETS,
+    # Homogeneous vector capsules and the convolutions of M5, see capsjax.models.hvc.
+    **hvc.PRESETS,
     # Four routed layers, three of them convolutional: 6x6, 4x4, 2x2, 1x1, classes.
     "capsnet_deep": CapsNetConfig(
         conv_channels=64,
@@ -70,6 +63,23 @@ PRESETS: dict[str, Config] = {
         capsule_layers=((8, 3, 1), (8, 3, 1), (8, 2, 1)),
         squash="exponential",
         decoder=(128, 256),
+    ),
+    # For photographs of 64 to 224 pixels: strided convolutions with residual blocks, as in ResNet
+    # (He et al. 2016), then 4x4 to 14x14 positions with primary capsules. Groups of channels are
+    # normalized, because people's own data are small and so are their batches.
+    "capsnet_backbone": CapsNetConfig(
+        image_shape=(64, 64, 3),
+        conv_channels=32,
+        conv_kernel=5,
+        conv_stride=2,
+        padding="SAME",
+        conv_norm="group",
+        trunk=((32, 1, 1), (64, 1, 2), (128, 1, 2)),
+        primary_types=16,
+        primary_kernel=3,
+        primary_stride=2,
+        decoder=(64, 32, 16),
+        decoder_kind="transposed",
     ),
     "capsnet_tiny": CapsNetConfig(
         conv_channels=16, primary_types=4, primary_kernel=9, decoder=(32, 64)
@@ -112,6 +122,7 @@ def preset(name: str, **changes) -> Config:
     return dataclasses.replace(PRESETS[name], **changes)
 
 
-def build(config: Config, *, rngs: nnx.Rngs) -> CapsNet | CNN:
+def build(config: Config, *, rngs: nnx.Rngs) -> CapsNet | CNN | HVCNet:
     """Make the network that a configuration describes."""
-    return {CapsNetConfig: CapsNet, CNNConfig: CNN}[type(config)](config, rngs=rngs)
+    networks = {CapsNetConfig: CapsNet, CNNConfig: CNN, HVCConfig: HVCNet}
+    return networks[type(config)](config, rngs=rngs)

@@ -1,27 +1,29 @@
 """CapsNet: convolutions, primary capsules, one or more layers of routed capsules, decoder."""
 
 import functools
-import math
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from capsjax.capsules import Capsules
 from capsjax.masks import argmax_mask, label_mask, mask_capsules
 from capsjax.models.capsnet_config import CapsNetConfig
 from capsjax.models.capsnet_layers import (
+    batch_norm,
     make_convs,
     make_decoder,
+    make_layer_norms,
     make_norms,
     make_primary,
     make_routed_layers,
+    make_trunk,
 )
 from capsjax.models.concurrent import route_concurrently
 from capsjax.precision import accumulator
+from capsjax.primary_capsules import by_type
 from capsjax.routing import RoutingOutput
 
 
@@ -50,11 +52,16 @@ class CapsNet(nnx.Module):
             self.more_convs = nnx.List(convs[1:])
         if config.conv_norm != "none":
             self.norms = nnx.List(make_norms(config, rngs))
+        if config.trunk:
+            self.trunk = make_trunk(config, rngs)
         self.primary = make_primary(config, rngs)
         layers, self.classes = make_routed_layers(config, rngs)
         if layers:
             self.layers = nnx.List(layers)
-        self.grid = layers[-1].grid if layers else config.primary_grid
+        if config.input_norm == "batch":
+            self.input_norm = batch_norm(config, config.image_shape[2], affine=False)
+        if config.pose_norm == "batch":
+            self.layer_norms = nnx.List(make_layer_norms(config))
         if config.decoder is not None:
             self.decoder = make_decoder(config, rngs)
 
@@ -62,7 +69,7 @@ class CapsNet(nnx.Module):
         """Compute the primary capsules of images ``[B, H, W, C]`` with pixels in [0, 1]."""
         c = self.config
         chex.assert_shape(images, (None, *c.image_shape))
-        x = images
+        x = images if c.input_norm == "none" else self.input_norm(images)
         for n, conv in enumerate((self.conv, *(self.more_convs if c.more_convs else ()))):
             steps = [_activation(c.conv_slope)]
             if c.conv_norm != "none":
@@ -70,7 +77,7 @@ class CapsNet(nnx.Module):
             x = conv(x)
             for step in steps:
                 x = step(x).astype(x.dtype)
-        return self.primary(x)
+        return self.primary(self.trunk(x) if c.trunk else x)
 
     def encode(self, images: chex.Array, *, trace: bool = False) -> RoutingOutput:
         """Compute the class capsules of images.
@@ -83,8 +90,9 @@ class CapsNet(nnx.Module):
         if self.config.routing_schedule == "concurrent":
             layers = [*self._layers(), self.classes]
             x = self.primary_capsules(images)
-            return route_concurrently(layers, x, self._normalize_poses, self._add_coordinates)
-        return self.classes(self._class_inputs(images), trace=trace)
+            return route_concurrently(layers, x, self._normalize_poses)
+        out = self.classes(self._class_inputs(images), trace=trace)
+        return self._normalize_by_type(out, len(self._layers()))
 
     def capsules(self, images: chex.Array) -> dict[str, Capsules]:
         """Compute the capsules of every layer, by the path of its parameters, lowest first.
@@ -94,9 +102,9 @@ class CapsNet(nnx.Module):
         x = self.primary_capsules(images)
         all_layers = {"primary": x}
         for n, layer in enumerate(self._layers()):
-            x = self._normalize_poses(layer(x))
+            x = self._to_inputs(layer(x), n)
             all_layers[f"layers/{n}"] = x
-        out = self.classes(self._add_coordinates(x))
+        out = self._normalize_by_type(self.classes(x), len(self._layers()))
         return all_layers | {"classes": Capsules(out.pose, out.activation)}
 
     def votes(self, images: chex.Array) -> jax.Array:
@@ -109,34 +117,33 @@ class CapsNet(nnx.Module):
     def _class_inputs(self, images) -> Capsules:
         """Compute the input capsules of the class capsules."""
         x = self.primary_capsules(images)
-        for layer in self._layers():
-            x = self._normalize_poses(layer(x))
-        return self._add_coordinates(x)
+        for n, layer in enumerate(self._layers()):
+            x = self._to_inputs(layer(x), n)
+        return x
+
+    def _to_inputs(self, out: RoutingOutput, n: int) -> Capsules:
+        """Make the output of layer n input capsules of the next, with ``pose_norm``."""
+        return self._normalize_poses(self._normalize_by_type(out, n))
+
+    def _normalize_by_type(self, out: RoutingOutput, n: int) -> RoutingOutput:
+        """Normalize poses and logits of layer n over the batch, if ``pose_norm`` is batch."""
+        if self.config.pose_norm != "batch":
+            return out
+        types = [*(layer[0] for layer in self.config.capsule_layers), self.config.num_classes][n]
+        pose, logit = (
+            by_type(norm, x, types)
+            for norm, x in zip(self.layer_norms[2 * n : 2 * n + 2], (out.pose, out.activation))
+        )
+        return out._replace(pose=pose, activation=jax.nn.sigmoid(logit))
 
     def _normalize_poses(self, out: RoutingOutput) -> Capsules:
-        """Make the output of a routed layer input capsules, see ``CapsNetConfig.pose_norm``."""
+        """Divide poses by their root mean square, if ``pose_norm`` is auto."""
         pose = out.pose
         if self.config.pose_norm == "auto" and self.classes.routing.traits.poses_are_means:
             wide = pose.astype(accumulator(pose.dtype))
             square = jnp.mean(jnp.square(wide), (1, 2), keepdims=True)
             pose = (wide * jax.lax.rsqrt(square + 1e-6)).astype(pose.dtype)
         return Capsules(pose, out.activation)
-
-    def _add_coordinates(self, x: Capsules) -> Capsules:
-        """Add the positions of capsules to their poses, if the configuration says so.
-
-        The position, in (0, 1), is added to the first two components of the last column of
-        a square pose matrix (Hinton, Sabour & Frosst 2018 add it to the votes).
-        """
-        if not self.config.coordinates:
-            return x
-        (height, width), (B, I, K) = self.grid, x.pose.shape
-        side = math.isqrt(K)
-        place = np.zeros((height, width, 1, K), np.float32)
-        place[..., side - 1] = (np.arange(height) + 0.5)[:, None, None] / height
-        place[..., 2 * side - 1] = (np.arange(width) + 0.5)[None, :, None] / width
-        pose = x.pose.reshape(B, height, width, -1, K) + jnp.asarray(place, x.pose.dtype)[None]
-        return x._replace(pose=pose.reshape(B, I, K))
 
     def decode(self, pose: chex.Array, mask: chex.Array) -> jax.Array:
         """Reconstruct images ``[B, H, W, C]`` from class capsules.

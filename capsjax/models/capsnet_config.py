@@ -1,20 +1,22 @@
 """The configuration of a CapsNet: its sizes and choices, checked for consistency."""
 
 import dataclasses
-import math
 
-from capsjax.models.windows import Window, smallest_image
-from capsjax.modules import ACTIVATIONS
+from capsjax.models.consistency import check_consistency
+from capsjax.models.windows import COORDINATES, Window
 from capsjax.plain_layers import PADDINGS
+from capsjax.primary_capsules import ACTIVATIONS
 from capsjax.recipes import primary_factor
 from capsjax.routing import GRADIENTS, PassKernels, Routing, check_choice, make_routing, options_of
+from capsjax.routing.em import CONSTANTS
 from capsjax.squash import SQUASHES
 from capsjax.votes import VOTES
 
 SCHEDULES = ("sequential", "concurrent")
-POSE_NORMS = ("auto", "none")
-INITS = ("lecun", "official", "efficient")
-NORMS = ("none", "layer", "batch", "instance")
+POSE_NORMS = ("auto", "none", "batch")
+INITS = ("lecun", "official", "efficient", "hinton", "gritzman", "vb")
+NORMS = ("none", "layer", "batch", "instance", "group")
+DECODERS = ("dense", "transposed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +39,12 @@ class CapsNetConfig:
     conv_stride: int = 1
     more_convs: tuple[tuple[int, int, int], ...] = ()  # channels, kernel, stride
     padding: str = "VALID"  # of convolutions and primary capsules, or SAME
-    # Normalization of each convolution: layer (over a whole example), batch or instance, see
-    # capsjax.normalization.
+    conv_bias: bool = True
+    # Residual blocks after the convolutions: channels, blocks and stride of each stage.
+    trunk: tuple[tuple[int, int, int], ...] = ()
+    input_norm: str = "none"  # of the images, or batch, without scale and offset
+    # Normalization of each convolution: layer (over a whole example), batch, instance or group,
+    # see capsjax.normalization.
     conv_norm: str = "none"
     norm_place: str = "before"  # the activation of the convolution, or after it
     norm_momentum: float = 0.99  # of running statistics, see capsjax.BatchNorm
@@ -51,18 +57,25 @@ class CapsNetConfig:
     primary_depthwise: bool = False  # each output channel has one input channel
     # length of the pose, or sigmoid of a convolution; auto: as in the paper of the routing
     primary_activation: str = "auto"
-    coordinates: bool = False  # add positions to the poses of the inputs of class capsules
+    primary_offset: float = 0.0  # added to the argument of the sigmoid
+    primary_bias: bool = True  # of its convolutions
+    primary_norm: str = "none"  # of poses and arguments of the sigmoid, by type; or batch
+    # Positions of the input capsules in their votes for class capsules, a key of COORDINATES.
+    coordinates: str = "none"
     # Convolutional capsule layers between primary and class capsules: types, kernel, stride.
     # Their pose size is that of the class capsules.
     capsule_layers: tuple[tuple[int, int, int], ...] = ()
     layer_votes: str = "full"  # of those layers
     # Normalization of poses between routed layers. auto: division by their root mean square over
     # the layer, for each example, if they are means of votes (em, vb, self, kde); none: never.
+    # batch: those of each type, of class capsules too, over the batch, without scale and offset,
+    # and so the arguments of the sigmoid that gives their activations (vb alone).
     pose_norm: str = "auto"
     class_pose: int = 16  # D
     votes: str = "full"  # of the class capsules
     squash: str = "auto"  # a key of SQUASHES; auto: as in the paper of the routing
     routing: str = "dynamic"  # a key of capsjax.routing.ROUTINGS
+    em_constants: str = "default"  # of EM routing, see capsjax.routing.em
     routing_iterations: int = 3  # R
     routing_prior: str = "zeros"  # or learned
     routing_schedule: str = "sequential"  # or concurrent: all layers in every pass
@@ -70,8 +83,9 @@ class CapsNetConfig:
     # auto, naive, stream or other pass kernels: how, not what, is computed
     routing_implementation: str | PassKernels = "auto"
     decoder: tuple[int, ...] | None = (512, 1024)  # hidden widths; None: no reconstruction
-    # Initial weights. official: truncated normals, biases 0.1. efficient: those of the authors'
-    # code of Efficient-CapsNet (he_normal; primary capsules glorot_uniform).
+    # dense layers, or transposed convolutions, whose numbers of channels are then the widths
+    decoder_kind: str = "dense"
+    # Initial weights, those of authors' code: see KERNELS in capsjax.models.initial_weights.
     init: str = "lecun"
     routing_bias: bool = False  # learned bias of s_j, initially 0.1
     # Factor on the weighted sums of the primary capsules, or official: their share of types.
@@ -80,8 +94,11 @@ class CapsNetConfig:
 
     def __post_init__(self):
         check_choice("padding", self.padding, PADDINGS)
-        self._check_image_size()
+        check_choice("decoder_kind", self.decoder_kind, DECODERS)
         check_choice("conv_norm", self.conv_norm, NORMS)
+        check_choice("input_norm", self.input_norm, ("none", "batch"))
+        check_choice("primary_norm", self.primary_norm, ("none", "batch"))
+        check_choice("coordinates", self.coordinates, COORDINATES)
         check_choice("norm_place", self.norm_place, ("before", "after"))
         check_choice("init", self.init, INITS)
         check_choice("routing_schedule", self.routing_schedule, SCHEDULES)
@@ -93,54 +110,21 @@ class CapsNetConfig:
         check_choice("routing_gradient", self.routing_gradient, GRADIENTS)
         check_choice("primary_activation", self.primary_activation, ("auto", *ACTIVATIONS))
         _ = self.primary_factor
-        self._check_depthwise()
-        self._check_schedule(routing)
-        self._check_poses()
+        check_consistency(self, routing)
 
-    def _check_image_size(self) -> None:
-        smallest, (height, width, _) = smallest_image(self.windows), self.image_shape
-        if min(height, width) < smallest:
-            kernels = ", ".join(f"{w.kernel}x{w.kernel}" for w in self.windows if not w.padded)
-            raise ValueError(
-                f"image_shape: {height}x{width} pixels are too few for valid convolutions of "
-                f"{kernels}; the smallest image is {smallest}x{smallest}, or else "
-                "capsjax.models.fit_image makes kernels smaller"
-            )
+    def make_routing(self, *, classes: bool = True) -> Routing:
+        """Make the routing algorithm, with those of the options that it has.
 
-    def _check_depthwise(self) -> None:
-        channels, needed = self.convs[-1][0], self.primary_types * self.primary_pose
-        if self.primary_depthwise and channels != needed:
-            raise ValueError(
-                f"depthwise primary capsules need types times pose = {channels} channels, not "
-                f"{self.primary_types} * {self.primary_pose}"
-            )
-
-    def _check_schedule(self, routing: Routing) -> None:
-        if self.routing_schedule != "concurrent":
-            return
-        if routing.traits.compete_across_positions and self.capsule_layers:
-            raise ValueError(f"routing {self.routing!r} has no concurrent schedule")
-        if self.routing_gradient != "full":
-            raise ValueError(
-                "the concurrent schedule has no other gradient than full, not "
-                f"{self.routing_gradient!r}"
-            )
-
-    def _check_poses(self) -> None:
-        pose = self.primary_pose
-        for _ in self.capsule_layers:
-            VOTES[self.layer_votes].shape(1, 1, self.class_pose, pose, 1)
-            pose = self.class_pose
-        VOTES[self.votes].shape(1, 1, self.class_pose, pose, 1)
-        if self.coordinates and (pose < 4 or math.isqrt(pose) ** 2 != pose):
-            raise ValueError(f"coordinates need poses that are square matrices, not {pose} numbers")
-
-    def make_routing(self) -> Routing:
-        """Make the routing algorithm, with those of the options that it has."""
+        Args:
+          classes: whether it is that of the class capsules.
+        """
+        constants = f"{self.em_constants}_classes"
         options = {
             "iterations": self.routing_iterations,
             "prior": self.routing_prior,
             "bias": self.routing_bias,
+            "constants": constants if classes and constants in CONSTANTS else self.em_constants,
+            "standardized": self.pose_norm != "batch",
         }
         if self.squash != "auto":
             options["squash"] = self.squash
@@ -173,10 +157,15 @@ class CapsNetConfig:
         return ((self.conv_channels, self.conv_kernel, self.conv_stride), *self.more_convs)
 
     @property
+    def primary_channels(self) -> int:
+        """The number of channels that primary capsules are computed from."""
+        return self.trunk[-1][0] if self.trunk else self.convs[-1][0]
+
+    @property
     def primary_grid(self) -> tuple[int, int]:
         """The height and width of the grid of primary capsules."""
         height, width = self.image_shape[:2]
-        for kernel, stride, padded in self.windows[: len(self.convs) + 1]:
+        for kernel, stride, padded in self.windows[: len(self.convs) + len(self.trunk) + 1]:
             lost = 0 if padded else kernel - 1
             height, width = (-(-(n - lost) // stride) for n in (height, width))
         return height, width
@@ -189,10 +178,14 @@ class CapsNetConfig:
 
     @property
     def windows(self) -> list[Window]:
-        """The windows of all layers that slide one over their input, lowest first."""
+        """The windows of all layers that slide one over their input, lowest first.
+
+        A stage of the trunk has one, with its stride.
+        """
         same = self.padding == "SAME"
         return [
             *(Window(kernel, stride, same) for _, kernel, stride in self.convs),
+            *(Window(3, stride, True) for _, _, stride in self.trunk),
             Window(self.primary_kernel, self.primary_stride, same),
             *(Window(kernel, stride, False) for _, kernel, stride in self.capsule_layers),
         ]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from capsjax.models.capsnet import Prediction
+from capsjax.pieces import bernoulli
 from capsjax.plain_layers import Conv
 
 
@@ -78,6 +79,6 @@ class CNN(nnx.Module):
         """
         x = self.features(images)
         if key is not None and self.config.dropout:
-            kept = jax.random.bernoulli(key, 1 - self.config.dropout, x.shape)
+            kept = bernoulli(key, 1 - self.config.dropout, x.shape)
             x = jnp.where(kept, x / (1 - self.config.dropout), 0)
         return Prediction(self.dense[-1](x).astype(jnp.float32))

@@ -10,7 +10,6 @@ def route_concurrently(
     layers: list,
     x: Capsules,
     to_inputs: Callable[[RoutingOutput], Capsules],
-    before_last: Callable[[Capsules], Capsules],
 ) -> RoutingOutput:
     """Route all layers together (Tsai et al. 2020): the poses of a pass are inputs of the next.
 
@@ -22,15 +21,13 @@ def route_concurrently(
       layers: routed capsule layers, lowest first.
       x: the capsules below the first layer.
       to_inputs: maps the output of a layer to the input capsules of the next.
-      before_last: applied to the input capsules of the last layer.
 
     Returns:
       The output of the last layer, without couplings.
     """
 
     def inputs(n, outputs):
-        below = to_inputs(outputs[n - 1]) if n else x
-        return below if layers[n + 1 :] else before_last(below)
+        return to_inputs(outputs[n - 1]) if n else x
 
     states, outputs = [], []
     for n, layer in enumerate(layers):

@@ -19,8 +19,9 @@ Not as published:
 - training: the flags of a run set it, and their defaults are those of Sabour et al. (2017).
   Published are batches of 16, Adam at 5e-4 times 0.97 an epoch with a floor of 5e-5, 150 epochs,
   0.392 times the mean squared error of the reconstruction, and images for MNIST rotated, shifted
-  and zoomed, for smallNORB standardized, reduced to 64x64 pixels and cropped to 48x48. The
-  commands give smallNORB images of 32x32, for which the network is too large.
+  and zoomed, for smallNORB standardized over the whole data set, reduced to 64x64 pixels, cropped
+  to 48x48 and changed in brightness and contrast. ``experiments.smallnorb`` does the last four,
+  and standardizes the channels of each image.
 
 With a momentum of 0.99 the running statistics forget their initial values in some hundred steps:
 after fewer, the error in evaluation is far above that in training.

@@ -33,9 +33,10 @@ def fit_image(config: CapsNetConfig, image_shape: tuple[int, int, int]) -> CapsN
     )
     sizes = [(window.kernel, window.stride) for window in windows]
     count = len(config.convs)
+    primary = count + len(config.trunk)  # which is padded, and stays as it is
     more = [(c[0], *size) for c, size in zip(config.more_convs, sizes[1:count], strict=True)]
-    deep = zip(config.capsule_layers, sizes[count + 1 :], strict=True)
-    (conv_kernel, conv_stride), (primary_kernel, primary_stride) = sizes[0], sizes[count]
+    deep = zip(config.capsule_layers, sizes[primary + 1 :], strict=True)
+    (conv_kernel, conv_stride), (primary_kernel, primary_stride) = sizes[0], sizes[primary]
     return dataclasses.replace(
         config,
         image_shape=tuple(image_shape),

@@ -85,7 +85,7 @@ class RoutingTraits:
     scores_are_logits: bool = False  # activations are logits, not probabilities
     loss: str = "margin"  # loss of the algorithm's paper, a key of capsjax.objectives.LOSSES
     # What the paper does with the poses of primary capsules, a key of capsjax.squash.POSE_MAPS,
-    # and what their activations are, one of capsjax.modules.ACTIVATIONS.
+    # and what their activations are, one of capsjax.primary_capsules.ACTIVATIONS.
     primary_squash: str = "paper"
     primary_activation: str = "length"
     # Poses are means of votes. A mean of many votes is short, and shorter in every further layer,

@@ -80,10 +80,11 @@ def route(
         :class:`~capsjax.routing.PassKernels` then replaces its kernels. For other algorithms
         with full votes, its ``votes`` computes the votes and routing continues as in ``naive``.
         ``pallas`` takes the pass kernels for this device (:mod:`kernels.api`), and
-        ``pallas_interpret`` runs them slowly on any device. ``auto`` is ``pallas`` on an
-        accelerator where the algorithm can run on it, if one device is visible or inside
-        ``shard_map``; otherwise ``stream`` for votes larger than a GiB, or than 8 MiB on CPU with
-        pass kernels; otherwise ``naive``.
+        ``pallas_interpret`` runs them slowly on any device. Where the algorithm can run on them, on
+        an accelerator, if one device is visible or inside ``shard_map``, ``auto`` is ``pallas`` for
+        shapes that were approved (:mod:`kernels.approval`) and ``stream`` for others; otherwise
+        ``stream`` for votes larger than a GiB, or than 8 MiB on CPU with pass kernels; otherwise
+        ``naive``.
       trace: also return a :class:`~capsjax.routing.Trace`; always ``naive``.
 
     Returns:

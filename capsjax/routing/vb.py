@@ -1,5 +1,6 @@
 """Variational Bayes routing (Ribeiro, Leontidis & Kollias 2020): EM with priors."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -8,8 +9,9 @@ import jax.numpy as jnp
 from jax.scipy.special import digamma
 
 from capsjax.routing.base import Routing, RoutingTraits, check_iterations
-from capsjax.routing.equations import standardize
 from capsjax.routing.moments import moments, sums
+
+DEVIATIONS = 3  # of the energies before training, which their normalization adds to theirs
 
 
 class State(NamedTuple):
@@ -24,7 +26,7 @@ class State(NamedTuple):
     log_det: jax.Array  # [J] expected logarithm of the determinant of the precision
 
 
-def vb(iterations: int = 3) -> Routing:
+def vb(iterations: int = 3, *, standardized: bool = True) -> Routing:
     r"""Returns routing by variational Bayes.
 
     Ribeiro, Leontidis & Kollias, "Capsule Routing via Variational Bayes" (AAAI 2020). A
@@ -51,20 +53,34 @@ def vb(iterations: int = 3) -> Routing:
        - (\mathrm{norm}_j(e^{E \log \pi_j} H_j) + \beta_{u,j})\big), \quad
        H_j = \tfrac D2 \log 2 \pi e - \tfrac12 E \log |\Lambda_j|
 
-    with norm the subtraction of the mean and division by the standard deviation over the output
-    capsules j. Not as published: the authors' code has no norm but normalizes the argument of the
-    sigmoid over the batch, betas included, which makes outputs depend on the other examples;
-    without any, the output capsules of a thousand input capsules are almost equal and learn far
-    more slowly. Its second batch normalization, of m, is replaced by the normalization of poses
-    between the layers of a network (:class:`capsjax.CapsNetConfig`), those of primary capsules by
-    none. Its loss is the cross-entropy of the softmax of activations; here activations are divided
-    by their sum (:func:`capsjax.losses.cross_entropy_of_lengths`).
+    with
+
+    .. math::
+       \mathrm{norm}_j(e) = \frac{e_j - \bar e}
+       {\sqrt{\frac1J \sum_k (e_k - \bar e)^2 + 9 D / (2 \bar\kappa J^2)}}
+
+    and bars for means over the J output capsules. The last term is nine times the variance before
+    training: :math:`\pi_j` is then about 1/J, and the logarithm of a variance estimated from
+    :math:`\kappa` votes has variance 2 / kappa. Without it two output capsules would have energies
+    of -1 and 1 whatever the votes are, and no gradient.
+
+    Not as published: the authors' code has no norm but normalizes the argument of the sigmoid over
+    the batch, betas included, and m as well, which makes outputs depend on the other examples.
+    Without any normalization the output capsules of a thousand input capsules are almost equal and
+    learn far more slowly. The published loss is the cross-entropy of the softmax of the
+    activations; here activations are divided by their sum
+    (:func:`capsjax.losses.cross_entropy_of_lengths`).
+
+    With ``standardized=False`` the activation is the argument of the sigmoid without norm, a logit,
+    for networks that normalize it over the batch: ``pose_norm="batch"`` of
+    :class:`capsjax.CapsNetConfig`, as in the preset ``vb``, whose loss is the published one.
 
     Parameters: ``beta_u`` and ``beta_a``, initially zero, ``[J]``. R passes. Pitfall: with one
     output capsule the activation carries no information. Safe for votes up to 1e15.
 
     Args:
       iterations: the number of passes.
+      standardized: see above.
 
     Raises:
       ValueError: iterations below one.
@@ -97,9 +113,10 @@ def vb(iterations: int = 3) -> Routing:
         logits=logits,
         accumulate=accumulate,
         update=_update,
-        finalize=_finalize,
+        finalize=functools.partial(_finalize, standardized=standardized),
         init_params=init_params,
         traits=RoutingTraits(
+            scores_are_logits=not standardized,
             loss="cross_entropy",
             primary_squash="none",
             primary_activation="sigmoid",
@@ -133,8 +150,17 @@ def _update(params, stats, state, t):
     )
 
 
-def _finalize(params, state):
+def _finalize(params, state, *, standardized):
     D = state.m.shape[1]
     entropy = D / 2 * math.log(2 * math.pi * math.e) - state.log_det / 2
-    energy = standardize(jnp.exp(state.log_pi) * entropy)
-    return state.m, jax.nn.sigmoid(params["beta_a"] - (energy + params["beta_u"]))
+    energy = jnp.exp(state.log_pi) * entropy
+    if standardized:
+        energy = _normalized(energy, jnp.mean(state.kappa), D)
+    logit = params["beta_a"] - (energy + params["beta_u"])
+    return state.m, jax.nn.sigmoid(logit) if standardized else logit
+
+
+def _normalized(energy, kappa, D):
+    centered = energy - jnp.mean(energy)
+    initial = D / (2 * kappa * energy.shape[0] ** 2)
+    return centered * jax.lax.rsqrt(jnp.mean(jnp.square(centered)) + DEVIATIONS**2 * initial)

@@ -1,6 +1,5 @@
 """The equivariance of one network: its measures, their table and their figures."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,11 @@ from experiments.analysis.feature_paths import (
     probe_all,
 )
 from experiments.analysis.saved_run import SavedRun
+from experiments.files import read_json
+from experiments.files.forms import SUMMARY, is_percentage
 from experiments.plots.text_tables import markdown
 
+REQUIRED = {"command": str, "test_error": is_percentage}  # of a summary
 MEASURES = ("linear", "quadratic", "dimensions", "length", "direction")  # of paths, as in the table
 
 
@@ -34,7 +36,7 @@ def measure(opened: SavedRun, test_count: int, train_count: int) -> tuple[dict, 
     features = make_features(setup, opened.variables)
     test = tuple(x[: test_count or None] for x in (data.test_images, data.test_labels))
     train = tuple(x[: train_count or None] for x in (data.train_images, data.train_labels))
-    summary = json.loads((opened.folder / "summary.json").read_text("utf-8"))
+    summary = read_json(opened.folder / "summary.json", SUMMARY | REQUIRED)
     routing = f", {setup.config.routing} routing" if setup.config.routing else ""
     result = {
         "name": f"{setup.config.model}{routing}, {opened.folder.name}",

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,14 +10,16 @@ import numpy as np
 from absl import flags
 from jax.sharding import SingleDeviceSharding
 
-from capsjax import train
 from experiments.config import Config, UserError, names_of
 from experiments.config.flags import parse_flags
 from experiments.data import datasets, image_files
+from experiments.files import BadFile, is_plain, local_path, one_line, read_json
+from experiments.files.forms import NETWORK
 from experiments.tasks.base import Setup
 from experiments.tasks.registry import find_program
 from experiments.training.checkpoints import Checkpoints, has_checkpoints
-from experiments.training.setup import prepare
+from experiments.training.identity import RECORDED
+from experiments.training.setup import first_state, prepare
 
 
 class SavedRun(NamedTuple):
@@ -50,7 +51,7 @@ def open_run(
     Raises:
       UserError: there is no such run, this version can't read it, or it has no checkpoint yet.
     """
-    folder = Path(folder)
+    folder = local_path(folder, "run")
     here = {"accelerator": accelerator, "num_devices": 1, "parallel": "jit"}
     # The implementation of routing depends on the machine, its result does not.
     here |= {"routing_implementation": "auto", "workdir": str(folder)}
@@ -65,31 +66,29 @@ def open_run(
     else:
         facts = _facts(folder / "network.json")
         setup = prepare(program, config, _without_examples(config, facts))
-    shapes = jax.eval_shape(
-        lambda key: train.init_state(setup.model, setup.optimizer, key), jax.random.key(0)
-    )
+    shapes = jax.eval_shape(lambda key: first_state(setup, key), jax.random.key(0))
     place = SingleDeviceSharding(setup.devices[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
     with Checkpoints(folder, read_only=True) as checkpoints:
         step = checkpoints.latest()
         if step is None:
             raise UserError(f"{folder} has no checkpoint yet")
-        variables = checkpoints.restore(target).variables
+        variables = checkpoints.restore_variables(target)
     return SavedRun(folder, setup, facts, step, variables)
 
 
 def _facts(path: Path) -> dict:
     try:
-        found = json.loads(path.read_text("utf-8"))
-        return {name: found[name] for name in ("image_shape", "class_names", "border")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} can't be read ({error!r}); repeating the run's command writes it again"
-        ) from error
+        return {"multi_label": False} | read_json(path, NETWORK)
+    except BadFile as error:
+        raise UserError(f"{error}; repeating the run's command writes it again") from error
 
 
 def _without_examples(config, facts):
-    none = np.zeros((0, *facts["image_shape"]), np.uint8), np.zeros(0, np.int32)
+    labels = np.zeros(0, np.int32)
+    if facts["multi_label"]:
+        labels = np.zeros((0, len(facts["class_names"])), np.uint8)
+    none = np.zeros((0, *facts["image_shape"]), np.uint8), labels
     return datasets.Dataset(config.dataset, "network.json", *none * 3, tuple(facts["class_names"]))
 
 
@@ -109,7 +108,8 @@ def stored_config(workdir: Path | str, /, **changes) -> Config:
         hint = f", did you mean {folder.parent / near[0]}?" if near else ""
         raise UserError(f"{folder}: no such folder{hint}")
     try:
-        stored = json.loads(path.read_text("utf-8"))
+        stored = read_json(path, {"program": str, "*": is_plain})
+        stored.pop(RECORDED, None)
         defaults = find_program(stored["program"]).defaults
         fields = {f.name: f for f in dataclasses.fields(defaults)}
         if unknown := stored.keys() - fields.keys():
@@ -121,5 +121,7 @@ def stored_config(workdir: Path | str, /, **changes) -> Config:
         given = [f"--{n}={v}" for n, v in kept.items() if is_flag[n] and v is not None]
         others = {n: v for n, v in kept.items() if not is_flag[n]}
         return dataclasses.replace(parse_flags(defaults, given), **others)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, flags.Error) as error:
-        raise UserError(f"{path} is no configuration of a run of this version: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, flags.Error, UserError) as error:
+        raise UserError(
+            f"{path} is no configuration of a run of this version: {one_line(error)}"
+        ) from error

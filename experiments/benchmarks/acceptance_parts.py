@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from experiments.config import UserError
+from experiments.files import read_json
 
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}  # of JAX; the first is used
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,7 +108,7 @@ def run_part(part: Part, accelerator: str, folder: Path, seconds: float) -> dict
         status, out, err = "too slow", "", f"more than {seconds:.0f} s"
     results = []
     if status == 0 and part.trains:
-        results = [json.loads((folder / "summary.json").read_text("utf-8"))]
+        results = [read_json(folder / "summary.json")]
     elif status == 0:
         results = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     settings = "".join(f"{key}={value} " for key, value in part.environment)

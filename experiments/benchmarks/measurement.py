@@ -8,12 +8,15 @@ import sys
 import numpy as np
 
 from capsjax.models import CapsNetConfig
+from capsjax.models import Config as ModelConfig
 from experiments.benchmarks import throughput
 from experiments.benchmarks.throughput import TRAINING, flops_per_image
 from experiments.benchmarks.variants import make_variants
 from experiments.config import Config, UserError
 from experiments.plots.text_tables import markdown
 from experiments.tasks.base import Program
+from experiments.training.chunks import chunk_body
+from experiments.training.first_step import before_first_step
 from experiments.training.results import peak_memory_mb, versions
 from experiments.training.setup import prepare
 
@@ -57,6 +60,7 @@ def measure(
             skipped.append(f"{what}: {error}")
             print(f"skipped: {error}", file=sys.stderr)
             continue
+        setup = before_first_step(setup, chunk_body)
         found = throughput.capsjax_implementations(setup)
         if torch:
             found |= throughput.torch_implementations(setup)
@@ -90,8 +94,10 @@ def measure(
     }
 
 
-def countable_flops(config: CapsNetConfig) -> int | None:
+def countable_flops(config: ModelConfig) -> int | None:
     """Returns the operations of a training image, or None for a network they are unknown of."""
+    if not isinstance(config, CapsNetConfig):
+        return None
     plain = not (config.capsule_layers or config.more_convs or config.primary_depthwise)
     return flops_per_image(config) if plain and config.conv_stride == 1 else None
 

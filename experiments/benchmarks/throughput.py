@@ -17,7 +17,7 @@ from experiments.config import Config, UserError
 from experiments.data import batching, datasets
 from experiments.data.augment import to_unit
 from experiments.tasks.base import Setup
-from experiments.training import loop
+from experiments.training import chunks
 from experiments.training.setup import initial_state, training_inputs
 from kernels import bench
 
@@ -72,7 +72,7 @@ def capsjax_implementations(setup: Setup) -> Implementations:
 
         return jax.lax.fori_loop(0, CHUNK, one, jnp.zeros((size, setup.dataset.num_classes)))
 
-    chunk, memory = compiled(loop.make_chunk(setup), state, source, order, key, count)
+    chunk, memory = compiled(chunks.make_chunk(setup), state, source, order, key, count)
     infer, infer_memory = compiled(jax.jit(several), variables, images)
     once, once_memory = compiled(jax.jit(scores), variables, images[:size])
     carried = [state]

@@ -37,7 +37,8 @@ def parse_numbers(name: str, text: str) -> list[int]:
       UserError: the text holds anything else.
     """
     words = [word.strip() for word in text.split(",")]
-    if not all(word.isdigit() and int(word) for word in words):
+    digits = all(word.isascii() and word.isdecimal() and len(word) < 8 for word in words)
+    if not digits or not all(map(int, words)):
         raise UserError(f"--{name}={text}: numbers such as 1,32,128 are needed")
     return [int(word) for word in words]
 

@@ -2,9 +2,10 @@
 
 from experiments import UserError
 from experiments.config.experiment import Config
-from experiments.config.flags import names_of, setting
+from experiments.config.flags import later_defaults, names_of, setting
 from experiments.config.network import (
     command,
+    continuation,
     given_flags,
     network_config,
     resolve,
@@ -15,7 +16,9 @@ __all__ = [
     "Config",
     "UserError",
     "command",
+    "continuation",
     "given_flags",
+    "later_defaults",
     "names_of",
     "network_config",
     "resolve",

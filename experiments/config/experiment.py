@@ -11,13 +11,18 @@ from capsjax.recipes import RECIPES
 from capsjax.routing import GRADIENTS, IMPLEMENTATIONS, ROUTINGS
 from capsjax.squash import SQUASHES
 from capsjax.votes import VOTES
-from experiments.config.flags import names_of, setting
+from experiments.config.flags import later_defaults, names_of, setting
+from experiments.config.optimization import RATE_SCHEDULES, Optimization
+from experiments.config.own_images import OwnImages, stem_of
+from experiments.files import local_path
 
+AUGMENTATIONS = ("auto", "none", "shift", "flip", "affine", "strong")
+MACHINE = "free neutral local"  # the roles of what describes where a run is computed
 PRESET_NAMES = tuple(dict.fromkeys(name.split("_", 1)[1] for name in PRESETS))
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Optimization, OwnImages):
     """The settings of a training run; every field with a :func:`setting` is a flag."""
 
     program: str = dataclasses.field(default="mnist", metadata={"flag": False})
@@ -25,9 +30,9 @@ class Config:
     # Data
     dataset: str = setting(
         "auto",
-        "auto (MNIST if it is available, otherwise digits), digits (of scikit-learn), any "
-        "image-classification data set of TensorFlow Datasets, or your own arrays: PATH.npz with "
-        "train_images, train_labels, test_images, test_labels and optionally class_names",
+        "auto (MNIST if it is available, otherwise digits), digits (of scikit-learn), any data "
+        "set of TensorFlow Datasets, your own arrays PATH.npz with train_images, train_labels, "
+        "test_images, test_labels, or your own images: FOLDER with a folder for each class",
     )
     data_dir: str = setting("", "directory of prepared TensorFlow Datasets", roles="free path")
     cache_dir: str = setting(
@@ -43,6 +48,14 @@ class Config:
         0, "number of training examples, balanced over classes; 0: all", low=0
     )
     max_shift: int = setting(2, "largest random shift of training images, in pixels", low=0)
+    augmentation: str = setting(
+        "auto",
+        "random changes of training images. auto: those of the command. none. shift: shifts, or "
+        "crops where the command crops. flip: these, and half of the images mirrored. affine: "
+        "rotation, scale, shear and shift. strong: more of them, and a square erased",
+        choices=AUGMENTATIONS,
+        roles="later",
+    )
 
     # Network
     model: str = setting("capsnet", "kind of network", choices=("capsnet", "cnn"))
@@ -97,11 +110,12 @@ class Config:
         by="preset",
         roles="capsules",
     )
-    pose_norm: str = setting(
-        "auto",
+    pose_norm: str | None = setting(
+        None,
         "normalization of poses between routed layers. auto: by their root mean square, if poses "
-        "are means of votes. none: never",
+        "are means of votes. none: never. batch: over the batch, with --routing=vb",
         choices=POSE_NORMS,
+        by="preset",
         roles="capsules",
     )
     primary_types: int = setting(
@@ -118,7 +132,7 @@ class Config:
     )
     depth: int = setting(
         0,
-        "number of routed capsule layers of --preset=deep or matrix; 0: all",
+        "number of routed capsule layers of presets that have several; 0: all",
         low=0,
         roles="capsules",
     )
@@ -151,11 +165,6 @@ class Config:
         by="recipe",
         roles="numeric",
     )
-    learning_rate_floor: float | None = setting(
-        None, "smallest learning rate", low=0.0, by="recipe", roles="numeric"
-    )
-    adam_epsilon_hat: bool | None = setting(None, "TensorFlow's epsilon in Adam", by="recipe")
-
     # Training
     loss: str = setting(
         "auto",
@@ -170,18 +179,6 @@ class Config:
     batch_size: int = setting(
         0, "images per step, over all devices; 0: 64 for digits, otherwise 128", low=0
     )
-    learning_rate: float = setting(
-        1e-3, "initial learning rate of Adam", low=0.0, roles="numeric fits_couplings"
-    )
-    decay_rate: float = setting(
-        0.96, "factor by which the learning rate decays", low=0.0, high=1.0, roles="numeric"
-    )
-    decay_steps: int = setting(
-        2000,
-        "number of steps in which the learning rate decays by --decay_rate",
-        low=1,
-        roles="numeric",
-    )
     reconstruction_weight: float = setting(
         0.0005, "weight of the summed squared reconstruction error", low=0.0, roles="numeric"
     )
@@ -191,22 +188,24 @@ class Config:
 
     # Machine
     accelerator: str = setting(
-        "auto",
-        "device to compute on",
-        choices=("auto", "cpu", "gpu", "tpu"),
-        roles="free neutral local",
+        "auto", "device to compute on", choices=("auto", "cpu", "gpu", "tpu"), roles=MACHINE
     )
     parallel: str = setting(
         "jit",
         "how several devices share a batch",
         choices=("jit", "shard_map", "pmap"),
-        roles="free neutral local",
+        roles=MACHINE,
     )
     num_devices: int = setting(
+        0, "number of devices; 0: all; on CPU one, and more are simulated", low=0, roles=MACHINE
+    )
+    microbatch: int | str = setting(
         0,
-        "number of devices; 0: all; on CPU one, and more are simulated",
+        "images of a piece of a batch, over all devices; pieces are computed one after another, in "
+        "less memory, to the same gradient. 0: whole batches. auto: the largest that memory holds",
+        choices=("auto",),
         low=0,
-        roles="free neutral local",
+        roles=MACHINE,
     )
 
     # Output
@@ -232,15 +231,17 @@ class Config:
 
     def identity(self) -> dict:
         """Returns the fields that two runs must share to be the same run."""
-        free = names_of(self, "free")
+        free = set(names_of(self, "free"))
+        free -= {"epochs", "steps"} if RATE_SCHEDULES[self.schedule] else set()
         return {name: value for name, value in vars(self).items() if name not in free}
 
     def default_workdir(self) -> str:
         """Returns ``runs/NAME-...``, the same for the same (resolved) configuration."""
-        code = zlib.crc32(repr(sorted(self.identity().items())).encode())
-        dataset = Path(self.dataset).stem if self.dataset.endswith(".npz") else self.dataset
-        return f"runs/{self.program}-{dataset}-{self.model}-{code:08x}"
+        later = later_defaults(self).items()
+        named = sorted(pair for pair in self.identity().items() if pair not in later)
+        code = zlib.crc32(repr(named).encode())
+        return f"runs/{self.program}-{stem_of(self.dataset)}-{self.model}-{code:08x}"
 
     def folder(self) -> Path:
         """Returns the folder of the run: ``--workdir``, or else :meth:`default_workdir`."""
-        return Path(self.workdir or self.default_workdir())
+        return local_path(self.workdir or self.default_workdir(), "workdir")

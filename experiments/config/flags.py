@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import sys
 import typing
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from kernels import cli
 Settings = TypeVar("Settings")  # a frozen dataclass
 
 
+LARGEST = 2**31 - 1  # of integers, unless a setting says more
 # What a flag may mean to the programs, in addition to its value.
 ROLES = {
     "capsules": "it applies only to capsule networks",
@@ -22,7 +24,8 @@ ROLES = {
     "free": "a run may be continued with another value",
     "neutral": "it has no part in the result of a run",
     "local": "it describes this machine: it is never read back from a saved run",
-    "path": "it is a place on this machine: local, and left out of commands for others",
+    "path": "it is a place or a limit on this machine: local, left out of commands for others",
+    "later": "runs from before there was the flag are runs with its default",
     "fits_couplings": "a run may differ in it from the run whose couplings it takes",
 }
 
@@ -52,6 +55,12 @@ def names_of(settings: Any, role: str) -> tuple[str, ...]:
     return tuple(f.name for f in fields if role in f.metadata.get("roles", ()))
 
 
+def later_defaults(settings: Any) -> dict[str, Any]:
+    """Returns what runs mean that were saved before there was a flag, by name of the field."""
+    later = names_of(settings, "later")
+    return {f.name: f.default for f in dataclasses.fields(settings) if f.name in later}
+
+
 class _Choice(flags.EnumParser):
     """Parses one of several names; the error for another name suggests the nearest one."""
 
@@ -63,8 +72,28 @@ class _Choice(flags.EnumParser):
             raise ValueError(f"{error}, did you mean {near[0]}?" if near else error) from error
 
 
-class _NumberOrName(flags.FloatParser):
-    """Parses a number, or a name in its place."""
+class _Integer(flags.IntegerParser):
+    """Parses an integer; steps and sizes are integers of 32 bits on devices."""
+
+    def parse(self, argument):
+        found = super().parse(argument)
+        if not -LARGEST <= found <= max(LARGEST, self.upper_bound or 0):
+            raise ValueError(f"more than {LARGEST:,} is not possible")
+        return found
+
+
+class _Number(flags.FloatParser):
+    """Parses a finite number."""
+
+    def parse(self, argument):
+        found = super().parse(argument)
+        if not math.isfinite(found):
+            raise ValueError("a finite number is needed")
+        return found
+
+
+class _OrName:
+    """Parses a number as the other base class does, or a name in its place."""
 
     def __init__(self, low, high, names):
         super().__init__(low, high)
@@ -80,6 +109,20 @@ class _NumberOrName(flags.FloatParser):
             raise ValueError(f"value should be {legal}") from error
 
 
+class _NumberOrName(_OrName, _Number):
+    pass
+
+
+class _IntegerOrName(_OrName, _Integer):
+    pass
+
+
+OR_NAME = {
+    frozenset({float, str}): _NumberOrName,
+    frozenset({int, str}): _IntegerOrName,
+}
+
+
 def flag_name(field: dataclasses.Field) -> str:
     """Returns the name of the flag of a field, without a final underscore as in ``class_``."""
     return field.name.removesuffix("_")
@@ -92,14 +135,14 @@ def define_flags(defaults: Settings, flag_values: flags.FlagValues = flags.FLAGS
         if not f.metadata.get("flag", True):
             continue
         kinds = set(typing.get_args(f.type)) - {type(None)} or {f.type}
-        or_name, kind = kinds == {float, str}, next(iter(kinds))
+        or_name, kind = OR_NAME.get(frozenset(kinds)), next(iter(kinds))
         name, value, text = flag_name(f), getattr(defaults, f.name), f.metadata["help"]
         low, high = f.metadata["low"], f.metadata["high"]
         if value is None:
             text += f" (default: that of the {f.metadata['by']})"
         common = {"flag_values": flag_values, "module_name": module}
         if or_name:
-            parser = _NumberOrName(low, high, f.metadata["choices"])
+            parser = or_name(low, high, f.metadata["choices"])
             flags.DEFINE(parser, name, value, text, **common)
         elif f.metadata["choices"]:
             flag = flags.EnumFlag(name, value, text, f.metadata["choices"])
@@ -108,9 +151,9 @@ def define_flags(defaults: Settings, flag_values: flags.FlagValues = flags.FLAGS
         elif kind is bool:
             flags.DEFINE_boolean(name, value, text, **common)
         elif kind is int:
-            flags.DEFINE_integer(name, value, text, low, high, **common)
+            flags.DEFINE(_Integer(low, high), name, value, text, **common)
         elif kind is float:
-            flags.DEFINE_float(name, value, text, low, high, **common)
+            flags.DEFINE(_Number(low, high), name, value, text, **common)
         else:
             flags.DEFINE_string(name, value, text, **common)
 

@@ -1,6 +1,7 @@
 """What a configuration says about the network: defaults that depend on it, and its sizes."""
 
 import dataclasses
+import shlex
 
 from capsjax.models import PRESETS, CapsNetConfig, fit_image, preset
 from capsjax.models import Config as ModelConfig
@@ -9,6 +10,7 @@ from capsjax.routing import PassKernels, make_routing, options_of
 from experiments import UserError
 from experiments.config.experiment import Config
 from experiments.config.flags import names_of
+from experiments.config.optimization import check_optimization
 
 # Fields of the configuration that are handed to the network as they are.
 SAME_NAME = (
@@ -58,13 +60,18 @@ def preset_values(network: CapsNetConfig, routing: str | None) -> dict:
     """Returns what a preset says about the flags that have no default of their own.
 
     The squash of the preset does not apply to a routing that takes poses as they are. Initial
-    weights are those of the recipe, unless the preset has some of its own.
+    weights are those of the recipe, unless the preset has some of its own. Normalization of poses
+    and initial weights of matrix capsules are for the routing of the preset alone.
     """
     fields = dataclasses.fields(Config)
     values = {f.name: getattr(network, f.name) for f in fields if f.metadata.get("by") == "preset"}
     if not make_routing(routing or network.routing).traits.squash_primary:
         values["squash"] = "auto"
-    if network.init != CapsNetConfig.init:
+    other = routing not in (None, network.routing)
+    matrices = make_routing(network.routing).traits.poses_are_means
+    if other:
+        values["pose_norm"] = CapsNetConfig.pose_norm
+    if network.init != CapsNetConfig.init and not (other and matrices):
         values["init"] = network.init
     return values
 
@@ -96,6 +103,13 @@ def command(config: Config, defaults: Config) -> str:
     )
 
 
+def continuation(config: Config, defaults: Config) -> str:
+    """Returns the command that continues this run on this machine."""
+    given = {n: getattr(config, n) for n in names_of(config, "path")}
+    places = [f"--{n}={v}" for n, v in given.items() if v != getattr(defaults, n)]
+    return " ".join([command(config, defaults), *map(shlex.quote, places)])
+
+
 def network_config(
     config: Config,
     image_shape: tuple[int, int, int],
@@ -118,6 +132,7 @@ def network_config(
     name = f"{config.model}_{config.preset}"
     if name not in PRESETS:
         raise UserError(f"--model={config.model} has no --preset={config.preset}")
+    check_optimization(config)
     network = PRESETS[name]
     changes = {"num_classes": num_classes, "dtype": config.dtype}
     if isinstance(network, CapsNetConfig):
@@ -134,6 +149,9 @@ def network_config(
                 raise UserError(
                     f"--{field} applies only to capsule networks, and --model={config.model} is "
                     "not one"
+                    if config.model == "cnn"
+                    else f"--{field} applies only to networks with routing, and "
+                    f"--preset={config.preset} has none"
                 )
     try:
         found = preset(name, **changes)
@@ -142,7 +160,10 @@ def network_config(
         raise UserError(f"{error}{what}") from error
     if isinstance(found, CapsNetConfig):
         return fit_image(found, image_shape)
-    return dataclasses.replace(found, image_shape=tuple(image_shape))
+    try:
+        return dataclasses.replace(found, image_shape=tuple(image_shape))
+    except ValueError as error:
+        raise UserError(f"--preset={config.preset}: {error}") from error
 
 
 def small_kernels(config: Config, network: ModelConfig) -> str:

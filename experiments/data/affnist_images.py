@@ -5,6 +5,10 @@ function of a fixed seed and of the index of the image, so that it is the same f
 """
 
 import functools
+import os
+import stat
+import struct
+import zlib
 from pathlib import Path
 
 import chex
@@ -27,6 +31,7 @@ TRANSFORMATION_RANGES = {
     "scale_x": (0.8, 1.2),
     "scale_y": (0.8, 1.2),
 }
+MOST_BYTES = 2**32  # of an unpacked file; the official ones have half a gigabyte
 BATCH_SIZE = 250  # images transformed at a time
 SUBFOLDERS = ("", "test_batches", "transformed/test_batches")  # that may contain *.mat
 
@@ -124,6 +129,7 @@ def _mat_files(path):
 def _read(path):
     try:
         # This format has no pickles; MATLAB's objects are refused below.
+        _check_size(path)
         stored = scipy.io.loadmat(path, variable_names=["affNISTdata"])
         record = stored["affNISTdata"]
         if not {"image", "label_int"} <= set(record.dtype.names or ()):
@@ -137,6 +143,26 @@ def _read(path):
     except Exception as error:  # SciPy raises many types for a damaged file
         reason = first_line(error)
     raise UserError(f"{path} is not a file of affNIST: {reason}")
+
+
+def _check_size(path):
+    """Refuses a file whose compressed elements (kind 15) would unpack to more than fits."""
+    need = 0
+    with open(path, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("not a regular file")
+        start = file.read(128)  # of the header, which ends in version and byte order
+        order = "<" if start[126:128] == b"IM" else ">"
+        while len(tag := file.read(8)) == 8:
+            kind, count = struct.unpack(f"{order}II", tag)
+            packed, unpacker = count, zlib.decompressobj()
+            while packed > 0 and (block := file.read(min(packed, 2**16))):
+                packed -= len(block)
+                while kind == 15 and block and need <= MOST_BYTES:
+                    need += len(unpacker.decompress(block, 2**20))
+                    block = unpacker.unconsumed_tail
+    if need > MOST_BYTES:
+        raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes")
 
 
 def _check(images, labels):

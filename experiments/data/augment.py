@@ -11,6 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from experiments import UserError
+from experiments.data.distortions import RANGES, distort, random_mirror
+
+LARGE = 64  # side from which images are halved; smaller ones count as prepared
 
 
 class Preprocessing(NamedTuple):
@@ -91,13 +94,54 @@ def standardize(image: jax.Array) -> jax.Array:
     return centred / jnp.maximum(deviation, image.size**-0.5 / 255)
 
 
-def random_shifts(pixels: int) -> Preprocessing:
-    """Returns the MNIST input of Sabour et al. (2017): random shifts in training only."""
+def standardize_channels(image: jax.Array) -> jax.Array:
+    """Normalizes each channel of an image to mean zero and standard deviation one.
+
+    The divisor is the root of the unbiased variance, at least 1e-8 (Ribeiro et al. 2020).
+
+    Args:
+      image: ``[H, W, C]``.
+    """
+    centred = image - jnp.mean(image, axis=(0, 1), keepdims=True)
+    square = jnp.sum(jnp.square(centred), axis=(0, 1), keepdims=True)
+    return centred / jnp.maximum(jnp.sqrt(square / (image[..., 0].size - 1)), 1e-8)
+
+
+def random_shifts(pixels: int, augmentation: str = "auto") -> Preprocessing:
+    """Returns the MNIST input of Sabour et al. (2017): random shifts in training only.
+
+    Args:
+      pixels: largest shift.
+      augmentation: ``auto`` and ``shift`` mean these shifts, ``flip`` mirrors half of the images,
+        too; for others see :data:`experiments.data.distortions.RANGES`.
+    """
+    if augmentation == "none":
+        return Preprocessing(lambda key, image: to_unit(image), to_unit)
+    if augmentation in RANGES:
+        return Preprocessing(
+            lambda key, image: distort(key, to_unit(image), RANGES[augmentation]), to_unit
+        )
+    if augmentation == "flip":
+
+        def train(key, image):
+            place, mirror = jax.random.split(key)
+            return to_unit(random_mirror(mirror, random_shift(place, image, pixels)))
+
+        return Preprocessing(train, to_unit)
     return Preprocessing(lambda key, image: to_unit(random_shift(key, image, pixels)), to_unit)
 
 
-def random_shifts_on_canvas(margin: int, pixels: int) -> Preprocessing:
-    """Returns images with black margins on all sides, and random shifts there in training."""
+def random_shifts_on_canvas(margin: int, pixels: int, augmentation: str = "auto") -> Preprocessing:
+    """Returns images with black margins on all sides, and random shifts there in training.
+
+    Other values of ``augmentation`` are those of :func:`random_shifts`, of the canvas.
+    """
+    if augmentation not in ("auto", "shift"):
+        train, evaluate = random_shifts(pixels, augmentation)
+        return Preprocessing(
+            lambda key, image: train(key, pad(image, margin)),
+            lambda image: evaluate(pad(image, margin)),
+        )
     return Preprocessing(
         lambda key, image: to_unit(random_shift(key, pad(image, margin), pixels)),
         lambda image: to_unit(pad(image, margin)),
@@ -109,41 +153,88 @@ def square_crops(
     *,
     flip: bool = False,
     halve: bool = False,
+    resize: int = 0,
     standardized: bool = True,
+    normalize: Callable[[jax.Array], jax.Array] = standardize,
+    order: str = "crop, distort, normalize",
     brightness: float = 63 / 255,
+    contrast: tuple[float, float] = (0.2, 1.8),
+    augmentation: str = "auto",
 ) -> Preprocessing:
     """Returns square crops with the augmentation of the authors' CIFAR-10 input.
 
-    In training the crop is random, brightness changes by up to ``brightness`` (of 1) and contrast
-    by a factor of 0.2 to 1.8. In evaluation it is the crop from the middle.
+    In training the crop is random, and brightness and contrast change. In evaluation it is the crop
+    from the middle.
+
+    This is ``augmentation="auto"``. ``none`` takes the crop from the middle in training, too,
+    ``shift`` a random crop of unchanged colours, ``flip`` mirrors half of these; ``affine`` and
+    ``strong`` distort the image before all that ``auto`` does, see
+    :data:`experiments.data.distortions.RANGES`.
 
     Args:
       size: side of the crops, in pixels.
       flip: whether to mirror half of them in training.
-      halve: whether to halve the resolution of the images first.
-      standardized: whether to :func:`standardize` crops; otherwise pixels are clipped to [0, 1].
+      halve: whether to halve the resolution of the images first, if they have 64x64 pixels or more.
+      resize: side to which larger square images are reduced first; 0: none.
+      standardized: whether to normalize crops; otherwise pixels are clipped to [0, 1].
+      normalize: how, :func:`standardize` or :func:`standardize_channels`.
+      order: of the three steps in training. Those in which it differs from the default are the
+        published ones of networks for smallNORB. In evaluation images are cropped and normalized,
+        in the same order.
+      brightness: largest change of brightness, of 1, or in units of normalized pixels.
+      contrast: smallest and largest factor of contrast.
+      augmentation: see above.
 
     Raises (both functions):
       UserError: the image is smaller than the crop.
     """
-    finish = standardize if standardized else lambda x: jnp.clip(x, 0, 1)
+    finish = normalize if standardized else lambda x: jnp.clip(x, 0, 1)
+    names = order.split(", ")
 
     def prepare(image):
-        x = halve_resolution(to_unit(image)) if halve else to_unit(image)
+        x, smaller = to_unit(image), min(image.shape[:2])
+        if halve and smaller >= LARGE:
+            x = halve_resolution(x)
+        if resize and smaller > resize:
+            x = jax.image.resize(x, (resize, resize, x.shape[2]), "bilinear", antialias=False)
         height, width = x.shape[:2]
         if min(height, width) < size:
             raise UserError(f"{height}x{width} pixels are too few for crops of {size}x{size}")
         return x
 
     def train(key, image):
-        place, mirror, bright, contrast = jax.random.split(key, 4)
-        x = random_crop(place, prepare(image), (size, size))
-        if flip:
-            x = jnp.where(jax.random.bernoulli(mirror), x[:, ::-1], x)
-        x = random_contrast(contrast, random_brightness(bright, x, brightness), 0.2, 1.8)
-        return finish(x)
+        if augmentation == "none":
+            return evaluate(image)
+        place, mirror, bright, contrasting = jax.random.split(key, 4)
+
+        def crop(x):
+            x = random_crop(place, x, (size, size))
+            mirrored = augmentation == "flip" or (flip and augmentation != "shift")
+            return random_mirror(mirror, x) if mirrored else x
+
+        def change_colours(x):
+            if augmentation in ("shift", "flip"):
+                return x
+            return random_contrast(contrasting, random_brightness(bright, x, brightness), *contrast)
+
+        x = prepare(image)
+        if augmentation in RANGES:
+            x = distort(jax.random.fold_in(key, 4), x, RANGES[augmentation])
+        return _in_order(names, {"crop": crop, "distort": change_colours, "normalize": finish})(x)
 
     def evaluate(image):
-        return finish(centre_crop(prepare(image), (size, size)))
+        steps = {"crop": lambda x: centre_crop(x, (size, size)), "normalize": finish}
+        return _in_order(names, steps)(prepare(image))
 
     return Preprocessing(train, evaluate)
+
+
+def _in_order(names, steps):
+    """Returns the function that takes those of the named steps that there are, one by one."""
+
+    def all_steps(x):
+        for name in names:
+            x = steps[name](x) if name in steps else x
+        return x
+
+    return all_steps

@@ -45,6 +45,41 @@ def epoch_orders(key: jax.Array, block: jax.Array, examples: int, epochs: int = 
     return jax.vmap(lambda key: jax.random.permutation(key, examples))(keys)
 
 
+def balanced_orders(
+    key: jax.Array, block: jax.Array, labels: jax.Array, num_classes: int, epochs: int = 1
+) -> jax.Array:
+    """Returns rows ``[E, N]`` of which every class that has any takes an equal part.
+
+    In an epoch the numbers of visits of two classes differ by one at most, and so do those of two
+    examples of a class. The rows are a function of the key and the number of the epoch.
+
+    Args:
+      key: of the run.
+      block: index of the block.
+      labels: of the training examples, int32 ``[N]``.
+      num_classes: J.
+      epochs: E, the number of epochs in a block.
+    """
+    counts = jnp.bincount(labels, length=num_classes)
+    present = jnp.sum(counts > 0)
+    starts = jnp.cumsum(counts) - counts
+    used = jnp.argsort(counts == 0, stable=True)  # classes with examples come first
+    slots = jnp.arange(labels.shape[0])
+
+    def one(key):
+        order_key, class_key, slot_key = jax.random.split(key, 3)
+        shuffled = jax.random.permutation(order_key, labels.shape[0])
+        by_class = shuffled[jnp.argsort(labels[shuffled], stable=True)]
+        # Where N is no multiple of the number of classes, other classes get one more each time.
+        first = jax.random.randint(class_key, (), 0, present)
+        which = used[(slots + first) % present]
+        rows = by_class[starts[which] + (slots // present) % counts[which]]
+        return jax.random.permutation(slot_key, rows)
+
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, block * epochs + jnp.arange(epochs))
+    return jax.vmap(one)(keys)
+
+
 def make_batch(
     example: Callable,
     source: Any,

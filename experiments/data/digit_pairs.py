@@ -6,6 +6,7 @@ authors write 60 million pairs to disk; here every visit to a digit draws anothe
 other shifts, as a function of (seed, step), and the test pairs are a function of a fixed seed.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -61,8 +62,16 @@ def random_partner(key: jax.Array, source: PairSource, label: jax.Array) -> jax.
     return source.by_class[jnp.where(place < start, place, place + stop - start)]
 
 
-def random_pair(key: jax.Array, source: PairSource, row: jax.Array, pixels: int) -> tuple:
+def random_pair(
+    key: jax.Array,
+    source: PairSource,
+    row: jax.Array,
+    pixels: int,
+    distortion: Callable | None = None,
+) -> tuple:
     """Draws one pair: the digit of ``row`` and a partner, each shifted by up to ``pixels``.
+
+    Before that each is changed by ``distortion(key, image)``, if there is one.
 
     Returns:
       uint8 ``[2, H + 8, W + 8, 1]``, each digit alone on the canvas, and labels int32 ``[2]``.
@@ -70,7 +79,10 @@ def random_pair(key: jax.Array, source: PairSource, row: jax.Array, pixels: int)
     partner_key, *shift_keys = jax.random.split(key, 3)
     rows = jnp.stack([row, random_partner(partner_key, source, source.labels[row])])
     place = jax.vmap(lambda key, image: random_shift(key, pad(image, MARGIN), pixels))
-    return place(jnp.stack(shift_keys), source.images[rows]), source.labels[rows]
+    keys, images = jnp.stack(shift_keys), source.images[rows]
+    if distortion:
+        images = jax.vmap(distortion)(jax.vmap(jax.random.fold_in, (0, None))(keys, 1), images)
+    return place(keys, images), source.labels[rows]
 
 
 def overlay_digits(digits: jax.Array) -> jax.Array:

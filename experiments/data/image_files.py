@@ -1,16 +1,20 @@
 """Reading image files with Pillow, and converting them to the inputs of a trained network."""
 
+import functools
+import io
+import stat
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from experiments import UserError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SMALLEST, LARGEST = 4, 1024  # pixels of a side; larger images are reduced when they are read
+LARGEST_FILE = 256 * 2**20  # bytes
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601
 DIGIT_BOX = 20 / 28  # side of the box of a digit, as a fraction of the image
 INK_THRESHOLD = 0.2  # as a fraction of the strongest stroke; fainter pixels are ignored for the box
@@ -31,8 +35,16 @@ def dataset_facts(dataset) -> dict:
     return {
         "image_shape": list(dataset.image_shape),
         "class_names": list(dataset.class_names),
+        "multi_label": dataset.multi_label,
         "border": (np.quantile(medians, (0.05, 0.95)) / 255).round(4).tolist(),
     }
+
+
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """Returns the suffixes of the kinds of image files that are read, in lower case."""
+    known = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, name in known if name in FORMATS)
 
 
 def find(paths: Iterable[str]) -> list[Path]:
@@ -41,7 +53,6 @@ def find(paths: Iterable[str]) -> list[Path]:
     Raises:
       UserError: a folder cannot be read or contains no images.
     """
-    suffixes = {s for s, name in Image.registered_extensions().items() if name in FORMATS}
     found = []
     for path in map(Path, paths):
         try:
@@ -51,32 +62,63 @@ def find(paths: Iterable[str]) -> list[Path]:
         if names is None:
             found.append(path)
             continue
-        inside = [p for p in names if p.suffix.lower() in suffixes and p.name[0] != "."]
+        inside = [p for p in names if p.suffix.lower() in suffixes() and p.name[0] != "."]
         if not inside:
-            raise UserError(f"{path} contains no images ({' '.join(sorted(suffixes))})")
+            raise UserError(f"{path} contains no images ({' '.join(sorted(suffixes()))})")
         found += inside
     return found
 
 
-def read(path: Path) -> np.ndarray:
+def read(source: Path | bytes) -> np.ndarray:
     """Returns an image, float32 ``[H, W]`` or ``[H, W, 3]`` in 0..1, upright, at most LARGEST.
 
     Of several frames it is the first. Transparent pixels become black if the image is bright, and
     white if it is dark.
 
+    Args:
+      source: a file, or its contents.
+
     Raises:
       UnreadableImage: the file is missing or damaged, has too few pixels, has so many that Pillow
-        warns, or its pixels have no known range.
+        warns, more than LARGEST_FILE bytes, or its pixels have no known range.
     """
+    return _opened(source, lambda file: _pixels(ImageOps.exif_transpose(file)))
+
+
+def size_of(source: Path | bytes) -> tuple[int, int]:
+    """Returns height and width of an image, upright, from the beginning of its file.
+
+    Raises:
+      UnreadableImage: see :func:`read`.
+    """
+
+    def upright(file):
+        turned = file.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return file.size if turned else file.size[::-1]
+
+    return _opened(source, upright)
+
+
+def _opened(source, function):
+    """Calls a function of an opened image, and names what is wrong with the file."""
     try:
-        if not path.stat().st_size:
+        if isinstance(source, bytes):
+            size, source = len(source), io.BytesIO(source)
+        else:
+            found = source.stat()
+            size = found.st_size
+            if not stat.S_ISREG(found.st_mode):
+                raise UnreadableImage("not a file")
+        if not size:
             raise UnreadableImage("an empty file")
+        if size > LARGEST_FILE:
+            raise UnreadableImage(f"larger than {LARGEST_FILE // 2**20} MiB")
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            with Image.open(path, formats=FORMATS) as file:
+            with Image.open(source, formats=FORMATS) as file:
                 if min(file.size) < SMALLEST:
                     raise UnreadableImage(f"{file.width}x{file.height} pixels are too few")
-                return _pixels(ImageOps.exif_transpose(file))
+                return function(file)
     except UnreadableImage:
         raise
     except Image.UnidentifiedImageError as error:
@@ -181,6 +223,12 @@ def centre_digit(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 def resize(image: np.ndarray, scale: float) -> np.ndarray:
     """Scales an image ``[H, W, C]``, averaging over the area of a pixel when it shrinks."""
     height, width = (max(1, round(n * scale)) for n in image.shape[:2])
+    return stretch(image, (height, width))
+
+
+def stretch(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Scales an image ``[H, W, C]`` to this height and width, see :func:`resize`."""
+    height, width = shape
     channels = [
         np.asarray(
             Image.fromarray(np.ascontiguousarray(image[..., k])).resize(

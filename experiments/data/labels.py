@@ -48,16 +48,52 @@ def as_labels(
     return [values.astype(np.int32) for values in parts], class_names, notes
 
 
-def absent_classes(labels: np.ndarray, class_names: tuple[str, ...]) -> str:
-    """Returns in one line which classes have no training images, or nothing."""
-    present = np.unique(labels)
+def as_label_sets(
+    arrays: dict[str, np.ndarray], class_names: np.ndarray | None
+) -> tuple[list[np.ndarray], np.ndarray, list[str]]:
+    """Converts the labels of images with any number of classes; see :func:`as_labels`.
+
+    Args:
+      arrays: by name, each ``[N, J]`` of zeros and ones.
+      class_names: text ``[J]``, or None: the numbers of the classes.
+
+    Returns:
+      The labels, uint8 ``[N, J]``; the names ``[J]``; and no lines.
+
+    Raises:
+      ValueError: the labels are something else.
+    """
+    widths = {x.shape[1] for x in arrays.values() if x.ndim == 2}
+    classes = len(class_names) if class_names is not None else max(widths, default=0)
+    for name, values in arrays.items():
+        if values.ndim != 2 or values.dtype.kind not in "biuf" or values.shape[1] != classes:
+            raise ValueError(f"{name} are not [N, {classes}], a zero or one for each class")
+        if not np.isin(values, (0, 1)).all():
+            raise ValueError(f"{name} of several classes are zeros and ones, nothing else")
+    if class_names is None:
+        class_names = np.arange(classes).astype(str)
+    return [values.astype(np.uint8) for values in arrays.values()], class_names, []
+
+
+def absent_classes(
+    labels: np.ndarray, class_names: tuple[str, ...], split: str = "training"
+) -> str:
+    """Returns in one line which classes have no images of a split, or nothing.
+
+    Args:
+      labels: ``[N]``, or sets of them ``[N, J]``.
+      class_names: of all classes.
+      split: the word for it.
+    """
+    present = np.unique(labels) if labels.ndim == 1 else np.flatnonzero(labels.any(axis=0))
     absent = np.setdiff1d(np.arange(len(class_names)), present)
     if not len(absent) or not len(present):
         return ""
     names = ", ".join(class_names[k] for k in absent[:10]) + (", ..." if len(absent) > 10 else "")
     which = f"class {names} has" if len(absent) == 1 else f"{len(absent)} classes ({names}) have"
-    start = ": do labels start at 1? subtract 1" if absent.tolist() == [0] else ""
-    return f"{which} no training images{start}"
+    first = absent.tolist() == [0] and split == "training"
+    start = ": do labels start at 1? subtract 1" if first else ""
+    return f"{which} no {split} images{start}"
 
 
 def _from_one_hot(name, values):
@@ -70,7 +106,8 @@ def _from_one_hot(name, values):
         )
     if (values.sum(axis=1) != 1).any():
         raise ValueError(
-            f"{name} name several classes, or none, for an image; exactly one is supported"
+            f"{name} name several classes, or none, for an image; exactly one is supported, unless "
+            "the array multi_label=True says that they are sets"
         )
     return values.argmax(axis=1)
 

@@ -1,14 +1,20 @@
 """The arrays of a data set, and reading them from a file: ``--dataset=path/to/arrays.npz``."""
 
+import contextlib
+import math
 import os
+import stat
 import sys
 import zlib
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from experiments import UserError
 from experiments.data import labels, pixels
 from experiments.data.errors import first_line
+from experiments.files import check_memory
+from experiments.files.forms import MOST_CLASSES
 
 ARRAY_SPECS = {  # dtype and rank
     "train_images": (np.uint8, 4),
@@ -18,14 +24,16 @@ ARRAY_SPECS = {  # dtype and rank
     "class_names": (np.str_, 1),
     "source": (np.str_, 0),
 }
-_IMAGES, _LABELS = ("train_images", "test_images"), ("train_labels", "test_labels")
+_FLAGS = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_BINARY"))
+SPLITS = ("train", "test", "validation")  # the last one is optional
 
 
 def read(path: str) -> dict[str, np.ndarray]:
     """Returns the images, labels, class names and source of a file of ``numpy.savez``.
 
     The file contains train_images, train_labels, test_images and test_labels, and optionally
-    class_names, text ``[J]``; :func:`experiments.data.pixels.as_images` and
+    validation_images, validation_labels, class_names, text ``[J]``, and multi_label, True if labels
+    ``[N, J]`` are sets of classes; :func:`experiments.data.pixels.as_images` and
     :func:`experiments.data.labels.as_labels` say what they may hold. What is converted is said on
     standard error.
 
@@ -33,11 +41,8 @@ def read(path: str) -> dict[str, np.ndarray]:
       UserError: the file cannot be read or contains something else.
     """
     try:
-        with (
-            open(os.path.expanduser(path), "rb") as file,
-            np.load(file, allow_pickle=False) as stored,
-        ):
-            arrays, notes = _complete(path, stored)
+        with opened(os.path.expanduser(path)) as stored:
+            arrays, notes = complete(path, stored)
         check(arrays)
     except Exception as error:  # zipfile, zlib and NumPy raise many types for a damaged file
         reason = (isinstance(error, OSError) and error.strerror) or first_line(error)
@@ -47,6 +52,39 @@ def read(path: str) -> dict[str, np.ndarray]:
     return arrays
 
 
+@contextlib.contextmanager
+def opened(path: str) -> Iterator:
+    """Gives the arrays of a file of ``numpy.savez`` after a look at their sizes.
+
+    Raises:
+      ValueError: it is no regular file, or its arrays would not fit into the memory.
+      UserError: as for the memory.
+    """
+    with open(os.open(path, os.O_RDONLY | _FLAGS), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("not a regular file")
+        found = np.load(file, allow_pickle=False)
+        if not hasattr(found, "zip"):
+            raise ValueError("a single array; save several with numpy.savez")
+        with found as stored:
+            need = sum(_bytes(stored.zip, name) for name in stored.zip.namelist())
+            # An array is there twice while it is converted.
+            check_memory(2 * need, "unpacking the arrays", "save fewer or smaller images")
+            yield stored
+
+
+def _bytes(archive, name: str) -> int:
+    """The size of an array, by its header and as the archive says."""
+    with archive.open(name) as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            read = getattr(np.lib.format, f"read_array_header_{version[0]}_0", None)
+            shape, _, dtype = read(file)
+        except (ValueError, TypeError, EOFError):  # reported when the array is read
+            return archive.getinfo(name).file_size
+    return max(math.prod(shape) * dtype.itemsize, archive.getinfo(name).file_size)
+
+
 def check(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the arrays unchanged after checking types, ranks, lengths, shapes and labels.
 
@@ -54,41 +92,64 @@ def check(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
       ValueError: they do not have the types and ranks of :data:`ARRAY_SPECS` or do not fit
         together.
     """
+    sets = arrays["train_labels"].ndim == 2
+    count = len(arrays["class_names"])
     for key, (kind, rank) in ARRAY_SPECS.items():
+        kind, rank = (np.uint8, 2) if sets and key.endswith("_labels") else (kind, rank)
         if arrays[key].dtype.type is not kind or arrays[key].ndim != rank:
             raise ValueError(f"{key} is not {kind.__name__} of rank {rank}")
-    for split in ("train", "test"):
-        images, classes = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+    for split in SPLITS:
+        images, classes = (arrays.get(f"{split}_{what}") for what in ("images", "labels"))
+        if split == "validation" and (images is None or not len(images) + len(classes)):
+            continue
         if not 0 < len(images) == len(classes):
             raise ValueError(f"{len(images)} {split} images and {len(classes)} labels")
-        if classes.min() < 0 or classes.max() >= len(arrays["class_names"]):
+        if classes.ndim == 1 and not 0 <= classes.min() <= classes.max() < count:
             raise ValueError(f"{split} labels that are no class")
-    if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
-        raise ValueError("train and test images differ in shape")
+        if classes.ndim == 2 and (classes.shape[1] != count or classes.max() > 1):
+            raise ValueError(f"{split} labels that are no sets of classes")
+        if images.shape[1:] != arrays["train_images"].shape[1:]:
+            raise ValueError(f"train and {split} images differ in shape")
     return arrays
 
 
-def _complete(path, stored):
-    """Returns all arrays, converted, and a line about each conversion."""
-    missing = [name for name in (*_IMAGES, *_LABELS) if name not in stored]
+def complete(path: str, stored: Mapping[str, np.ndarray]) -> tuple[dict, list[str]]:
+    """Returns all arrays of a data set, converted, and a line about each conversion.
+
+    Args:
+      path: of the data set, for its source.
+      stored: arrays by name, as in a file of :func:`read`.
+
+    Raises:
+      ValueError: one is missing, or means something else.
+    """
+    splits = [split for split in SPLITS if split != "validation" or "validation_images" in stored]
+    names = [f"{split}_{what}" for what in ("images", "labels") for split in splits]
+    missing = [name for name in names if name not in stored]
     if missing:
         raise ValueError(f"no array {missing[0]}; there are {', '.join(stored) or 'none'}")
+    images, classes = names[: len(splits)], names[len(splits) :]
     arrays, notes = {}, []
-    for name in _IMAGES:
+    for name in images:
         arrays[name], said = pixels.as_images(name, _array(stored, name))
         notes += said
     class_names = _array(stored, "class_names").astype(str) if "class_names" in stored else None
-    values, arrays["class_names"], said = labels.as_labels(
-        {name: _array(stored, name) for name in _LABELS}, class_names
+    convert = labels.as_labels
+    if "multi_label" in stored and _array(stored, "multi_label").any():
+        convert = labels.as_label_sets
+    values, arrays["class_names"], said = convert(
+        {name: _array(stored, name) for name in classes}, class_names
     )
-    arrays |= dict(zip(_LABELS, values, strict=True))
+    arrays |= dict(zip(classes, values, strict=True))
     if len(arrays["class_names"]) < 2:
         raise ValueError("there is one class only, and nothing to tell apart")
+    if len(arrays["class_names"]) > MOST_CLASSES:
+        raise ValueError(f"{len(arrays['class_names']):,} classes, more than {MOST_CLASSES:,}")
     checksum = 0
-    for name in (*_IMAGES, *_LABELS):
+    for name in names:
         checksum = zlib.crc32(np.ascontiguousarray(arrays[name]), checksum)
     arrays["source"] = np.array(f"arrays {checksum:08x} from {path}")
-    return arrays, notes + said
+    return check(arrays), notes + said
 
 
 def _array(stored, name):

@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import importlib.util
 import os
+import pathlib
 import re
 import sys
 import threading
@@ -17,8 +18,10 @@ import numpy as np
 from experiments import UserError
 from experiments.data import npz
 from experiments.data.errors import DatasetUnavailable, first_line
+from experiments.files import read_json
 
 IMAGE_KEYS = ("image", "image2")  # names of features in TFDS
+OWN_CLASSES = "tensorflow_datasets.core.features."
 LABEL_KEYS = ("label", "label_category")
 
 
@@ -80,15 +83,46 @@ def read(name, data_dir, cache_path):
 def _open_builder(tfds, name, data_dir):
     try:
         if re.fullmatch(r"[a-z][a-z0-9_]*(/[\w.-]+)?(:\d+\.\d+\.\d+)?", name):
+            check_features(name, data_dir)
             return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
         pass
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"TFDS cannot open {name}: {first_line(error)}") from error
     # No community data sets, here and in the pattern: TFDS looks for those on the network.
     known = ["auto", "digits", *tfds.list_builders(with_community_datasets=False)]
     near = difflib.get_close_matches(name.lower(), known) or ["digits", "mnist"]
     raise UserError(f"unknown data set {name!r}; did you mean {' or '.join(near)}?")
+
+
+def check_features(name, data_dir):
+    """Refuses a prepared data set whose features.json names Python classes that are not TFDS's.
+
+    TFDS imports the modules of the classes.
+
+    Raises:
+      UserError: it does, or can't be read.
+    """
+    usual = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    folder = pathlib.Path(data_dir or usual).expanduser() / re.split("[/:]", name)[0]
+    for path in sorted(folder.rglob("features.json")):
+        for key, text in _texts(read_json(path)):
+            if key in ("pythonClassName", "type") and not text.startswith(OWN_CLASSES):
+                raise UserError(f"{path} names the class {text!r}, which is none of TFDS's")
+
+
+def _texts(value, key=""):
+    """Yields all texts of a value of JSON, each with its key."""
+    if isinstance(value, dict):
+        for name, inside in value.items():
+            yield from _texts(inside, name)
+    elif isinstance(value, list):
+        for inside in value:
+            yield from _texts(inside, key)
+    elif isinstance(value, str):
+        yield key, value
 
 
 def _prepare(tfds, builder, name, data_dir):

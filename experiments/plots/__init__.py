@@ -6,6 +6,7 @@ among threads. Their background is white.
 """
 
 from experiments.plots.channels import drawable, note_of_channels
+from experiments.plots.confusion import plot_confusion
 from experiments.plots.equivariance import plot_pose_paths, plot_probes
 from experiments.plots.predictions import Example, plot_predictions
 from experiments.plots.reconstructions import (
@@ -27,6 +28,7 @@ __all__ = [
     "ReconstructionColumn",
     "drawable",
     "note_of_channels",
+    "plot_confusion",
     "plot_coupling_matrix",
     "plot_data_efficiency",
     "plot_intervals",

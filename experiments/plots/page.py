@@ -1,11 +1,11 @@
 """The page in inches that all figures are drawn on, its colours and axes, and saving."""
 
-import os
 import textwrap
-import uuid
 from pathlib import Path
 
 import numpy as np
+
+from experiments.files import fresh
 
 INK, GREY, PALE, BLUE, RED = "#222222", "#6B6B6B", "#B9C4CC", "#0072B2", "#C44000"
 LEGEND = dict(
@@ -112,9 +112,5 @@ def save_figure(figure, path):
     """Writes a PNG or a PDF by the suffix of the path, replacing an old file in one move."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
-    try:
+    with fresh(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], facecolor="white")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

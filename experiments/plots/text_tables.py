@@ -4,17 +4,23 @@ import csv
 import io
 import re
 
+from experiments.files import formula_free, html, one_line
+
 
 def markdown(headings: list[str], lines: list[list[str]]) -> str:
     """Returns a table in Markdown."""
     body = [headings, ["---"] * len(headings), *lines]
-    return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in body)
+    return "\n".join(
+        "| " + " | ".join(html(c).replace("|", "\\|") for c in row) + " |" for row in body
+    )
 
 
 def comma_separated(headings: list[str], lines: list[list[str]]) -> str:
     """Returns a table in CSV."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([headings, *lines])
+    csv.writer(text, lineterminator="\n").writerows(
+        [[formula_free(cell) for cell in row] for row in [headings, *lines]]
+    )
     return text.getvalue()
 
 
@@ -42,4 +48,4 @@ def escape(text: str) -> str:
     """Escapes text for LaTeX."""
     named = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     named |= {"±": r"$\pm$", "<": "$<$", ">": "$>$"}
-    return re.sub(r"[\\~^±<>&%$#_{}]", lambda m: named.get(m[0], "\\" + m[0]), text)
+    return re.sub(r"[\\~^±<>&%$#_{}]", lambda m: named.get(m[0], "\\" + m[0]), one_line(text))

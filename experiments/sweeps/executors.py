@@ -10,12 +10,14 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from experiments.config import UserError
+from experiments.files import BadFile, one_line, read_json, read_text, write_text
+from experiments.files.forms import SUMMARY, is_count, is_duration
 from experiments.sweeps import ledger
 from experiments.sweeps.plan import PlannedRun
 
 ROOT = Path(__file__).resolve().parents[2]
 EXECUTORS = ("local", "ray")
-STOPPED = (-signal.SIGINT, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+STOPPED = (-signal.SIGINT, 128 + signal.SIGINT, 128 + signal.SIGTERM, 129)  # 129: a hangup
 
 
 def task(program: str, runs: list[PlannedRun]) -> dict:
@@ -46,7 +48,7 @@ def perform(task: dict, started: Callable = lambda child: None) -> list[dict]:
         workdir = Path(run["workdir"])
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "error.txt").unlink(missing_ok=True)
-        if not (workdir / "summary.json").exists():
+        if _summary(workdir) is None:  # it is missing, or damaged and written again
             todo.append(run)
     log, status = Path((todo or task["runs"])[0]["workdir"]) / "log.txt", 0
     if todo:
@@ -54,14 +56,17 @@ def perform(task: dict, started: Callable = lambda child: None) -> list[dict]:
         status = _child(job, log, started)
     if status in STOPPED:
         raise KeyboardInterrupt
-    if status and len(todo) == 1:
-        lines = log.read_text("utf-8", errors="replace").splitlines() or ["no message"]
-        (log.parent / "error.txt").write_text(f"{lines[-1]} (exit status {status})\n", "utf-8")
+    # A summary that can't be used would be asked for again and again.
+    if len(todo) == 1 and (status or _entry(todo[0]) is None):
+        text = log.read_text("utf-8", errors="replace") if log.exists() else ""
+        lines = text.splitlines() or ["no message"]
+        write_text(log.parent / "error.txt", f"{lines[-1]} (exit status {status})\n")
     return [entry for run in task["runs"] if (entry := _entry(run))]
 
 
 def _child(job: dict, log: Path, started: Callable) -> int:
-    with open(log, "w", encoding="utf-8") as messages:
+    log.unlink(missing_ok=True)  # a link is not followed
+    with open(log, "x", encoding="utf-8") as messages:
         child = subprocess.Popen(
             [sys.executable, "-m", "experiments.sweeps.worker"],
             cwd=ROOT,
@@ -90,12 +95,20 @@ def _interrupt(child: subprocess.Popen) -> None:
 
 def _entry(run: dict) -> dict | None:
     workdir = Path(run["workdir"])
-    if (workdir / "summary.json").exists():
-        summary = json.loads((workdir / "summary.json").read_text("utf-8"))
+    if (summary := _summary(workdir)) is not None:
         return ledger.success(run["key"], summary, summary["together"])
     if (workdir / "error.txt").exists():
-        return ledger.failure(run["key"], (workdir / "error.txt").read_text("utf-8").strip())
+        return ledger.failure(run["key"], one_line(read_text(workdir / "error.txt").strip()))
     return None
+
+
+def _summary(workdir: Path) -> dict | None:
+    """The summary of a finished run, None where it is missing or damaged."""
+    form = SUMMARY | {"wall_seconds": is_duration, "together": is_count}
+    try:
+        return read_json(workdir / "summary.json", form)
+    except BadFile:
+        return None
 
 
 def local(tasks: list[dict], jobs: int) -> Iterator[list[dict]]:

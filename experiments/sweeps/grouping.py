@@ -45,7 +45,9 @@ def divide(
 
 
 def _must_be_alone(config: Config) -> bool:
-    return config.routing == "frozen" or config.diagnostics or config.profile > 0
+    measured = config.diagnostics or config.profile > 0
+    ends = config.max_minutes > 0 or config.early_stopping > 0
+    return config.routing == "frozen" or measured or ends
 
 
 def _max_size(config: Config, vmap: str) -> int:

@@ -197,7 +197,7 @@ def _run(row, seed, tuned, own, folder, defaults) -> PlannedRun:
 def _parse(defaults: Config, own: dict) -> Config:
     try:
         return parse_flags(defaults, list(_arguments(own)))
-    except flags.Error as error:
+    except (flags.Error, ValueError, AttributeError) as error:
         raise UserError(str(error)) from error
 
 

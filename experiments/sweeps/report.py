@@ -5,16 +5,19 @@ from typing import NamedTuple
 
 from experiments import plots
 from experiments.config import Config, given_flags
+from experiments.files import write_json, write_text
 from experiments.plots.text_tables import comma_separated, latex, markdown
 from experiments.sweeps import tables
 from experiments.sweeps.plan import PlannedRun
 from experiments.sweeps.studies import Study
-from experiments.training.workdir import write_json, write_text
 
 # Fields of summary.json that OUTPUT.json has.
 KEPT = ("routing", "votes", "squash", "loss", "depth", "seed", "parameters", "steps")
 KEPT += ("test_error", "test_errors", "test_examples", "validation_error")
 KEPT += ("images_per_second", "training_seconds", "peak_memory_mb", "commit")
+# Fields that all parts of a report need.
+REPORTED = {*KEPT, "validation_loss", "test_loss", "wall_seconds", "device_kind", "versions"}
+REPORTED |= {"dataset"}
 
 
 class StudyReport(NamedTuple):

@@ -1,5 +1,8 @@
 """The execution of a sweep: which of its runs are missing, and training them."""
 
+import contextlib
+import functools
+import io
 import shlex
 import sys
 from pathlib import Path
@@ -7,10 +10,15 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from experiments.config import Config
+from experiments.config import Config, UserError
+from experiments.data import datasets
+from experiments.files import one_line
 from experiments.sweeps import executors, grouping, ledger, plan, time_estimate
 from experiments.sweeps.plan import PlannedRun
+from experiments.sweeps.report import REPORTED
 from experiments.sweeps.studies import Study
+from experiments.training.devices import cache_folder
+from experiments.training.identity import check_same_data
 
 
 class Sweep(NamedTuple):
@@ -38,8 +46,46 @@ class Sweep(NamedTuple):
         return self.folder / (f"ledger.{which}-of-{parts}.jsonl" if parts > 1 else ledger.NAME)
 
     def entries(self) -> dict[str, dict]:
-        """Returns the entries of all ledgers by key of the run."""
-        return ledger.read(self.folder, *self.merge)
+        """Returns the entries of all ledgers by key of the run; own ones come first.
+
+        Raises:
+          UserError: runs of this sweep were trained on other contents of the same data set.
+        """
+        found = ledger.merge(ledger.read(self.folder), ledger.read(*self.merge))
+        found = {key: entry for key, entry in found.items() if _is_whole(key, entry)}
+        usual = self.given.get("dataset", self.defaults.dataset)
+        known = any("data_checksum" in entry.get("summary", {}) for entry in found.values())
+        for name in (
+            {dict(p).get("dataset", usual) for p in self.study.rows.values()} if known else ()
+        ):
+            data = _checksum(name, self.given.get("data_dir", ""), self.given.get("cache_dir", ""))
+            if name.endswith(".npz"):
+                found = ledger.with_path_of(data, name, found)
+            flag = f" --dataset={name} " if name != self.defaults.dataset else ""
+            for key, entry in found.items():
+                own = f"{key} ".startswith(f"python -m experiments.{self.defaults.program} ")
+                if own and (flag in f"{key} " if flag else "--dataset=" not in key):
+                    check_same_data(name, entry.get("summary", {}).get("data_checksum", ""), data)
+        return found
+
+
+def _is_whole(key: str, entry: dict) -> bool:
+    """Whether an entry has what reports are made of; measurements of runs have less."""
+    missing = REPORTED - entry["summary"].keys() if "summary" in entry and "#" not in key else ()
+    if missing:
+        ledger.say(f"left out, because it has no {min(missing)}: {one_line(key)}")
+    return not missing
+
+
+@functools.cache
+def _checksum(name: str, data_dir: str, cache_dir: str) -> str:
+    """The checksum of a data set, or nothing where it is not on this machine."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            places = {"data_dir": data_dir or None, "cache_dir": cache_folder(cache_dir)}
+            return datasets.load(name, **places).checksum
+    except UserError:
+        return ""
 
 
 def complete(sweep: Sweep, runs: list[PlannedRun]) -> list[PlannedRun]:
@@ -75,6 +121,12 @@ def complete(sweep: Sweep, runs: list[PlannedRun]) -> list[PlannedRun]:
                     runs, missing, entries, sweep.defaults, sweep.jobs
                 )
                 bar.set_postfix_str(f", {time_estimate.in_words(left)} left" if missing else "")
+            # A run alone that ended without a result or an error was stopped by --max_minutes.
+            if paused := [
+                run for part in parts if len(part) == 1 for run in part if run in missing
+            ]:
+                print(f"{len(paused)} runs have stopped; the same command continues them")
+                sys.exit(0)
             for part in parts:
                 # No run of the group came back: its process failed, and each run is tried alone.
                 if len(part) > 1 and all(run in missing for run in part):

@@ -5,7 +5,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from capsjax import train
 from experiments.config import Config
 from experiments.data import batching
 from experiments.data.datasets import cache_file
@@ -13,9 +12,9 @@ from experiments.sweeps import grouping
 from experiments.sweeps.plan import PlannedRun
 from experiments.tasks.base import Setup
 from experiments.tasks.registry import find_program
-from experiments.training import loop
+from experiments.training import chunks
 from experiments.training.devices import cache_folder
-from experiments.training.setup import prepare, steps_per_epoch, total_steps
+from experiments.training.setup import first_state, prepare, steps_per_epoch, total_steps
 from kernels import bench
 
 EFFICIENCY = 0.3  # rate of training relative to that of a matrix product
@@ -47,10 +46,10 @@ def estimate_seconds(runs: list[PlannedRun], defaults: Config) -> float | None:
 def run_flops(setup: Setup) -> float:
     """Counts the floating-point operations of a run, as XLA does before it optimizes."""
     key = jax.random.key(0)
-    state = jax.eval_shape(lambda: train.init_state(setup.model, setup.optimizer, key))
+    state = jax.eval_shape(lambda: first_state(setup, key))
     examples = len(setup.dataset.train_labels)
     orders = jax.eval_shape(lambda: batching.epoch_orders(key, 0, examples, 1))
-    step = jax.jit(loop.chunk_body(setup, None, 1, lambda batch: batch))
+    step = jax.jit(chunks.chunk_body(setup, None, 1, lambda batch: batch))
     # A loop of any length counts once.
     counted = step.lower(state, setup.pipeline.source, orders, key, 1, 0).cost_analysis()["flops"]
     steps, per_epoch = total_steps(setup), steps_per_epoch(setup)

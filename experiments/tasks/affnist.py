@@ -63,7 +63,7 @@ def canvas_pipeline(config: AffnistConfig, dataset: Dataset) -> InputPipeline:
         response_curves.finished_summary(config.compare)
     height, width, channels = dataset.image_shape
 
-    train, _ = random_shifts_on_canvas(BORDER, config.max_shift)
+    train, _ = random_shifts_on_canvas(BORDER, config.max_shift, config.augmentation)
 
     def example(key, source, row):
         return train(key, source.images[row]), source.labels[row]

@@ -31,6 +31,9 @@ class InputPipeline(NamedTuple):
     held_out: Callable[[str], tuple[np.ndarray, np.ndarray]]
     input: Callable[..., jax.Array]  # of a raw example's pixels
     label: Callable[..., Any] = lambda pixels, label: label  # of a raw example
+    labels: int = 1  # classes in an image
+    # Of the pixels of a whole image of `shape`, where a raw example is something else.
+    from_image: Callable[..., jax.Array] | None = None
 
 
 class Objective(NamedTuple):

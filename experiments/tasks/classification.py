@@ -42,6 +42,12 @@ def image_pipeline(
     return pipeline
 
 
+def has_logits(model_config: ModelConfig) -> bool:
+    """Returns whether the scores of a network are logits; otherwise they lie in [0, 1]."""
+    capsules = isinstance(model_config, CapsNetConfig)
+    return not capsules or model_config.make_routing().traits.scores_are_logits
+
+
 def classify(config: Config, model_config: ModelConfig) -> Objective:
     """Returns a network that gives each image one class, with the loss of its kind.
 
@@ -49,22 +55,28 @@ def classify(config: Config, model_config: ModelConfig) -> Objective:
       UserError: the loss does not fit the routing.
     """
     model = functional.create_model(model_config)
-    if not isinstance(model_config, CapsNetConfig):
-        loss = objectives.cross_entropy_loss(model)
-        return Objective(model, loss, loss)
-    try:
-        loss = objectives.capsnet_loss(
+
+    def make_loss(**options):
+        if not isinstance(model_config, CapsNetConfig):
+            return objectives.cross_entropy_loss(model, **options)
+        return objectives.capsnet_loss(
             model,
             loss=config.loss,
-            logit=model_config.make_routing().traits.scores_are_logits,
+            logit=has_logits(model_config),
             margin_weight=config.margin_weight,
             reconstruction_weight=config.reconstruction_weight,
+            **options,
         )
+
+    try:
+        loss = make_loss(label_smoothing=config.label_smoothing)
+        return Objective(model, loss, make_loss(predictions=True))
     except ValueError as error:
         raise UserError(f"--loss={config.loss}: {error}") from error
-    return Objective(model, loss, loss)
 
 
 CLASSIFICATION = Task(
-    image_pipeline(lambda config: random_shifts(config.max_shift)), classify, figures=of_decoder
+    image_pipeline(lambda config: random_shifts(config.max_shift, config.augmentation)),
+    classify,
+    figures=of_decoder,
 )

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 
 from capsjax.functional import Model, outputs
 from capsjax.models import Config as ModelConfig
+from capsjax.objectives import prediction_metrics
 from experiments.config import Config, UserError
 from experiments.tasks.base import Objective, Setup
-from experiments.tasks.classification import classify
+from experiments.tasks.classification import classify, has_logits
 
 
 def objective(config: Config, model_config: ModelConfig) -> Objective:
@@ -49,18 +50,22 @@ def objective(config: Config, model_config: ModelConfig) -> Objective:
 
     model = Model(init, apply, one.model.has_state)
 
-    def loss(variables, images, labels, key=None, progress=1.0, **mode):
+    def of_all(member_loss, variables, images, labels, key=None, progress=1.0, **mode):
         keys = None if key is None else jax.random.split(key, count)
-        each = jax.vmap(functools.partial(one.loss, **mode), (0, None, None, 0, None))
+        each = jax.vmap(functools.partial(member_loss, **mode), (0, None, None, 0, None))
         losses, metrics, *state = each(variables, images, labels, keys, progress)
+        predicted = metrics.pop("prediction", None) is not None
         metrics = {name: jnp.mean(value, axis=0) for name, value in metrics.items()}
         prediction, *_ = outputs(model, variables, images, labels, keys, **mode)
         scores = jnp.mean(prediction.scores, axis=0)
         right = (jnp.argmax(scores, axis=1) == labels).astype(jnp.float32)
         together = {"member_accuracy": metrics["accuracy"], "accuracy": right}
+        if predicted:
+            together |= prediction_metrics(scores, has_logits(model_config))
         return jnp.sum(losses, axis=0), metrics | together, *state
 
-    return Objective(model, loss, loss)
+    losses = (functools.partial(of_all, loss) for loss in (one.loss, one.measure))
+    return Objective(model, *losses)
 
 
 def summary_fields(setup: Setup, values: dict) -> dict:

@@ -11,7 +11,7 @@ import numpy as np
 from capsjax import map_batches
 from experiments import plots
 from experiments.data.errors import first_line
-from experiments.tasks import routing_diagnostics
+from experiments.tasks import confusion, routing_diagnostics
 from experiments.tasks.base import Figure, Setup
 
 COLUMNS = 8  # correct examples in the figure of reconstructions
@@ -52,7 +52,7 @@ def of_finished_run(setup: Setup, variables, rows: list, values: dict) -> list[P
       rows: of metrics.jsonl.
       values: what the evaluation says of the test set, arrays ``[N]``.
     """
-    parts = [lambda: of_training(setup, rows)]
+    parts = [lambda: of_training(setup, rows), lambda: of_confusion(setup, values)]
     if has_decoder(setup):
         parts.append(lambda: setup.task.figures(setup, variables, values))
     if setup.config.diagnostics and routing_diagnostics.can_trace(setup):
@@ -94,13 +94,23 @@ def of_training(setup: Setup, rows: list) -> Iterator[Figure]:
     yield "training_curves", plots.plot_training_curves, (rows, title_of(setup))
 
 
+def of_confusion(setup: Setup, values: dict) -> Iterator[Figure]:
+    """Yields the confusion matrix of the test set, where each image has one class."""
+    if "prediction" in values:
+        names, labels = setup.dataset.class_names, setup.pipeline.held_out("test")[1]
+        matrix = confusion.confusion_matrix(labels, values["prediction"], len(names))
+        yield "confusion_matrix", plots.plot_confusion, (matrix, names, title_of(setup))
+
+
 def has_decoder(setup: Setup) -> bool:
     """Returns whether the network reconstructs its input."""
     return getattr(setup.model_config, "decoder", None) is not None
 
 
 def of_decoder(setup: Setup, variables, values: dict) -> Iterator[Figure]:
-    """Yields Figures 3 and 4 of the paper, for classification."""
+    """Yields Figures 3 and 4 of the paper, for classification into single classes."""
+    if setup.dataset.multi_label:
+        return
     correct = values["accuracy"] > 0
     columns = reconstruction_columns(setup, variables, correct)
     title = title_of(setup) + note_of(setup)

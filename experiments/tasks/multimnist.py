@@ -17,6 +17,8 @@ from capsjax.models import Config as ModelConfig
 from capsjax.objectives import score_loss
 from capsjax.recipes import margin_factor
 from experiments.config import Config, UserError, setting
+from experiments.data import distortions
+from experiments.data.augment import to_unit
 from experiments.data.datasets import Dataset
 from experiments.data.digit_pairs import (
     MARGIN,
@@ -41,12 +43,20 @@ class MultiMNISTConfig(Config):
     """Settings with flags for pairs and without those for single images."""
 
     max_shift: int = dataclasses.field(default=0, metadata={"flag": False})
+    class_weights: str = dataclasses.field(default="none", metadata={"flag": False})
+    sampler: str = dataclasses.field(default="uniform", metadata={"flag": False})
     shift: int = setting(4, "largest shift of each digit, in pixels", low=0, high=2 * MARGIN)
     test_pairs: int = setting(0, "number of test pairs; 0: as many as test digits", low=0)
 
 
 def pair_pipeline(config: MultiMNISTConfig, dataset: Dataset) -> InputPipeline:
-    """Returns the pipeline of pairs of a data set."""
+    """Returns the pipeline of pairs of a data set.
+
+    Raises:
+      UserError: no pairs can be made of its images, or digits are to be mirrored.
+    """
+    if dataset.multi_label:
+        raise UserError("pairs are made of images of one class each, not of sets of labels")
     height, width, channels = dataset.image_shape
     shape = (height + 2 * MARGIN, width + 2 * MARGIN, channels)
 
@@ -54,8 +64,13 @@ def pair_pipeline(config: MultiMNISTConfig, dataset: Dataset) -> InputPipeline:
         arrays = (getattr(dataset, f"{split}_{part}") for part in ("images", "labels"))
         return make_pair_source(*arrays, dataset.num_classes)
 
+    if config.augmentation == "flip":
+        raise UserError("--augmentation=flip: mirrored digits are others, use affine or strong")
+    shift = 0 if config.augmentation == "none" else config.shift
+    distortion = distortions.of_bytes(config.augmentation)
+
     def example(key, source, row):
-        digits, labels = random_pair(key, source, row, config.shift)
+        digits, labels = random_pair(key, source, row, shift, distortion)
         return overlay_digits(digits), pair_target(digits, labels)
 
     @functools.cache
@@ -67,7 +82,11 @@ def pair_pipeline(config: MultiMNISTConfig, dataset: Dataset) -> InputPipeline:
             count = config.test_pairs
         return fixed_pairs(source(split), count, config.shift)
 
-    return InputPipeline(shape, source("train"), example, held_out, overlay_digits, pair_target)
+    # A saved run is opened without its digits.
+    digits = source("train") if len(dataset.train_labels) else None
+    return InputPipeline(
+        shape, digits, example, held_out, overlay_digits, pair_target, labels=2, from_image=to_unit
+    )
 
 
 def pair_objective(config: MultiMNISTConfig, model_config: ModelConfig) -> Objective:
@@ -87,8 +106,10 @@ def pair_objective(config: MultiMNISTConfig, model_config: ModelConfig) -> Objec
     evaluation there are also those of :func:`segmentation`, and ``overlap``.
 
     Raises:
-      UserError: the loss does not fit the routing.
+      UserError: the loss does not fit the routing, or labels are to be smoothed.
     """
+    if config.label_smoothing:
+        raise UserError("--label_smoothing needs one class per image, and multimnist has two")
     model = functional.create_model(model_config)
     capsules = isinstance(model_config, CapsNetConfig)
     name = config.loss if capsules else "cross_entropy"
@@ -139,6 +160,8 @@ def pair_objective(config: MultiMNISTConfig, model_config: ModelConfig) -> Objec
                 metrics |= jax.vmap(segmentation)(drawn, pair.digits)
         if measured:
             metrics["overlap"] = jax.vmap(box_overlap)(pair.digits)
+            each = jax.vmap(found_labels)(scores, pair.labels)
+            metrics |= {"found_first": each[:, 0], "found_second": each[:, 1]}
         return total, metrics | {"loss": total}, *state
 
     return Objective(model, loss, functools.partial(loss, measured=True))
@@ -156,6 +179,12 @@ def decode_each(
     masks = label_mask(labels.reshape(-1), J)
     images = model.apply(variables, jnp.repeat(pose, T, axis=0), masks, method="decode")
     return images.reshape(B, T, *images.shape[1:])
+
+
+def found_labels(scores: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns which of the two labels ``[2]`` are among the two largest of the scores ``[J]``."""
+    _, largest = jax.lax.top_k(scores, 2)
+    return jnp.any(largest[:, None] == labels[None, :], axis=0)
 
 
 def hits(scores: jax.Array, labels: jax.Array) -> jax.Array:

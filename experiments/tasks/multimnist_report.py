@@ -23,6 +23,7 @@ def summary_fields(setup: Setup, values: dict[str, np.ndarray]) -> dict:
         "shift": setup.config.shift,
         "digit_accuracy": percent(values["digits"].mean()),
         "either_accuracy": percent(values["either"].mean()),
+        "digit_error_by_class": error_by_class(setup, values),
         "overlap": round(float(values["overlap"].mean()), 4),
         "test_error_by_overlap": error_by_overlap(values["accuracy"], values["overlap"]),
         "segmentation_accuracy": None,
@@ -35,6 +36,17 @@ def summary_fields(setup: Setup, values: dict[str, np.ndarray]) -> dict:
             found[name] = percent(right / max(pixels, 1))
         found["reconstruction_mse"] = round(float(values["squared_error"].mean()), 6)
     return found
+
+
+def error_by_class(setup: Setup, values: dict[str, np.ndarray]) -> dict[str, float | None]:
+    """Returns the percentage of the test digits of each class that are not found, by its name."""
+    labels = setup.pipeline.held_out("test")[1].ravel()
+    missed = ~np.stack([values["found_first"], values["found_second"]], axis=1).ravel()
+    errors = {}
+    for n, name in enumerate(setup.dataset.class_names):
+        own = missed[labels == n]
+        errors[name] = percent(own.mean()) if len(own) else None
+    return errors
 
 
 def percent(share: float) -> float:

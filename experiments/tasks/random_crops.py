@@ -1,10 +1,11 @@
 """Classification of crops: the task of cifar10 and smallnorb."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Mapping
+from types import MappingProxyType
 
-from experiments.config import Config, setting
-from experiments.data.augment import square_crops
+from experiments.config import Config, UserError, setting
+from experiments.data.augment import Preprocessing, square_crops
 from experiments.tasks.base import Task
 from experiments.tasks.classification import image_pipeline
 from experiments.tasks.ensemble import objective, summary_fields
@@ -23,14 +24,37 @@ class CropsConfig(Config):
     )
 
 
-def random_crops(size: int, *, flip: bool = False, halve: bool = False) -> Task:
+def random_crops(
+    size: int,
+    *,
+    flip: bool = False,
+    halve: bool = False,
+    published: Mapping[str, Preprocessing] = MappingProxyType({}),
+) -> Task:
     """Returns the task of square crops, see :func:`experiments.data.augment.square_crops`.
 
     Pixels are standardized, except with ``--reconstruction``: the decoder ends in a sigmoid, so
     that they have to stay in [0, 1].
+
+    Args:
+      size, flip, halve: of the crops.
+      published: the preprocessing of presets that have one of their own, and no decoder.
     """
 
-    def preprocess(config: CropsConfig) -> Callable:
-        return square_crops(size, flip=flip, halve=halve, standardized=not config.reconstruction)
+    def preprocess(config: CropsConfig) -> Preprocessing:
+        if config.preset in published:
+            if config.augmentation != "auto":
+                raise UserError(
+                    f"--augmentation={config.augmentation} can't be given with --preset="
+                    f"{config.preset}, whose images are changed as published"
+                )
+            return published[config.preset]
+        return square_crops(
+            size,
+            flip=flip,
+            halve=halve,
+            standardized=not config.reconstruction,
+            augmentation=config.augmentation,
+        )
 
     return Task(image_pipeline(preprocess), objective, summary_fields, figures=of_decoder)

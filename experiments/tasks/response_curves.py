@@ -1,6 +1,5 @@
 """Response curves: the accuracy under one transformation of the test images at a time."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import numpy as np
 from experiments.config import UserError
 from experiments.data.affine import single_transformation, warp
 from experiments.data.affnist_images import BORDER, TRANSFORMATION_RANGES
+from experiments.files import BadFile, check, is_number, is_plain, one_line, read_json
+from experiments.files.forms import SUMMARY, is_count, is_percentage
 
 # Units of experiments.data.affine; what changes nothing is in the middle of each.
 CURVES: dict[str, tuple[float, ...]] = {
@@ -19,6 +20,17 @@ CURVES: dict[str, tuple[float, ...]] = {
     "scale": (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4, 1.5),
     "shift_x": (-10, -8, -6, -4, -2, 0, 2, 4, 6, 8, 10),
     "shift_y": (-10, -8, -6, -4, -2, 0, 2, 4, 6, 8, 10),
+}
+# What a summary must have to be compared with.
+_CURVE = {"values": [is_number], "accuracy": [is_percentage]}
+_COMPARED = {
+    "response": {**{f"{name}?": _CURVE for name in CURVES}},
+    "response_images": is_count,
+    "affnist": str,
+    "affnist_error": is_percentage,
+    "test_error": is_percentage,
+    "model": str,
+    "dataset": str,
 }
 
 
@@ -64,14 +76,14 @@ def finished_summary(folder: str) -> dict:
     """
     path = Path(folder) / "summary.json"
     try:
-        summary = json.loads(path.read_text("utf-8"))
-        if summary["program"] == "affnist" and summary["response"]:
-            return summary
-        reason = f"a run of {summary['program']}"
-    except FileNotFoundError:
-        reason = "no summary.json there"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"summary.json is not understood ({error})"
+        if not path.exists():
+            raise BadFile("no summary.json there")
+        summary = read_json(path, SUMMARY | {"program": str})
+        if summary["program"] == "affnist":
+            return check(summary, _COMPARED | {"*": is_plain}, "summary.json")
+        reason = f"a run of {one_line(summary['program'])}"
+    except (BadFile, ValueError) as error:
+        reason = one_line(error)
     raise UserError(f"--compare={folder} is not a finished run of affnist: {reason}")
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiments.config import UserError
+from experiments.files import check_private, local_path
+from experiments.training import memory
 
 AXIS = "data"
 _INSTALL = {"gpu": 'pip install -U "jax[cuda13]"', "tpu": 'pip install -U "jax[tpu]"'}
@@ -18,16 +20,26 @@ _INSTALL = {"gpu": 'pip install -U "jax[cuda13]"', "tpu": 'pip install -U "jax[t
 def cache_folder(cache_dir: str) -> Path:
     """Returns the folder of decoded data sets and compiled programs."""
     if cache_dir and cache_dir != "none":
-        return Path(cache_dir)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return local_path(cache_dir, "cache_dir")
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise UserError(f"no home folder ({error}); name a --cache_dir") from error
     return Path(base) / "capsjax"
 
 
 def keep_compiled_programs(cache_dir: str) -> None:
-    """Turns on JAX's persistent compilation cache, unless ``cache_dir`` is 'none'."""
+    """Turns on JAX's persistent compilation cache, unless ``cache_dir`` is 'none'.
+
+    Raises:
+      UserError: others may write to it. It holds programs, which are run.
+    """
     if cache_dir == "none":
         return
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder(cache_dir) / "xla"))
+    folder = cache_folder(cache_dir)
+    for place in (folder, folder / "xla"):
+        check_private(place)
+    jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
@@ -45,6 +57,7 @@ def find_devices(accelerator: str, num_devices: int = 0) -> list[jax.Device]:
     if accelerator == "cpu":
         jax.config.update("jax_platforms", "cpu")
     if accelerator in ("auto", "cpu") and num_devices > 1:
+        memory.check_devices(num_devices)
         try:
             jax.config.update("jax_num_cpu_devices", num_devices)
         except RuntimeError:  # devices exist already; their number is checked below

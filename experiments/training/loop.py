@@ -9,23 +9,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from capsjax import train
 from experiments.config import Config, UserError
-from experiments.data import batching, image_files
+from experiments.data import image_files
+from experiments.files import write_json, write_text
+from experiments.plots.text_tables import comma_separated
 from experiments.tasks import routing_diagnostics
 from experiments.tasks.base import Program, Setup
-from experiments.training import frozen_couplings, guard
+from experiments.training import frozen_couplings, guard, selection
 from experiments.training.checkpoints import Checkpoints, has_checkpoints
-from experiments.training.devices import parallelize
+from experiments.training.chunks import chunk_body, make_chunk
 from experiments.training.evaluate import make_evaluate
+from experiments.training.first_step import before_first_step
+from experiments.training.identity import record_of
 from experiments.training.metrics import Metrics
 from experiments.training.profiling import Profile
-from experiments.training.progress import Display, Stop
+from experiments.training.progress import Display, Stop, leave
 from experiments.training.setup import (
     banner,
     initial_state,
+    make_orders,
     prepare,
     steps_between_saves,
     steps_per_block,
@@ -34,7 +38,7 @@ from experiments.training.setup import (
     training_inputs,
 )
 from experiments.training.summary import write_summary
-from experiments.training.workdir import open_workdir, write_config, write_json
+from experiments.training.workdir import open_workdir, write_config
 
 
 class TrainingRun(NamedTuple):
@@ -45,6 +49,7 @@ class TrainingRun(NamedTuple):
     checkpoints: Checkpoints
     metrics: Metrics
     display: Display
+    reported: Any = None  # the variables that it reports, if not those of its state
 
 
 class Stepper(NamedTuple):
@@ -57,37 +62,37 @@ class Stepper(NamedTuple):
 
 
 def run(program: Program, config: Config) -> dict:
-    """Trains, or continues, the run that a configuration describes.
-
-    Returns:
-      Its summary.
+    """Trains, or continues, the run that a configuration describes, and returns its summary.
 
     Raises:
       UserError: a problem that the user can fix; an existing run is left intact.
     """
     started = time.monotonic()
     setup = prepare(program, config)
+    total_steps(setup)  # too many are refused before anything is written
     if setup.config.routing == "frozen" and not has_checkpoints(setup.config):
         frozen_couplings.find_source(setup)  # before anything is written
-    with open_workdir(setup.config) as workdir:
+    selection.check(setup)
+    with open_workdir(setup.config, record_of(setup)) as workdir:
         print(banner(setup), file=sys.stderr)
+        setup = before_first_step(setup, chunk_body)
         evaluate = make_evaluate(setup)
         with contextlib.ExitStack() as files:
             checkpoints = files.enter_context(Checkpoints(workdir))
-            state = resume(setup, checkpoints, workdir)
-            training = start(setup, workdir, checkpoints, int(state.step), files)
+            state, reported = resume(setup, checkpoints, workdir)
+            runs = {0: start(setup, workdir, checkpoints, int(state.step), files, reported)}
             profile = Profile(setup.config.profile, workdir)
             stepper = make_stepper(setup, evaluate)
-            state, stopped = fit(setup, {0: training}, stepper, state, int(state.step), profile)
+            state, stopped = fit(setup, runs, stepper, state, int(state.step), profile)
         if stopped:
-            print(f"stopped after step {state.step}; the same command continues", file=sys.stderr)
-            sys.exit(128 + stopped)
+            leave([setup], f"stopped after step {state.step}", stopped)
         seconds = time.monotonic() - started
-        return write_summary(setup, state, workdir, training.metrics.rows, evaluate, seconds)
+        rows, reported = runs[0].metrics.rows, runs[0].reported
+        return write_summary(setup, state, workdir, rows, evaluate, seconds, 1, reported)
 
 
-def resume(setup: Setup, checkpoints: Checkpoints, workdir: Path) -> train.TrainState:
-    """Returns the state of the newest checkpoint, or the initial one.
+def resume(setup: Setup, checkpoints: Checkpoints, workdir: Path) -> tuple[train.TrainState, Any]:
+    """Returns the newest checkpoint, or the initial state; see ``Checkpoints.restore_all``.
 
     Raises:
       UserError: the run has already gone beyond its last step.
@@ -95,14 +100,14 @@ def resume(setup: Setup, checkpoints: Checkpoints, workdir: Path) -> train.Train
     done, total = checkpoints.latest(), total_steps(setup)
     state = initial_state(setup, couplings=done is None)
     if done is None:
-        return state
+        return state, None
     if done > total:
         raise UserError(
             f"{workdir} has already done {done} steps and {total} are asked for; "
             "raise --epochs or --steps, or choose another --workdir"
         )
     print(f"continuing {workdir} after step {done}", file=sys.stderr)
-    return checkpoints.restore(state)
+    return checkpoints.restore_all(state)
 
 
 def start(
@@ -111,70 +116,30 @@ def start(
     checkpoints: Checkpoints,
     step: int,
     files: contextlib.ExitStack,
+    reported: Any = None,
 ) -> TrainingRun:
     """Writes config.json and network.json, and opens what a run writes from a step on."""
-    write_config(setup.config, workdir)
+    write_config(setup.config, workdir, record_of(setup))
     write_json(workdir / "network.json", image_files.dataset_facts(setup.dataset))
-    metrics = files.enter_context(Metrics(workdir, step))
+    if setup.dataset.skipped:
+        table = comma_separated(["file", "reason"], setup.dataset.skipped)
+        write_text(workdir / "unreadable_files.csv", table)
+    metrics = files.enter_context(Metrics(workdir, step, checkpoints.rows()))
     total, per_epoch = total_steps(setup), steps_per_epoch(setup)
     display = files.enter_context(Display(setup.config, metrics, step, total, per_epoch))
-    return TrainingRun(setup, workdir, checkpoints, metrics, display)
+    return TrainingRun(setup, workdir, checkpoints, metrics, display, reported)
 
 
 def make_stepper(setup: Setup, evaluate: Callable) -> Stepper:
     """Returns how a single run advances on its devices."""
     chunk, (source, key) = make_chunk(setup), training_inputs(setup)
-    examples = len(setup.dataset.train_labels)
-    epochs = steps_per_block(setup) // steps_per_epoch(setup)
-    orders = jax.jit(batching.epoch_orders, static_argnums=(2, 3))
+    orders = jax.jit(functools.partial(make_orders, setup))
     return Stepper(
         advance=lambda state, orders, count: chunk(state, source, orders, key, count),
-        make_orders=lambda block: orders(key, block, examples, epochs),
+        make_orders=lambda block: orders(key, block),
         select=lambda tree, n: tree,
         evaluate=lambda n, *examples: evaluate(*examples),
     )
-
-
-def make_chunk(setup: Setup) -> Callable:
-    """Returns many steps in one call: ``chunk(state, source, orders, key, count)``.
-
-    The chunk returns the state after ``count`` steps (a traced number, so that one compiled
-    program serves chunks of any length up to ``log_every``) and the sums of the metrics.
-    """
-    return parallelize(functools.partial(chunk_body, setup), setup.config.parallel, setup.devices)
-
-
-def chunk_body(setup: Setup, axis_name: str | None, parts: int, constrain: Callable) -> Callable:
-    """Returns the chunk of :func:`make_chunk` on one device, see ``devices.parallelize``."""
-    config = setup.config
-    step = train.make_train_step(
-        setup.loss, setup.optimizer, axis_name=axis_name, total_steps=total_steps(setup)
-    )
-
-    def body(state, source, orders, key, count, which):
-        @jax.jit  # traced once, although the shapes of its results are asked for first
-        def one(state):
-            images, labels, dropout_key = batching.make_batch(
-                setup.pipeline.example,
-                source,
-                orders,
-                key,
-                state.step,
-                batch_size=config.batch_size,
-                part=(which, parts),
-            )
-            return step(state, *constrain((images, labels)), dropout_key)
-
-        sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, state)[1])
-
-        def several(_, carry):
-            state, sums = carry
-            state, metrics = one(state)
-            return state, jax.tree.map(jnp.add, sums, metrics)
-
-        return jax.lax.fori_loop(0, count, several, (state, sums))
-
-    return body
 
 
 def fit(
@@ -197,17 +162,18 @@ def fit(
       isolate: ``isolate(n)`` is the context in which run n is recorded.
 
     Returns:
-      The state, and 0 or the number of the signal that stopped training before the end.
+      The state, and 0 or what stopped training before the end: a signal, or TIME_IS_UP.
     """
     log_every, total = setup.config.log_every, total_steps(setup)
     save_every, block_steps = steps_between_saves(setup), steps_per_block(setup)
     diagnose, inspect = routing_diagnostics.make_probe(setup), guard.make_inspect(setup)
     held_out, orders = setup.pipeline.held_out("validation"), None
+    current = selection.make_current(setup)
 
     def finished_early():
-        return step % save_every == 0 and all(
-            setup.task.should_stop(run.setup.config, run.metrics.rows) for run in runs.values()
-        )
+        found = [(run.setup.config, run.metrics.rows) for run in runs.values()]
+        ends = (setup.task.should_stop, selection.out_of_patience)
+        return step % save_every == 0 and all(any(end(*one) for end in ends) for one in found)
 
     def record(n: int, run: TrainingRun, count: int, sums: Any) -> None:
         run.display.trained(step, count, stepper.select(sums, n))
@@ -215,19 +181,23 @@ def fit(
         if not (due or stop.requested):
             return
         run.display.flush()
-        own = stepper.select(state, n)
-        if due and len(held_out[1]):
-            run.display.validated(step, stepper.evaluate(n, own.variables, *held_out))
+        own, config = stepper.select(state, n), run.setup.config
+        variables = current(config, own)
+        validated = due and len(held_out[1]) > 0
+        if validated:
+            which = [variables, own.variables] if config.ema else [variables]
+            run.display.validated(step, *(stepper.evaluate(n, v, *held_out) for v in which))
         if due:
             inspect(step, own.variables, run.display, run.metrics.rows)
         if due and diagnose:
             run.display.measured(step, diagnose(own.variables))
-        run.metrics.sync()
-        run.checkpoints.save(own, step)
+        chosen = selection.choose(config, run.reported, variables, run.metrics.rows, validated)
+        runs[n] = run._replace(reported=chosen)
+        run.checkpoints.save(own, step, run.metrics.sync(), chosen)
 
     for n, run in runs.items() if step == 0 else ():
         inspect(step, stepper.select(state, n).variables, run.display, run.metrics.rows)
-    with Stop() as stop:
+    with Stop(setup.config.max_minutes) as stop:
         while runs and step < total and not stop.requested and not finished_early():
             block, within = divmod(step, block_steps)
             if orders is None or within == 0:
@@ -236,6 +206,7 @@ def fit(
             count = profile.count(min(log_every - step % log_every, most), most)
             state, sums = profile.run(stepper.advance, state, orders, count)
             step += count
+            stop.look_at_clock()
             for n, run in list(runs.items()):
                 with isolate(n):
                     record(n, run, count, sums)

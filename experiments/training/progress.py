@@ -1,14 +1,20 @@
 """The progress of training that a user sees, and how the user stops it."""
 
+import contextlib
+import os
 import signal
+import stat
 import sys
 import time
 
 import numpy as np
 from tqdm import tqdm
 
-from experiments.config import Config, UserError
+from experiments.config import Config, UserError, continuation
+from experiments.tasks.base import Setup
 from experiments.training.metrics import Metrics
+
+SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 
 
 class Display:
@@ -66,14 +72,22 @@ class Display:
         self._bar.set_postfix_str(f"loss {means['loss']:.4f}, {accuracy}, {rate:.0f} images/s")
         self._bar.update(count)
 
-    def validated(self, step: int, values: dict[str, np.ndarray]) -> None:
-        """Writes and prints the validation error after an epoch."""
-        error = 100 * (1 - float(values["accuracy"].mean()))
+    def validated(self, step: int, values: dict, last: dict | None = None) -> None:
+        """Writes and prints the validation error after an epoch.
+
+        Args:
+          step: the number of steps done.
+          values: metrics of the validation data, each ``[N]``.
+          last: those of the last weights, where ``values`` are those of averaged ones.
+        """
+        row = {}
+        for metrics, suffix in ((values, ""), (last, "_last")):
+            if metrics is not None:
+                row[f"validation_error{suffix}"] = 100 * (1 - float(metrics["accuracy"].mean()))
+                row[f"validation_loss{suffix}"] = float(metrics["loss"].mean())
+        error = row["validation_error"]
         self._clock()
-        self._metrics.write(
-            self._where(step)
-            | {"validation_error": error, "validation_loss": float(values["loss"].mean())}
-        )
+        self._metrics.write(self._where(step) | row)
         self.say(
             f"epoch {-(-step // self._per_epoch)}/{self._epochs}: loss {self._row['loss']:.4f}, "
             f"validation error {error:.2f}%, {self._row['rate']:.0f} images/s"
@@ -95,13 +109,34 @@ class Display:
         return passed
 
 
-class Stop:
-    """Turns the first Ctrl-C (or SIGTERM) into a request to stop after the current chunk."""
+TIME_IS_UP = -1  # takes the place of a signal
 
-    requested = 0
+
+class Stop:
+    """Turns the first Ctrl-C, SIGTERM or SIGHUP into a request to stop after the current chunk.
+
+    The second one ends the process at once: the last checkpoint is whole at every moment.
+
+    Args:
+      minutes: after which :meth:`look_at_clock` makes the same request; 0: never.
+    """
+
+    requested = 0  # the number of the signal, or TIME_IS_UP
+
+    def __init__(self, minutes: float = 0.0):
+        self._end = time.monotonic() + 60 * minutes if minutes else np.inf
+
+    def look_at_clock(self) -> None:
+        """Requests to stop if the time is up."""
+        if not self.requested and time.monotonic() >= self._end:
+            self.requested = TIME_IS_UP
 
     def __enter__(self):
-        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {}
+        for number in SIGNALS:
+            ignored = signal.getsignal(number) == signal.SIG_IGN
+            if not (ignored and number == getattr(signal, "SIGHUP", None)):  # nohup
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_):
@@ -109,7 +144,38 @@ class Stop:
             signal.signal(number, handler)
 
     def _handle(self, number, _):
-        if self.requested:
-            raise KeyboardInterrupt
+        if self.requested > 0:
+            with contextlib.suppress(OSError):
+                os.write(2, b"interrupted\n")
+            os._exit(128 + number)
         self.requested = number
-        print("\nstopping after this chunk of steps; press again to stop at once", file=sys.stderr)
+        if number == getattr(signal, "SIGHUP", None):
+            _leave_terminal()
+        with contextlib.suppress(OSError):
+            line = b"\nstopping after this chunk of steps; press again to stop at once\n"
+            os.write(2, line)
+
+
+def _leave_terminal() -> None:
+    """Writes nowhere instead of to a terminal that is closed, which would be an error."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (1, 2):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def leave(setups: list[Setup], what: str, stopped: int) -> None:
+    """Ends the process of runs that were stopped, and says what continues them.
+
+    Args:
+      setups: of the runs.
+      what: the beginning of the line.
+      stopped: the number of a signal, which gives the exit status, or TIME_IS_UP.
+    """
+    if stopped != TIME_IS_UP:
+        print(f"{what}; the same command continues", file=sys.stderr)
+        sys.exit(128 + stopped)
+    for setup in setups:
+        print(f"{what}; to continue: {continuation(setup.config, setup.program.defaults)}")
+    sys.exit(0)

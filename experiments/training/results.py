@@ -1,6 +1,7 @@
 """The origin of a result (versions, commit, device, memory), and the files of a measurement."""
 
 import json
+import os
 import platform
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import optax
 import psutil
 
 from experiments.config import UserError
-from experiments.training.workdir import write_json, write_text
+from experiments.files import local_path, write_json, write_text
 from kernels.cli import commit
 
 try:
@@ -60,11 +61,13 @@ def output_path(output: str | Path) -> Path:
     Raises:
       UserError: the folder is missing and can't be made.
     """
-    path = Path(output).absolute()
+    path = local_path(str(output), "output").absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output={output} can't be written: {error.strerror}") from error
+    if path.is_dir() or not path.name or not os.access(path.parent, os.W_OK):
+        raise UserError(f"--output={output} is a folder, or can't be written; give a name in it")
     return path
 
 

@@ -1,21 +1,26 @@
 """Everything that follows from a configuration before training: data, network, first state."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax
 import jax
+import jax.numpy as jnp
 import optax
 
-from capsjax import functional, train
+from capsjax import functional, make_schedule, optimizers, train
 from capsjax.models import CapsNetConfig
 from capsjax.models import Config as ModelConfig
 from capsjax.routing import PassKernels, has_pass_kernels
 from experiments.config import Config, UserError, network_config, resolve, small_kernels
+from experiments.config.flags import LARGEST
 from experiments.data import batching, datasets
+from experiments.data.image_folder import ImageOptions
 from experiments.data.subset import limit_training_examples
 from experiments.tasks.base import Program, Setup
-from experiments.training import frozen_couplings
+from experiments.tasks.objective import check_balance, make_objective
+from experiments.training import frozen_couplings, memory, pieces
 from experiments.training.devices import (
     cache_folder,
     find_devices,
@@ -37,6 +42,8 @@ def prepare(program: Program, config: Config, dataset: datasets.Dataset | None =
     Raises:
       UserError: the configuration contradicts itself, the data or the devices.
     """
+    if config.workdir:
+        config.folder()  # its name is checked before anything else
     keep_compiled_programs(config.cache_dir)
     devices = find_devices(config.accelerator, config.num_devices)
     dataset = dataset or limit_training_examples(
@@ -45,10 +52,12 @@ def prepare(program: Program, config: Config, dataset: datasets.Dataset | None =
             data_dir=config.data_dir or None,
             cache_dir=cache_folder(config.cache_dir),
             validation_fraction=config.validation_fraction,
+            options=ImageOptions(*(getattr(config, name) for name in ImageOptions._fields)),
         ),
         config.train_examples,
     )
     config = resolve(config, dataset.name)
+    check_balance(config, dataset)
     pipeline = program.task.pipeline(config, dataset)
     if config.batch_size % len(devices):
         raise UserError(
@@ -68,9 +77,17 @@ def prepare(program: Program, config: Config, dataset: datasets.Dataset | None =
                 "routing with these votes has no kernels, use stream"
             )
         model_config = dataclasses.replace(model_config, routing_implementation="auto")
-    model, loss, measure = program.task.objective(config, model_config)
-    optimizer = make_optimizer(config)
-    parameters = functional.count_parameters(jax.eval_shape(model.init, jax.random.key(0)))
+    try:
+        model, loss, measure = make_objective(program.task, config, model_config, dataset)
+        parameters = functional.count_parameters(jax.eval_shape(model.init, jax.random.key(0)))
+    except (OverflowError, MemoryError) as error:
+        raise UserError("a network of these sizes is beyond any memory") from error
+    pieces.check(config, len(devices), model)
+    memory.check_fits(config, dataset, pipeline.shape, devices, model_config, parameters)
+    # A saved run that is opened without its examples is not trained: any length will do.
+    examples = len(dataset.train_labels)
+    steps = number_of_steps(config, examples) if examples else config.warmup_steps + 1
+    optimizer = make_optimizer(config, steps)
     network = (model_config, model, loss, measure, optimizer, parameters)
     return Setup(config, program, dataset, pipeline, devices, *network)
 
@@ -89,6 +106,16 @@ def steps_per_epoch(setup: Setup) -> int:
     return batching.steps_per_epoch(len(setup.dataset.train_labels), setup.config.batch_size)
 
 
+def make_orders(setup: Setup, key: jax.Array, block: jax.Array) -> jax.Array:
+    """Returns the rows ``[E, N]`` that the epochs of a block visit, by ``--sampler``."""
+    labels = setup.dataset.train_labels
+    epochs = steps_per_block(setup) // steps_per_epoch(setup)
+    if setup.config.sampler == "balanced":
+        labels, classes = jnp.asarray(labels), setup.dataset.num_classes
+        return batching.balanced_orders(key, block, labels, classes, epochs)
+    return batching.epoch_orders(key, block, len(labels), epochs)
+
+
 def steps_per_block(setup: Setup) -> int:
     """Returns the steps of a block: an epoch, or several short ones, ordered together."""
     per_epoch = steps_per_epoch(setup)
@@ -102,7 +129,19 @@ def steps_between_saves(setup: Setup) -> int:
 
 def total_steps(setup: Setup) -> int:
     """Returns the number of steps of the whole training run."""
-    return setup.config.steps or setup.config.epochs * steps_per_epoch(setup)
+    return number_of_steps(setup.config, len(setup.dataset.train_labels))
+
+
+def number_of_steps(config: Config, examples: int) -> int:
+    """Returns the number of steps of a run on a number of training examples.
+
+    Raises:
+      UserError: they are more than can be counted.
+    """
+    total = config.steps or config.epochs * batching.steps_per_epoch(examples, config.batch_size)
+    if total > LARGEST:
+        raise UserError(f"--epochs={config.epochs} are {total:,} steps, more than {LARGEST:,}")
+    return total
 
 
 def banner(setup: Setup) -> str:
@@ -133,15 +172,39 @@ def random_keys(config: Config) -> tuple[jax.Array, jax.Array]:
     return jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
 
 
-def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """Returns the optimizer that a (resolved) configuration describes."""
-    return train.adam(
+def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
+    """Returns the optimizer that a (resolved) configuration describes, for a number of steps.
+
+    Raises:
+      UserError: the run is not longer than the warm-up.
+    """
+    if steps <= config.warmup_steps:
+        raise UserError(
+            f"--warmup_steps={config.warmup_steps} leaves none of the {steps} steps of the run"
+        )
+    schedule = make_schedule(
+        config.schedule,
         config.learning_rate,
-        config.decay_rate,
-        config.decay_steps,
-        config.learning_rate_floor,
-        epsilon_hat=config.adam_epsilon_hat,
+        total_steps=steps,
+        warmup_steps=config.warmup_steps,
+        decay_rate=config.decay_rate,
+        decay_steps=config.decay_steps,
+        floor=config.learning_rate_floor,
     )
+    return optimizers.make_optimizer(
+        config.optimizer,
+        schedule,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+        epsilon_hat=config.adam_epsilon_hat,
+        members=getattr(config, "ensemble", 1),
+    )
+
+
+def first_state(setup: Setup, key: jax.Array) -> train.TrainState:
+    """Returns the state before the first step, for the key of the initial weights."""
+    average = setup.config.ema > 0
+    return train.init_state(setup.model, setup.optimizer, key, average=average)
 
 
 def initial_state(setup: Setup, *, couplings: bool = True) -> train.TrainState:
@@ -153,7 +216,7 @@ def initial_state(setup: Setup, *, couplings: bool = True) -> train.TrainState:
     """
     key, _ = random_keys(setup.config)
     init = jax.jit(
-        lambda key: train.init_state(setup.model, setup.optimizer, key),
+        functools.partial(first_state, setup),
         compiler_options=quick_to_compile(setup.devices),
     )
     state = init(key)
@@ -162,6 +225,8 @@ def initial_state(setup: Setup, *, couplings: bool = True) -> train.TrainState:
         other = prepare(setup.program, config, setup.dataset)
         prior = frozen_couplings.log_couplings(other, initial_state(other), folder)
         state.params["classes"]["prior"] = prior
+        if state.average:
+            state.average["classes"]["prior"] = jnp.copy(prior)
     return replicate(state, setup.devices)
 
 

@@ -2,10 +2,10 @@
 
 import base64
 import functools
-import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,10 +13,12 @@ from capsjax.models import CapsNetConfig
 from capsjax.train import TrainState
 from experiments.config import command
 from experiments.data.errors import first_line
-from experiments.tasks import figures
+from experiments.files import BadFile, is_integer, is_plain, read_json, write_json, write_text
+from experiments.tasks import confusion, figures, label_sets
 from experiments.tasks.base import Setup
+from experiments.tasks.hard_examples import contact_sheet
+from experiments.training import run_report, selection
 from experiments.training.results import peak_memory_mb, versions
-from experiments.training.workdir import write_json
 from kernels.cli import commit
 
 
@@ -28,6 +30,7 @@ def write_summary(
     evaluate: Callable,
     seconds: float,
     together: int = 1,
+    reported: Any = None,
 ) -> dict:
     """Evaluates the test set once, writes summary.json and the figures, and prints the table.
 
@@ -41,15 +44,16 @@ def write_summary(
       evaluate: see :mod:`experiments.training.evaluate`.
       seconds: wall time of this process so far.
       together: number of runs that were trained at once with it, itself included.
+      reported: the variables that it reports, if not those of its state.
 
     Returns:
       The summary.
     """
     c, d = setup.config, setup.dataset
-    values = evaluate(state.variables, *setup.pipeline.held_out("test"))
-    correct = values["accuracy"] > 0
+    variables = state.variables if reported is None else reported
+    images, labels = setup.pipeline.held_out("test")
+    values = evaluate(variables, images, labels)
     training = [row for row in rows if "images_per_second" in row]
-    validation = [row for row in rows if "validation_error" in row] or [{}]
     # The first chunk of a run holds the compilation: it counts where it is the only one.
     rates = [row["images_per_second"] for row in training[1:] or training]
     summary = {
@@ -57,6 +61,7 @@ def write_summary(
         "command": command(c, setup.program.defaults),
         "dataset": d.name,
         "dataset_source": d.source.split(" from ")[0],
+        "data_checksum": d.checksum,
         "model": c.model,
         "recipe": c.recipe,
         **capsule_fields(setup),
@@ -68,15 +73,11 @@ def write_summary(
         "dtype": c.dtype,
         "train_examples": len(d.train_labels),
         "validation_examples": len(d.validation_labels),
-        "validation_error": validation[-1].get("validation_error"),
-        "validation_loss": validation[-1].get("validation_loss"),
-        "test_examples": len(correct),
-        "test_errors": int((~correct).sum()),
-        "test_error": round(100 * float((~correct).mean()), 4),
-        "test_loss": float(values["loss"].mean()),
-        "test_correct": pack(correct),
-        **setup.task.summary_fields(setup, values),
-        **setup.task.extra_evaluation(setup, functools.partial(evaluate, state.variables), rows),
+        **selection.summary_fields(c, rows, int(state.step)),
+        **test_fields(setup, labels, values),
+        **({} if reported is None else last_weights(setup, state, evaluate)),
+        **(label_sets if d.multi_label else setup.task).summary_fields(setup, values),
+        **setup.task.extra_evaluation(setup, functools.partial(evaluate, variables), rows),
         "images_per_second": float(np.median(rates)),
         "training_seconds": rows[-1]["seconds"],
         "wall_seconds": round(seconds, 1),
@@ -90,18 +91,26 @@ def write_summary(
         "versions": versions(),
         "commit": commit(),
     }
+    _write_confusion(setup, labels, values, workdir)
     write_json(workdir / "summary.json", summary)
-    parts = figures.of_finished_run(setup, state.variables, rows, values)
-    _print_table(setup, summary, workdir, parts)
+    parts = figures.of_finished_run(setup, variables, rows, values)
+    if run_report.wanted(setup):
+        parts.append(lambda: contact_sheet(setup, variables, values))
+    _print_table(setup, summary, values, workdir, parts)
     return summary
 
 
-def _print_table(setup: Setup, summary: dict, workdir: Path, parts: list[figures.Part]) -> None:
+def _print_table(
+    setup: Setup, summary: dict, values: dict, workdir: Path, parts: list[figures.Part]
+) -> None:
     """Plots the figures and prints the table, and names what fails: the run is complete."""
     parts = [*parts, lambda: setup.task.summary_figures(setup, summary)]
     paths, failures = figures.save_possible(parts, workdir / "figures")
     try:
         report = list(setup.task.report(setup, summary))
+        if run_report.wanted(setup):
+            path = run_report.write_report(setup, summary, values, workdir, paths)
+            report.append(f"{'report':12}{path}")
     except Exception as error:  # of any kind, as in figures
         report = []
         failures.append(f"report: {type(error).__name__}: {first_line(error)}")
@@ -112,6 +121,41 @@ def _print_table(setup: Setup, summary: dict, workdir: Path, parts: list[figures
             file=sys.stderr,
         )
     print(summary_table(summary, report, workdir, paths))
+
+
+def test_fields(setup: Setup, labels: np.ndarray, values: dict) -> dict:
+    """Returns what a summary says of the test set: errors, loss, classes, calibration.
+
+    Args:
+      setup: of the run.
+      labels: of the test set.
+      values: what the evaluation says of it, arrays ``[N]``.
+    """
+    correct = values["accuracy"] > 0
+    return {
+        "test_examples": len(correct),
+        "test_errors": int((~correct).sum()),
+        "test_error": round(100 * float((~correct).mean()), 4),
+        "test_loss": float(values["loss"].mean()),
+        "test_correct": pack(correct),
+        **confusion.summary_fields(labels, values, setup.dataset.class_names),
+    }
+
+
+def _write_confusion(setup: Setup, labels: np.ndarray, values: dict, workdir: Path) -> None:
+    names = setup.dataset.class_names
+    if "prediction" in values:
+        matrix = confusion.confusion_matrix(labels, values["prediction"], len(names))
+        write_text(workdir / "confusion_matrix.csv", confusion.to_csv(matrix, names))
+
+
+def last_weights(setup: Setup, state: TrainState, evaluate: Callable) -> dict:
+    """Returns what a summary says of the weights after the last step, where it reports others."""
+    values = evaluate(state.variables, *setup.pipeline.held_out("test"))
+    return {
+        "test_error_last": round(100 * (1 - float(values["accuracy"].mean())), 4),
+        "test_loss_last": float(values["loss"].mean()),
+    }
 
 
 def capsule_fields(setup: Setup) -> dict:
@@ -131,9 +175,12 @@ def _reported_peak(workdir: Path, step: int) -> int | None:
 
     A process that only repeats a summary has not trained, and its memory says nothing.
     """
-    path = workdir / "summary.json"
-    earlier = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    return earlier["peak_memory_mb"] if earlier.get("steps") == step else None
+    try:
+        earlier = read_json(workdir / "summary.json", {"steps": is_integer, "*": is_plain})
+    except BadFile:  # it is about to be written
+        return None
+    peak = earlier.get("peak_memory_mb")
+    return peak if earlier["steps"] == step and is_integer(peak) else None
 
 
 def summary_table(summary: dict, report: Iterable[str], workdir: Path, paths: list[Path]) -> str:
@@ -148,6 +195,11 @@ def summary_table(summary: dict, report: Iterable[str], workdir: Path, paths: li
         f"{summary['images_per_second']:.0f} images/s, "
         f"{summary['training_seconds']:.0f} s of training"
     )
+    if "test_error_last" in summary:
+        errors = (summary.get("validation_error_last"), summary["test_error_last"])
+        last = " / ".join("-" if error is None else f"{error:.2f}%" for error in errors)
+        lines += [f"weights {summary['weights']}; the last ones have {last} error"]
+    lines += confusion.report(summary)
     lines += report
     lines += [f"{'summary':12}{workdir / 'summary.json'}"]
     lines += [f"{'figure':12}{path}" for path in paths]

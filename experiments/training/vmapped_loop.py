@@ -20,20 +20,25 @@ import jax.numpy as jnp
 from capsjax import train
 from capsjax.recipes import margin_factor
 from experiments.config import Config, UserError, names_of, resolve
-from experiments.data import batching
+from experiments.files import write_text
 from experiments.tasks.base import Program, Setup, Task
-from experiments.training import loop
+from experiments.tasks.objective import make_objective
+from experiments.training import chunks, loop, pieces, selection
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.evaluate import make_evaluate
+from experiments.training.first_step import before_first_step
+from experiments.training.identity import record_of
 from experiments.training.loop import Stepper, TrainingRun
 from experiments.training.profiling import Profile
+from experiments.training.progress import leave
 from experiments.training.setup import (
     banner,
+    first_state,
     make_optimizer,
+    make_orders,
     prepare,
     random_keys,
-    steps_per_block,
-    steps_per_epoch,
+    total_steps,
 )
 from experiments.training.summary import write_summary
 from experiments.training.workdir import open_workdir
@@ -58,22 +63,29 @@ def run(program: Program, configs: list[Config]) -> None:
     """
     started = time.monotonic()
     setup = prepare(program, dataclasses.replace(configs[0], num_devices=1))
+    selection.check(setup)
+    setup = pieces.choose(setup, chunks.chunk_body)  # the memory of a run decides how many fit
     configs = [resolve(config, setup.dataset.name) for config in configs]
     configs = configs[: capacity(setup, configs)]
     with contextlib.ExitStack() as folders:
-        workdirs = [folders.enter_context(open_workdir(config)) for config in configs]
+        workdirs = [
+            folders.enter_context(open_workdir(config, record_of(setup._replace(config=config))))
+            for config in configs
+        ]
         with contextlib.ExitStack() as files:
             checkpoints = [files.enter_context(Checkpoints(workdir)) for workdir in workdirs]
             same_step = len({one.latest() for one in checkpoints}) == 1
-            together = len(configs) > 1 and same_step and setup.task.should_stop is Task.should_stop
+            ends = setup.task.should_stop is not Task.should_stop or setup.config.early_stopping
+            together = len(configs) > 1 and same_step and not ends
             if together:
-                state = _restore(setup, configs, checkpoints)
+                state, reported = _restore(setup, configs, checkpoints)
                 step = int(state.step[0])
                 runs = {
-                    n: loop.start(setup._replace(config=config), *own, step, files)
+                    n: loop.start(setup._replace(config=config), *own, step, files, reported[n])
                     for n, (config, *own) in enumerate(zip(configs, workdirs, checkpoints))
                 }
                 print(f"{banner(setup)} | {len(configs)} runs together", file=sys.stderr)
+                setup = before_first_step(setup, chunks.chunk_body, len(configs))
                 stepper = make_stepper(setup, configs)
                 isolate = functools.partial(_isolate, runs)
                 profile = Profile(0, workdirs[0])
@@ -83,8 +95,7 @@ def run(program: Program, configs: list[Config]) -> None:
             loop.run(program, configs[0])
             return
         if stopped:
-            print("stopped; the same command continues", file=sys.stderr)
-            sys.exit(128 + stopped)
+            leave([one.setup for one in runs.values()], "stopped", stopped)
         for n, one in runs.items():
             write_summary(
                 one.setup,
@@ -94,6 +105,7 @@ def run(program: Program, configs: list[Config]) -> None:
                 functools.partial(stepper.evaluate, n),
                 time.monotonic() - started,
                 together=len(configs),
+                reported=one.reported,
             )
 
 
@@ -103,7 +115,7 @@ def _isolate(runs: dict[int, TrainingRun], n: int):
     try:
         yield
     except UserError as error:
-        (runs.pop(n).workdir / "error.txt").write_text(f"error: {error}\n", "utf-8")
+        write_text(runs.pop(n).workdir / "error.txt", f"error: {error}\n")
 
 
 def make_stepper(setup: Setup, configs: list[Config]) -> Stepper:
@@ -138,8 +150,8 @@ def numbers_of(setup: Setup, configs: list[Config]) -> dict[str, jax.Array]:
 def with_numbers(setup: Setup, numbers: dict[str, jax.Array]) -> Setup:
     """Returns a setup whose losses and optimizer are built from numbers that may be traced."""
     config = dataclasses.replace(setup.config, **numbers)
-    _, loss, measure = setup.task.objective(config, setup.model_config)
-    optimizer = make_optimizer(config)
+    _, loss, measure = make_objective(setup.task, config, setup.model_config, setup.dataset)
+    optimizer = make_optimizer(config, total_steps(setup))
     return setup._replace(config=config, loss=loss, measure=measure, optimizer=optimizer)
 
 
@@ -151,13 +163,13 @@ def make_chunk(setup: Setup) -> Callable:
 def make_body(setup: Setup) -> Callable:
     """Returns the chunk of several runs, ``body(numbers, state, source, order, key, count)``.
 
-    As the chunk of :func:`experiments.training.loop.make_chunk`; ``numbers``, ``state``,
+    As the chunk of :func:`experiments.training.chunks.make_chunk`; ``numbers``, ``state``,
     ``order``, ``key`` and the sums have a first axis S.
     """
 
     def one(numbers, state, source, order, key, count):
         own = with_numbers(setup, numbers)
-        body = loop.chunk_body(own, axis_name=None, parts=1, constrain=lambda batch: batch)
+        body = chunks.chunk_body(own, axis_name=None, parts=1, constrain=lambda batch: batch)
         return body(state, source, order, key, count, 0)
 
     def one_by_one(numbers, state, source, order, key, count):
@@ -200,24 +212,23 @@ def capacity(setup: Setup, configs: list[Config]) -> int:
 def inputs(setup: Setup, configs: list[Config], count: int = 1) -> tuple:
     """Returns the arguments of the first chunk of several runs."""
     first, later = (jnp.stack(keys) for keys in zip(*(random_keys(c) for c in configs)))
-    state = jax.vmap(lambda key: train.init_state(setup.model, setup.optimizer, key))(first)
+    state = jax.vmap(functools.partial(first_state, setup))(first)
     order = orders(setup, later, 0)
     return numbers_of(setup, configs), state, setup.pipeline.source, order, later, count
 
 
 def orders(setup: Setup, keys: jax.Array, block: int) -> jax.Array:
     """Returns the orders in which each run sees a block of epochs, ``[S, E, N]``."""
-    size = len(setup.dataset.train_labels)
-    epochs = steps_per_block(setup) // steps_per_epoch(setup)
-    return jax.vmap(lambda key: batching.epoch_orders(key, block, size, epochs))(keys)
+    return jax.vmap(lambda key: make_orders(setup, key, block))(keys)
 
 
 def _restore(
     setup: Setup, configs: list[Config], checkpoints: list[Checkpoints]
-) -> train.TrainState:
-    """The states of all runs, as they were last saved or at the beginning."""
+) -> tuple[train.TrainState, list]:
+    """The states of all runs, as last saved or at the beginning, and what each reports."""
     states = jax.jit(lambda: inputs(setup, configs)[1])()
     if checkpoints[0].latest() is None:
-        return states
-    restored = [one.restore(_select(states, n)) for n, one in enumerate(checkpoints)]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *restored)
+        return states, [None] * len(configs)
+    saved = [one.restore_all(_select(states, n)) for n, one in enumerate(checkpoints)]
+    restored, reported = zip(*saved)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *restored), list(reported)

@@ -5,34 +5,32 @@ A run that is killed at any moment can be continued.
 
 import contextlib
 import dataclasses
-import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from experiments.config import Config, UserError
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file in one move, so that it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file in one move."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+from experiments.files import BadFile, check_folder, is_plain, read_json, write_json
+from experiments.training.checkpoints import copy_of_config, has_checkpoints
+from experiments.training.identity import FORM, RECORDED, differences, other_versions
 
 
 @contextlib.contextmanager
-def open_workdir(config: Config) -> Iterator[Path]:
+def open_workdir(
+    config: Config, record: Mapping[str, Any] = MappingProxyType({})
+) -> Iterator[Path]:
     """Creates the folder of a run, or opens it again, for one process at a time.
 
     Nothing in an existing folder is changed.
+
+    Args:
+      config: resolved.
+      record: contents of what the run reads, see :mod:`experiments.training.identity`.
 
     Raises:
       UserError: it can't be written, belongs to another configuration, or is in use.
@@ -42,36 +40,51 @@ def open_workdir(config: Config) -> Iterator[Path]:
     lock = FileLock(workdir / ".lock", timeout=0)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        check_folder(workdir)
         lock.acquire()
     except Timeout as error:
         raise UserError(f"another process is training in {workdir}") from error
     except OSError as error:
         raise UserError(f"--workdir={workdir} can't be written: {error.strerror}") from error
     try:
-        path = workdir / "config.json"
-        if path.exists():
-            _check_same(config, path)
+        _check_same(config, record, workdir)
         yield workdir
     finally:
         lock.release()
 
 
-def write_config(config: Config, workdir: Path) -> None:
-    """Writes config.json."""
-    write_json(workdir / "config.json", dataclasses.asdict(config))
+def write_config(config: Config, workdir: Path, record: Mapping[str, Any] | None = None) -> None:
+    """Writes config.json: the settings, and what the run is trained on."""
+    recorded = {RECORDED: dict(record)} if record else {}
+    write_json(workdir / "config.json", dataclasses.asdict(config) | recorded)
 
 
-def _check_same(config: Config, path: Path) -> None:
-    try:
-        stored = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); choose another --workdir") from error
-    different = [
-        f"{name}={stored.get(name)} there, {value} here"
-        for name, value in config.identity().items()
-        if stored.get(name) != value
-    ]
-    if different:
+def _check_same(config: Config, record: Mapping[str, Any], workdir: Path) -> None:
+    stored = _stored(config, workdir)
+    if stored is None:
+        return
+    if different := differences(config, record, stored):
         raise UserError(
-            f"{path.parent} holds another run ({'; '.join(different)}); choose another --workdir"
+            f"{workdir} holds another run ({'; '.join(different)}); choose another --workdir"
         )
+    if line := other_versions(record, stored):
+        print(f"continuing {workdir} with other versions: {line}", file=sys.stderr)
+
+
+def _stored(config: Config, workdir: Path) -> dict | None:
+    """The contents of config.json, or of the copy in a checkpoint if it is damaged or missing."""
+    path, form = workdir / "config.json", {f"{name}?": is_plain for name in vars(config)}
+    form |= {f"{RECORDED}?": FORM, "program": str}
+    started = has_checkpoints(dataclasses.replace(config, workdir=str(workdir)))
+    if not os.path.lexists(path) and not started:
+        return None
+    try:
+        return read_json(path, form)
+    except BadFile as error:
+        copy = copy_of_config(workdir)
+        if copy is None:
+            raise UserError(
+                f"{error}; it says which run this is: bring it back, or choose another --workdir"
+            ) from error
+        print(f"{error}; the copy in checkpoint {copy.parent.name} is used", file=sys.stderr)
+        return read_json(copy, form)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
@@ -183,3 +184,25 @@ def test_labels_that_are_no_class_are_refused_outside_jit(make, labels, message)
         jax.eval_shape(loss, params, images, labels)
     with pytest.raises(ValueError, match="not list"):
         loss(params, images, [0, 1, 2])
+
+
+def test_smoothed_labels_are_shared_by_all_classes():
+    """Both losses against sums over classes in float64."""
+    scores, labels = np.random.default_rng(0).uniform(0.1, 0.9, 3), np.array([0, 2, 1, 1])
+    targets = np.full((4, 3), 0.3 / 3)
+    targets[np.arange(4), labels] += 0.7
+    of_logits = -np.log(np.exp(scores) / np.exp(scores).sum())
+    of_lengths = -np.log(scores / scores.sum())
+    cases = [
+        (cross_entropy_loss(Scores, label_smoothing=0.3), of_logits),
+        (capsnet_loss(Scores, loss="cross_entropy", logit=True, label_smoothing=0.3), of_logits),
+        (capsnet_loss(Scores, loss="cross_entropy", label_smoothing=0.3), of_lengths),
+    ]
+    for loss, costs in cases:
+        images = np.zeros((4, 1, 1, 1), np.float32)
+        losses, metrics = loss(jnp.float32(scores), images, jnp.asarray(labels))
+        np.testing.assert_allclose(losses, targets @ costs, rtol=1e-5)
+        np.testing.assert_array_equal(metrics["accuracy"], scores.argmax() == labels)
+    for name in ("margin", "spread"):
+        with pytest.raises(ValueError, match="smoothed"):
+            capsnet_loss(Scores, loss=name, label_smoothing=0.1)

@@ -365,3 +365,25 @@ def test_train_step_keeps_the_statistics_of_the_batch():
     np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-5)
     running = jax.jit(make_eval_step(loss))(before, images, labels)["loss"]
     assert abs(np.mean(running) - metrics["loss"]) > 1e-3
+
+
+def test_averages_follow_the_parameters():
+    """Against a loop in float64, with a decay that grows and one at its limit."""
+    model = Model(lambda key: jnp.array([3.0, -1.0]), None)
+
+    def loss(params, images, labels, key, progress):
+        return jnp.sum(jnp.square(params))[None], {}
+
+    for most in (0.3, 0.999):
+        step = jax.jit(make_train_step(loss, optax.sgd(0.1), ema=most))
+        state = init_state(model, optax.sgd(0.1), KEY, average=True)
+        plain = init_state(model, optax.sgd(0.1), KEY)
+        want = np.float64(state.params)
+        for t in range(1, 6):
+            state, _ = step(state, None, None, KEY)
+            decay = min(most, (1 + t) / (10 + t))
+            want = decay * want + (1 - decay) * np.float64([3.0, -1.0]) * 0.8**t
+            plain, _ = make_train_step(loss, optax.sgd(0.1))(plain, None, None, KEY)
+        np.testing.assert_allclose(state.average, want, rtol=1e-5)
+        np.testing.assert_allclose(state.params, plain.params, rtol=1e-6)
+        assert plain.average == ()

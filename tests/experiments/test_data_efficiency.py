@@ -20,7 +20,7 @@ def rows():
         {
             "train_examples": str(n),
             "model": model,
-            "seed": str(seed),
+            "seed": seed,
             "test_error": factor * (0.9 + 0.1 * seed) / n,
         }
         for n in (10, 100, 1000)

@@ -1,6 +1,7 @@
 """The command equivariance."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,8 @@ def test_user_errors(tiny_run, tmp_path):
     unfinished.mkdir()
     for path in tiny_run.iterdir():
         if path.name != "summary.json":
-            (unfinished / path.name).symlink_to(path)
+            copy = shutil.copytree if path.is_dir() else shutil.copy
+            copy(path, unfinished / path.name)
     assert "has not finished" in fails(run=str(unfinished))
     one = equivariance.open_finished(str(tiny_run), Flags(accelerator="cpu"))
     with pytest.MonkeyPatch.context() as patch:

@@ -2,23 +2,29 @@
 
 import csv
 import dataclasses
+import io
+import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
 import matplotlib.image
 import numpy as np
 import pytest
-from helpers import ROOT, TINY, train
+from helpers import ROOT, TINY, load_digits, prepare_run, train
 from picture_files import BAD, of, write, written
 
+from capsjax import functional
 from experiments import predict
 from experiments.analysis import classify_images, saved_run
 from experiments.analysis.classify_images import Classification
 from experiments.config import UserError
-from experiments.data import image_files
+from experiments.data import datasets, image_files, image_folder
 from experiments.predict import Flags
+from experiments.tasks.registry import find_program
+from experiments.training.setup import initial_state
 
 
 @pytest.fixture
@@ -131,6 +137,121 @@ def test_cnn_predicts_probabilities(folder, ten_digits, tmp_path, capsys):
     assert found.names == tuple(str(k) for k in np.argsort(-likely)[:2])
     assert found.reconstruction is None
     assert (tmp_path / "run" / "predictions.png").exists()
+
+
+def short(program, folder, **changes):
+    """Returns the configuration of a step of a tiny network of a program."""
+    common = {"dataset": "digits", "preset": "tiny", "steps": 1, "num_devices": 1, "batch_size": 8}
+    common |= {"cache_dir": "none", "accelerator": "cpu", "validation_fraction": 0.0}
+    if program == "affnist":
+        common |= {"stop_at": 0.0, "curve_images": 1}
+    changes = common | changes | {"workdir": str(folder)}
+    return dataclasses.replace(find_program(program).defaults, **changes)
+
+
+def untrained(program, folder, **changes):
+    """Returns a saved run as it is opened without its data, with initial variables."""
+    config = short(program, folder, **changes)
+    facts = image_files.dataset_facts(load_digits())
+    setup = prepare_run(config, saved_run._without_examples(config, facts))
+    return saved_run.SavedRun(folder, setup, facts, 0, initial_state(setup).variables)
+
+
+def test_pairs_name_both_digits(folder, ten_digits, tmp_path, capsys):
+    run = untrained("multimnist", tmp_path)
+    pair = np.zeros((36, 36), np.uint8)
+    pair[2:30, 2:30] = np.uint8(255 * ten_digits[3, ..., 0])
+    pair[8:36, 8:36] = np.maximum(pair[8:36, 8:36], np.uint8(255 * ten_digits[8, ..., 0]))
+    file = written(tmp_path, of(pair), "pair.png")
+    (image,) = classify_images.prepare_images(run, [file], "no", "auto")
+    np.testing.assert_array_equal(image.pixels[..., 0], pair)
+    (found,) = classify_images.classify(run, [image])
+    x = np.float32(pair)[None, ..., None] / 255
+    out = functional.create_model(run.setup.model_config).apply(run.variables, x, method="encode")
+    order = np.argsort(-np.asarray(out.activation[0]), kind="stable")
+    assert found.names == tuple(str(k) for k in order[:3]) and found.named == 2
+    each = [
+        run.setup.model.apply(
+            run.variables, out.pose, np.eye(10, dtype=np.float32)[[k]], method="decode"
+        )
+        for k in order[:2]
+    ]
+    want = np.minimum(np.asarray(each[0][0]) + np.asarray(each[1][0]), 1)
+    np.testing.assert_allclose(found.reconstruction, want, atol=1e-5)
+    both = " + ".join(f"{k} {score:.3f}" for k, score in zip(order, found.scores[:2]))
+    first, third = predict.describe(found)
+    assert both in first and third == f"{order[2]} {found.scores[2]:.3f}"
+    sure = found._replace(scores=(0.9, 0.5, 0.4))
+    assert sure.confident and not sure._replace(scores=(0.9, 0.4, 0.3)).confident
+
+
+def test_ensembles_average_their_scores(folder, ten_digits, tmp_path):
+    run = untrained("cifar10", tmp_path, ensemble=2)
+    images = classify_images.prepare_images(run, [folder / "a.png"], "no", "pad")
+    (found,) = classify_images.classify(run, images)
+    one = functional.create_model(run.setup.model_config)
+    x = np.asarray(run.setup.pipeline.input(images[0].pixels))[None]
+    members = [
+        one.apply(jax.tree.map(lambda v, n=n: v[n], run.variables), x).scores[0] for n in (0, 1)
+    ]
+    mean = np.mean(np.float64(members), axis=0)
+    np.testing.assert_allclose([found.every[str(k)] for k in range(10)], mean, rtol=1e-4)
+    assert found.names[0] == str(mean.argmax())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "program, changes",
+    [
+        ("affnist", {}),
+        ("affnist", {"model": "cnn"}),
+        ("multimnist", {"test_pairs": 8}),
+        ("multimnist", {"test_pairs": 8, "model": "cnn"}),
+        ("cifar10", {"ensemble": 2}),
+    ],
+)
+def test_every_kind_of_run_classifies_files(folder, tmp_path, capsys, program, changes):
+    train(short(program, tmp_path / "run", **changes))
+    capsys.readouterr()
+    call(tmp_path / "run", folder / "a.png", json=True)
+    (found,) = json.loads((tmp_path / "run" / "predictions.json").read_text())
+    assert len(found["classes"]) == (2 if program == "multimnist" else 1)
+    assert all(name in capsys.readouterr().out for name in found["classes"][:1])
+
+
+def test_standard_input_and_json(tiny_run, folder, tmp_path, monkeypatch, capsys):
+    content = (folder / "a.png").read_bytes()
+    stdin = types.SimpleNamespace(buffer=io.BytesIO(content))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    call(tiny_run, "-", folder / "a.png", json=True, output=str(tmp_path / "p.png"))
+    piped, read = json.loads((tmp_path / "p.json").read_text())
+    assert (piped.pop("file"), read.pop("file")) == ("-", str(folder / "a.png"))
+    assert piped == read and len(read["scores"]) == 10
+    best = max(read["scores"], key=read["scores"].get)
+    assert read["classes"] == [best] and read["measure"] == "length"
+    with pytest.raises(UserError, match="holds one image"):
+        call(tiny_run, "-", "-")
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(b"hello")))
+    with pytest.raises(SystemExit, match="1"):
+        call(tiny_run, "-")
+
+
+def test_images_of_a_folder_are_fitted_as_in_training(tiny_run, tmp_path):
+    opened = saved_run.open_run(tiny_run)
+    wide = np.random.default_rng(0).integers(0, 256, (30, 60), np.uint8)
+    file = written(tmp_path, of(wide), "wide.png")
+    for resize in ("pad", "crop", "stretch"):
+        config = dataclasses.replace(opened.setup.config, dataset="x/", resize=resize)
+        run = opened._replace(setup=opened.setup._replace(config=config))
+        (seen,) = classify_images.prepare_images(run, [file], "no", "auto")
+        for split in ("train/a", "train/b", "test/a", "test/b"):
+            (tmp_path / resize / split).mkdir(parents=True)
+            written(tmp_path / resize / split, of(wide), "wide.png")
+        folder = str(tmp_path / resize)
+        options = image_folder.ImageOptions(image_size="28,28", resize=resize)
+        dataset = datasets.load(folder, cache_dir="none", options=options)
+        np.testing.assert_array_equal(dataset.test_images[0], seen.pixels)
+        assert seen.fit == resize
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def end(body, *arguments, **options):
         ("print(1)", 0, ""),
         ("raise ValueError('two\\n lines')", 2, "error: two lines\n"),
         ("raise KeyboardInterrupt", 130, "interrupted\n"),
-        (TOO_LARGE, 2, "error: too little memory, try smaller batches: RESOURCE_EXHAUSTED: "),
+        (TOO_LARGE, 2, "error: too little memory; smaller images, --preset or batches need less: "),
         ("raise KeyError('a defect')", 1, "Traceback "),
         ("raise jax.errors.JaxRuntimeError('INTERNAL: a defect')", 1, "Traceback "),
     ],

@@ -27,7 +27,6 @@ from small_networks import (
 )
 
 from capsjax import (
-    Capsules,
     CNNConfig,
     margin_loss,
     preset,
@@ -192,41 +191,39 @@ def test_network_of_every_kind_of_votes(votes):
     np.testing.assert_allclose(out.pose[0], routed.pose, rtol=1e-4, atol=1e-5)
 
 
-def test_coordinates_are_added_to_the_last_column():
-    """Row and column are added to the last column of a 3x3 pose and nowhere else."""
+def test_coordinates_are_added_to_the_last_column_of_votes():
+    """Row and column are added to the last column of a 3x3 vote and nowhere else."""
     shape = {"primary_pose": 9, "class_pose": 9, "image_shape": (10, 8, 2), "decoder": None}
-    config = dataclasses.replace(TINY, coordinates=True, **shape)
+    config = dataclasses.replace(TINY, coordinates="grid", votes="matrix", **shape)
     assert config.primary_grid == (3, 2) and config.primary_types == 2
-    model = create_model(config)
-    params = filled(model)
-    rng = np.random.default_rng(0)
-    x = Capsules(rng.normal(size=(2, 12, 9)), rng.uniform(size=(2, 12)))
-    x = jax.tree.map(np.float32, x)
-    got = model.apply(params, x, method="_add_coordinates")
-    exact = x.pose.copy().reshape(2, 3, 2, 2, 9)
+    model, plain = (
+        create_model(dataclasses.replace(config, coordinates=c)) for c in ("grid", "none")
+    )
+    params, x = filled(model), images(2, config.image_shape)
+    exact = np.array(plain.apply(params, x, method="votes")).reshape(2, 3, 2, 2, 3, 9)
     for row, column in np.ndindex(3, 2):
-        exact[:, row, column, :, 2] += (row + 0.5) / 3
-        exact[:, row, column, :, 5] += (column + 0.5) / 2
-    np.testing.assert_allclose(got.pose, exact.reshape(2, 12, 9), rtol=1e-6)
-    np.testing.assert_array_equal(got.activation, x.activation)
-    plain = create_model(dataclasses.replace(config, coordinates=False))
-    np.testing.assert_array_equal(plain.apply(params, x, method="_add_coordinates").pose, x.pose)
+        exact[:, row, column, :, :, 2] += (row + 0.5) / 3
+        exact[:, row, column, :, :, 5] += (column + 0.5) / 2
+    got = model.apply(params, x, method="votes")
+    np.testing.assert_allclose(got, exact.reshape(2, 12, 3, 9), rtol=1e-6)
 
 
 @pytest.mark.parametrize("schedule", ["sequential", "concurrent"])
 def test_class_capsules_receive_coordinates_of_their_input_grid(x64, schedule):
     """Checks one layer of 3x2 positions with uniform routing, which has one pass."""
-    changes = {"primary_pose": 4, "coordinates": True, "capsule_layers": ((3, 2, 1),)}
+    changes = {"primary_pose": 4, "coordinates": "grid", "capsule_layers": ((3, 2, 1),)}
     config = dataclasses.replace(DEEP, routing="uniform", routing_schedule=schedule, **changes)
     model, params, x = in_float64(config, 1)
     u = primary_capsules(params, x[0], 4)
     W = params["layers"]["0"]["kernel"]
     votes = [reference.prediction_vectors(s, W) for s in seen(u, (4, 3), 2)]
     u = np.array([loops.uniform(v, squash="exponential").pose for v in votes])
-    for position, (row, column) in enumerate(np.ndindex(3, 2)):
-        u[position, :, 1] += (row + 0.5) / 3
-        u[position, :, 3] += (column + 0.5) / 2
     votes = reference.prediction_vectors(u.reshape(-1, 4), params["classes"]["kernel"])
+    votes = votes.reshape(3, 2, 3, 3, 4)  # rows, columns, types, classes
+    for row, column in np.ndindex(3, 2):
+        votes[row, column, :, :, 1] += (row + 0.5) / 3
+        votes[row, column, :, :, 3] += (column + 0.5) / 2
+    votes = votes.reshape(18, 3, 4)
     exact = loops.uniform(votes, squash="exponential")
     out = compiled(model.apply, params, x)(params, x)
     np.testing.assert_allclose(out.pose[0], exact.pose, rtol=1e-6)  # coordinates are float32

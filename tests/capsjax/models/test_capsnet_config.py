@@ -55,7 +55,12 @@ def test_configurations_are_frozen_and_hashable():
         ({"routing": "dynamc"}, "routing must be one of dynamic, .*, not 'dynamc'.*'dynamic'"),
         ({"routing": "self-attention"}, r"not 'self-attention' \(did you mean 'self_attention'"),
         ({"routing_schedule": "random"}, "sequential, concurrent, not 'random'"),
-        ({"pose_norm": "batch"}, "auto, none, not 'batch'"),
+        ({"pose_norm": "layer"}, "auto, none, batch, not 'layer'"),
+        ({"pose_norm": "batch"}, "pose_norm 'batch' is for routing 'vb', not 'dynamic'"),
+        ({"coordinates": "polar"}, "none, pixels, grid, tenths, not 'polar'"),
+        ({"coordinates": "grid", "class_pose": 8}, "square matrices, not 8 numbers"),
+        ({"input_norm": "layer"}, "none, batch, not 'layer'"),
+        ({"primary_norm": "layer"}, "none, batch, not 'layer'"),
         ({"routing_iterations": 0}, "iterations must be 1 or more, not 0"),
         ({"primary_activation": "relu"}, "length, sigmoid, not 'relu'"),
         ({"primary_depthwise": True}, r"depthwise .* 4 channels, not 2 \* 3"),
@@ -78,7 +83,7 @@ def test_em_with_one_layer_may_be_concurrent():
 
 def test_poses_are_squashed_where_the_paper_of_the_routing_does():
     others = {
-        "em": "none",
+        "em": "layer_norm",  # for the batch normalization of its networks
         "vb": "none",
         "self": "none",
         "heinsen": "none",

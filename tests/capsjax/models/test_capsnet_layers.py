@@ -48,7 +48,7 @@ def test_options_of_the_configuration_reach_every_layer():
         assert layer.names == ("prior", "bias")
     assert [layer.votes for layer in network.layers] == ["conv", "conv"]
     assert network.classes.votes == "full"
-    assert [layer.grid for layer in network.layers] == [(3, 2), (2, 1)] and network.grid == (2, 1)
+    assert [layer.grid for layer in network.layers] == [(3, 2), (2, 1)]
     # Options that a routing does not have are not used.
     for name, names in [("kmeans", ()), ("em", ("beta_u", "beta_a")), ("uniform", ("bias",))]:
         layer = nnx.eval_shape(

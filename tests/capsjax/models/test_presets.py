@@ -31,7 +31,10 @@ from capsjax import (
         (preset("capsnet_efficient", decoder=None), 161_824),
         (preset("capsnet_efficient_multimnist", decoder=None), 154_656),
         (preset("capsnet_efficient_smallnorb"), 151_664),
-        (preset("capsnet_matrix"), 68_572),
+        (preset("capsnet_matrix"), 316_650),  # "310K" in the paper
+        (preset("capsnet_matrix_small"), 68_618),  # "68K" in the paper
+        (preset("capsnet_hvc"), 1_514_187),
+        (preset("capsnet_hvc", merge="learned"), 1_514_190),
     ],
     ids=str,
 )
@@ -80,14 +83,47 @@ DECODER = (160 * 128 + 128) + (128 * 256 + 256) + (256 * 784 + 784)
         ),
         (
             "capsnet_matrix",
+            (5 * 5 * 2 * 32 + 32)
+            + 32 * 32 * (16 + 1)  # poses and activations
+            + 2 * (3 * 3 * 32) * 32 * 4 * 4
+            + 32 * 5 * 4 * 4  # positions share them
+            + 2 * (32 + 32 + 5),  # beta_u and beta_a
+        ),
+        (
+            "capsnet_gritzman",
             (5 * 5 * 64 + 64)
-            + 2 * 64  # scale and offset of the normalisation
-            + (64 * 8 * 16 + 8 * 16)  # poses
-            + (64 * 8 + 8)  # activations
+            + 8 * (16 + 1) * (64 + 1)  # poses and activations
             + (3 * 3 * 8) * 16 * 4 * 4
             + (3 * 3 * 16) * 16 * 4 * 4
-            + 16 * 10 * 4 * 4  # positions share them
-            + 2 * (16 + 16 + 10),  # beta_u and beta_a
+            + 16 * 5 * 4 * 4
+            + 2 * (16 + 16 + 5),
+        ),
+        (
+            "capsnet_vb",
+            5 * 5 * 2 * 64
+            + 2 * 64  # scale and offset of the normalisation
+            + 8 * (16 + 1) * 64
+            + 2 * (8 + 8)  # of poses and activations
+            + (3 * 3 * 8) * 16 * 4 * 4
+            + (3 * 3 * 16) * 16 * 4 * 4
+            + 16 * 5 * 4 * 4
+            + 2 * (16 + 16 + 5),
+        ),
+        (
+            "capsnet_m5",
+            5 * 5 * (1 * 32 + 32 * 64 + 64 * 96 + 96 * 128 + 128 * 160)
+            + 2 * (32 + 64 + 96 + 128 + 160)
+            + (8 * 8 * 160 + 160)  # depthwise
+            + 20 * 10 * 16 * 8
+            + 20 * 10,  # beta
+        ),
+        (
+            "capsnet_m5_hvc",
+            5 * 5 * (1 * 32 + 32 * 64 + 64 * 96 + 96 * 128 + 128 * 160)
+            + 2 * (32 + 64 + 96 + 128 + 160)
+            + 8 * 8 * 10 * 160
+            + 2 * 160
+            + 2,
         ),
         (
             "cnn_small",
@@ -126,8 +162,8 @@ def test_every_preset_builds_a_network(name):
             assert out.pose.shape == (3, config.num_classes, config.class_pose)
             drawn = x.shape if config.decoder is not None else None
             assert getattr(out.reconstruction, "shape", None) == drawn
-            without = ("capsnet_matrix", "capsnet_efficient_smallnorb")
-            assert (drawn is None) == (name in without)
+            without = "efficient_smallnorb matrix matrix_small gritzman vb m5".split()
+            assert (drawn is None) == (name.removeprefix("capsnet_") in without)
         else:
             assert out.pose is None and out.reconstruction is None
 
@@ -138,7 +174,7 @@ def test_number_of_primary_capsules():
     assert preset("capsnet_mnist", image_shape=(40, 28, 1)).input_capsules == 12 * 6 * 32
     for name in ("efficient", "efficient_multimnist", "efficient_smallnorb"):
         assert PRESETS[f"capsnet_{name}"].input_capsules == 16  # 1 x 1
-    assert PRESETS["capsnet_matrix"].primary_grid == (12, 12)
+    assert PRESETS["capsnet_matrix"].primary_grid == (14, 14)
     assert preset("capsnet_deep", image_shape=(30, 28, 1)).primary_grid == (7, 6)
 
 
@@ -147,7 +183,7 @@ def test_invalid_presets_are_rejected():
         preset("resnet")
     with pytest.raises(TypeError, match="depth"):
         preset("capsnet_mnist", depth=3)
-    with pytest.raises(ValueError, match="lecun, official, efficient, not 'zeros'"):
+    with pytest.raises(ValueError, match="lecun, official, efficient, .*, not 'zeros'"):
         preset("capsnet_mnist", init="zeros")
     with pytest.raises(ValueError):
         create_model(CNNConfig(channels=(4, 4), kernels=(5,)))

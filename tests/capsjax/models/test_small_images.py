@@ -15,11 +15,14 @@ CAPSNETS = [name for name, config in PRESETS.items() if isinstance(config, CapsN
 
 # By the kernels and strides of the presets, where it is not 17.
 SMALLEST = {
+    "capsnet_backbone": 1,
     "capsnet_cifar10": 1,
     "capsnet_deep": 27,
     "capsnet_efficient": 27,
     "capsnet_efficient_multimnist": 29,
     "capsnet_efficient_smallnorb": 47,
+    "capsnet_gritzman": 13,
+    "capsnet_m5": 28,
 }
 
 
@@ -38,7 +41,7 @@ def test_every_preset_has_a_network_for_every_size(name):
     for side in range(4, 40):
         config = fit_image(PRESETS[name], (side, side + 3, 2))
         assert config.image_shape == (side, side + 3, 2) and min(grids(config, side)) >= 1
-        assert grids(config, side)[len(config.convs)] == config.primary_grid[0]
+        assert grids(config, side)[len(config.convs) + len(config.trunk)] == config.primary_grid[0]
         # No pixel is left out between two windows.
         assert all(w.kernel >= w.stride for w in config.windows)
 
@@ -64,7 +67,7 @@ def test_networks_that_fit_stay_as_they_are(name):
         ("capsnet_deep", 16, [(3, 1), (3, 2), (3, 1), (3, 1), (2, 1)]),
         ("capsnet_deep", 8, [(3, 1), (3, 1), (2, 1), (2, 1), (2, 1)]),
         ("capsnet_efficient", 26, [(5, 1), (3, 1), (3, 1), (3, 2), (8, 1)]),
-        ("capsnet_matrix", 8, [(3, 1), (1, 1), (3, 1), (3, 1)]),
+        ("capsnet_matrix_small", 8, [(3, 1), (1, 1), (3, 1), (3, 1)]),
     ],
 )
 def test_kernels_by_hand(name, side, windows):
@@ -73,7 +76,7 @@ def test_kernels_by_hand(name, side, windows):
     assert [(w.kernel, w.stride) for w in config.windows] == windows
 
 
-@pytest.mark.parametrize("name", ["capsnet_tiny", "capsnet_matrix", "capsnet_efficient"])
+@pytest.mark.parametrize("name", ["capsnet_tiny", "capsnet_matrix_small", "capsnet_efficient"])
 def test_small_networks_can_be_computed(name):
     for shape in [(8, 8, 1), (9, 12, 32), (128, 64, 3)]:
         model = create_model(fit_image(dataclasses.replace(PRESETS[name], num_classes=2), shape))
@@ -81,7 +84,7 @@ def test_small_networks_can_be_computed(name):
         x = jax.ShapeDtypeStruct((4, *shape), np.float32)
         out = jax.eval_shape(model.apply, params, x)
         assert out.scores.shape == (4, 2)
-        if name != "capsnet_matrix":
+        if name != "capsnet_matrix_small":
             assert out.reconstruction.shape == x.shape
 
 

@@ -845,7 +845,7 @@ def test_algorithms_that_do_not_run_on_pass_kernels():
 def test_options():
     assert options_of("dynamic") == ("iterations", "normalizer", "prior", "bias", "squash", "scale")
     assert options_of("leaky") == ("iterations", "prior", "bias", "squash", "scale")
-    assert options_of("em") == ("iterations", "inverse_temperature", "cost_scale")
+    assert options_of("em") == ("iterations", "inverse_temperature", "cost_scale", "constants")
     assert options_of("self") == ()
 
 

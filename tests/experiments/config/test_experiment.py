@@ -1,10 +1,11 @@
 """The configuration of a run: its default folder."""
 
 import dataclasses
+import zlib
 
 from helpers import MNIST, parse_mnist
 
-from experiments.config import resolve
+from experiments.config import names_of, resolve
 
 
 def test_default_workdir_depends_only_on_what_is_trained():
@@ -26,8 +27,22 @@ def test_default_workdir_depends_only_on_what_is_trained():
         {"frozen_from": "x"},
         {"pose_norm": "none"},
         {"routing_iterations": 2},
+        {"schedule": "cosine"},
+        {"optimizer": "lamb"},
+        {"ema": 0.9},
+        {"keep": "best"},
+        {"augmentation": "strong"},
     ]
     places = {dataclasses.replace(base, **other).default_workdir() for other in others}
     assert len(places | {base.default_workdir()}) == len(others) + 1
     spelt_out = resolve(parse_mnist("--routing=dynamic", "--votes=full", "--loss=margin"), "digits")
     assert spelt_out.default_workdir() == base.default_workdir()
+
+
+def test_flags_that_came_later_leave_the_folders_of_earlier_runs():
+    base = resolve(MNIST, "digits")
+    later = names_of(base, "later")
+    assert {"schedule", "optimizer", "ema", "keep", "augmentation", "max_minutes"} <= set(later)
+    earlier = sorted(pair for pair in base.identity().items() if pair[0] not in later)
+    code = zlib.crc32(repr(earlier).encode())
+    assert base.default_workdir() == f"runs/mnist-digits-capsnet-{code:08x}"

@@ -107,6 +107,17 @@ def test_flags_reach_the_configuration():
         "--class_pose=big",
         "--diagnostics=much",
         "--preset=capsnet_mnist",
+        "--schedule=linear",
+        "--warmup_steps=-1",
+        "--optimizer=adm",
+        "--weight_decay=-0.1",
+        "--clip_norm=-1",
+        "--label_smoothing=1",
+        "--ema=1",
+        "--keep=first",
+        "--early_stopping=-1",
+        "--max_minutes=-1",
+        "--augmentation=crop",
     ],
 )
 def test_invalid_flag_values_are_refused(flag):
@@ -167,7 +178,7 @@ def test_help_says_what_every_routing_is():
     assert "--routing:<" in shown and done.stderr == ""
     for name, (_, line) in ROUTINGS.items():
         assert re.sub(r"\s", "", f"{name}: {line}") in shown, name
-    assert shown.count("(default:thatofthepreset)") == 4
+    assert shown.count("(default:thatofthepreset)") == 5
 
 
 def test_files_of_flags_are_refused(tmp_path):

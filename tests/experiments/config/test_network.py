@@ -6,9 +6,10 @@ import re
 import pytest
 from helpers import MNIST, parse_mnist
 
+from capsjax import preset
 from capsjax.recipes import RECIPES
+from experiments.config import UserError, given_flags, network_config, resolve, small_kernels
 from experiments.config import command as command_of
-from experiments.config import given_flags, network_config, resolve, small_kernels
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -83,7 +84,11 @@ def test_loss_is_the_routings_own_unless_given(given, loss):
         (["--preset=deep", "--depth=4"], {"capsule_layers": ((8, 3, 1), (8, 3, 1), (8, 2, 1))}),
         (["--preset=deep", "--depth=2"], {"capsule_layers": ((8, 3, 1),)}),
         (["--preset=deep", "--depth=1"], {"capsule_layers": ()}),
-        (["--preset=matrix", "--depth=2"], {"capsule_layers": ((16, 3, 2),)}),
+        (["--preset=matrix", "--depth=2"], {"capsule_layers": ((32, 3, 2),)}),
+        (["--preset=matrix"], {"pose_norm": "none", "init": "hinton", "routing_iterations": 3}),
+        (["--preset=matrix", "--routing=kde"], {"pose_norm": "auto", "init": "lecun"}),
+        (["--preset=vb"], {"pose_norm": "batch", "init": "vb", "routing": "vb"}),
+        (["--preset=vb", "--pose_norm=none"], {"pose_norm": "none"}),
         (["--depth=1"], {"capsule_layers": ()}),
         (
             ["--primary_types=3", "--primary_pose=4", "--class_pose=5"],
@@ -108,6 +113,17 @@ def test_loss_is_the_routings_own_unless_given(given, loss):
 def test_flags_reach_the_network(given, want):
     network = network_config(resolve(parse_mnist(*given), "digits"), (28, 28, 1), 10)
     assert {name: getattr(network, name) for name in want} == want
+
+
+def test_networks_of_capsules_without_routing():
+    config = resolve(parse_mnist("--preset=hvc"), "digits")
+    network = network_config(config, (28, 30, 2), 3)
+    assert network == preset("capsnet_hvc", image_shape=(28, 30, 2), num_classes=3)
+    with pytest.raises(UserError, match="--preset=hvc: .* the smallest image is 19x19"):
+        network_config(config, (28, 18, 1), 3)
+    config = resolve(parse_mnist("--preset=hvc", "--routing=em"), "digits")
+    with pytest.raises(UserError, match="--routing applies only to .* --preset=hvc has none"):
+        network_config(config, (28, 28, 1), 3)
 
 
 def test_defaults_depend_on_the_dataset():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import smallnorb
 from experiments.config import UserError
 from experiments.data import augment
 from experiments.data.augment import Preprocessing
@@ -102,7 +103,8 @@ MADE = {
     "on canvas": (augment.random_shifts_on_canvas(3, 2), (13, 15, 3)),
     "cropped": (augment.square_crops(5, flip=True), (5, 5, 3)),
     "in [0, 1]": (augment.square_crops(7, standardized=False), (7, 7, 3)),
-    "halved": (augment.square_crops(3, halve=True), (3, 3, 3)),
+    "resized": (augment.square_crops(4, resize=5), (4, 4, 3)),
+    "normalized first": (augment.square_crops(5, order="normalize, crop, distort"), (5, 5, 3)),
 }
 
 
@@ -163,11 +165,59 @@ def test_without_standardising_pixels_stay_in_range():
     assert got.min() == 0 and got.max() == 1 and 0.3 < got.mean() < 0.7
 
 
+@pytest.mark.parametrize("side", [48, 63, 64, 96])
+def test_only_large_images_are_halved(side):
+    image = np.random.default_rng(0).integers(0, 256, (side, side, 2), np.uint8)
+    got = augment.square_crops(20, halve=True, standardized=False).evaluate(image)
+    x = np.float64(image) / 255
+    if side >= 64:
+        x = (x[::2, ::2] + x[1::2, ::2] + x[::2, 1::2] + x[1::2, 1::2]) / 4
+    low = (len(x) - 20) // 2
+    np.testing.assert_allclose(got, x[low : low + 20, low : low + 20], rtol=1e-5)
+
+
+def norm(x, axes=(0, 1, 2)):
+    return (x - x.mean(axes, keepdims=True)) / x.std(axes, keepdims=True)
+
+
+def test_crops_of_networks_for_smallnorb():
+    """The published order of the steps, in evaluation and where nothing is random in training."""
+    image = np.random.default_rng(0).integers(0, 256, (48, 48, 2), np.uint8)
+    x, middle = np.float64(image) / 255, np.s_[8:40, 8:40]
+    unbiased = np.sqrt(1 - 1 / 32**2)
+    want = {
+        "matrix": norm(x[middle]),
+        "gritzman": norm(x)[middle],
+        "vb": norm(x[middle], (0, 1)) * unbiased,
+        "efficient_smallnorb": norm(x, (0, 1)) * np.sqrt(1 - 1 / 48**2),
+    }
+    assert smallnorb.PUBLISHED.keys() == {*want, "matrix_small"}
+    for name, exact in want.items():
+        got = smallnorb.PUBLISHED[name].evaluate(image)
+        np.testing.assert_allclose(got, exact, rtol=1e-4, atol=1e-5)
+    for image_of_vb in many(smallnorb.PUBLISHED["vb"].train, image)[:20]:
+        np.testing.assert_allclose(image_of_vb.mean((0, 1)), 0, atol=1e-4)  # not distorted
+        np.testing.assert_allclose(image_of_vb.std((0, 1)), unbiased, rtol=1e-4)
+    # Whole images are standardized, then contrast is multiplied by 0.5 to 1.5 and brightness moves.
+    first = many(smallnorb.PUBLISHED["efficient_smallnorb"].train, image)
+    np.testing.assert_allclose(first.mean((1, 2)).min(), -2, atol=0.1)
+    np.testing.assert_allclose(first.std((1, 2)).min(), 0.5, atol=0.05)
+    np.testing.assert_allclose(first.std((1, 2)).max(), 1.5, atol=0.05)
+
+
+def test_larger_images_are_resized_between_pixels():
+    """A ramp stays a ramp: bilinear, centres at (n + 1/2) 96 / 64 - 1/2."""
+    ramp = np.broadcast_to(np.arange(96, dtype=np.uint8)[:, None, None], (96, 96, 2))
+    got = augment.square_crops(60, resize=64, standardized=False).evaluate(ramp)
+    exact = ((np.arange(64) + 0.5) * 1.5 - 0.5)[2:62, None, None] / 255
+    np.testing.assert_allclose(got, np.broadcast_to(exact, got.shape), rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "made, message",
     [
         (augment.square_crops(8), "7x9 pixels are too few for crops of 8x8"),
-        (augment.square_crops(4, halve=True), "3x4 pixels are too few for crops of 4x4"),
+        (augment.square_crops(6, resize=5), "5x5 pixels are too few for crops of 6x6"),
     ],
 )
 def test_images_smaller_than_the_crop(made, message):

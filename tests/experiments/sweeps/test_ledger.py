@@ -93,3 +93,53 @@ def test_many_processes_append_whole_lines(tmp_path):
     lines = path.read_text().splitlines()
     assert len(lines) == len(ledger.read(path)) == 150
     assert all(len(json.loads(line)["long"]) == 20000 for line in lines)
+
+
+BAD = [
+    {"key": ["a"], "summary": {}},
+    {"key": "b", "summary": "text"},
+    {"key": "b", "summary": {"test_examples": 4e10}},
+    {"key": "b", "summary": {"test_examples": 9}, "correct": "AA=="},
+    {"key": "b", "summary": {"test_examples": 9}, "correct": "!"},
+    {"key": "b", "summary": {}, "seconds": "1"},
+    {"key": "b", "summary": {"test_error": -1}},
+    {"key": "b", "error": 3},
+]
+
+
+@pytest.mark.parametrize("line", [*map(json.dumps, BAD), "[" * 10**5, "{}", "\0"], ids=range(11))
+def test_what_is_no_entry_is_left_out_and_said(tmp_path, line, capsys):
+    path = tmp_path / "ledger.jsonl"
+    ledger.append(path, made_up("a"))
+    path.write_text(f"\ufeff{line}\n" + path.read_text())
+    assert list(ledger.read(path)) == list(ledger.read(path)) == ["a"]
+    said = capsys.readouterr().err
+    assert said.count("line 1 is left out") == 1 and said.count("\n") == 1
+
+
+def test_own_results_win_and_differences_are_said(capsys):
+    own = {"a": made_up("a", 24.0), "b": ledger.failure("b", "x"), "c": made_up("c", 1.0)}
+    theirs = {"a": made_up("a", 0.01), "b": made_up("b", 3.0), "d": made_up("d", 4.0)}
+    theirs["c"] = made_up("c", 1.0)
+    found = ledger.merge(own, theirs)
+    errors = {key: entry["summary"]["test_error"] for key, entry in found.items()}
+    assert errors == {"a": 24.0, "b": 3.0, "c": 1.0, "d": 4.0}
+    assert (
+        capsys.readouterr().err == "--merge: the own result is kept: a: own 24.00%, theirs 0.01%\n"
+    )
+
+
+def test_equal_arrays_at_another_place_have_the_same_runs():
+    keys = [f"mnist --dataset=/{n} x.npz --seed=1" for n in "ab"] + ["mnist --dataset=/a x.npz"]
+    entries = {key: made_up(key, data_checksum=c) for key, c in zip(keys, "112", strict=True)}
+    found = ledger.with_path_of("1", "/new.npz", entries)
+    assert list(found) == ["mnist --dataset=/new.npz --seed=1", keys[2]]
+    assert all(entry["key"] == key for key, entry in found.items())
+    assert ledger.with_path_of("", "/new.npz", entries) == entries
+
+
+def test_a_ledger_that_is_a_link_is_refused(tmp_path):
+    (tmp_path / "ledger.jsonl").symlink_to(tmp_path / "victim")
+    with pytest.raises(UserError, match="is a link"):
+        ledger.append(tmp_path / "ledger.jsonl", made_up("a"))
+    assert not (tmp_path / "victim").exists()

@@ -11,7 +11,7 @@ from tfds_builders import offline  # noqa: F401  (no test here reaches the netwo
 from capsjax import functional
 from experiments.config import UserError
 from experiments.data import batching
-from experiments.training import loop
+from experiments.training import chunks
 from experiments.training.evaluate import make_evaluate
 from experiments.training.setup import initial_state, training_inputs
 
@@ -23,7 +23,7 @@ def members(made):
     source, key = training_inputs(made)
     order = batching.epoch_orders(key, 0, len(made.dataset.train_labels))
     before = jax.device_get(state.params)
-    after, sums = loop.make_chunk(made)(state, source, order, key, 1)
+    after, sums = chunks.make_chunk(made)(state, source, order, key, 1)
     return before, jax.device_get(after.params), jax.device_get(sums)
 
 

@@ -216,7 +216,10 @@ def test_losses(routing, reconstruction, given, factor, monkeypatch):
     _, measured = jax.jit(objective.measure)(params, images, Pair(LABELS, pictures))
     extra = {"single_pixels", "single_right", "shared_pixels", "shared_right", "squared_error"}
     drawn = extra if reconstruction and routing != "cnn" else set()
-    assert measured.keys() == metrics.keys() | {"overlap"} | drawn
+    found = {"found_first", "found_second"}
+    assert measured.keys() == metrics.keys() | {"overlap"} | found | drawn
+    each = [measured["found_first"], measured["found_second"]]
+    np.testing.assert_array_equal(np.sum(each, axis=0), 2 * metrics["digits"])
 
 
 def test_the_margin_of_the_spread_loss_grows(monkeypatch):

@@ -3,12 +3,13 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 from helpers import read_json, run_command, train
 from npz_files import arrays, short
 from tfds_builders import offline  # noqa: F401  (no test here reaches the network)
 
-from capsjax import functional
+from capsjax import PRESETS, functional
 from experiments import cifar10, smallnorb, svhn
 from experiments.config import UserError, network_config, resolve
 
@@ -44,9 +45,20 @@ def test_networks_have_the_published_sizes():
     assert (network.primary_pose, network.class_pose, network.decoder) == (6, 8, None)
 
 
+def test_published_networks_for_smallnorb_take_its_crops():
+    """The preprocessing of a preset gives images of the size of its network."""
+    raw = jax.ShapeDtypeStruct((96, 96, 2), np.uint8)
+    for name, made in smallnorb.PUBLISHED.items():
+        config = resolve(dataclasses.replace(smallnorb.PROGRAM.defaults, preset=name), "smallnorb")
+        shape = jax.eval_shape(made.evaluate, raw).shape
+        assert shape[:2] == PRESETS[f"capsnet_{name}"].image_shape[:2]
+        network = network_config(config, shape, 5)
+        assert network.windows == PRESETS[f"capsnet_{name}"].windows and network.decoder is None
+
+
 def test_images_smaller_than_the_crop_are_refused(tmp_path):
     config = short("smallnorb", "digits", tmp_path)
-    with pytest.raises(UserError, match="14x14 pixels are too few for crops of 32x32"):
+    with pytest.raises(UserError, match="28x28 pixels are too few for crops of 32x32"):
         train(config)
     assert not (tmp_path / "run").exists()
 

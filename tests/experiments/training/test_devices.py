@@ -8,8 +8,8 @@ from helpers import prepare_run
 
 from experiments.config import Config, UserError
 from experiments.data import augment, batching, datasets
+from experiments.training import chunks
 from experiments.training import evaluate as evaluate_module
-from experiments.training import loop
 from experiments.training.devices import find_devices, parallelize, replicate
 from experiments.training.evaluate import make_evaluate
 from experiments.training.setup import initial_state, training_inputs
@@ -57,7 +57,7 @@ def gradients(made):
     before = jax.device_get(state.params)
     source, key = training_inputs(made)
     order = batching.epoch_orders(key, 0, 24)
-    after, sums = loop.make_chunk(made)(state, source, order, key, 1)
+    after, sums = chunks.make_chunk(made)(state, source, order, key, 1)
     assert int(after.step) == 1
     difference = jax.tree.map(lambda a, b: a - b, before, jax.device_get(after.params))
     return difference, {name: float(value) for name, value in sums.items()}
@@ -89,7 +89,7 @@ def test_four_devices_take_the_step_of_one(parallel, one_device_gradients):
 
 def test_a_chunk_of_any_length_equals_single_steps(one_device):
     made = one_device
-    chunk = loop.make_chunk(made)
+    chunk = chunks.make_chunk(made)
     source, key = training_inputs(made)
     order = batching.epoch_orders(key, 0, 24)
     together, _ = chunk(initial_state(made), source, order, key, 3)

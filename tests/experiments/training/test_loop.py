@@ -8,7 +8,7 @@ from helpers import QUICK, TINY, metrics_rows, prepare_run, train
 
 from experiments.config import UserError
 from experiments.data import batching
-from experiments.training import loop
+from experiments.training import chunks
 from experiments.training.setup import initial_state, training_inputs
 
 
@@ -43,7 +43,7 @@ def test_implementations_of_routing_give_the_same_losses(implementation, steps, 
         setup = prepare_run(
             dataclasses.replace(TINY, batch_size=batch_size, routing_implementation=name)
         )
-        chunk, state = loop.make_chunk(setup), initial_state(setup)
+        chunk, state = chunks.make_chunk(setup), initial_state(setup)
         source, key = training_inputs(setup)
         order = batching.epoch_orders(key, 0, len(setup.dataset.train_labels))
         losses.append([])

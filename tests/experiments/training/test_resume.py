@@ -1,5 +1,6 @@
 """Runs that are killed or interrupted and started again, and their diagnostics."""
 
+import dataclasses
 import os
 import re
 import signal
@@ -10,9 +11,8 @@ import time
 import jax
 import numpy as np
 import pytest
-from helpers import ROOT, figure_names, metrics_rows, prepare_run, read_json
+from helpers import ROOT, config_of, figure_names, metrics_rows, prepare_run, read_json
 
-from experiments.config import Config
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.setup import initial_state
 
@@ -46,7 +46,7 @@ def undisturbed(tmp_path_factory):
 
 
 def final_state(workdir):
-    config = Config(**read_json(workdir / "config.json") | {"num_devices": 1})
+    config = dataclasses.replace(config_of(workdir), num_devices=1)
     state = initial_state(prepare_run(config))
     with Checkpoints(workdir) as checkpoints:
         return jax.device_get(checkpoints.restore(state))
@@ -84,7 +84,7 @@ def test_diagnostics_of_every_epoch_equal_numpy(undisturbed):
     assert all(a["step"] == b["step"] for a, b in zip(measured, everything[7::8], strict=True))
     assert {"routing", "couplings", "logit_changes"} < figure_names(workdir)
 
-    config = Config(**read_json(workdir / "config.json") | {"num_devices": 1})
+    config = dataclasses.replace(config_of(workdir), num_devices=1)
     setup = prepare_run(config)
     params = final_state(workdir).params
     images = setup.dataset.validation_images.astype(np.float32) / 255

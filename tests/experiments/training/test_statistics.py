@@ -23,7 +23,7 @@ from experiments.config import UserError
 from experiments.data import batching
 from experiments.tasks import figures
 from experiments.tasks.registry import find_program
-from experiments.training import loop, vmapped_loop
+from experiments.training import chunks, vmapped_loop
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.evaluate import make_evaluate
 from experiments.training.setup import initial_state, training_inputs
@@ -68,7 +68,7 @@ def one_step(config):
     made = prepare_run(config)
     source, key = training_inputs(made)
     order = batching.epoch_orders(key, 0, len(made.dataset.train_labels))
-    state, sums = loop.make_chunk(made)(initial_state(made), source, order, key, 1)
+    state, sums = chunks.make_chunk(made)(initial_state(made), source, order, key, 1)
     return jax.device_get((state.stats, sums))
 
 
@@ -156,9 +156,9 @@ def test_networks_of_an_ensemble_have_statistics_of_their_own(stored, tmp_path):
     source, key = training_inputs(made)
     order = batching.epoch_orders(key, 0, len(made.dataset.train_labels))
     start = jax.device_get(state)
-    after = jax.device_get(loop.make_chunk(made)(state, source, order, key, 1)[0])
+    after = jax.device_get(chunks.make_chunk(made)(state, source, order, key, 1)[0])
     single = prepare_run(short("cifar10", path, tmp_path))
-    chunk = loop.make_chunk(single)
+    chunk = chunks.make_chunk(single)
     for n in range(2):
         params, stats = jax.tree.map(lambda x, n=n: x[n], (start.params, start.stats))
         fresh = initial_state(single)._replace(params=params, stats=stats)

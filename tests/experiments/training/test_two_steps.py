@@ -23,11 +23,17 @@ def slow(*values):
 
 
 def check_digits(summary, config, folder):
-    """Checks the figures of mnist: without a decoder only the curves."""
+    """Checks the figures of mnist, fewer without a decoder, and the confusion of classes."""
     drawn = config.model == "capsnet" and config.reconstruction
-    assert figure_names(folder) == (
-        {"perturbations", "reconstructions", "training_curves"} if drawn else {"training_curves"}
+    usual = {"training_curves", "confusion_matrix"}
+    assert figure_names(folder) == usual | (
+        {"perturbations", "reconstructions"} if drawn else set()
     )
+    lines = (folder / "confusion_matrix.csv").read_text().splitlines()
+    counts = np.array([line.split(",")[1:] for line in lines[1:]], int)
+    assert counts.sum() == summary["test_examples"]
+    assert counts.sum() - np.trace(counts) == summary["test_errors"]
+    assert len(summary["test_error_by_class"]) == 10 and 0 <= summary["calibration_error"] <= 1
 
 
 def check_pairs(summary, config, folder):
@@ -124,6 +130,10 @@ def case_name(value):
         slow(*crops("cifar10", (32, 32, 3), 10, (24, 24, 3), ensemble=2, model="cnn")),
         crops("smallnorb", (96, 96, 2), 5, (32, 32, 2)),
         slow(*crops("smallnorb", (96, 96, 2), 5, (32, 32, 2), reconstruction=False)),
+        slow(*crops("smallnorb", (48, 48, 2), 5, (32, 32, 2), preset="vb")),
+        slow(*crops("smallnorb", (96, 96, 2), 5, (32, 32, 2), preset="gritzman")),
+        slow(*crops("smallnorb", (48, 48, 2), 5, (48, 48, 2), preset="efficient_smallnorb")),
+        slow(*digits(preset="hvc", batch_size=8, reconstruction=False)),
         slow(*crops("svhn", (32, 32, 3), 10, (32, 32, 3))),
     ],
     ids=case_name,
@@ -206,7 +216,13 @@ def test_every_routing_for_two_steps(routing, dynamic, tmp_path):
     trained, validated, measured = (row for row in rows if "layer_entropy" not in row)
     assert np.isfinite(trained[f"{loss}_loss"]) and "validation_error" in validated
     assert len(measured["entropy"]) == passes and len(measured["logit_change"]) == passes - 1
-    pictures = {"training_curves", "routing", "couplings", *["logit_changes"] * (passes > 1)}
+    pictures = {
+        "training_curves",
+        "confusion_matrix",
+        "routing",
+        "couplings",
+        *["logit_changes"] * (passes > 1),
+    }
     assert figure_names(tmp_path) == pictures
 
 

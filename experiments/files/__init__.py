@@ -1,0 +1,41 @@
+"""Files that may come from elsewhere, and files that are written: one reader and one writer."""
+
+from experiments.files.limits import check_memory, check_private, local_path, size
+from experiments.files.reader import (
+    BadFile,
+    check,
+    is_integer,
+    is_number,
+    is_plain,
+    parse,
+    read_bytes,
+    read_json,
+    read_text,
+    sha256,
+)
+from experiments.files.text import formula_free, html, one_line
+from experiments.files.writer import check_folder, fresh, write_json, write_text
+
+__all__ = [
+    "BadFile",
+    "check",
+    "formula_free",
+    "fresh",
+    "html",
+    "is_integer",
+    "is_number",
+    "is_plain",
+    "local_path",
+    "one_line",
+    "parse",
+    "read_bytes",
+    "read_json",
+    "read_text",
+    "check_folder",
+    "check_memory",
+    "check_private",
+    "sha256",
+    "size",
+    "write_json",
+    "write_text",
+]

@@ -1,0 +1,90 @@
+"""Limits of memory: what something needs is compared with what there is before it is allocated."""
+
+import os
+from pathlib import Path
+
+import psutil
+
+from experiments import UserError
+
+SHARE = 0.9  # of the free memory that one thing may need
+
+
+def free_bytes() -> int:
+    """Returns the memory that this process can still get, in bytes, within its control group."""
+    free = psutil.virtual_memory().available
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        ),
+    ):
+        try:
+            free = min(
+                free, int(Path(limit).read_text("ascii")) - int(Path(used).read_text("ascii"))
+            )
+        except (OSError, ValueError):  # no such group, or no limit ("max")
+            continue
+    return max(free, 0)
+
+
+def check_memory(need: float, what: str, cure: str, have: int | None = None) -> None:
+    """Refuses what would not fit.
+
+    Args:
+      need: bytes, at least. what: needs them. cure: what would need less.
+      have: free bytes; those of this machine by default.
+
+    Raises:
+      UserError: it needs more than :data:`SHARE` of the free memory.
+    """
+    have = free_bytes() if have is None else have
+    if need > SHARE * have:
+        raise UserError(f"{what} needs {size(need)} of memory, and {size(have)} are free; {cure}")
+
+
+def size(count: float) -> str:
+    """Formats a number of bytes: 1.5 GB."""
+    units = ("bytes", "kB", "MB", "GB", "TB")
+    power = min(len(units) - 1, (len(f"{count:.0f}") - 1) // 3)
+    return f"{count / 1000**power:.3g} {units[power]}"
+
+
+def check_private(folder: Path) -> None:
+    """Refuses a cache in which other users could place files.
+
+    What it holds is compiled programs, which are run, and data, which are believed.
+
+    Raises:
+      UserError: it belongs to somebody else, or others may write to it.
+    """
+    if os.name != "posix" or not folder.exists():
+        return
+    status = folder.stat()
+    if status.st_uid != os.getuid():
+        reason = "belongs to another user"
+    elif status.st_mode & 0o022:
+        reason = "may be written by other users (chmod go-w)"
+    else:
+        return
+    raise UserError(f"the cache {folder} {reason}: correct it, or choose another --cache_dir")
+
+
+def local_path(place: str | Path, flag: str) -> Path:
+    """Returns the path of a flag, ``~`` expanded.
+
+    Raises:
+      UserError: it is an address such as ``gs://bucket/run``.
+    """
+    text = str(place)
+    if "://" in text:
+        raise UserError(
+            f"--{flag}={text} is no folder of this machine; addresses are not supported"
+        )
+    if "\0" in text:
+        raise UserError(f"--{flag} contains a zero byte")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # no such user, or no home
+        raise UserError(f"--{flag}={text}: {error}") from error

@@ -1,0 +1,76 @@
+"""A report as one HTML file: tables and figures, without links to anything else."""
+
+import base64
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import NamedTuple
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62em; margin: 2em auto;
+       padding: 0 1em; }
+h1 { font-size: 1.4em; } h2 { font-size: 1.1em; margin-top: 2em; }
+table { border-collapse: collapse; } th, td { padding: .15em .8em .15em 0; text-align: left;
+        vertical-align: top; border-bottom: 1px solid #e4e8eb; overflow-wrap: anywhere; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; }
+pre { background: #f4f6f7; padding: .6em .8em; white-space: pre-wrap; overflow-wrap: anywhere; }
+img { max-width: 100%; height: auto; }
+"""
+# Nothing is fetched and nothing runs, whatever the texts say.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+class Table(NamedTuple):
+    """A table with a heading."""
+
+    title: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence]
+
+
+def html_report(
+    title: str, command: str, tables: Iterable[Table], figures: Iterable[tuple[str, bytes]]
+) -> str:
+    """Returns the text of an HTML file; all texts are escaped, figures are inside.
+
+    Args:
+      title: of the page.
+      command: that repeats the run.
+      tables: in their order. Those without rows are left out.
+      figures: names and contents of PNG files, which come after the second table.
+    """
+    parts = [_table(table) for table in tables if table.rows]
+    drawn = [_figure(name, content) for name, content in figures]
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f"<pre>{escape(command)}</pre>",
+        *parts[:2],
+        *drawn,
+        *parts[2:],
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _table(table):
+    head = "".join(f"<th>{escape(str(name))}</th>" for name in table.headings)
+    rows = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.rows)
+    return f"<h2>{escape(table.title)}</h2>\n<table>\n<tr>{head}</tr>\n{rows}\n</table>"
+
+
+def _cell(value):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    value = f"{value:.6g}" if isinstance(value, float) else value
+    return f"<td{' class=number' if number else ''}>{escape(str(value))}</td>"
+
+
+def _figure(name, content):
+    data = base64.b64encode(content).decode()
+    words = escape(name.replace("_", " "))
+    return (
+        f'<h2>{words}</h2>\n<figure><img alt="{words}" src="data:image/png;base64,{data}"></figure>'
+    )

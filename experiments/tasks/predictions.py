@@ -1,0 +1,82 @@
+"""What the network of any run says of images: one class, two, or a set."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from capsjax import functional, map_batches
+from capsjax.models import CapsNetConfig, Prediction
+from experiments.tasks.base import Setup
+from experiments.tasks.label_sets import PRESENT
+
+BATCH = 64
+
+
+class Predictions(NamedTuple):
+    """Predictions for N images."""
+
+    scores: np.ndarray  # [N, J] lengths, activations or probabilities
+    named: list[list[int]]  # the classes that are said to be in each image, best first
+    reconstruction: np.ndarray | None  # [N, H, W, C], of the named classes, or of the best one
+
+
+def score_name(setup: Setup) -> str:
+    """Returns what the scores of a network are: length, activation, or probability."""
+    if not isinstance(setup.model_config, CapsNetConfig):
+        return "probability"
+    traits = setup.model_config.make_routing().traits
+    if traits.scores_are_logits:
+        return "probability"
+    return "length" if traits.squash_primary else "activation"
+
+
+def as_one(setup: Setup) -> functional.Model:
+    """Returns the network of a run; of an ensemble, one with the mean scores of its networks."""
+    if getattr(setup.config, "ensemble", 1) == 1:
+        return setup.model
+
+    def apply(variables, images):
+        return Prediction(jnp.mean(setup.model.apply(variables, images).scores, axis=0))
+
+    return setup.model._replace(apply=apply)
+
+
+def predict(setup: Setup, variables, inputs: np.ndarray) -> Predictions:
+    """Returns what a network says of its inputs ``[N, H, W, C]``, N at least 1.
+
+    A network of single images names the best class, one of pairs the best two, and one of images
+    with sets of labels all classes with a score of one half or more.
+    """
+    model = as_one(setup)
+    count = None if setup.dataset.multi_label else setup.pipeline.labels
+    to_scores = {"probability": jax.nn.softmax if count == 1 else jax.nn.sigmoid}
+    to_scores = to_scores.get(score_name(setup), lambda x: x)
+    decodes = getattr(setup.model_config, "decoder", None) is not None
+
+    @jax.jit
+    def some(variables, x):
+        def draw(mask):
+            return model.apply(variables, out.pose, mask, method="decode")
+
+        out = model.apply(variables, x)
+        scores = to_scores(out.scores)
+        classes = scores.shape[1]
+        order = jnp.argsort(-scores, axis=1, stable=True)
+        best = [jax.nn.one_hot(order[:, k], classes) for k in range(count or 1)]
+        present = sum(best) if count else (scores >= PRESENT).astype(jnp.float32)
+        drawn = None
+        if decodes and count:
+            # Networks of pairs decode one class at a time; the sum is what overlaying them gives.
+            drawn = jnp.minimum(sum(map(draw, best)), 1)
+        elif decodes:
+            drawn = draw(jnp.where(jnp.any(present > 0, axis=1, keepdims=True), present, best[0]))
+        return scores, order, present, drawn
+
+    def batch(x, _):
+        return jax.device_get(some(variables, x))
+
+    scores, order, present, drawn = map_batches(batch, inputs, min(BATCH, len(inputs)))
+    named = [[int(k) for k in row if there[k]] for row, there in zip(order, present, strict=True)]
+    return Predictions(scores, named, drawn)

@@ -1,0 +1,125 @@
+"""The one writer, text made harmless, and limits."""
+
+import os
+import stat
+
+import pytest
+
+from experiments import UserError
+from experiments.files import (
+    check_folder,
+    check_memory,
+    check_private,
+    formula_free,
+    fresh,
+    html,
+    local_path,
+    one_line,
+    size,
+    write_json,
+    write_text,
+)
+from experiments.files.limits import free_bytes
+from experiments.plots.text_tables import comma_separated, latex, markdown
+
+
+def test_links_are_replaced_and_their_targets_left_alone(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("before")
+    (tmp_path / "out.json").symlink_to(victim)
+    (tmp_path / f".out.json.{os.getpid()}").symlink_to(victim)
+    write_json(tmp_path / "out.json", {"a": 1})
+    assert victim.read_text() == "before" and not (tmp_path / "out.json").is_symlink()
+    assert (tmp_path / "out.json").read_text() == '{\n  "a": 1\n}\n'
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
+    write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(KeyError), fresh(tmp_path / "a.txt") as temporary:
+        assert temporary.suffix == ".txt" and temporary.parent == tmp_path
+        temporary.write_text("half")
+        raise KeyError
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+    with pytest.raises(UserError, match="is a folder"):
+        write_text(tmp_path, "")
+
+
+def test_permissions_are_those_of_the_umask(tmp_path):
+    write_text(tmp_path / "a", "")
+    open(tmp_path / "b", "w").close()
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in "ab"}
+    assert len(modes) == 1
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "figures", "tensorboard", "profile", ".lock"])
+def test_parts_of_a_run_are_no_links(tmp_path, name):
+    check_folder(tmp_path)
+    (tmp_path / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="is a link"):
+        check_folder(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir() if name == ".lock" else (tmp_path / name).write_text("")
+    with pytest.raises(UserError, match="in the way"):
+        check_folder(tmp_path)
+
+
+def test_text_is_made_harmless():
+    assert one_line("é 字 a\x1b[2J\n\u202e\udcff") == r"é 字 a\x1b[2J\n\u202e\udcff"
+    assert [formula_free(x) for x in ("=1+1", " @x", "-1.5", "+2", "-x", "a=b", 3)] == [
+        "'=1+1",
+        "' @x",
+        "-1.5",
+        "+2",
+        "'-x",
+        "a=b",
+        "3",
+    ]
+    assert html("<script>&\n") == r"&lt;script&gt;&amp;\n"
+    rows = ["a"], [["=cmd|'/c calc'!A1\x1b\n<b>|"]]
+    assert "\x1b" not in markdown(*rows) and "<b>" not in markdown(*rows)
+    assert markdown(*rows).count("\n") == 2 and r"\|" in markdown(*rows)
+    assert comma_separated(*rows).splitlines()[1].startswith("'=cmd")
+    assert "\x1b" not in latex(*rows, caption="x\x1b")
+
+
+def test_memory_is_compared_before_it_is_taken():
+    assert 0 < free_bytes() < 2**50
+    check_memory(1, "one byte", "nothing")
+    with pytest.raises(
+        UserError, match="a cat needs 100 bytes of memory, and 99 bytes are free; go"
+    ):
+        check_memory(100, "a cat", "go", have=99)
+    assert [size(n) for n in (0, 999, 1000, 123_456_789, 10**20)] == [
+        "0 bytes",
+        "999 bytes",
+        "1 kB",
+        "123 MB",
+        "1e+08 TB",
+    ]
+
+
+@pytest.mark.parametrize(
+    "mode, legal", [(0o700, True), (0o755, True), (0o775, False), (0o777, False)]
+)
+def test_caches_that_others_may_write_are_refused(tmp_path, mode, legal):
+    tmp_path.chmod(mode)
+    if legal:
+        return check_private(tmp_path)
+    with pytest.raises(UserError, match="chmod go-w"):
+        check_private(tmp_path)
+    tmp_path.chmod(0o700)
+
+
+def test_a_cache_of_another_user_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(UserError, match="another user"):
+        check_private(tmp_path)
+
+
+def test_places_on_this_machine(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert str(local_path("~/runs", "workdir")) == "/home/me/runs"
+    for text in ("gs://bucket/x", "s3://x", "a\0b", "~nobody-at-all/x"):
+        with pytest.raises(UserError, match="--workdir"):
+            local_path(text, "workdir")
