@@ -33,9 +33,7 @@ def portable() -> Iterator[None]:
       'portable'
     """
     device = jax.sharding.AbstractDevice("portable", None, "portable")
-    with jax.sharding.use_abstract_mesh(
-        jax.sharding.AbstractMesh((), (), abstract_device=device)
-    ):
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
         yield
 
 

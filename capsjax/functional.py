@@ -22,6 +22,9 @@ class Variables(NamedTuple):
     state: Any  # running statistics, which training computes in the forward pass
 
 
+jax.export.register_namedtuple_serialization(Variables, serialized_name="capsjax.Variables")
+
+
 class Model(NamedTuple):
     """A network as two pure functions."""
 
@@ -38,8 +41,9 @@ def from_module(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         ``nnx.BatchStat``; it has no random state.
 
     Returns:
-      The functions ``init(key)``, which returns a nested dictionary of arrays whose keys are all
-      strings (those of a list are "0", "1", ...), and ``apply(params, ...)``, which calls the module, or with ``method="name"`` one of its methods.
+      The functions ``init(key)``, which returns a nested dictionary of arrays whose keys are
+      strings (those of a list are "0", "1", ...), and ``apply(params, ...)``, which calls the
+      module, or with ``method="name"`` one of its methods.
       If the module has statistics (``nnx.BatchStat``), ``init`` returns :class:`Variables`, which
       ``apply`` takes in place of the dictionary.
 

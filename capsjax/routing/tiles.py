@@ -39,7 +39,9 @@ def tile_passes(
         divided["W"] = W
     inputs = TileInputs(u, activation, divided, None if votes.per_input_capsule else W)
     unit = votes.unit(W)
-    tile = unit * max(1, TILE_BYTES // max(1, 4 * typical_size(u.shape[0]) * sizes.J * sizes.D * unit))
+    tile = unit * max(
+        1, TILE_BYTES // max(1, 4 * typical_size(u.shape[0]) * sizes.J * sizes.D * unit)
+    )
     tile = min(tile, sizes.I)
     start, statistics = _functions_of_a_tile(routing, votes, unit)
 

@@ -85,7 +85,7 @@ def test_network_with_statistics():
     params, state = variables = model.init(KEY)
     assert isinstance(variables, Variables)
     assert params["layers"]["0"].keys() == {"scale", "bias"}
-    assert jax.tree.map(np.shape, state) == {"layers": {0: {"mean": (2,), "var": (2,)}}}
+    assert jax.tree.map(np.shape, state) == {"layers": {"0": {"mean": (2,), "var": (2,)}}}
     assert count_parameters(variables) == 4 + 3
 
     x = np.array([[1.0, 2.0], [3.0, -2.0]], np.float32)

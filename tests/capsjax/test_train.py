@@ -356,8 +356,8 @@ def test_train_step_keeps_the_statistics_of_the_batch():
     y = reference.positive(y + params["conv"]["bias"]).reshape(-1, 3).astype(float)
     new = {"mean": y.mean(0), "var": y.var(0, ddof=1)}
     for name, value in new.items():
-        exact = 0.99 * before.state["norms"][0][name] + 0.01 * value
-        np.testing.assert_allclose(after.stats["norms"][0][name], exact, rtol=1e-5)
+        exact = 0.99 * before.state["norms"]["0"][name] + 0.01 * value
+        np.testing.assert_allclose(after.stats["norms"]["0"][name], exact, rtol=1e-5)
     assert jax.tree.structure(after.params) == jax.tree.structure(state.opt_state[0].mu)
     chex.assert_trees_all_equal_structs(after.stats, before.state)
     # The loss is that of the batch's own statistics; evaluation takes the running ones.

@@ -294,14 +294,15 @@ def test_decoder_sees_only_the_unmasked_capsule():
     assert np.any(influence, axis=2).tolist() == [[False, True, False]]
 
 
-def test_em_receives_poses_without_squash(x64):
-    """Computes a whole network: convolutions, poses without squash, their presence, EM."""
+def test_em_receives_normalized_poses(x64):
+    """Computes a whole network: convolutions, normalized poses, their presence, EM."""
     config = dataclasses.replace(TINY, routing="em", decoder=None)
     model, params, x = in_float64(config, 1)
     out = compiled(model.apply, params, x)(params, x)
     first = reference.convolution(x[0], params["conv"]["kernel"]) + params["conv"]["bias"]
     y = reference.convolution(reference.positive(first), params["primary"]["conv"]["kernel"], 2)
     u = (y + params["primary"]["conv"]["bias"]).reshape(-1, 3)
+    u = np.array([(one - one.mean()) / np.sqrt(one.var() + 1e-5) for one in u])
     p = dict(params["classes"])
     votes = reference.prediction_vectors(u, p.pop("kernel"))
     logits = reference.convolution(

@@ -73,10 +73,10 @@ def efficient_capsnet(params, stats, images, config, training=False):
 
     def norm(n, x):
         if config.conv_norm == "batch" and not training:
-            s = stats["norms"][n]
+            s = stats["norms"][str(n)]
             x = (x - s["mean"]) / np.sqrt(s["var"] + config.norm_epsilon)
-            return x * params["norms"][n]["scale"] + params["norms"][n]["bias"]
-        return normalized(x, params["norms"][n], axes, config.norm_epsilon)
+            return x * params["norms"][str(n)]["scale"] + params["norms"][str(n)]["bias"]
+        return normalized(x, params["norms"][str(n)], axes, config.norm_epsilon)
 
     x = images
     for n, (layer, (_, _, stride)) in enumerate(zip(convs, config.convs, strict=True)):
@@ -175,8 +175,8 @@ def from_keras(weights):
     norms = [{"scale": weights[f"{n}.gamma"], "bias": weights[f"{n}.beta"]} for n in names]
     return {
         "conv": convs[0],
-        "more_convs": dict(enumerate(convs[1:4])),
-        "norms": dict(enumerate(norms)),
+        "more_convs": {str(n): one for n, one in enumerate(convs[1:4])},
+        "norms": {str(n): one for n, one in enumerate(norms)},
         "primary": {"conv": convs[4]},
         "classes": {
             "kernel": weights["digit_caps.W"].transpose(1, 0, 3, 2),  # [J, I, K, D] there

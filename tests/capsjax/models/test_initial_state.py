@@ -59,7 +59,10 @@ def initial_state(name, background="black", **changes):
         variables = model.init(key)
         grads, *_ = make_gradient(loss)(variables, images, labels, key)
         layers = model.apply(variables, images, method="capsules")
-        own = {path: functools.reduce(lambda tree, name: tree[name], path.split("/"), grads) for path in layers}
+        own = {
+            path: functools.reduce(lambda tree, name: tree[name], path.split("/"), grads)
+            for path in layers
+        }
         norms = {
             path: jnp.sqrt(sum(jnp.sum(x.astype(jnp.float32) ** 2) for x in jax.tree.leaves(tree)))
             for path, tree in own.items()

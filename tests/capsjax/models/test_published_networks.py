@@ -90,13 +90,13 @@ def vb_network(params, stats, x, config):
 
     p, primary = params, params["primary"]
     y = np.stack([reference.convolution(one, p["conv"]["kernel"], config.conv_stride) for one in x])
-    y = np.maximum(norm(y, ("norms", 0), -1, p["norms"][0]), 0)
+    y = np.maximum(norm(y, ("norms", "0"), -1, p["norms"]["0"]), 0)
     u = np.einsum("bhwc,co->bhwo", y, primary["conv"]["kernel"][0, 0])
     a = np.einsum("bhwc,co->bhwo", y, primary["present"]["kernel"][0, 0])
     (B, H, W, T), K = a.shape, config.primary_pose
-    u = norm(u.reshape(B, H, W, T, K), ("primary", "norms", 0), 3, primary["norms"][0])
-    a = 1 / (1 + np.exp(-norm(a, ("primary", "norms", 1), 3, primary["norms"][1])))
-    layers = [*(p["layers"][n] for n in range(len(config.capsule_layers))), p["classes"]]
+    u = norm(u.reshape(B, H, W, T, K), ("primary", "norms", "0"), 3, primary["norms"]["0"])
+    a = 1 / (1 + np.exp(-norm(a, ("primary", "norms", "1"), 3, primary["norms"]["1"])))
+    layers = [*(p["layers"][str(n)] for n in range(len(config.capsule_layers))), p["classes"]]
     for n, layer in enumerate(layers):
         last, side = n + 1 == len(layers), u.shape[1]
         kernel, stride = (side, 1) if last else config.capsule_layers[n][1:]
@@ -114,7 +114,10 @@ def vb_network(params, stats, x, config):
             betas = layer["beta_a"] - layer["beta_u"]
             logit.append(np.array([vb_logit(q) + betas for q in found]))
         m, logit = np.array(m), np.array(logit)  # [B, P, J, D]
-        m, logit = norm(m, ("layer_norms", 2 * n), 2), norm(logit, ("layer_norms", 2 * n + 1), 2)
+        m, logit = (
+            norm(m, ("layer_norms", str(2 * n)), 2),
+            norm(logit, ("layer_norms", str(2 * n + 1)), 2),
+        )
         out = int(np.sqrt(m.shape[1]))
         u, a = (
             m.reshape(B, out, out, *m.shape[2:]),
@@ -150,7 +153,7 @@ def test_vb_network_equals_reference(train, x64):
     np.testing.assert_allclose(out.scores, scores, rtol=1e-7)
     assert abs(scores[0] - scores[1]).max() > 1e-3
     if train:  # the running means of the class capsules, momentum 0.9
-        before, after = variables.state["layer_norms"][2], state["layer_norms"][2]
+        before, after = variables.state["layer_norms"]["2"], state["layer_norms"]["2"]
         assert abs(after["mean"] - before["mean"]).max() > 1e-3
 
 
@@ -160,14 +163,16 @@ def hvc_network(params, stats, x, config):
     def norm(x, own, found):
         return batch_norm(x, -1, found, config, own)
 
-    stats = stats or {"norms": [None] * 9, "heads": [{"norm": None}] * 9, "merge_norm": None}
+    numbers = list(map(str, range(9)))
+    none = {"norms": dict.fromkeys(numbers), "merge_norm": None}
+    stats = stats or none | {"heads": dict.fromkeys(numbers, {"norm": None})}
     y, lengths = 2 * x - 1, []
     for n in range(len(config.convs)):
-        y = np.stack([reference.convolution(one, params["convs"][n]["kernel"]) for one in y])
-        y = np.maximum(norm(y, params["norms"][n], stats["norms"][n]), 0)
+        y = np.stack([reference.convolution(one, params["convs"][str(n)]["kernel"]) for one in y])
+        y = np.maximum(norm(y, params["norms"][str(n)], stats["norms"][str(n)]), 0)
         if n + 1 not in config.branches:
             continue
-        head, own = params["heads"][len(lengths)], stats["heads"][len(lengths)]
+        head, own = params["heads"][str(len(lengths))], stats["heads"][str(len(lengths))]
         B, H, W, C = y.shape
         s = np.zeros((B, config.num_classes, head["kernel"].shape[2]))
         for b, j, h, w, c in np.ndindex(B, config.num_classes, H, W, C):
@@ -282,15 +287,15 @@ def test_images_are_normalized_over_the_batch(x64):
     [
         ("matrix", ("conv", "kernel"), 0.88 * 0.05, 0.1),
         ("matrix", ("primary", "present", "kernel"), 0.88 * 3, 6),
-        ("matrix", ("layers", 0, "kernel"), 0.88 * 0.3, 0.6),
+        ("matrix", ("layers", "0", "kernel"), 0.88 * 0.3, 0.6),
         ("matrix", ("classes", "kernel"), 0.88 * 0.01, 0.02),
-        ("gritzman", ("layers", 1, "kernel"), 0.88, 2),
+        ("gritzman", ("layers", "1", "kernel"), 0.88, 2),
         ("gritzman", ("conv", "bias"), 0.0088, 0.02),
         # sqrt(6 / (fan-in + fan-out)) of 9 squares, 16 components, 16 types in and 16 out
-        ("vb", ("layers", 1, "kernel"), None, np.sqrt(6 / (9 * 16 * (16 + 16)))),
+        ("vb", ("layers", "1", "kernel"), None, np.sqrt(6 / (9 * 16 * (16 + 16)))),
         ("vb", ("classes", "kernel"), None, np.sqrt(6 / (16 * (16 + 5)))),
         ("vb", ("conv", "kernel"), None, np.sqrt(6 / (25 * 2))),
-        ("hvc", ("convs", 8, "kernel"), 0.05, None),
+        ("hvc", ("convs", "8", "kernel"), 0.05, None),
     ],
 )
 def test_initial_weights_are_those_of_the_authors_code(name, layer, deviation, largest):
