@@ -285,8 +285,8 @@ def cnn(params, image, pool):
             x = pooled
     x = x.ravel()
     for n in range(len(params["dense"]) - 1):
-        x = positive(dense(x, params["dense"][n]))
-    return dense(x, params["dense"][len(params["dense"]) - 1])
+        x = positive(dense(x, params["dense"][str(n)]))
+    return dense(x, params["dense"][str(len(params["dense"]) - 1)])
 
 
 # Optimiser

@@ -47,7 +47,7 @@ def test_features_are_the_poses_of_the_labels(tiny_run, cnn_run, monkeypatch):
             want = [prediction.pose[n, label] for n, label in enumerate(labels[126:])]
             np.testing.assert_allclose(got[126:], want, atol=1e-5)
         else:
-            last = params["dense"][1]
+            last = params["dense"]["1"]
             logits = got[126:] @ np.asarray(last["kernel"]) + np.asarray(last["bias"])
             np.testing.assert_allclose(logits, prediction.scores, atol=1e-5)
 
