@@ -54,8 +54,6 @@ def test_single_runs_are_quoted_as_measured():
         "fashion_mnist_small": "table1",
         "mnist_multimnist_small_capsnet": "multimnist",
         "mnist_multimnist_small_cnn": "multimnist",
-        "digits_matrix": "routing_zoo",
-        "digits_small_self_30_epochs": "routing_zoo",
         "digits_deep_self_no_pose_norm": "routing_zoo",
         "digits_deep_vb_no_pose_norm": "routing_zoo",
     }
