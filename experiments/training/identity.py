@@ -12,6 +12,7 @@ from experiments import UserError
 from experiments.config import Config
 from experiments.data import affnist_images
 from experiments.data.datasets import checksum
+from experiments.data.image_listing import is_own
 from experiments.files import BadFile, read_json
 from experiments.files.forms import SUMMARY
 from experiments.tasks.base import Setup
@@ -60,11 +61,9 @@ def differences(config: Config, record: dict, stored: dict) -> list[str]:
     """
     before, usual = stored.get(RECORDED, {}), type(config)()
     same = {name for name in record if name != "versions" and record[name] == before.get(name)}
-    # Arrays of a user and another run may be at another place.
+    # Arrays and images of a user and another run may be at another place.
     moved = {"frozen_from"} & same
-    if "data" in same and all(
-        str(d).endswith(".npz") for d in (stored.get("dataset"), config.dataset)
-    ):
+    if "data" in same and all(is_own(str(d)) for d in (stored.get("dataset"), config.dataset)):
         moved.add("dataset")
     found = [
         f"{name}={stored.get(name, getattr(usual, name))} there, {value} here"

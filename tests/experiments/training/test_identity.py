@@ -11,6 +11,7 @@ from helpers import QUICK, load_digits, read_json, train
 
 from experiments.config import UserError
 from experiments.data.datasets import checksum
+from experiments.training import identity
 
 
 def save(path, labels_from=0):
@@ -57,6 +58,14 @@ def test_the_same_data_may_be_elsewhere(finished, tmp_path):
     moved = dataclasses.replace(config, dataset=str(tmp_path / "moved.npz"), workdir=workdir)
     again = train(moved)
     assert again["data_checksum"] == read_json(folder / "run" / "config.json")["recorded"]["data"]
+
+
+@pytest.mark.parametrize("name, moved", [("there/pets/", True), ("mnist", False)])
+def test_a_folder_of_images_may_be_moved_but_a_data_set_has_one_name(name, moved):
+    config = dataclasses.replace(QUICK, dataset="here/pets/")
+    stored = vars(config) | {"dataset": name, "recorded": {"data": "ab"}}
+    found = identity.differences(config, {"data": "ab"}, stored)
+    assert found == ([] if moved else ["dataset=mnist there, here/pets/ here"])
 
 
 @pytest.mark.parametrize("fields", [("recorded",), ("recorded", "validate_every")])
