@@ -61,7 +61,8 @@ def known_gaps():
     for line in table.splitlines():
         files, names, known = (cell.strip() for cell in line.strip("|").split("|"))
         assert known, line
-        gaps[files.strip("`")] = set(re.findall(r"`(\w+)`", names))
+        for pattern in re.findall(r"`([^`]+)`", files):
+            gaps[pattern] = set(re.findall(r"`(\w+)`", names))
     return gaps
 
 
