@@ -20,6 +20,7 @@ from experiments.benchmarks.acceptance_parts import check_device, list_parts, ru
 from experiments.benchmarks.acceptance_targets import judge, table
 from experiments.config import setting
 from experiments.config.flags import run
+from experiments.tasks.registry import find_program
 from experiments.training.results import output_path, provenance, write_results
 
 
@@ -56,7 +57,10 @@ def main(flags: Flags) -> None:
     judged = judge(done)
     given = {name: getattr(flags, name) for name in ("accelerator", "tiny", "epochs")}
     words = [f"--{n}={value}" for n, value in given.items() if value != getattr(DEFAULTS, n)]
-    origin = provenance(" ".join(["python -m experiments.acceptance", *words]))
+    seed = find_program("mnist").defaults.seed  # every part has this default
+    origin = provenance(" ".join(["python -m experiments.acceptance", *words]), seed)
+    kinds = [row["device_kind"] for one in done for row in one["results"] if "device_kind" in row]
+    origin["device_kind"] = sorted(set(kinds))
     text = table(done, judged)
     write_results(flags.output, origin | {"parts": done, "targets": judged}, text)
     print(text)

@@ -1,7 +1,7 @@
 """Measure the speed and the memory of networks, in training and inference.
 
     python -m experiments.benchmark                                     about 3 minutes on 2 cores
-    python -m experiments.benchmark --batch_sizes=1,8,32,128 --output=results/benchmark
+    python -m experiments.benchmark --batch_sizes=1,8,32,128 --output=results/speed/benchmark
     python -m experiments.benchmark --pixels=24,28,32,36,40 --batch_sizes=32,128
     python -m experiments.benchmark --routings=all --preset=small --repetitions=3
     python -m experiments.benchmark --implementations=naive,stream --dtypes=float32,bfloat16
@@ -96,7 +96,7 @@ def main(config: BenchmarkConfig) -> None:
     )
     # Whether the first step is measured has no part in the other numbers.
     reported = dataclasses.replace(config, first_step=DEFAULTS.first_step)
-    result |= provenance(command(reported, DEFAULTS)) | first_step
+    result |= provenance(command(reported, DEFAULTS), config.seed) | first_step
     text = measurement.to_markdown(result)
     if config.output:
         write_results(config.output, result, text)
@@ -112,7 +112,7 @@ def compare(config: BenchmarkConfig) -> None:
     """
     result = against.compare(config, DEFAULTS)
     words = f"{command(config, DEFAULTS)} --against={result['against'][:12]}"
-    result |= provenance(words)
+    result |= provenance(words, config.seed)
     text = against.table(result)
     if config.output:
         write_results(config.output, result, text)

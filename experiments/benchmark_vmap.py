@@ -1,7 +1,7 @@
 """Measure the time of a training step per run, for one run alone and for several runs together.
 
     python -m experiments.benchmark_vmap
-    python -m experiments.benchmark_vmap --output=results/together --sizes="tiny,8;tiny,64;small,64"
+    python -m experiments.benchmark_vmap --sizes="tiny,8;small,64" --output=results/speed/NAME
 
 The steps are those of the training loop on the bundled digits, whose pixels do not affect the time;
 evaluation and checkpoints are excluded. A gain below one is a loss. The decisions that follow from
@@ -106,7 +106,8 @@ def main(flags: Flags) -> None:
         rows.append(measure(preset, batch_size, flags.runs, flags.accelerator))
         print(rows[-1], file=sys.stderr)
     command = f"python -m experiments.benchmark_vmap --sizes='{flags.sizes}' --runs={flags.runs}"
-    result = provenance(command, jax.devices()[0]) | {"rows": rows}
+    seeds = list(range(flags.runs))
+    result = provenance(command, seeds, jax.devices()[0]) | {"rows": rows}
     text = markdown(list(rows[0]), [[str(v) for v in row.values()] for row in rows])
     if flags.output:
         write_results(flags.output, result, text)

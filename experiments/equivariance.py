@@ -75,7 +75,8 @@ def main(flags: Flags) -> None:
             result["name"] += " (2)"
         results.append(result)
         mean_paths[result["name"]] = paths
-    origin = provenance(command(flags), opened[0].setup.devices[0])
+    seeds = [one.setup.config.seed for one in opened]
+    origin = provenance(command(flags), seeds, opened[0].setup.devices[0])
     text = to_markdown(results)
     write_results(output, {"program": "equivariance"} | origin | {"networks": results}, text)
     data = opened[0].setup.dataset

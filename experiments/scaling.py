@@ -1,7 +1,7 @@
 """Measure how time and memory grow with the sizes of a network, and with which exponents.
 
     python -m experiments.scaling
-    python -m experiments.scaling --output=results/scaling --implementation=naive
+    python -m experiments.scaling --output=results/speed/scaling --implementation=naive
 
 One size at a time is changed: those of routing with gradients, starting from MNIST's (I = 1152,
 J = 10, batch 32, three iterations), and the side of the image in the training step of
@@ -29,6 +29,7 @@ from kernels import api
 from kernels.bench import seconds
 from kernels.problems import Problem
 
+SEED = 0  # of the weights and inputs
 BASE = {"B": 32, "I": 1152, "J": 10, "R": 3}
 AXES = {
     "I": (288, 576, 1152, 2304, 4608),
@@ -58,7 +59,7 @@ def routing(implementation, **sizes: int) -> tuple[Callable, tuple, float]:
     # As kernels.bench counts them for three iterations.
     products = (2 * R - 1) + 3 * (R - 1) + (4 * R - 2)
     work = products * 2 * B * I * J * problem.D * problem.K
-    return jax.grad(loss), (problem.arrays(),), work
+    return jax.grad(loss), (problem.arrays(seed=SEED),), work
 
 
 def training(implementation, pixels: int) -> tuple[Callable, tuple, float]:
@@ -67,7 +68,7 @@ def training(implementation, pixels: int) -> tuple[Callable, tuple, float]:
         "capsnet_small", image_shape=(pixels, pixels, 1), routing_implementation=implementation
     )
     model, optimizer = create_model(config), adam(1e-3)
-    state = init_state(model, optimizer, jax.random.key(0))
+    state = init_state(model, optimizer, jax.random.key(SEED))
     step = make_train_step(capsnet_loss(model), optimizer)
     images, labels = jnp.ones((16, pixels, pixels, 1)) / 2, jnp.arange(16) % 10
     work = 16 * throughput.flops_per_image(config)
@@ -141,7 +142,7 @@ def main(flags: Flags) -> None:
         output_path(flags.output)
     rows = [measure(axis, implementation) for axis in AXES]
     command = f"python -m experiments.scaling --implementation={flags.implementation}"
-    result = {"rows": rows} | provenance(command, jax.devices()[0])
+    result = {"rows": rows} | provenance(command, SEED, jax.devices()[0])
     text = table(rows)
     if flags.output:
         write_results(flags.output, result, text)

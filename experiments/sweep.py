@@ -7,7 +7,7 @@
 Runs that differ only in seeds and numeric flags are trained together where that is faster
 (``--vmap``). Every finished run is a line of the ledger, from which all printed numbers are
 computed, and the same command again trains only the missing runs. Flags of the program apply to all
-runs. Tables are written to the folder of the runs, or with ``--output=results/NAME`` there.
+runs. Tables are written to the folder of the runs, or with ``--output=results/TOPIC/NAME`` there.
 """
 
 import dataclasses

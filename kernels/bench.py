@@ -1,7 +1,7 @@
 """Measures how fast routing and votes are on this device, after checking their results.
 
     python -m kernels.bench --problem=mnist_b128 --implementation=naive,stream,pallas
-    python -m kernels.bench --problem=all --implementation=all > results/kernels.jsonl
+    python -m kernels.bench --problem=all --implementation=all > results/speed/kernels.jsonl
 
 Prints one JSON line for each problem, implementation and function: routing of three iterations
 (routing), with gradients (routing, gradients), the votes, and those with gradients. Each line
@@ -33,7 +33,7 @@ import numpy as np
 from absl import flags
 
 from kernels import api, cli
-from kernels.problems import PROBLEMS, Problem
+from kernels.problems import PROBLEMS, SEED, Problem
 
 IMPLEMENTATIONS = ("naive", "stream", "pallas")
 FUNCTIONS = ("routing", "routing, gradients", "votes", "votes, gradients")
@@ -220,6 +220,7 @@ def main() -> None:
         "command": shlex.join(["python", "-m", "kernels.bench", *sys.argv[1:]]),
         "jax": jax.__version__,
         "commit": cli.commit(),
+        "seed": SEED,
     }
     wrong = 0
     with (

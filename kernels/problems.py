@@ -6,6 +6,8 @@ import jax
 
 from capsjax.routing import RoutingOutput, dynamic, route
 
+SEED = 0  # of the random arrays
+
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
@@ -24,7 +26,7 @@ class Problem:
         """The memory of the votes ``[B, I, J, D]`` in float32."""
         return 4 * self.B * self.I * self.J * self.D
 
-    def arrays(self, dtype="float32", seed: int = 0) -> dict[str, jax.Array]:
+    def arrays(self, dtype="float32", seed: int = SEED) -> dict[str, jax.Array]:
         """Returns random u, W and, if any, prior; u is as long as squashed capsules are."""
         keys = jax.random.split(jax.random.key(seed), 3)
         u = 0.2 * jax.random.normal(keys[0], (self.B, self.I, self.K), "float32")

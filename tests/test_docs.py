@@ -129,7 +129,7 @@ def test_memory_is_that_of_the_compilers():
     page = (DOCS / "kernels.md").read_text()
     titles = {"tpu_v5e": "TPU v5e", "h200": "H200", "mnist": "MNIST", "cifar": "CIFAR-10"}
     for target, network in itertools.product(("tpu_v5e", "h200"), ("mnist", "cifar")):
-        path = ROOT / "results" / f"aot_{target}_{network}_b128.json"
+        path = ROOT / "results" / "speed" / f"aot_{target}_{network}_b128.json"
         rows = json.loads(path.read_text())["rows"]
         rows = [row for row in rows if row["function"] == "routing, gradients"]
         assert [row["implementation"] for row in rows] == ["naive", "stream", "pallas"]
@@ -145,7 +145,7 @@ def test_times_are_those_of_the_benchmark():
     page = (DOCS / "routing_without_votes.md").read_text()
     titles = {"mnist_b1": "one image", "mnist_b128": "128 images"}
     titles |= {"routing": "routing", "routing, gradients": "with gradients"}
-    lines = (ROOT / "results" / "kernels_cpu_python3.12.jsonl").read_text().splitlines()
+    lines = (ROOT / "results" / "speed" / "kernels_cpu_python3.12.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if row["function"] in titles]
     assert len(rows) == 8
     for row in rows:

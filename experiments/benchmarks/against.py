@@ -124,6 +124,7 @@ def compare(config: Config, defaults: Config) -> dict:
             for side in sides
         },
         "accelerator": last["here"]["accelerator"],
+        "device_kind": last["here"]["device_kind"],
         "cpu_count": last["here"]["cpu_count"],
         "versions": {side: last[side]["versions"] for side in sides},
     }

@@ -11,7 +11,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62em; margi
 h1 { font-size: 1.4em; } h2 { font-size: 1.1em; margin-top: 2em; }
 table { border-collapse: collapse; } th, td { padding: .15em .8em .15em 0; text-align: left;
         vertical-align: top; border-bottom: 1px solid #e4e8eb; overflow-wrap: anywhere; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
 pre { background: #f4f6f7; padding: .6em .8em; white-space: pre-wrap; overflow-wrap: anywhere; }
 img { max-width: 100%; height: auto; }
 """
@@ -57,15 +57,22 @@ def html_report(
 
 
 def _table(table):
-    head = "".join(f"<th>{escape(str(name))}</th>" for name in table.headings)
-    rows = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.rows)
+    # Columns of numbers are aligned with their headings. In a list of names and values of all
+    # kinds, numbers would be far from their names.
+    columns = list(zip(*table.rows))
+    right = [len(columns) > 2 and all(map(_is_number, column)) for column in columns]
+    head = "".join(map(_cell, table.headings, right, ["th"] * len(right)))
+    rows = "\n".join(f"<tr>{''.join(map(_cell, row, right))}</tr>" for row in table.rows)
     return f"<h2>{escape(table.title)}</h2>\n<table>\n<tr>{head}</tr>\n{rows}\n</table>"
 
 
-def _cell(value):
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _cell(value, right, kind="td"):
     value = f"{value:.6g}" if isinstance(value, float) else value
-    return f"<td{' class=number' if number else ''}>{escape(str(value))}</td>"
+    return f"<{kind}{' class=number' if right else ''}>{escape(str(value))}</{kind}>"
 
 
 def _figure(name, content):

@@ -152,7 +152,11 @@ def warnings(setup: Setup, states: dict[str, LayerState], when: str) -> list[str
 
 
 def no_better_than_chance(setup: Setup, rows: list[dict], when: str) -> list[str]:
-    """Returns a line if a trained classifier is no better than naming the largest class.
+    """Returns a line if a trained classifier is no better than naming one class.
+
+    That is the largest class of the images that were classified. Where rare classes were made to
+    count as much as others, naming the largest one is not what an untrained network comes to, and
+    chance is one over the number of classes.
 
     Args:
       setup: of the run.
@@ -161,11 +165,19 @@ def no_better_than_chance(setup: Setup, rows: list[dict], when: str) -> list[str
     """
     validated = [1 - row["validation_error"] / 100 for row in rows if "validation_error" in row]
     trained = [row["accuracy"] for row in rows if "accuracy" in row]
-    largest = np.bincount(setup.dataset.train_labels).max() / len(setup.dataset.train_labels)
-    accuracy = (validated or trained)[-1]
-    if accuracy > largest + 1e-9:
+    accuracy, data, config = (validated or trained)[-1], setup.dataset, setup.config
+    images, labels = (
+        (f"{len(data.validation_labels):,} validation images", data.validation_labels)
+        if validated
+        else ("the last training images", data.train_labels)
+    )
+    counts = np.bincount(labels)
+    chance, name = counts.max() / len(labels), "the largest class alone is"
+    if "balanced" in (config.sampler, config.class_weights):
+        chance, name = 1 / np.count_nonzero(counts), "guessing gives"
+    if accuracy > chance + 1e-9:
         return []
     return [
-        f"{when}: {100 * accuracy:.1f}% are right, and the largest class alone is "
-        f"{100 * largest:.1f}%; look at the images and labels, then try --learning_rate=0.0003"
+        f"{when}: {100 * accuracy:.1f}% of {images} are right, and {name} {100 * chance:.1f}%; "
+        f"look at the images and labels, then try --learning_rate=0.0003"
     ]

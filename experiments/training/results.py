@@ -44,15 +44,16 @@ def peak_memory_mb(device: jax.Device) -> int:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)
 
 
-def provenance(command: str, device: jax.Device | None = None) -> dict:
+def provenance(command: str, seed: int | list[int], device: jax.Device | None = None) -> dict:
     """Returns what every result says about its origin.
 
     Args:
       command: that repeats the measurement.
+      seed: of its random numbers; several where it has runs with a seed each.
       device: on which it was made; None where other processes measured.
     """
     where = {} if device is None else {"device_kind": device.device_kind, "versions": versions()}
-    return {"command": command, "commit": commit()} | where
+    return {"command": command, "commit": commit(), "seed": seed} | where
 
 
 def output_path(output: str | Path) -> Path:

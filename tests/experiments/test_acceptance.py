@@ -117,3 +117,5 @@ def test_tiny(tmp_path):
     assert training[0]["test_examples"] == 360
     assert done.stdout.strip() == (tmp_path / "a.md").read_text().rpartition("\n\n")[0]
     assert result["command"] == ("python -m experiments.acceptance --accelerator=cpu --tiny=True")
+    assert (result["seed"], training[0]["seed"], result["device_kind"]) == (0, 0, ["cpu"])
+    assert {row["seed"] for row in kernels} == {naive[0]["seed"], stream[0]["seed"]} == {0}

@@ -106,7 +106,7 @@ def test_program_without_a_first_step_is_an_error():
 
 
 def test_sizes(stubs, capsys):
-    run("--batch_sizes=2,4", "--pixels=24,28")
+    run("--batch_sizes=2,4", "--pixels=24,28", "--seed=7")
     result = json.loads(capsys.readouterr().out)
     assert [(row["pixels"], row["batch_size"]) for row in result["rows"][::3]] == [
         (24, 2),
@@ -115,6 +115,7 @@ def test_sizes(stubs, capsys):
         (28, 4),
     ]
     assert result["command"].endswith("--batch_sizes=2,4 --pixels=24,28 --repetitions=2")
+    assert result["seed"] == 7 and " --seed=7 " in result["command"]
 
 
 def test_variants(stubs, tmp_path, capsys):
@@ -266,6 +267,7 @@ def test_program_for_runs_together(monkeypatch, tmp_path, capsys):
     result = json.loads(capsys.readouterr().out)
     assert read_json(tmp_path / "v.json") == result
     assert result["command"] == "python -m experiments.benchmark_vmap --sizes='tiny,4' --runs=2"
+    assert result["seed"] == [0, 1]
     # A call is 10 steps, of one run and of two.
     assert result["rows"] == [
         {

@@ -30,7 +30,7 @@ for row in rows:
     row["images_per_second"] = {{"median": rate}}
 print("noise", file=sys.stderr)
 print(json.dumps({{"rows": rows, "matmul_gflops": {{"median": 100}}, "accelerator": "cpu",
-                   "cpu_count": 2, "versions": {{"jax": "1"}}}}))
+                   "device_kind": "cpu", "cpu_count": 2, "versions": {{"jax": "1"}}}}))
 """
 
 
@@ -74,6 +74,7 @@ def test_two_commits_are_measured_in_turns(repository, tmp_path, capsys):
     found = read_json(tmp_path / "guard.json")
     assert json.loads(capsys.readouterr().out) == found
     assert found["against"] == git(repository, "rev-parse", "HEAD~2").strip()
+    assert (found["seed"], found["device_kind"]) == (0, "cpu")
     row = found["rows"][0]
     assert row["ratio"] == {"median": 1.5, "low": 1.5, "high": 1.5}
     assert (row["here"]["median"], row["there"]["median"]) == (150, 100)

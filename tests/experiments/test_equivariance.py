@@ -78,6 +78,7 @@ def test_program(tiny_run, cnn_run, tmp_path, capsys, monkeypatch):
     body, _, foot = text.rpartition("\n\n")
     command = "python -m experiments.equivariance --run=DIR --compare=DIR --images=60"
     assert found["command"] == f"{command} --train_images=150"
+    assert found["seed"] == [0, 0]
     assert foot == f"`{found['command']}`, commit {found['commit']}\n"
     assert body in out and text.count("\n| ") == 13 and "| thickness |  |" in text
     for name in ("e_paths.png", "e_probes.png"):

@@ -41,6 +41,7 @@ def test_program(monkeypatch, tmp_path, capsys):
     )
     result = json.loads(capsys.readouterr().out)
     assert read_json(tmp_path / "s.json") == result
+    assert result["seed"] == 0
     input_capsules, iterations = result["rows"]
     assert input_capsules["sizes"] == [8, 16] and input_capsules["milliseconds"] == [2.0, 2.0]
     assert input_capsules["exponents"]["time"] == 0

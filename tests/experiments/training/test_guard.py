@@ -65,10 +65,29 @@ def test_states_are_those_of_the_layers(setup):
 def test_chance_is_the_share_of_the_largest_class(setup):
     labels = setup.dataset.train_labels
     share = np.bincount(labels).max() / len(labels)
-    rows = [{"accuracy": share}, {"validation_error": 100 * (1 - share)}]
-    (line,) = guard.no_better_than_chance(setup, rows, "after 5 steps")
-    assert f"{100 * share:.1f}%" in line
+    (line,) = guard.no_better_than_chance(setup, [{"accuracy": share}], "after 5 steps")
+    assert line.startswith(f"after 5 steps: {100 * share:.1f}% of the last training images")
+    assert f"the largest class alone is {100 * share:.1f}%;" in line
     assert not guard.no_better_than_chance(setup, [{"accuracy": share + 0.01}], "after 5 steps")
+
+
+# Bug: the share of the training images counted, also where others were classified or sampled.
+@pytest.mark.parametrize("balanced", [{}, {"sampler": "balanced"}, {"class_weights": "balanced"}])
+def test_chance_is_that_of_the_images_that_are_classified(setup, balanced):
+    train_labels, validation_labels = (
+        np.repeat([0, 1, 2], [7, 2, 1]),
+        np.repeat([0, 1, 2], [2, 2, 1]),
+    )
+    data = setup.dataset._replace(train_labels=train_labels, validation_labels=validation_labels)
+    setup = setup._replace(dataset=data, config=dataclasses.replace(setup.config, **balanced))
+    for name, chance in (("accuracy", 0.7), ("validation_error", 0.4)):
+        chance = 1 / 3 if balanced else chance
+        for right, heard in ((chance - 0.01, True), (chance, True), (chance + 0.01, False)):
+            rows = [{name: right if name == "accuracy" else 100 * (1 - right)}]
+            found = guard.no_better_than_chance(setup, rows, "later")
+            assert bool(found) == heard, (name, right)
+            assert not heard or f" {100 * chance:.1f}%; " in found[0]
+            assert not heard or name == "accuracy" or " of 5 validation images are " in found[0]
 
 
 class Heard:

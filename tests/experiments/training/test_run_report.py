@@ -121,6 +121,15 @@ def test_a_run_on_a_folder_ends_with_a_report(pets, tmp_path, capsys):
     assert not run_report.wanted(setup)
 
 
+def test_columns_of_numbers_are_aligned_with_their_headings():
+    """In a list of names and values, numbers stay next to their names."""
+    by_class = Table("", ("class", "%", "note"), [("cat", 0.5, 1), ("dog", 100, "b")])
+    page = html_report("", "", [by_class, Table("values", ("", ""), [("steps", 3)])], [])
+    assert "<tr><th>class</th><th class=number>%</th><th>note</th></tr>" in page
+    assert "<tr><td>cat</td><td class=number>0.5</td><td>1</td></tr>" in page
+    assert "<tr><td>steps</td><td>3</td></tr>" in page
+
+
 def test_other_runs_have_a_report_only_on_demand(tiny_run):
     assert not (tiny_run / "report.html").exists()
     assert run_report.wanted(prepare_run(dataclasses.replace(TINY, report="yes")))
