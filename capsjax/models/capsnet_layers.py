@@ -93,6 +93,7 @@ def make_primary(config: CapsNetConfig, rngs: nnx.Rngs) -> PrimaryCapsules:
         scale=config.primary_factor,
         depthwise=config.primary_depthwise,
         offset=config.primary_offset,
+        grouping=config.primary_grouping,
         norms=norms,
         present=kernel_options(config.init, "present"),
         **_conv_options(config, "primary", rngs, bias=config.primary_bias),
