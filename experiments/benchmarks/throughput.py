@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from capsjax.models import CapsNetConfig
+from capsjax.preprocessing import to_unit
 from experiments.config import Config, UserError
 from experiments.data import batching, datasets
-from experiments.data.augment import to_unit
 from experiments.tasks.base import Setup
 from experiments.training import chunks
 from experiments.training.setup import initial_state, training_inputs
