@@ -28,6 +28,7 @@ FOLDERS = {
     "tasks": {"files", "config", "plots", "data"},
     "training": {"files", "config", "plots", "data", "tasks"},
     "analysis": {"files", "config", "plots", "data", "tasks", "training"},
+    "exchange": {"files", "config", "plots", "data", "tasks", "training", "analysis"},
     "sweeps": {"files", "config", "plots", "data", "tasks", "training", "analysis"},
     "benchmarks": {"files", "config", "plots", "data", "tasks", "training"},
 }
@@ -219,9 +220,10 @@ def test_requirements_cover_every_import_of_the_programs():
         "tensorflow_datasets": "tensorflow-datasets",
     }
     ours = {"capsjax", "kernels", "experiments"} | STANDARD
-    # NumPy comes with JAX, requests with TensorFlow Datasets, torch only with who compares, and Ray
-    # with who has several machines.
-    ours |= {"numpy", "requests", "torch", "ray"}
+    # NumPy comes with JAX, requests with TensorFlow Datasets, torch only with who compares, Ray with
+    # who has several machines, and h5py and the packages for ONNX with who reads or writes such
+    # files.
+    ours |= {"numpy", "requests", "torch", "ray", "h5py", "jax2onnx", "onnx", "onnxruntime"}
     for module, tree in MODULES.items():
         if module.split(".")[0] != "capsjax":
             for name in {i.split(".")[0] for i in imported(tree)} - ours:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capsjax import functional
+from capsjax import Preprocessing, functional
 from capsjax.masks import argmax_mask
 from capsjax.models import CapsNetConfig
 from capsjax.models import Config as ModelConfig
@@ -37,6 +37,8 @@ class Network(NamedTuple):
     shape: tuple[int, int, int]  # of an image
     dtype: str  # of images: uint8 pixels, or float32, what the network itself takes
     labels: tuple[str, ...]  # the names of the J classes
+    count: int | None  # classes that are named for an image; None: all above the threshold
+    threshold: float  # a score of 0.5, or its logit
 
 
 class Source(NamedTuple):
@@ -49,6 +51,7 @@ class Source(NamedTuple):
     raw_shape: tuple[int, int, int]
     labels: tuple[str, ...]
     count: int | None  # classes in an image, None for sets of labels
+    preprocessing: Preprocessing  # `prepare` as it is written to a file
 
 
 def source_of_run(run: SavedRun) -> Source:
@@ -58,14 +61,16 @@ def source_of_run(run: SavedRun) -> Source:
     variables = run.variables
     if members > 1:
         variables = tuple(jax.tree.map(lambda x, n=n: x[n], variables) for n in range(members))
+    shape = tuple(pipeline.shape if pipeline.from_image else run.facts["image_shape"])
     return Source(
         str(run.folder),
         setup.model_config,
         variables,
         pipeline.from_image or pipeline.input,
-        tuple(pipeline.shape if pipeline.from_image else run.facts["image_shape"]),
+        shape,
         tuple(run.facts["class_names"]),
         None if setup.dataset.multi_label else pipeline.labels,
+        Preprocessing(shape, pipeline.steps, tuple(run.facts["border"])),
     )
 
 
@@ -86,32 +91,32 @@ def make_network(source: Source, *, couplings: bool = False, preprocess: bool = 
     if isinstance(config, CapsNetConfig):
         changes = {"routing_implementation": "naive", "dtype": "float32"}
         config = dataclasses.replace(config, **changes)
-    members = source.variables if isinstance(source.variables, tuple) else (source.variables,)
-    averaged = _is_ensemble(source.variables)
-    members = source.variables if averaged else (source.variables,)
+    averaged = is_ensemble(source.variables)
     if couplings:
         _check_couplings(config, averaged)
     model = functional.create_model(config)
+    threshold = 0.0 if has_logits(config) else PRESENT
 
     def apply(variables, images):
-        each = variables if averaged else (variables,)
         x = jax.vmap(source.prepare)(images) if preprocess else images
-        found = [_outputs(model, config, one, x, couplings) for one in each]
-        outputs = found[0]
         if averaged:
-            scores = sum(one["scores"] for one in found) / len(found)
-            outputs = {"scores": scores}
+            each = [model.apply(one, x).scores for one in variables]
+            outputs = {"scores": sum(each) / len(each)}
+        else:
+            outputs = _outputs(model, config, variables, x, couplings)
         if preprocess:
-            outputs = _classes(outputs["scores"], source.count, config) | outputs
+            outputs = _classes(outputs["scores"], source.count, threshold) | outputs
         return outputs
 
-    shape = source.raw_shape if preprocess else tuple(config.image_shape)
-    variables = tuple(members) if averaged else members[0]
-    dtype = "uint8" if preprocess else "float32"
-    return Network(source.name, apply, variables, shape, dtype, source.labels)
+    shape, dtype = tuple(config.image_shape), "float32"
+    if preprocess:
+        shape, dtype = source.raw_shape, "uint8"
+    decides = source.labels, source.count, threshold
+    return Network(source.name, apply, source.variables, shape, dtype, *decides)
 
 
-def _is_ensemble(variables) -> bool:
+def is_ensemble(variables: Any) -> bool:
+    """Returns whether variables are those of several networks."""
     return isinstance(variables, tuple) and not isinstance(variables, functional.Variables)
 
 
@@ -119,7 +124,9 @@ def _check_couplings(config, averaged):
     if not isinstance(config, CapsNetConfig):
         raise UserError("--couplings: this network has no routing")
     if averaged:
-        raise UserError("--couplings: an ensemble has those of each network, which are not exported")
+        raise UserError(
+            "--couplings: an ensemble has those of each network, which are not exported"
+        )
     if config.routing_schedule == "concurrent":
         raise UserError("--couplings: the concurrent schedule of routing gives none")
 
@@ -141,10 +148,10 @@ def _outputs(model, config, variables, x, couplings) -> dict[str, jax.Array]:
     return found
 
 
-def _classes(scores, count, config) -> dict[str, jax.Array]:
+def _classes(scores, count, threshold) -> dict[str, jax.Array]:
     """Returns the classes that are named for an image."""
     if count is None:
-        return {"present": scores >= (0.0 if has_logits(config) else PRESENT)}
+        return {"present": scores >= threshold}
     if count == 2:
         return {"labels": jax.lax.top_k(scores, 2)[1].astype(jnp.int32)}
     return {"label": jnp.argmax(scores, axis=1).astype(jnp.int32)}

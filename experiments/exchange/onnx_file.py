@@ -89,7 +89,7 @@ def runner(data: bytes) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     onnxruntime = _import("onnxruntime")
     options = onnxruntime.SessionOptions()
     # Its default is one thread per core of the machine, also where this process has fewer.
-    options.intra_op_num_threads = _cores()
+    options.intra_op_num_threads = cores()
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
@@ -100,7 +100,7 @@ def runner(data: bytes) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     return run
 
 
-def _cores() -> int:
+def cores() -> int:
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on this system

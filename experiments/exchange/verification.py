@@ -74,16 +74,13 @@ def difference(found: np.ndarray, exact: np.ndarray) -> float:
     return float("inf") if np.isnan(apart).any() else float(apart.max(initial=0))
 
 
-def compare(
-    network: Network, run: Runner, images: np.ndarray, labels: np.ndarray, count: int | None
-) -> Decisions:
+def compare(network: Network, run: Runner, images: np.ndarray, labels: np.ndarray) -> Decisions:
     """Compares decisions on labelled images with those of JAX.
 
     Args:
       network: what was exported. run: the exported network.
       images: ``[N, H, W, C]``, as the network takes them.
-      labels: ``[N]``; others are not counted as errors.
-      count: classes that are named for an image, None for all with a score of one half or more.
+      labels: ``[N]``; with others, errors are not counted.
     """
     right = reference(network)
     size = min(BATCH, len(images))
@@ -91,15 +88,15 @@ def compare(
         lambda some, _: (run(np.asarray(some))["scores"], right(some)["scores"]), images, size
     )
     scores, exact = (np.asarray(one) for one in pairs)
-    decisions = [_decisions(one, count) for one in (scores, exact)]
+    decisions = [_decisions(network, one) for one in (scores, exact)]
     different = int((decisions[0] != decisions[1]).any(axis=1).sum())
     errors = None
-    if count == 1 and labels.ndim == 1:
+    if network.count == 1 and labels.ndim == 1:
         errors = int((decisions[0][:, 0] != labels).sum())
     return Decisions(len(images), different, errors, difference(scores, exact))
 
 
-def _decisions(scores: np.ndarray, count: int | None) -> np.ndarray:
-    if count is None:
-        return scores >= 0.5
-    return np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :count], axis=1)
+def _decisions(network: Network, scores: np.ndarray) -> np.ndarray:
+    if network.count is None:
+        return scores >= network.threshold
+    return np.sort(np.argsort(-scores, axis=1, kind="stable")[:, : network.count], axis=1)
