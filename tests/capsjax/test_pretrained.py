@@ -107,9 +107,7 @@ def test_numbers_that_are_not_finite_are_not_written(tmp_path):
     for dtype, bad in (("float32", np.nan), ("float16", 7e4)):
         params = filled(model)
         params["conv"]["bias"][0] = bad
-        with pytest.raises(
-            PretrainedError, match="params.conv.bias has numbers that are not finit"
-        ):
+        with pytest.raises(PretrainedError, match="params.conv.bias has numbers that are not"):
             capsjax.save_pretrained(tmp_path / "x", TINY, params, dtype=dtype)
     with pytest.raises(PretrainedError, match="shape"):
         capsjax.save_pretrained(
