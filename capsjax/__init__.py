@@ -74,6 +74,7 @@ from capsjax.train import (
     make_gradient,
     make_train_step,
 )
+from capsjax.update_factors import scale_updates
 from capsjax.votes import VOTES, prediction_vectors
 
 __version__ = "0.1.0"
@@ -147,6 +148,7 @@ __all__ = [
     "route",
     "safe_norm",
     "save_pretrained",
+    "scale_updates",
     "spread_loss",
     "squash",
 ]

@@ -55,7 +55,7 @@ def unit_images(setup: Setup) -> np.ndarray:
 
 def capsjax_implementations(setup: Setup) -> Implementations:
     """Returns training, inference in chunks of batches, and inference of one batch per call."""
-    state = initial_state(setup, couplings=False)
+    state = initial_state(setup, sources=False)
     source, key = training_inputs(setup)
     order = batching.epoch_orders(key, 0, len(setup.dataset.train_labels))
     size, count = setup.config.batch_size, jnp.int32(CHUNK)
