@@ -14,7 +14,8 @@ jax.export; numbers that differ by 1e-5 or more (relative to those above one) ar
 --verify=test also compares the decisions on the whole test set of the run: one that differs is an
 error. --time measures calls with 1 and 128 images alongside JAX, into latency.json and latency.md.
 
---format=safetensors writes what capsjax.load_pretrained reads: weights, configuration and card.
+--format=safetensors is experiments.publish: weights, configuration and card of a finished run, for
+capsjax.load_pretrained.
 """
 
 import dataclasses
@@ -80,6 +81,8 @@ def main(flags: Flags) -> None:
         raise UserError("give one network and a new folder: --run=DIR --output=FOLDER")
     if flags.verify == "test" and not flags.run:
         raise UserError("--verify=test needs a --run, which names its data set")
+    if flags.format == "safetensors":
+        _check_pretrained(flags)
     output = local_path(flags.output, "output")
     opened = None
     if flags.run:
@@ -88,26 +91,26 @@ def main(flags: Flags) -> None:
             accelerator=flags.accelerator,
             data_dir=flags.data_dir,
             cache_dir=flags.cache_dir,
-            examples=flags.verify == "test",
+            examples=flags.verify == "test" or flags.format == "safetensors",
         )
         source = network.source_of_run(opened)
     else:
         source = pretrained_folder.read(flags.model)
     with fresh_folder(output, "output") as folder:
         if flags.format == "safetensors":
-            _refuse(flags, "preprocess", "couplings", "time")
-            lines = pretrained_folder.write(folder, source, output.name, {})
+            lines = pretrained_folder.write(folder, opened, output.name)
         else:
             lines = export(flags, source, opened, folder)
     print("\n".join([*lines, f"folder {output}"]))
 
 
-def _refuse(flags, *names):
-    for name in names:
-        if getattr(flags, name):
-            raise UserError(f"--{name} is for --format=onnx or stablehlo")
-    if flags.verify != "random":
-        raise UserError("--verify=test is for --format=onnx or stablehlo")
+def _check_pretrained(flags):
+    """Refuses flags that do not concern a pretrained network, of which there is a run."""
+    if flags.model:
+        raise UserError(f"--model={flags.model} is stored as safetensors already")
+    names = [name for name in ("preprocess", "couplings", "time") if getattr(flags, name)]
+    if names or flags.verify != "random":
+        raise UserError(f"--{(names or ['verify'])[0]} is for --format=onnx and stablehlo")
 
 
 def export(
@@ -132,18 +135,16 @@ def export(
     (folder / kind.FILE).write_bytes(data)
     write_json(folder / "model.json", describe(flags, made, found, data))
     if flags.time:
+        runners = {RUNTIMES[flags.format]: runner, "JAX": verification.reference(made)}
+        command = shlex.join(["python", "-m", "experiments.export", *sys.argv[1:]])
         result = {
-            **provenance(
-                shlex.join(["python -m experiments.export", *sys.argv[1:]]), jax.devices()[0]
-            ),
+            **provenance(command, jax.devices()[0]),
             "network": Path(source.name).name,
             "format": flags.format,
             "file_bytes": len(data),
             "weight_bytes": weights,
             "cores": onnx_file.cores(),
-            "rows": latency.measure(
-                made, {RUNTIMES[flags.format]: runner, "JAX": verification.reference(made)}
-            ),
+            "rows": latency.measure(made, runners),
         }
         text = latency.table(result)
         write_results(folder / "latency", result, text)

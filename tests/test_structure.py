@@ -220,8 +220,8 @@ def test_requirements_cover_every_import_of_the_programs():
         "tensorflow_datasets": "tensorflow-datasets",
     }
     ours = {"capsjax", "kernels", "experiments"} | STANDARD
-    # NumPy comes with JAX, requests with TensorFlow Datasets, torch only with who compares, Ray with
-    # who has several machines, and h5py and the packages for ONNX with who reads or writes such
+    # NumPy comes with JAX, requests with TensorFlow Datasets, torch only with who compares, Ray
+    # with who has several machines, h5py and the packages for ONNX with who reads or writes such
     # files.
     ours |= {"numpy", "requests", "torch", "ray", "h5py", "jax2onnx", "onnx", "onnxruntime"}
     for module, tree in MODULES.items():

@@ -12,10 +12,12 @@ from capsjax import Preprocessing, functional
 from capsjax.masks import argmax_mask
 from capsjax.models import CapsNetConfig
 from capsjax.models import Config as ModelConfig
+from experiments.analysis.run_network import preprocessing_of
 from experiments.analysis.saved_run import SavedRun
 from experiments.config import UserError
 from experiments.tasks.classification import has_logits
 from experiments.tasks.label_sets import PRESENT
+from experiments.tasks.predictions import network_of
 
 MEANINGS = {
     "label": "[batch] int32, the class of the largest score",
@@ -47,30 +49,25 @@ class Source(NamedTuple):
     name: str
     config: ModelConfig
     variables: Any  # a tuple of those of several networks whose scores are averaged
-    prepare: Callable[[jax.Array], jax.Array]  # from a uint8 image to an input
-    raw_shape: tuple[int, int, int]
+    prepare: Preprocessing  # from uint8 images to inputs
     labels: tuple[str, ...]
     count: int | None  # classes in an image, None for sets of labels
-    preprocessing: Preprocessing  # `prepare` as it is written to a file
 
 
 def source_of_run(run: SavedRun) -> Source:
     """Returns the network of a saved run."""
-    setup, pipeline = run.setup, run.setup.pipeline
+    setup, prepare = run.setup, preprocessing_of(run)
     members = getattr(setup.config, "ensemble", 1)
     variables = run.variables
     if members > 1:
         variables = tuple(jax.tree.map(lambda x, n=n: x[n], variables) for n in range(members))
-    shape = tuple(pipeline.shape if pipeline.from_image else run.facts["image_shape"])
     return Source(
         str(run.folder),
         setup.model_config,
         variables,
-        pipeline.from_image or pipeline.input,
-        shape,
+        prepare,
         tuple(run.facts["class_names"]),
-        None if setup.dataset.multi_label else pipeline.labels,
-        Preprocessing(shape, pipeline.steps, tuple(run.facts["border"])),
+        network_of(setup).labels_per_image,
     )
 
 
@@ -98,7 +95,7 @@ def make_network(source: Source, *, couplings: bool = False, preprocess: bool = 
     threshold = 0.0 if has_logits(config) else PRESENT
 
     def apply(variables, images):
-        x = jax.vmap(source.prepare)(images) if preprocess else images
+        x = source.prepare(images) if preprocess else images
         if averaged:
             each = [model.apply(one, x).scores for one in variables]
             outputs = {"scores": sum(each) / len(each)}
@@ -110,7 +107,7 @@ def make_network(source: Source, *, couplings: bool = False, preprocess: bool = 
 
     shape, dtype = tuple(config.image_shape), "float32"
     if preprocess:
-        shape, dtype = source.raw_shape, "uint8"
+        shape, dtype = source.prepare.image_shape, "uint8"
     decides = source.labels, source.count, threshold
     return Network(source.name, apply, source.variables, shape, dtype, *decides)
 

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import capsjax
+from experiments.analysis.publish import publish
+from experiments.analysis.saved_run import SavedRun
 from experiments.config import UserError
-from experiments.exchange.network import Source, is_ensemble
+from experiments.exchange.network import Source
 from experiments.files import one_line
 
 
@@ -27,43 +29,27 @@ def read(place: str) -> Source:
         description.network,
         found.params,
         found.preprocessing,
-        tuple(found.preprocessing.image_shape),
         tuple(found.labels),
         description.labels_per_image,
-        found.preprocessing,
     )
 
 
-def write(folder: Path, source: Source, name: str, facts: dict) -> list[str]:
-    """Writes a network for :func:`capsjax.load_pretrained`, and returns what was written.
+def write(folder: Path, run: SavedRun, name: str) -> list[str]:
+    """Writes the network of a finished run for :func:`capsjax.load_pretrained`.
 
     Args:
-      folder: which exists. source: the network. name: of the network, in its card.
-      facts: what the card says, see :func:`capsjax.save_pretrained`.
+      folder: which exists.
+      run: opened with its examples.
+      name: of the network, in its card.
 
     Raises:
-      UserError: it is an ensemble, or can't be saved.
+      UserError: see :func:`experiments.analysis.publish.publish`.
     """
-    if is_ensemble(source.variables):
-        raise UserError(
-            "--format=safetensors: an ensemble is several networks, and the mean of their weights "
-            "is none; --format=onnx averages their scores"
-        )
-    try:
-        # The card has the name of the folder, which is a temporary one.
-        inner = capsjax.save_pretrained(
-            folder / name,
-            source.config,
-            source.variables,
-            labels=source.labels,
-            preprocessing=source.preprocessing,
-            labels_per_image=source.count,
-            facts=facts,
-        )
-    except capsjax.PretrainedError as error:
-        raise UserError(one_line(error)) from error
+    inner = folder / name  # the card has the name of its folder, which is a temporary one
+    facts = publish(run, inner)
     files = sorted(inner.iterdir())
     for file in files:
         file.rename(folder / file.name)
     inner.rmdir()
-    return [file.name for file in files]
+    right = f"{facts['test_errors']:,} of {facts['test_examples']:,} test images are wrong"
+    return [", ".join(file.name for file in files), right]
