@@ -139,7 +139,7 @@ def export(
         command = shlex.join(["python", "-m", "experiments.export", *sys.argv[1:]])
         result = {
             **provenance(command, jax.devices()[0]),
-            "network": Path(source.name).name,
+            "network": source.name,
             "format": flags.format,
             "file_bytes": len(data),
             "weight_bytes": weights,
@@ -191,11 +191,12 @@ def describe(flags: Flags, made: network.Network, found: dict, data: bytes) -> d
         "outputs": [
             {
                 "name": name,
-                "shape": [str(n) for n in out.shape],
-                "dtype": str(out.dtype),
-                "meaning": network.MEANINGS[name],
+                "shape": [str(n) for n in outputs[name].shape],
+                "dtype": str(outputs[name].dtype),
+                "meaning": meaning,
             }
-            for name, out in outputs.items()
+            for name, meaning in network.MEANINGS.items()
+            if name in outputs
         ],
         "labels": list(made.labels),
         "file_bytes": len(data),

@@ -33,7 +33,7 @@ MEANINGS = {
 class Network(NamedTuple):
     """A network that can be exported."""
 
-    source: str  # the folder of the run, or the place of the pretrained network
+    source: str  # the name of the run, or the place of the pretrained network
     apply: Callable[[Any, jax.Array], dict[str, jax.Array]]  # (variables, images) -> outputs
     variables: Any
     shape: tuple[int, int, int]  # of an image
@@ -62,7 +62,7 @@ def source_of_run(run: SavedRun) -> Source:
     if members > 1:
         variables = tuple(jax.tree.map(lambda x, n=n: x[n], variables) for n in range(members))
     return Source(
-        str(run.folder),
+        run.folder.resolve().name,
         setup.model_config,
         variables,
         prepare,

@@ -6,6 +6,7 @@ each is stored once, under its name.
 
 import logging
 import os
+import warnings
 from collections.abc import Callable
 
 import jax
@@ -49,13 +50,15 @@ def to_bytes(network: Network) -> bytes:
     quiet.setLevel(logging.ERROR)  # shapes inside the graph that are unknown are left out
     jax.eval_shape(function, images, *weights)  # the names of the outputs
     try:
-        graph = jax2onnx.to_onnx(
-            function,
-            [images, *weights],
-            model_name="capsjax",
-            input_names=["images", *names],
-            output_names=list(outputs),
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the converter, about types that it asks JAX for
+            graph = jax2onnx.to_onnx(
+                function,
+                [images, *weights],
+                model_name="capsjax",
+                input_names=["images", *names],
+                output_names=list(outputs),
+            )
     except Exception as error:  # the converter raises many types
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
         raise UserError(f"jax2onnx can't convert this network: {reason}") from error

@@ -1,6 +1,7 @@
 """StableHLO: a network as the bytes that ``jax.export`` writes, for CPUs, NVIDIA GPUs and TPUs."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -21,9 +22,20 @@ def to_bytes(network: Network) -> bytes:
 
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *network.shape), network.dtype)
-    with portable():
+    with portable(), _without_places():
         exported = export.export(jax.jit(function), platforms=PLATFORMS)(images)
     return bytes(exported.serialize())
+
+
+@contextlib.contextmanager
+def _without_places() -> Iterator[None]:
+    """Leaves out where in the source each operation is, with the folders of this machine."""
+    before = jax.config.jax_traceback_in_locations_limit
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", before)
 
 
 def runner(data: bytes) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
