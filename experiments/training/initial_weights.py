@@ -14,7 +14,9 @@ import capsjax
 from capsjax.functional import split
 from capsjax.pretrained import weights
 from capsjax.train import TrainState
+from capsjax.update_factors import paths_of
 from experiments.config import UserError
+from experiments.config.fine_tuning import check_patterns
 from experiments.files import check_memory, local_path
 from experiments.tasks.base import Setup
 from experiments.training.checkpoints import Checkpoints, has_checkpoints
@@ -28,12 +30,16 @@ class Fit(NamedTuple):
 
 
 def check(setup: Setup) -> None:
-    """Refuses ``--init_from`` before anything is written, if the run has not been started.
+    """Refuses flags of fine-tuning that mean nothing, before anything is written.
+
+    The source of a run that has been started is not read.
 
     Raises:
-      UserError: there is no such source, nothing of it fits, or the run is an ensemble.
+      UserError: an expression is found in no path; or there is no such source, nothing of it
+        fits, or the run is an ensemble.
     """
-    config = setup.config
+    config, shapes = setup.config, jax.eval_shape(setup.model.init, jax.random.key(0))
+    check_patterns(config, paths_of(split(shapes)[0]))
     if not config.init_from or has_checkpoints(config):
         return
     if getattr(config, "ensemble", 1) > 1:
@@ -42,7 +48,6 @@ def check(setup: Setup) -> None:
         )
     if config.routing == "frozen":
         raise UserError("--init_from and --routing=frozen both say where couplings come from")
-    shapes = jax.eval_shape(setup.model.init, jax.random.key(0))
     fit = compare(weights.named_variables(shapes), read_source(config.init_from))
     if not any(name.startswith("params.") for name in fit.kept):
         name, why = next(iter(fit.replaced.items()))
