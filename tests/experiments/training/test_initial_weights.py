@@ -87,7 +87,13 @@ def test_a_resumed_run_does_not_need_its_source(source, tmp_path):
     """Bit-exact with frozen parameters, factors, averaged weights and two devices."""
     copy = shutil.copytree(source.workdir, tmp_path / "source")
     changes = {"init_from": str(copy), "freeze": "^conv\\.", "learning_rate_of": "primary=0.5"}
-    changes |= {"ema": 0.9, "num_devices": 2, "optimizer": "adamw", "weight_decay": 0.1}
+    changes |= {
+        "ema": 0.9,
+        "num_devices": 2,
+        "parallel": "shard_map",
+        "optimizer": "adamw",
+        "weight_decay": 0.1,
+    }
     whole = dataclasses.replace(QUICK, **changes, steps=4, workdir=str(tmp_path / "whole"))
     train(whole)
     half = dataclasses.replace(whole, steps=2, workdir=str(tmp_path / "half"))
