@@ -148,23 +148,18 @@ def _of_run(folder: Path) -> dict[str, np.ndarray]:
         raise UserError(f"--init_from={folder} has no checkpoint yet")
     path = (folder / "checkpoints" / str(step) / "default").absolute()
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            tree = reader.metadata(path).item_metadata.tree
-            parts = {"reported"} if "reported" in tree else {"params", "stats"}
-            target = {name: tree[name] for name in parts & tree.keys()}
-            leaves = jax.tree.leaves(target)
-            need = sum(np.prod(leaf.shape, dtype=float) * leaf.dtype.itemsize for leaf in leaves)
-            check_memory(need, f"--init_from={folder}", "choose a smaller network")
-            restored = reader.restore(
-                path,
-                args=ocp.args.PyTreeRestore(
-                    target,
-                    restore_args=jax.tree.map(
-                        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target
-                    ),
-                    partial_restore=True,
-                ),
-            )
+        reader = ocp.PyTreeCheckpointHandler()
+        tree = reader.metadata(path).tree
+        parts = {"reported"} if "reported" in tree else {"params", "stats"}
+        target = {name: tree[name] for name in parts & tree.keys()}
+        leaves = jax.tree.leaves(target)
+        need = sum(np.prod(leaf.shape, dtype=float) * leaf.dtype.itemsize for leaf in leaves)
+        check_memory(need, f"--init_from={folder}", "choose a smaller network")
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+        restored = reader.restore(
+            path,
+            args=ocp.args.PyTreeRestore(target, restore_args=as_numpy, partial_restore=True),
+        )
     except UserError:
         raise
     except Exception as error:  # Orbax raises many types for a damaged checkpoint
