@@ -13,7 +13,8 @@ from capsjax.pretrained.weights import named_variables
 from experiments.config import UserError, command
 from experiments.config.fine_tuning import check_patterns, factor_of, parse_factors
 from experiments.tasks import figures
-from experiments.training import initial_weights
+from experiments.tasks.registry import find_program
+from experiments.training import initial_weights, vmapped_loop
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.setup import initial_state
 
@@ -160,3 +161,20 @@ def test_flags_are_repeated_and_the_first_match_counts():
     assert factor_of(parse_mnist()) is None
     check_patterns(parse_mnist(), ["a"])
     assert "'--freeze=^x|y'" in command(given, parse_mnist())
+
+
+@pytest.mark.slow
+def test_runs_that_are_trained_together_start_from_the_source(pretrained, tmp_path):
+    start = dataclasses.replace(QUICK, init_from=str(pretrained[0]), freeze="^primary")
+    alone, *together = (
+        dataclasses.replace(start, seed=seed, workdir=str(tmp_path / name))
+        for name, seed in (("alone", 1), ("a", 0), ("b", 1))
+    )
+    train(alone)
+    vmapped_loop.run(find_program("mnist"), together)
+    want, found = arrays(alone), arrays(together[1])
+    for name in want:
+        np.testing.assert_allclose(found[name], want[name], atol=1e-6)
+    kernel = "params.primary.conv.kernel"
+    for config in together:
+        np.testing.assert_array_equal(arrays(config)[kernel], pretrained[1][kernel])
