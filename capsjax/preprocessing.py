@@ -123,16 +123,6 @@ class Preprocessing:
 
     Calling it applies the steps to images ``[..., H, W, C]``, uint8, and returns float32.
 
-    Attributes:
-      image_shape: height, width and channels of an image before the steps.
-      steps: each a name, with a number of pixels for the first four in the order above that have
-        one: ``("unit",)``, ``("crop", 32)``.
-      border: range of the brightness of the borders of the training images, in 0..1; (0, 0) for
-        white on black as MNIST. A range above 0.25 means that they have no common background.
-      fit: how an image of another size is brought to ``image_shape``: ``pad``, ``crop``,
-        ``stretch``, or ``digit``, centred as the digits of MNIST are. It does not concern calls,
-        which take images of that shape.
-
     Raises:
       ValueError: a step or a fit is unknown, or a number is missing.
 
@@ -143,9 +133,14 @@ class Preprocessing:
       Array([0.2], dtype=float32)
     """
 
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, int, int]  # height, width and channels before the steps
+    # Each a name, and for some a number of pixels: ("unit",), ("crop", 32).
     steps: tuple[tuple, ...] = (("unit",),)
+    # Range of the brightness of the borders of training images, in 0..1; (0, 0) for white on black
+    # as MNIST. A range above 0.25 means that they have no common background.
     border: tuple[float, float] = (0.0, 1.0)
+    # How a file of another size is brought to image_shape: pad, crop, stretch, or digit, centred as
+    # the digits of MNIST are. Calls take images of that shape alone.
     fit: str = "pad"
 
     def __post_init__(self):

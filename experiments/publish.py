@@ -15,6 +15,7 @@ The networks in the package are such folders in capsjax/pretrained/.
 import dataclasses
 import sys
 
+from capsjax.preprocessing import FITS
 from experiments.analysis import saved_run
 from experiments.analysis.publish import publish
 from experiments.config import UserError, setting
@@ -29,6 +30,12 @@ class Flags:
     run: str = setting("", "folder of the run")
     output: str = setting("", "folder of the pretrained network; its name is that of the card")
     dtype: str = setting("float32", "of the weights in the file", choices=("float32", "float16"))
+    fit: str = setting(
+        "auto",
+        "how predict brings images to the size of the network; auto: digit for MNIST, otherwise "
+        "--resize of the run",
+        choices=("auto", *FITS),
+    )
     accelerator: str = setting("auto", "where to compute", choices=("auto", "cpu", "gpu", "tpu"))
     data_dir: str = setting("", "directory of prepared TensorFlow Datasets")
     cache_dir: str = setting("", "folder of compiled programs; by default the user's cache folder")
@@ -55,7 +62,7 @@ def main(flags: Flags) -> None:
     )
     print(f"evaluating {len(opened.setup.dataset.test_labels):,} test images", file=sys.stderr)
     try:
-        facts = publish(opened, output, flags.dtype)
+        facts = publish(opened, output, flags.dtype, flags.fit)
     except OSError as error:
         raise UserError(f"--output={output} can't be written: {error.strerror}") from error
     print(f"weights {facts['weights']}")

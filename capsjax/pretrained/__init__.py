@@ -66,7 +66,7 @@ def load_pretrained(place: str | os.PathLike) -> Pretrained:
     description = _described(folder)
     model = create_model(description.network)
     most = weights.size_of(weights.shapes_of(model)) + files.MOST_CONFIG  # with names and shapes
-    data = files.read(path, most)
+    data = files.read(path, min(most, files.MOST_WEIGHTS))
     try:
         params = weights.from_bytes(data, model)
     except PretrainedError as error:

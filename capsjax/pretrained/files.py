@@ -10,6 +10,7 @@ from capsjax.pretrained.schema import PretrainedError
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 MOST_CONFIG = 2**20  # bytes of config.json
+MOST_WEIGHTS = 2**31  # bytes of model.safetensors
 HUB = "hf://"
 
 

@@ -30,27 +30,19 @@ class PretrainedError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What config.json says of a pretrained network.
-
-    Attributes:
-      network: its configuration.
-      labels: the names of the J classes.
-      labels_per_image: 1, 2 for a network of overlapping pairs, or None for sets of labels.
-      preprocessing: from pixels to its input.
-      facts: what is known of its training, by name: texts and numbers, see
-        :func:`capsjax.save_pretrained`.
-    """
+    """What config.json says of a pretrained network."""
 
     network: models.Config
-    labels: tuple[str, ...]
-    preprocessing: Preprocessing
-    labels_per_image: int | None = 1
+    labels: tuple[str, ...]  # the names of the J classes
+    preprocessing: Preprocessing  # from pixels to the input of the network
+    labels_per_image: int | None = 1  # 2 for overlapping pairs, None for sets of labels
+    # What is known of its training: texts and numbers, see capsjax.save_pretrained.
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def to_json(description: Description) -> str:
     """Return the contents of config.json."""
-    network = dataclasses.asdict(dataclasses.replace(description.network))
+    network = dataclasses.asdict(description.network)
     network.pop(_HOW, None)
     found = {
         "schema": SCHEMA,

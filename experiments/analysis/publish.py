@@ -1,5 +1,6 @@
 """A finished run as a pretrained network: weights, configuration, and a card."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ from capsjax.pretrained import weights
 from experiments.analysis.run_network import preprocessing_of
 from experiments.analysis.saved_run import SavedRun
 from experiments.config import UserError
+from experiments.config.own_images import stem_of
 from experiments.files import is_plain, read_json
 from experiments.tasks.predictions import network_of
 from experiments.training.evaluate import make_evaluate
@@ -21,7 +23,7 @@ PROBES = 32
 STROKES = 3  # in an image of probe_images
 
 
-def publish(run: SavedRun, folder: Path | str, dtype: str = "float32") -> dict:
+def publish(run: SavedRun, folder: Path | str, dtype: str = "float32", fit: str = "auto") -> dict:
     """Writes the network of a finished run for :func:`capsjax.load_pretrained`.
 
     The test error of the card is that of the weights as they are in the file, on all test images.
@@ -31,6 +33,7 @@ def publish(run: SavedRun, folder: Path | str, dtype: str = "float32") -> dict:
       run: opened with its examples.
       folder: is created.
       dtype: ``float32`` or ``float16``.
+      fit: of :class:`capsjax.Preprocessing`; ``auto``: that of the run.
 
     Returns:
       The facts of the card.
@@ -58,6 +61,8 @@ def publish(run: SavedRun, folder: Path | str, dtype: str = "float32") -> dict:
             )
         facts["float16"] = f"0 of {len(values['accuracy']):,} test decisions change by rounding"
     network, preprocessing = network_of(setup), preprocessing_of(run)
+    if fit != "auto":
+        preprocessing = dataclasses.replace(preprocessing, fit=fit)
     facts["probe"] = probe(network.model, stored, preprocessing)
     try:
         capsjax.save_pretrained(
@@ -91,7 +96,7 @@ def _facts(run: SavedRun, summary: dict) -> dict:
     names |= {"steps": "steps", "device": "device_kind", "weights": "weights"}
     names |= {"routing": "routing", "train_examples": "train_examples"}
     found = {name: summary.get(field) for name, field in names.items()}
-    return found | {"data": setup.dataset.name, "data_checksum": setup.dataset.checksum}
+    return found | {"data": stem_of(setup.dataset.name), "data_checksum": setup.dataset.checksum}
 
 
 def changed_decisions(before: dict, after: dict) -> int:

@@ -14,7 +14,9 @@ import capsjax
 from capsjax.functional import split
 from capsjax.pretrained import weights
 from capsjax.train import TrainState
+from capsjax.update_factors import paths_of
 from experiments.config import UserError
+from experiments.config.fine_tuning import check_patterns
 from experiments.files import check_memory, local_path
 from experiments.tasks.base import Setup
 from experiments.training.checkpoints import Checkpoints, has_checkpoints
@@ -28,12 +30,16 @@ class Fit(NamedTuple):
 
 
 def check(setup: Setup) -> None:
-    """Refuses ``--init_from`` before anything is written, if the run has not been started.
+    """Refuses flags of fine-tuning that mean nothing, before anything is written.
+
+    The source of a run that has been started is not read.
 
     Raises:
-      UserError: there is no such source, nothing of it fits, or the run is an ensemble.
+      UserError: an expression is found in no path; or there is no such source, nothing of it
+        fits, or the run is an ensemble.
     """
-    config = setup.config
+    config, shapes = setup.config, jax.eval_shape(setup.model.init, jax.random.key(0))
+    check_patterns(config, paths_of(split(shapes)[0]))
     if not config.init_from or has_checkpoints(config):
         return
     if getattr(config, "ensemble", 1) > 1:
@@ -42,7 +48,6 @@ def check(setup: Setup) -> None:
         )
     if config.routing == "frozen":
         raise UserError("--init_from and --routing=frozen both say where couplings come from")
-    shapes = jax.eval_shape(setup.model.init, jax.random.key(0))
     fit = compare(weights.named_variables(shapes), read_source(config.init_from))
     if not any(name.startswith("params.") for name in fit.kept):
         name, why = next(iter(fit.replaced.items()))
@@ -143,23 +148,18 @@ def _of_run(folder: Path) -> dict[str, np.ndarray]:
         raise UserError(f"--init_from={folder} has no checkpoint yet")
     path = (folder / "checkpoints" / str(step) / "default").absolute()
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            tree = reader.metadata(path).item_metadata.tree
-            parts = {"reported"} if "reported" in tree else {"params", "stats"}
-            target = {name: tree[name] for name in parts & tree.keys()}
-            leaves = jax.tree.leaves(target)
-            need = sum(np.prod(leaf.shape, dtype=float) * leaf.dtype.itemsize for leaf in leaves)
-            check_memory(need, f"--init_from={folder}", "choose a smaller network")
-            restored = reader.restore(
-                path,
-                args=ocp.args.PyTreeRestore(
-                    target,
-                    restore_args=jax.tree.map(
-                        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target
-                    ),
-                    partial_restore=True,
-                ),
-            )
+        reader = ocp.PyTreeCheckpointHandler()
+        tree = reader.metadata(path).tree
+        parts = {"reported"} if "reported" in tree else {"params", "stats"}
+        target = {name: tree[name] for name in parts & tree.keys()}
+        leaves = jax.tree.leaves(target)
+        need = sum(np.prod(leaf.shape, dtype=float) * leaf.dtype.itemsize for leaf in leaves)
+        check_memory(need, f"--init_from={folder}", "choose a smaller network")
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+        restored = reader.restore(
+            path,
+            args=ocp.args.PyTreeRestore(target, restore_args=as_numpy, partial_restore=True),
+        )
     except UserError:
         raise
     except Exception as error:  # Orbax raises many types for a damaged checkpoint

@@ -13,9 +13,9 @@ from capsjax import functional, make_schedule, optimizers, train
 from capsjax.models import CapsNetConfig
 from capsjax.models import Config as ModelConfig
 from capsjax.routing import PassKernels, has_pass_kernels
-from capsjax.update_factors import paths_of, scale_updates
+from capsjax.update_factors import scale_updates
 from experiments.config import Config, UserError, network_config, resolve, small_kernels
-from experiments.config.fine_tuning import check_patterns, factor_of
+from experiments.config.fine_tuning import factor_of
 from experiments.config.flags import LARGEST
 from experiments.data import batching, datasets
 from experiments.data.image_folder import ImageOptions
@@ -81,16 +81,13 @@ def prepare(program: Program, config: Config, dataset: datasets.Dataset | None =
         model_config = dataclasses.replace(model_config, routing_implementation="auto")
     try:
         model, loss, measure = make_objective(program.task, config, model_config, dataset)
-        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        parameters = functional.count_parameters(jax.eval_shape(model.init, jax.random.key(0)))
     except (OverflowError, MemoryError) as error:
         raise UserError("a network of these sizes is beyond any memory") from error
-    parameters = functional.count_parameters(shapes)
-    # A saved run that is opened without its examples is not trained.
-    examples = len(dataset.train_labels)
-    if examples:
-        check_patterns(config, paths_of(functional.split(shapes)[0]))
     pieces.check(config, len(devices), model)
     memory.check_fits(config, dataset, pipeline.shape, devices, model_config, parameters)
+    # A saved run that is opened without its examples is not trained: any length will do.
+    examples = len(dataset.train_labels)
     steps = number_of_steps(config, examples) if examples else config.warmup_steps + 1
     optimizer = make_optimizer(config, steps)
     network = (model_config, model, loss, measure, optimizer, parameters)

@@ -19,7 +19,7 @@ from capsjax.pretrained import files, schema
 
 TINY = capsjax.preset("capsnet_tiny", decoder=(8,), conv_channels=4, primary_types=2)
 CNN = capsjax.preset("cnn_tiny", image_shape=(12, 14, 3), num_classes=3)
-STATE = capsjax.preset("capsnet_efficient", decoder=(8,))
+STATE = capsjax.preset("capsnet_efficient", decoder=(8,), conv_channels=4)
 
 
 def save(folder, config=TINY, **changes):

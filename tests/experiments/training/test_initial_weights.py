@@ -13,7 +13,8 @@ from capsjax.pretrained.weights import named_variables
 from experiments.config import UserError, command
 from experiments.config.fine_tuning import check_patterns, factor_of, parse_factors
 from experiments.tasks import figures
-from experiments.training import initial_weights
+from experiments.tasks.registry import find_program
+from experiments.training import initial_weights, vmapped_loop
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.setup import initial_state
 
@@ -87,7 +88,13 @@ def test_a_resumed_run_does_not_need_its_source(source, tmp_path):
     """Bit-exact with frozen parameters, factors, averaged weights and two devices."""
     copy = shutil.copytree(source.workdir, tmp_path / "source")
     changes = {"init_from": str(copy), "freeze": "^conv\\.", "learning_rate_of": "primary=0.5"}
-    changes |= {"ema": 0.9, "num_devices": 2, "optimizer": "adamw", "weight_decay": 0.1}
+    changes |= {
+        "ema": 0.9,
+        "num_devices": 2,
+        "parallel": "shard_map",
+        "optimizer": "adamw",
+        "weight_decay": 0.1,
+    }
     whole = dataclasses.replace(QUICK, **changes, steps=4, workdir=str(tmp_path / "whole"))
     train(whole)
     half = dataclasses.replace(whole, steps=2, workdir=str(tmp_path / "half"))
@@ -154,3 +161,20 @@ def test_flags_are_repeated_and_the_first_match_counts():
     assert factor_of(parse_mnist()) is None
     check_patterns(parse_mnist(), ["a"])
     assert "'--freeze=^x|y'" in command(given, parse_mnist())
+
+
+@pytest.mark.slow
+def test_runs_that_are_trained_together_start_from_the_source(pretrained, tmp_path):
+    start = dataclasses.replace(QUICK, init_from=str(pretrained[0]), freeze="^primary")
+    alone, *together = (
+        dataclasses.replace(start, seed=seed, workdir=str(tmp_path / name))
+        for name, seed in (("alone", 1), ("a", 0), ("b", 1))
+    )
+    train(alone)
+    vmapped_loop.run(find_program("mnist"), together)
+    want, found = arrays(alone), arrays(together[1])
+    for name in want:
+        np.testing.assert_allclose(found[name], want[name], atol=1e-6)
+    kernel = "params.primary.conv.kernel"
+    for config in together:
+        np.testing.assert_array_equal(arrays(config)[kernel], pretrained[1][kernel])
