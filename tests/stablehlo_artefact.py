@@ -1,14 +1,10 @@
 """A small network as StableHLO, and the command that wrote the file with JAX 0.10.
 
-python tests/stablehlo_artefact.py tests/experiments/exchange/jax_0.10.stablehlo
+PYTHONPATH=. python tests/stablehlo_artefact.py tests/experiments/exchange/jax_0.10.stablehlo
 """
 
 import sys
 from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
-if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
 
 import jax
 import numpy as np
@@ -17,6 +13,7 @@ import capsjax
 from experiments.exchange import stablehlo_file
 from experiments.exchange.network import Network, Source, make_network
 
+ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "tests" / "experiments" / "exchange" / "jax_0.10.stablehlo"
 CONFIG = capsjax.CapsNetConfig(
     image_shape=(12, 12, 1),

@@ -69,11 +69,7 @@ def dynamic(
         the inputs.
     """
     check_iterations(iterations)
-    check_choice("normalizer", normalizer, NORMALIZERS)
-    check_choice("over", over, OVER)
-    if over == "inputs" and normalizer != "softmax":
-        raise ValueError(f"over='inputs' is for the normalizer softmax, not {normalizer}")
-    check_choice("prior", prior, ("zeros", "learned"))
+    _check_names(normalizer, prior, over)
     squash_fn, factor = squash_by_name(squash), 1.0 if scale is None else scale
 
     def init_params(key, sizes):
@@ -119,6 +115,14 @@ def dynamic(
         traits=RoutingTraits(init_scale=lambda sizes: sizes.J ** INIT_SCALES.get(normalizer, 0)),
     )
     return _over_inputs(routing) if over == "inputs" else routing
+
+
+def _check_names(normalizer, prior, over):
+    check_choice("normalizer", normalizer, NORMALIZERS)
+    check_choice("prior", prior, ("zeros", "learned"))
+    check_choice("over", over, OVER)
+    if over == "inputs" and normalizer != "softmax":
+        raise ValueError(f"over='inputs' is for the normalizer softmax, not {normalizer}")
 
 
 def _over_inputs(routing: Routing) -> Routing:

@@ -230,7 +230,7 @@ def test_the_command_writes_and_describes_a_network(tiny_run, tmp_path, capsys):
     assert "64 images: largest difference" in capsys.readouterr().out
     # The reader of the documentation.
     page = (ROOT / "docs" / "export.md").read_text()
-    reader = page.split("<!-- reader -->\n```python\n")[1].split("```")[0]
+    reader = page.split("<!-- reader -->\n```{code-block} python\n")[1].split("```")[0]
     assert len(reader.splitlines()) <= 10
     done = subprocess.run(
         [sys.executable, "-c", reader], cwd=output, capture_output=True, text=True
