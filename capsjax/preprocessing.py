@@ -129,8 +129,9 @@ class Preprocessing:
     Example:
       >>> import numpy as np
       >>> prepare = Preprocessing((28, 28, 1), (("unit",), ("crop", 24)))
-      >>> prepare(np.full((5, 28, 28, 1), 51, np.uint8))[0, 0, 0]
-      Array([0.2], dtype=float32)
+      >>> inputs = prepare(np.full((5, 28, 28, 1), 255, np.uint8))
+      >>> inputs.shape, float(inputs.max())
+      ((5, 24, 24, 1), 1.0)
     """
 
     image_shape: tuple[int, int, int]  # height, width and channels before the steps
