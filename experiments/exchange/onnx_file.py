@@ -50,7 +50,11 @@ def to_bytes(network: Network) -> bytes:
     quiet.setLevel(logging.ERROR)  # shapes inside the graph that are unknown are left out
     jax.eval_shape(function, images, *weights)  # the names of the outputs
     try:
-        with warnings.catch_warnings():
+        with (
+            warnings.catch_warnings(),
+            jax.numpy_dtype_promotion("standard"),
+            jax.numpy_rank_promotion("allow"),
+        ):
             warnings.simplefilter("ignore")  # of the converter, about types that it asks JAX for
             graph = jax2onnx.to_onnx(
                 function,
