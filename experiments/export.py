@@ -38,6 +38,7 @@ from experiments.exchange import (
     verification,
 )
 from experiments.files import fresh_folder, local_path, size, write_json
+from experiments.training.devices import find_devices, keep_compiled_programs
 from experiments.training.results import provenance, versions, write_results
 
 FORMATS = {"onnx": onnx_file, "stablehlo": stablehlo_file}
@@ -95,6 +96,8 @@ def main(flags: Flags) -> None:
         )
         source = network.source_of_run(opened)
     else:
+        find_devices(flags.accelerator, 1)
+        keep_compiled_programs(flags.cache_dir)
         source = pretrained_folder.read(flags.model)
     with fresh_folder(output, "output") as folder:
         if flags.format == "safetensors":

@@ -176,7 +176,7 @@ def test_another_network_is_no_export(stored):
         (changed(scores=lambda x: x + 2e-5), "differ from those of JAX by 2.0e-05"),
         (changed(poses=lambda x: x * np.nan), "by inf"),
         (changed(poses=lambda x: x[:, :1]), "poses is"),
-        (changed(label=lambda x: (x + 1) % 3), "not the class of the largest score"),
+        (changed(label=lambda x: (x + 1) % 3), "not the classes of the scores"),
         (lambda images: {"scores": run(images)["scores"]}, "outputs are scores, not"),
     ):
         with pytest.raises(UserError, match=message):
@@ -209,6 +209,17 @@ def test_a_comparison_of_times_has_a_row_for_each(stored, monkeypatch):
         ("two", 128),
     ]
     assert all(r["milliseconds"]["calls"] >= 10 for r in rows)
+
+
+def test_the_table_of_times_is_that_of_the_files():
+    page = (ROOT / "docs" / "export.md").read_text()
+    files = sorted((ROOT / "results" / "export").glob("*.json"))
+    assert files
+    for path in files:
+        result = json.loads(path.read_text())
+        assert result["commit"][:7] in page and f"{result['file_bytes'] / 1000:,.0f} kB" in page
+        for line in latency.table(result).splitlines()[4:]:
+            assert line in page, line
 
 
 # The command
