@@ -52,7 +52,7 @@ def sparsemax(logits: chex.Array, axis: int = -1) -> jax.Array:
     """
     # The result does not depend on the shift, without which 1 is lost beside large logits.
     shifted = logits - jax.lax.stop_gradient(jnp.max(logits, axis, keepdims=True))
-    z = -jnp.sort(-shifted, axis)
+    z = jnp.sort(shifted, axis, descending=True)
     rank = _ranks(logits, axis)
     total = jnp.cumsum(z, axis)
     size = jnp.sum(1 + rank * z > total, axis, keepdims=True)
@@ -67,7 +67,7 @@ def entmax(logits: chex.Array, axis: int = -1) -> jax.Array:
     Models" (2019), with alpha = 1.5.
     """
     half = (logits - jnp.max(logits, axis, keepdims=True)) / 2
-    z = -jnp.sort(-half, axis)
+    z = jnp.sort(half, axis, descending=True)
     rank = _ranks(logits, axis)
     mean, square = jnp.cumsum(z, axis) / rank, jnp.cumsum(z * z, axis) / rank
     left = (1 - rank * (square - mean * mean)) / rank

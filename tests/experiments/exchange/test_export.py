@@ -65,6 +65,10 @@ CASES["concurrent"] = dataclasses.replace(
 CASES["over inputs"] = dataclasses.replace(SMALL, routing_over="inputs")
 
 
+# The converter has no form of their sorting under vmap.
+NOT_AS_ONNX = {"routing sparsemax", "routing entmax"}
+
+
 def source(config, count=1):
     """Initial weights; statistics other than zero and one."""
     variables = capsjax.create_model(config).init(jax.random.key(0))
@@ -83,6 +87,10 @@ def test_every_network_is_the_same_in_onnxruntime(name):
     pytest.importorskip("jax2onnx")
     config = CASES[name]
     made = make_network(source(config), couplings=has_couplings(config), preprocess=True)
+    if name in NOT_AS_ONNX:
+        with pytest.raises(UserError, match="jax2onnx can't convert this network"):
+            onnx_file.to_bytes(made)
+        return
     data = onnx_file.to_bytes(made)
     assert verification.verify(made, onnx_file.runner(data)) < 1e-5
     check_weights_are_stored_once(made, data)
