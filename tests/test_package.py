@@ -101,6 +101,8 @@ def test_requirements_are_the_dependencies_and_extras():
     assert distributions(written) == distributions(packaged)
     ray = (ROOT / "requirements-ray.txt").read_text().splitlines()[-1]
     assert ray in EXTRAS["ray"]
+    onnx = (ROOT / "requirements-onnx.txt").read_text().splitlines()[1:]
+    assert ["capsjax[run]", *onnx] == EXTRAS["onnx"]
 
 
 def test_renaming_keeps_what_only_looks_like_a_name_of_the_clone():
