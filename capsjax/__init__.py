@@ -43,6 +43,16 @@ from capsjax.optimizers import (
 )
 from capsjax.placed_capsules import PlacedCapsules
 from capsjax.plain_layers import Conv, Decoder
+from capsjax.preprocessing import Preprocessing
+from capsjax.pretrained import (
+    Description,
+    Pretrained,
+    PretrainedError,
+    describe_pretrained,
+    load_pretrained,
+    pretrained_names,
+    save_pretrained,
+)
 from capsjax.primary_capsules import PrimaryCapsules
 from capsjax.recipes import RECIPES
 from capsjax.routing import (
@@ -64,6 +74,7 @@ from capsjax.train import (
     make_gradient,
     make_train_step,
 )
+from capsjax.update_factors import scale_updates
 from capsjax.votes import VOTES, prediction_vectors
 
 __version__ = "0.1.0"
@@ -79,6 +90,7 @@ __all__ = [
     "Conv",
     "ConvCapsules",
     "Decoder",
+    "Description",
     "InstanceNorm",
     "LOSSES",
     "Model",
@@ -86,6 +98,9 @@ __all__ = [
     "PRESETS",
     "PlacedCapsules",
     "Prediction",
+    "Preprocessing",
+    "Pretrained",
+    "PretrainedError",
     "PrimaryCapsules",
     "RECIPES",
     "ROUTINGS",
@@ -110,10 +125,12 @@ __all__ = [
     "cross_entropy_loss",
     "cross_entropy_of_lengths",
     "cross_entropy_of_logits",
+    "describe_pretrained",
     "dynamic_routing",
     "from_module",
     "init_state",
     "label_mask",
+    "load_pretrained",
     "log_mean_coupling",
     "make_eval_step",
     "make_gradient",
@@ -126,9 +143,12 @@ __all__ = [
     "mask_capsules",
     "prediction_vectors",
     "preset",
+    "pretrained_names",
     "reconstruction_loss",
     "route",
     "safe_norm",
+    "save_pretrained",
+    "scale_updates",
     "spread_loss",
     "squash",
 ]

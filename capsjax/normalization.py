@@ -96,6 +96,8 @@ class InstanceNorm(nnx.Module):
       rngs: source of the initial parameters.
     """
 
+    axes = (1, 2)
+
     def __init__(
         self,
         channels: int,
@@ -113,9 +115,18 @@ class InstanceNorm(nnx.Module):
         """Normalize ``[B, H, W, C]``; the result has its type."""
         chex.assert_rank(x, 4)
         wide = x.astype(accumulator(x.dtype))
-        mean = jnp.mean(wide, (1, 2), keepdims=True)
-        var = jnp.mean(jnp.square(wide - mean), (1, 2), keepdims=True)
+        mean = jnp.mean(wide, self.axes, keepdims=True)
+        var = jnp.mean(jnp.square(wide - mean), self.axes, keepdims=True)
         return _affine(self, wide, mean, var).astype(x.dtype)
+
+
+class ExampleNorm(InstanceNorm):
+    """Layer normalization of a whole example, over positions and channels.
+
+    ``flax.nnx.LayerNorm`` of these axes computes the same, but has no ONNX form.
+    """
+
+    axes = (1, 2, 3)
 
 
 class GroupNorm(nnx.Module):

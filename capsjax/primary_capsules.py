@@ -13,6 +13,7 @@ from capsjax.routing import check_choice
 from capsjax.squash import POSE_MAPS, layer_norm, no_squash, safe_norm, squash
 
 ACTIVATIONS = ("length", "sigmoid")
+GROUPINGS = ("channels", "positions")
 
 
 class PrimaryCapsules(nnx.Module):
@@ -32,6 +33,10 @@ class PrimaryCapsules(nnx.Module):
         ``sigmoid``, of a second convolution (Hinton, Sabour & Frosst 2018).
       depthwise: see :class:`capsjax.plain_layers.Conv` (Efficient-CapsNet, Mazzia et al. 2021).
       offset: added to the argument of the sigmoid.
+      grouping: ``channels``, see above. With ``positions`` the numbers of each channel, row by row,
+        one channel after another, are cut into poses: what public PyTorch code does that views
+        ``[B, C, H, W]`` as poses, here for weights that were trained so. Capsules then have no
+        type, and their pose mixes positions.
       norms: two normalizations ``[..., T]`` of T types, of the components of the poses and of the
         arguments of the sigmoid, or none.
       present: arguments of the second convolution that differ from those of the first.
@@ -53,11 +58,13 @@ class PrimaryCapsules(nnx.Module):
         activation: str = "length",
         depthwise: bool = False,
         offset: float = 0.0,
+        grouping: str = "channels",
         norms: Sequence[nnx.Module] = (),
         present: dict | None = None,
         **conv,
     ):
         check_choice("activation", activation, ACTIVATIONS)
+        check_choice("grouping", grouping, GROUPINGS)
         self.conv = Conv(
             channels_in, types * pose, kernel, stride=stride, depthwise=depthwise, **conv
         )
@@ -67,12 +74,15 @@ class PrimaryCapsules(nnx.Module):
         if norms:
             self.norms = nnx.List(norms)
         self.types, self.offset, self.normalizes = types, offset, bool(norms)
+        self.grouping = grouping
         check_choice("squash", squash, POSE_MAPS)
         self.pose, self.squash, self.activation = pose, POSE_MAPS[squash], activation
 
     def __call__(self, x: chex.Array) -> Capsules:
         """Map a feature map ``[B, H, W, C]`` to capsules ``[B, I, K]``, I = H' W' types."""
         features = self.conv(x)
+        if self.grouping == "positions":
+            features = features.transpose(0, 3, 1, 2)
         pose = features.reshape(features.shape[0], -1, self.pose)
         if self.normalizes:
             pose = by_type(self.norms[0], pose, self.types)

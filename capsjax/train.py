@@ -149,7 +149,9 @@ def make_train_step(
         if ema:
             t = (state.step + 1).astype(jnp.float32)
             share = 1 - jnp.minimum(ema, (1 + t) / (10 + t))
-            average = optax.incremental_update(params, average, share)
+            mixed = optax.incremental_update(params, average, share)
+            # The average of equal numbers is that number, without rounding: frozen ones stay.
+            average = jax.tree.map(lambda p, a, m: jnp.where(p == a, p, m), params, average, mixed)
         return TrainState(state.step + 1, params, opt_state, stats, average), metrics
 
     return step

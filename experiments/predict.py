@@ -1,8 +1,12 @@
-"""Classify image files by the network of a run.
+"""Classify image files by the network of a run, or by a pretrained one.
 
-    python -m experiments.predict --run=DIR image.png more.jpg folder/
+    python -m experiments.predict image.png
+    python -m experiments.predict --model=NAME image.png more.jpg folder/
     python -m experiments.predict --run=DIR --invert=yes --fit=digit scans/
     python -m experiments.predict --run=DIR --json - < image.png
+
+--model is the name of a packaged network, a folder of capsjax.save_pretrained, or hf://OWNER/NAME
+on the Hugging Face Hub. Without it and --run, the packaged network for MNIST reads digits.
 
 Images of any size, grey or colour, with 8 or 16 bits, are converted to the network's size. For each
 image the class, the length of its capsule and the second choice are printed; if no length reaches
@@ -11,7 +15,8 @@ probabilities instead of lengths. A figure shows each image, the input of the ne
 reconstruction by its decoder. If a folder is given, everything is also written as CSV next to the
 figure, with --json as JSON, with the scores of all classes. Runs on pairs name two classes, runs on
 images with sets of labels all classes of 0.5 or more; ensembles have the mean scores of their
-networks. The file - is standard input.
+networks. The file - is standard input. Files are written beside the run, those of a pretrained
+network only with --output.
 
 --invert=auto inverts an image if its border is as far from that of the training images as black is
 from white: MNIST is white on black. --fit=pad gives the whole image to the network. --fit=digit
@@ -27,21 +32,23 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from experiments import plots
-from experiments.analysis import saved_run
+import capsjax
 from experiments.analysis.classify_images import (
     Classification,
+    Classifier,
     PreparedImage,
     classify,
+    open_pretrained,
     prepare_images,
 )
 from experiments.config import UserError, setting
 from experiments.config.flags import run
 from experiments.data import image_files
 from experiments.files import formula_free, fresh, local_path, one_line, write_json
-from experiments.tasks import figures
 from experiments.tasks.predictions import score_name
+from experiments.training.devices import find_devices, keep_compiled_programs
 
+DEFAULT_MODEL = "mnist_efficient"
 MAX_DRAWN = 32  # images in the figure
 
 
@@ -50,6 +57,11 @@ class Flags:
     """Flags of this command."""
 
     run: str = setting("", "folder of the run")
+    model: str = setting(
+        "",
+        "in place of a run: a packaged network, the folder of one, or hf://OWNER/NAME; by default "
+        f"{DEFAULT_MODEL}",
+    )
     invert: str = setting("auto", "invert images first", choices=("auto", "yes", "no"))
     fit: str = setting(
         "auto",
@@ -59,7 +71,9 @@ class Flags:
     json: bool = setting(
         False, "also write predictions.json, with the scores of all classes, beside the figure"
     )
-    output: str = setting("", "figure, .png or .pdf; by default predictions.png in the run")
+    output: str = setting(
+        "", "figure, .png or .pdf; by default predictions.png in the run, or none"
+    )
     accelerator: str = setting("auto", "where to compute", choices=("auto", "cpu", "gpu", "tpu"))
     cache_dir: str = setting("", "folder of compiled programs; by default the user's cache folder")
 
@@ -73,33 +87,27 @@ def main(flags: Flags, *paths: str) -> None:
     Raises:
       UserError: a flag is wrong, the run can't be used, or the output can't be written.
     """
-    if not flags.run or not paths:
-        raise UserError("give a run and images: --run=DIR image.png more.jpg folder/")
-    output = local_path(flags.output, "output") if flags.output else None
-    output = output or local_path(flags.run, "run") / "predictions.png"
-    if output.suffix not in (".png", ".pdf"):
-        raise UserError(f"--output={output} must end in .png or .pdf")
+    if not paths:
+        raise UserError("give images: --run=DIR or --model=NAME, and image.png more.jpg folder/")
+    output = output_of(flags)
     if paths.count("-") > 1:
         raise UserError("standard input (-) holds one image; give - once")
     files = image_files.find(paths)
-    opened = saved_run.open_run(flags.run, accelerator=flags.accelerator, cache_dir=flags.cache_dir)
-    title = f"{figures.title_of(opened.setup)}, step {opened.step}"
-    print(f"{title}; {background(opened.facts)}", file=sys.stderr)
-    images = prepare_images(opened, files, flags.invert, flags.fit)
-    found = classify(opened, images)
-    measure = score_name(opened.setup)
+    classifier = open_classifier(flags)
+    print(f"{classifier.title}; {background(classifier.preprocessing.border)}", file=sys.stderr)
+    images = prepare_images(classifier, files, flags.invert, flags.fit)
+    found = classify(classifier, images)
+    measure = score_name(classifier.network.config)
     print(table(images, found, measure))
     try:
-        if any(Path(path).is_dir() for path in paths):
+        if output and any(Path(path).is_dir() for path in paths):
             write_csv(output.with_suffix(".csv"), images, found, measure)
             print(f"table {output.with_suffix('.csv')}", file=sys.stderr)
-        if flags.json:
+        if output and flags.json:
             write_json(output.with_suffix(".json"), as_json(images, found, measure))
             print(f"table {output.with_suffix('.json')}", file=sys.stderr)
-        if images:
-            examples = [example(i, f) for i, f in zip(images[:MAX_DRAWN], found)]
-            more = f" (the first {MAX_DRAWN} of {len(images)})" if len(images) > MAX_DRAWN else ""
-            plots.plot_predictions(output, examples, title + more)
+        if output and images:
+            draw(output, classifier.title, images, found)
             print(f"figure {output}", file=sys.stderr)
     except OSError as error:
         raise UserError(f"--output={output} can't be written: {error.strerror}") from error
@@ -107,9 +115,59 @@ def main(flags: Flags, *paths: str) -> None:
         sys.exit(1)
 
 
-def background(facts: dict) -> str:
+def output_of(flags: Flags) -> Path | None:
+    """Returns the path of the figure, None if nothing is written.
+
+    Raises:
+      UserError: it is no path of a figure, or --json has no place.
+    """
+    if flags.run and flags.model:
+        raise UserError("give --run or --model, not both")
+    if not flags.output and not flags.run:
+        if flags.json:
+            raise UserError("--json with a pretrained network needs --output=NAME.png")
+        return None
+    run = local_path(flags.run, "run") / "predictions.png"
+    output = local_path(flags.output, "output") if flags.output else run
+    if output.suffix not in (".png", ".pdf"):
+        raise UserError(f"--output={output} must end in .png or .pdf")
+    return output
+
+
+def open_classifier(flags: Flags) -> Classifier:
+    """Returns the network that the flags name.
+
+    A pretrained one needs no package of those that read runs and plot figures.
+
+    Raises:
+      UserError: there is none, or it can't be used.
+    """
+    if flags.run:
+        from experiments.analysis import run_network, saved_run
+
+        places = {"accelerator": flags.accelerator, "cache_dir": flags.cache_dir}
+        return run_network.classifier_of(saved_run.open_run(flags.run, **places))
+    if not flags.model and DEFAULT_MODEL not in capsjax.pretrained_names():
+        raise UserError("give a network: --run=DIR, or --model=NAME, a folder or hf://OWNER/NAME")
+    find_devices(flags.accelerator, 1)
+    keep_compiled_programs(flags.cache_dir)
+    return open_pretrained(flags.model or DEFAULT_MODEL)
+
+
+def draw(
+    output: Path, title: str, images: list[PreparedImage], found: list[Classification]
+) -> None:
+    """Plots the first images."""
+    from experiments import plots
+
+    more = f" (the first {MAX_DRAWN} of {len(images)})" if len(images) > MAX_DRAWN else ""
+    examples = [plots.Example(*example(i, f)) for i, f in zip(images[:MAX_DRAWN], found)]
+    plots.plot_predictions(output, examples, title + more)
+
+
+def background(border: tuple[float, float]) -> str:
     """Describes the borders of training images, which decide whether --invert=auto inverts."""
-    low, high = facts["border"]
+    low, high = border
     if high - low > image_files.UNIFORM_BORDER:
         return "training images have no common background, so --invert=auto inverts no image"
     return f"borders of training images are {low:.2f} to {high:.2f} (0 is black, 1 white)"
@@ -174,12 +232,12 @@ def write_csv(
             writer.writerow(map(formula_free, row))
 
 
-def example(image: PreparedImage, found: Classification) -> plots.Example:
-    """Returns what the figure shows for an image."""
+def example(image: PreparedImage, found: Classification) -> tuple:
+    """Returns what the figure shows for an image, the fields of ``plots.Example``."""
     text = ", then ".join(choices(found))
     text = text if found.confident else f"none: {text}"
     pixels = image.image, found.input, found.reconstruction
-    return plots.Example(*pixels, one_line(image.file.name), one_line(text), found.confident)
+    return *pixels, one_line(image.file.name), one_line(text), found.confident
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ crops and distortions of their authors; see :mod:`capsjax.models.matrix`,
 flags of their schedules.
 """
 
-from experiments.data.augment import square_crops, standardize_channels
+from experiments.data.augment import square_crops
 from experiments.tasks.base import Program
 from experiments.tasks.random_crops import CropsConfig, random_crops
 from experiments.training.command import run
@@ -32,13 +32,13 @@ PUBLISHED = {
     ),
     # Ribeiro, Leontidis & Kollias (2020): no changes of brightness and contrast
     "vb": square_crops(
-        32, halve=True, normalize=standardize_channels, brightness=0.0, contrast=(1.0, 1.0)
+        32, halve=True, normalize="standardize_channels", brightness=0.0, contrast=(1.0, 1.0)
     ),
     # Mazzia, Salvetti & Chiaberge (2021). Images are normalized one by one here.
     "efficient_smallnorb": square_crops(
         48,
         resize=64,
-        normalize=standardize_channels,
+        normalize="standardize_channels",
         order="normalize, crop, distort",
         brightness=2.0,
         contrast=(0.5, 1.5),

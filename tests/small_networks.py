@@ -78,12 +78,6 @@ def in_float64(config, batch=2):
     return model, as_float64(filled(model)), as_float64(images(batch, config.image_shape))
 
 
-def promoting(config):
-    """Allows the promotion of types that Flax's LayerNorm needs."""
-    normalized = isinstance(config, CapsNetConfig) and config.conv_norm == "layer"
-    return jax.numpy_dtype_promotion("standard" if normalized else "strict")
-
-
 def expected(config, params, image, label=None):
     return reference.capsnet(
         as_float64(params),

@@ -9,9 +9,13 @@ import tomllib
 import venv
 import zipfile
 
+import jax
 import numpy as np
 import pytest
 from helpers import ROOT
+from PIL import Image
+
+import capsjax
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -60,6 +64,17 @@ def test_wheel_holds_every_module_under_names_that_begin_with_capsjax(wheel):
     assert set(sources(wheel)) == expected
 
 
+def test_wheel_holds_the_packaged_networks_whole(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if name.startswith("capsjax/pretrained/")}
+    networks = {name for name in held if name.count("/") == 3}
+    assert networks == {
+        f"capsjax/pretrained/{name}/{file}"
+        for name in capsjax.pretrained_names()
+        for file in ("model.safetensors", "config.json", "README.md")
+    }
+
+
 def test_modules_of_the_wheel_import_no_name_of_the_clone(wheel):
     for name, text in sources(wheel).items():
         for node in ast.walk(ast.parse(text)):
@@ -86,6 +101,8 @@ def test_requirements_are_the_dependencies_and_extras():
     assert distributions(written) == distributions(packaged)
     ray = (ROOT / "requirements-ray.txt").read_text().splitlines()[-1]
     assert ray in EXTRAS["ray"]
+    onnx = (ROOT / "requirements-onnx.txt").read_text().splitlines()[1:]
+    assert ["capsjax[run]", *onnx] == EXTRAS["onnx"]
 
 
 def test_renaming_keeps_what_only_looks_like_a_name_of_the_clone():
@@ -120,6 +137,15 @@ def test_installed_library_has_kernels_and_says_what_commands_lack(wheel, tmp_pa
     command = run(tmp_path, python.parent / "capsjax", "mnist", "--dataset=digits")
     assert command.returncode == 2 and command.stderr.count("\n") == 1
     assert "pip install 'capsjax[run]'" in command.stderr
+    # Predictions need nothing that is not installed with the library.
+    config = capsjax.preset("capsnet_tiny", decoder=None)
+    params = capsjax.create_model(config).init(jax.random.key(0))
+    capsjax.save_pretrained(tmp_path / "net", config, params)
+    Image.fromarray(np.full((40, 30), 255, np.uint8)).save(tmp_path / "white.png")
+    flags = "--model=net", "--cache_dir=cache", "white.png"
+    predicted = run(tmp_path, python.parent / "capsjax", "predict", *flags)
+    assert predicted.returncode == 0, predicted.stderr
+    assert predicted.stdout.splitlines()[1].startswith("white.png")
     example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
     shown = run(tmp_path, python, "-c", example)
     assert "(8, 4, 16) (8, 24, 24, 3)" in shown.stdout, shown.stderr

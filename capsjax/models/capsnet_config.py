@@ -5,9 +5,10 @@ import dataclasses
 from capsjax.models.consistency import check_consistency
 from capsjax.models.windows import COORDINATES, Window
 from capsjax.plain_layers import PADDINGS
-from capsjax.primary_capsules import ACTIVATIONS
+from capsjax.primary_capsules import ACTIVATIONS, GROUPINGS
 from capsjax.recipes import primary_factor
 from capsjax.routing import GRADIENTS, PassKernels, Routing, check_choice, make_routing, options_of
+from capsjax.routing.dynamic import OVER
 from capsjax.routing.em import CONSTANTS
 from capsjax.squash import SQUASHES
 from capsjax.votes import VOTES
@@ -60,6 +61,8 @@ class CapsNetConfig:
     primary_offset: float = 0.0  # added to the argument of the sigmoid
     primary_bias: bool = True  # of its convolutions
     primary_norm: str = "none"  # of poses and arguments of the sigmoid, by type; or batch
+    # What makes up a pose: channels at a position, or positions; see capsjax.PrimaryCapsules.
+    primary_grouping: str = "channels"
     # Positions of the input capsules in their votes for class capsules, a key of COORDINATES.
     coordinates: str = "none"
     # Convolutional capsule layers between primary and class capsules: types, kernel, stride.
@@ -78,6 +81,7 @@ class CapsNetConfig:
     em_constants: str = "default"  # of EM routing, see capsjax.routing.em
     routing_iterations: int = 3  # R
     routing_prior: str = "zeros"  # or learned
+    routing_over: str = "outputs"  # what couplings sum to one over, see capsjax.routing.dynamic
     routing_schedule: str = "sequential"  # or concurrent: all layers in every pass
     routing_gradient: str = "full"  # full, stop or last
     # auto, naive, stream or other pass kernels: how, not what, is computed
@@ -106,6 +110,8 @@ class CapsNetConfig:
         check_choice("votes", self.votes, VOTES)
         check_choice("layer_votes", self.layer_votes, VOTES)
         check_choice("pose_norm", self.pose_norm, POSE_NORMS)
+        check_choice("primary_grouping", self.primary_grouping, GROUPINGS)
+        check_choice("routing_over", self.routing_over, OVER)
         routing = self.make_routing()
         check_choice("routing_gradient", self.routing_gradient, GRADIENTS)
         check_choice("primary_activation", self.primary_activation, ("auto", *ACTIVATIONS))
@@ -122,6 +128,7 @@ class CapsNetConfig:
         options = {
             "iterations": self.routing_iterations,
             "prior": self.routing_prior,
+            "over": self.routing_over,
             "bias": self.routing_bias,
             "constants": constants if classes and constants in CONSTANTS else self.em_constants,
             "standardized": self.pose_norm != "batch",

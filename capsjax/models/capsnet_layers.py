@@ -12,7 +12,7 @@ from capsjax.models.capsnet_config import CapsNetConfig
 from capsjax.models.initial_weights import BIASES, kernel_options
 from capsjax.models.windows import COORDINATES, centres
 from capsjax.modules import RoutedCapsules
-from capsjax.normalization import BatchNorm, GroupNorm, InstanceNorm
+from capsjax.normalization import BatchNorm, ExampleNorm, GroupNorm, InstanceNorm
 from capsjax.placed_capsules import PlacedCapsules
 from capsjax.plain_layers import Conv, Decoder
 from capsjax.primary_capsules import PrimaryCapsules
@@ -40,9 +40,7 @@ def make_norm(config: CapsNetConfig, width: int, rngs: nnx.Rngs) -> nnx.Module:
     inits = small if config.init == "efficient" else {}
     make = {
         # Over a whole example, so that no result depends on other examples in the batch.
-        "layer": lambda: nnx.LayerNorm(
-            width, epsilon=epsilon, reduction_axes=(1, 2, 3), feature_axes=3, rngs=rngs
-        ),
+        "layer": lambda: ExampleNorm(width, epsilon=epsilon, rngs=rngs),
         "batch": lambda: batch_norm(config, width),
         "instance": lambda: InstanceNorm(width, epsilon=epsilon, rngs=rngs, **inits),
         "group": lambda: GroupNorm(width, groups=math.gcd(width, GROUPS), epsilon=epsilon),
@@ -93,6 +91,7 @@ def make_primary(config: CapsNetConfig, rngs: nnx.Rngs) -> PrimaryCapsules:
         scale=config.primary_factor,
         depthwise=config.primary_depthwise,
         offset=config.primary_offset,
+        grouping=config.primary_grouping,
         norms=norms,
         present=kernel_options(config.init, "present"),
         **_conv_options(config, "primary", rngs, bias=config.primary_bias),

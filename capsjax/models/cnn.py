@@ -58,7 +58,7 @@ class CNN(nnx.Module):
         for conv in self.convs:
             x = jax.nn.relu(conv(x))
             if self.config.pool:
-                x = nnx.max_pool(x, (2, 2), strides=(2, 2))
+                x = nnx.max_pool(x, window_shape=(2, 2), strides=(2, 2))
         x = x.reshape(x.shape[0], -1)
         for layer in self.dense[:-1]:
             x = jax.nn.relu(layer(x))

@@ -23,6 +23,7 @@ def check_consistency(config: Any, routing: Routing) -> None:
         raise ValueError(f"a trunk of residual blocks needs padding SAME, not {config.padding}")
     _check_image_size(config)
     _check_depthwise(config)
+    _check_grouping(config)
     _check_schedule(config, routing)
     _check_poses(config)
 
@@ -44,6 +45,17 @@ def _check_depthwise(config):
         raise ValueError(
             f"depthwise primary capsules need types times pose = {channels} channels, not "
             f"{config.primary_types} * {config.primary_pose}"
+        )
+
+
+def _check_grouping(config):
+    if config.primary_grouping == "channels":
+        return
+    typed = config.capsule_layers or config.coordinates != "none" or config.votes != "full"
+    if typed or config.primary_norm != "none" or config.presence != "length":
+        raise ValueError(
+            "primary_grouping 'positions' is for full votes and lengths alone: such capsules have "
+            "neither types nor places"
         )
 
 

@@ -4,6 +4,8 @@
 is the same algorithm as networks run it.
 """
 
+import dataclasses
+
 import jax.numpy as jnp
 
 from capsjax.routing.base import (
@@ -13,7 +15,7 @@ from capsjax.routing.base import (
     check_choice,
     check_iterations,
 )
-from capsjax.routing.equations import direction
+from capsjax.routing.equations import agreement, direction, weighted_sum
 from capsjax.routing.initialization import agreement_length, scale_for
 from capsjax.routing.normalizers import NORMALIZERS
 from capsjax.squash import safe_norm, squash_by_name
@@ -21,6 +23,8 @@ from capsjax.squash import safe_norm, squash_by_name
 # Exponents of J, factors on the initial matrices. The slopes of these couplings are 1 and J^-1/2,
 # where that of softmax is 1/J; with shorter votes they are not decided by the first agreement.
 INIT_SCALES = {"sparsemax": -0.5, "entmax": -0.25}
+OVER = ("outputs", "inputs")
+LARGEST_LOGIT = 80.0  # whose exponential, and sums of it over capsules, are finite in float32
 
 
 def dynamic(
@@ -31,6 +35,7 @@ def dynamic(
     bias: bool = False,
     squash: str = "paper",
     scale: float | None = None,
+    over: str = "outputs",
     name: str = "dynamic",
 ) -> Routing:
     r"""Returns routing by agreement (Sabour, Frosst & Hinton 2017).
@@ -52,14 +57,19 @@ def dynamic(
       squash: a name of :data:`capsjax.squash.SQUASHES`.
       scale: factor on the weighted sum in s_j. None: one, and in a layer the factor with which it
         starts as the paper's layer does, see :mod:`capsjax.routing.initialization`.
+      over: the couplings of each input capsule sum to one over the ``outputs``, as in the paper.
+        Those of each output capsule do over the ``inputs`` in public code that takes the softmax
+        along the other axis; it is here for weights that were trained so. Logits are then relative
+        to their mean over the inputs and limited to 80 on both sides, and couplings in the output
+        are proportional to the shares.
       name: name of the variant.
 
     Raises:
-      ValueError: iterations below one, or an unknown name.
+      ValueError: iterations below one, an unknown name, or another normalizer than softmax over
+        the inputs.
     """
     check_iterations(iterations)
-    check_choice("normalizer", normalizer, NORMALIZERS)
-    check_choice("prior", prior, ("zeros", "learned"))
+    _check_names(normalizer, prior, over)
     squash_fn, factor = squash_by_name(squash), 1.0 if scale is None else scale
 
     def init_params(key, sizes):
@@ -85,12 +95,13 @@ def dynamic(
             return agreement_length(sizes, votes, scale, passes=iterations, **options)
 
         found = scale_for(length, votes, passes=iterations, squash=squash)
-        return dynamic(iterations, prior=prior, bias=bias, scale=found, name=name, **options)
+        options |= {"prior": prior, "bias": bias, "over": over, "name": name}
+        return dynamic(iterations, scale=found, **options)
 
     def finalize(params, state):
         return state[1], safe_norm(state[1])
 
-    return by_agreement(
+    routing = by_agreement(
         name,
         iterations,
         query=query,
@@ -102,6 +113,52 @@ def dynamic(
         input_params=("prior",) if prior == "learned" else (),
         for_sizes=for_sizes if scale is None else None,
         traits=RoutingTraits(init_scale=lambda sizes: sizes.J ** INIT_SCALES.get(normalizer, 0)),
+    )
+    return _over_inputs(routing) if over == "inputs" else routing
+
+
+def _check_names(normalizer, prior, over):
+    check_choice("normalizer", normalizer, NORMALIZERS)
+    check_choice("prior", prior, ("zeros", "learned"))
+    check_choice("over", over, OVER)
+    if over == "inputs" and normalizer != "softmax":
+        raise ValueError(f"over='inputs' is for the normalizer softmax, not {normalizer}")
+
+
+def _over_inputs(routing: Routing) -> Routing:
+    """Returns dynamic routing whose softmax is over the input capsules.
+
+    Its statistics have to be sums over them, so they are the sums of exp(b) and of exp(b) times the
+    votes, and the softmax is their quotient. The mean vote, whose logit is subtracted from all
+    others, is known from the first pass on.
+    """
+
+    def init(params, first):
+        return routing.init(params, first), jnp.zeros_like(first.votes[0])
+
+    def logits(params, capsules, state, t):
+        (V, _), mean = state
+        b = agreement(capsules.votes - mean[None], V)
+        return b + params["prior"] if "prior" in params else b
+
+    def accumulate(params, capsules, coupling, state, t):
+        count = jnp.asarray(capsules.votes.shape[0], capsules.votes.dtype)
+        total = jnp.sum(coupling, axis=0), jnp.sum(capsules.votes, axis=0), count
+        return weighted_sum(coupling, capsules.votes), *total
+
+    def update(params, stats, state, t):
+        S, total, votes, count = stats
+        return routing.update(params, S / total[:, None], state[0], t), votes / count
+
+    return dataclasses.replace(
+        routing,
+        init=init,
+        logits=logits,
+        accumulate=accumulate,
+        update=update,
+        finalize=lambda params, state: routing.finalize(params, state[0]),
+        normalizer=lambda b: jnp.exp(jnp.clip(b, -LARGEST_LOGIT, LARGEST_LOGIT)),
+        query=None,
     )
 
 

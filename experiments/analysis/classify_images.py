@@ -1,24 +1,51 @@
-"""Classification of image files by the network of a saved run."""
+"""Classification of image files by a trained network."""
 
 import sys
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments.analysis.saved_run import SavedRun
+import capsjax
 from experiments.config import UserError
 from experiments.data import image_files
 from experiments.data.image_size import RESIZE
-from experiments.tasks.predictions import predict
+from experiments.tasks.predictions import Network, predict
 
 CONFIDENT = 0.5  # a class with at least this score is present
-CENTRED = ("mnist",)  # data sets whose images were made as image_files.centre makes them
 FITS = RESIZE | {"digit": image_files.centre_digit}
 FIGURE_SIDE = 200  # pixels of a side of an image in the figure
+
+
+class Classifier(NamedTuple):
+    """A trained network, and what is known of its images."""
+
+    title: str
+    network: Network
+    variables: Any  # what its apply takes
+    labels: tuple[str, ...]
+    preprocessing: capsjax.Preprocessing
+
+
+def open_pretrained(place: str) -> Classifier:
+    """Returns a pretrained network.
+
+    Args:
+      place: see :func:`capsjax.load_pretrained`.
+
+    Raises:
+      UserError: there is no such network, or its files can't be used.
+    """
+    try:
+        described = capsjax.describe_pretrained(place)
+        model, variables, labels, preprocessing = capsjax.load_pretrained(place)
+    except capsjax.PretrainedError as error:
+        raise UserError(f"--model: {error}") from error
+    network = Network(model, described.network, described.labels_per_image)
+    return Classifier(f"pretrained {place}", network, variables, labels, preprocessing)
 
 
 class PreparedImage(NamedTuple):
@@ -51,25 +78,25 @@ class Classification(NamedTuple):
 
 
 def prepare_images(
-    run: SavedRun, files: Iterable[Path], invert: str, fit: str
+    classifier: Classifier, files: Iterable[Path], invert: str, fit: str
 ) -> list[PreparedImage]:
     """Reads files and makes an example like those of the data set from each.
 
     Files that can't be read are named on standard error and skipped.
 
     Args:
-      run: whose network will classify them.
+      classifier: which will classify them.
       files: of images.
       invert: yes, no, or auto, see :func:`experiments.data.image_files.is_negative`.
       fit: a key of FITS, or auto.
 
     Raises:
-      UserError: the run was trained on neither grey nor RGB images.
+      UserError: the network was trained on neither grey nor RGB images.
     """
-    pipeline, config = run.setup.pipeline, run.setup.config
-    *shape, channels = pipeline.shape if pipeline.from_image else run.facts["image_shape"]
-    if len(shape) != 2 or channels not in (1, 3):
-        raise UserError(f"{run.folder} was trained on {channels} channels, image files have 1 or 3")
+    taken = classifier.preprocessing
+    *shape, channels = taken.image_shape
+    if channels not in (1, 3):
+        raise UserError(f"the network was trained on {channels} channels, image files have 1 or 3")
     prepared = []
     for file in files:
         try:
@@ -80,15 +107,12 @@ def prepare_images(
         pixels = image_files.with_channels(image, channels)
         inverted = invert == "yes"
         if invert == "auto":
-            inverted = image_files.is_negative(pixels, run.facts["border"])
+            inverted = image_files.is_negative(pixels, taken.border)
         pixels = 1 - pixels if inverted else pixels
-        how = fit
-        if fit == "auto":
-            centred = config.dataset.split(":")[0] in CENTRED and not pipeline.from_image
-            # Images of a folder as those that the network was trained on.
-            how = config.resize
-            if centred and list(pixels.shape[:2]) != list(shape):
-                how = "digit"
+        how = taken.fit if fit == "auto" else fit
+        # Images that have the size already are centred already.
+        if fit == "auto" and how == "digit" and list(pixels.shape[:2]) == shape:
+            how = "pad"
         pixels = FITS[how](pixels, tuple(shape))
         pixels = np.uint8(np.rint(255 * pixels))
         image = image_files.with_channels(image, 1 if image.ndim == 2 else 3)
@@ -102,14 +126,14 @@ def _standard_input() -> bytes:
     return sys.stdin.buffer.read(image_files.LARGEST_FILE + 1)
 
 
-def classify(run: SavedRun, images: list[PreparedImage]) -> list[Classification]:
-    """Classifies images by the network of a run."""
+def classify(classifier: Classifier, images: list[PreparedImage]) -> list[Classification]:
+    """Classifies images."""
     if not images:
         return []
-    pipeline = run.setup.pipeline
     pixels = np.stack([image.pixels for image in images])
-    inputs = np.asarray(jax.jit(jax.vmap(pipeline.from_image or pipeline.input))(pixels))
-    found, names = predict(run.setup, run.variables, inputs), run.facts["class_names"]
+    inputs = np.asarray(jax.jit(classifier.preprocessing)(pixels))
+    found = predict(classifier.network, classifier.variables, inputs)
+    names = classifier.labels
     classified = []
     for k, named in enumerate(found.named):
         scores = found.scores[k]

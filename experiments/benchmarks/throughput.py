@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from capsjax.models import CapsNetConfig
+from capsjax.preprocessing import to_unit
 from experiments.config import Config, UserError
 from experiments.data import batching, datasets
-from experiments.data.augment import to_unit
 from experiments.tasks.base import Setup
 from experiments.training import chunks
 from experiments.training.setup import initial_state, training_inputs
@@ -55,7 +55,7 @@ def unit_images(setup: Setup) -> np.ndarray:
 
 def capsjax_implementations(setup: Setup) -> Implementations:
     """Returns training, inference in chunks of batches, and inference of one batch per call."""
-    state = initial_state(setup, couplings=False)
+    state = initial_state(setup, sources=False)
     source, key = training_inputs(setup)
     order = batching.epoch_orders(key, 0, len(setup.dataset.train_labels))
     size, count = setup.config.batch_size, jnp.int32(CHUNK)

@@ -11,6 +11,7 @@ from capsjax.recipes import RECIPES
 from capsjax.routing import GRADIENTS, IMPLEMENTATIONS, ROUTINGS
 from capsjax.squash import SQUASHES
 from capsjax.votes import VOTES
+from experiments.config.fine_tuning import FineTuning
 from experiments.config.flags import later_defaults, names_of, setting
 from experiments.config.optimization import RATE_SCHEDULES, Optimization
 from experiments.config.own_images import OwnImages, stem_of
@@ -22,7 +23,7 @@ PRESET_NAMES = tuple(dict.fromkeys(name.split("_", 1)[1] for name in PRESETS))
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Optimization, OwnImages):
+class Config(FineTuning, Optimization, OwnImages):
     """The settings of a training run; every field with a :func:`setting` is a flag."""
 
     program: str = dataclasses.field(default="mnist", metadata={"flag": False})

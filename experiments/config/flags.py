@@ -30,7 +30,7 @@ ROLES = {
 }
 
 
-def setting(default, help, *, choices=None, low=None, high=None, by="", roles=""):
+def setting(default, help, *, choices=None, low=None, high=None, by="", roles="", many=False):
     """Declares a field that is a flag.
 
     Args:
@@ -41,12 +41,14 @@ def setting(default, help, *, choices=None, low=None, high=None, by="", roles=""
       low, high: smallest and largest legal number.
       by: what provides the value where it is None, ``recipe`` or ``preset``.
       roles: names of :data:`ROLES`, separated by spaces.
+      many: whether the flag may be repeated; the value is all of them, joined by semicolons.
     """
     found = set(roles.split())
     assert found <= ROLES.keys(), roles
     found |= {"local"} if "path" in found else set()
     metadata = {"help": help, "choices": choices, "low": low, "high": high, "by": by}
-    return dataclasses.field(default=default, metadata=metadata | {"roles": found})
+    metadata |= {"many": many, "roles": found}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def names_of(settings: Any, role: str) -> tuple[str, ...]:
@@ -154,6 +156,8 @@ def define_flags(defaults: Settings, flag_values: flags.FlagValues = flags.FLAGS
             flags.DEFINE(_Integer(low, high), name, value, text, **common)
         elif kind is float:
             flags.DEFINE(_Number(low, high), name, value, text, **common)
+        elif f.metadata["many"]:
+            flags.DEFINE_multi_string(name, value or None, text, **common)
         else:
             flags.DEFINE_string(name, value, text, **common)
 
@@ -162,6 +166,7 @@ def from_flags(defaults: Settings, flag_values: flags.FlagValues = flags.FLAGS) 
     """Returns the configuration that parsed flags describe."""
     fields = [f for f in dataclasses.fields(defaults) if f.metadata.get("flag", True)]
     values = {f.name: flag_values[flag_name(f)].value for f in fields}
+    values |= {f.name: ";".join(values[f.name] or ()) for f in fields if f.metadata["many"]}
     return dataclasses.replace(defaults, **values)
 
 

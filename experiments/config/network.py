@@ -9,6 +9,7 @@ from capsjax.recipes import RECIPES
 from capsjax.routing import PassKernels, make_routing, options_of
 from experiments import UserError
 from experiments.config.experiment import Config
+from experiments.config.fine_tuning import PATTERNS
 from experiments.config.flags import names_of
 from experiments.config.optimization import check_optimization
 
@@ -97,10 +98,9 @@ def given_flags(config: Config, defaults: Config) -> dict:
 
 def command(config: Config, defaults: Config) -> str:
     """Returns the command that gives this run on any machine, given its program's defaults."""
-    given = given_flags(config, defaults)
-    return " ".join(
-        [f"python -m experiments.{config.program}", *(f"--{k}={v}" for k, v in given.items())]
-    )
+    given = given_flags(config, defaults).items()
+    words = [shlex.quote(f"--{k}={v}") if k in PATTERNS else f"--{k}={v}" for k, v in given]
+    return " ".join([f"python -m experiments.{config.program}", *words])
 
 
 def continuation(config: Config, defaults: Config) -> str:

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from capsjax import map_batches
+from capsjax.preprocessing import pad, to_unit
 from experiments import UserError
-from experiments.data.augment import pad, random_shift, to_unit
+from experiments.data.augment import random_shift
 
 MARGIN = 4  # pixels of the canvas around an unshifted digit
 TEST_SEED = 20171026  # the same for all runs

@@ -14,13 +14,14 @@ from experiments.files.reader import (
     sha256,
 )
 from experiments.files.text import formula_free, html, one_line
-from experiments.files.writer import check_folder, fresh, write_json, write_text
+from experiments.files.writer import check_folder, fresh, fresh_folder, write_json, write_text
 
 __all__ = [
     "BadFile",
     "check",
     "formula_free",
     "fresh",
+    "fresh_folder",
     "html",
     "is_integer",
     "is_number",

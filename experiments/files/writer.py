@@ -8,6 +8,7 @@ and a link with its name is replaced, not followed.
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,37 @@ def fresh(path: Path | str) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def fresh_folder(path: Path | str, flag: str) -> Iterator[Path]:
+    """Gives an empty temporary folder, which becomes ``path`` at the end of the block.
+
+    If the block fails, it is removed, so that there is a whole folder or none.
+
+    Args:
+      path: where nothing is yet.
+      flag: that names it, for messages.
+
+    Raises:
+      UserError: something is there, or it can't be written.
+    """
+    path = Path(path)
+    if path.is_symlink() or path.exists():
+        raise UserError(f"--{flag}={one_line(path)} exists already; name a new folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=path.parent))
+    except OSError as error:
+        raise UserError(f"--{flag}={one_line(path)} can't be written: {error.strerror}") from error
+    try:
+        yield temporary
+        os.chmod(temporary, 0o777 & ~_UMASK)  # only for its owner until now
+        os.rename(temporary, path)
+    except OSError as error:
+        raise UserError(f"--{flag}={one_line(path)} can't be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path | str, text: str) -> None:

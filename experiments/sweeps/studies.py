@@ -55,6 +55,7 @@ def few_examples(
     return Study(rows, ("train_examples", "model", "preset"), SEEDS, group_by="train_examples")
 
 
+SOURCE = "mnist_small"  # the packaged network that the study transfer starts from
 PAPERS = (("capsnet", "mnist"), ("cnn", "mnist"), ("cnn", "multimnist"))
 SMALL = (("capsnet", "small"), ("cnn", "mnist_small"), ("cnn", "small"))
 
@@ -182,6 +183,25 @@ STUDIES: dict[str, Study] = {
             "pose_norm": ("auto", "none"),
         },
         SEEDS,
+    ),
+    # Fashion-MNIST from weights for MNIST: --dataset=fashion_mnist --train_examples=1000.
+    "transfer": Study(
+        {
+            "random weights": {"init_from": ""},
+            "weights for MNIST": {"init_from": SOURCE},
+            "weights for MNIST, convolutions frozen": {
+                "init_from": SOURCE,
+                "freeze": "^(conv|primary)",
+            },
+            "weights for MNIST, convolutions at a tenth of the rate": {
+                "init_from": SOURCE,
+                "learning_rate_of": "^(conv|primary)=0.1",
+            },
+        },
+        seeds=SEEDS,
+        about="Whether weights that were trained on digits help on articles of clothing, of which "
+        "there are few images. The classes are ten in both, so that all arrays are kept. The "
+        "first row is trained from random weights, in as many steps.",
     ),
     # What a squash does to a stack.
     "deep_squash": product(

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+from capsjax.preprocessing import pad, to_unit
 from experiments import plots
 from experiments.config import Config, UserError, setting
 from experiments.data import affnist_images
@@ -12,7 +13,7 @@ from experiments.data.affnist_images import (
     transform_images,
     translate_images,
 )
-from experiments.data.augment import pad, random_shifts_on_canvas, to_unit
+from experiments.data.augment import random_shifts_on_canvas
 from experiments.data.batching import ImageSource
 from experiments.data.datasets import Dataset
 from experiments.tasks import response_curves
@@ -80,7 +81,8 @@ def canvas_pipeline(config: AffnistConfig, dataset: Dataset) -> InputPipeline:
 
     shape = (height + 2 * BORDER, width + 2 * BORDER, channels)
     source = ImageSource(dataset.train_images, dataset.train_labels)
-    return InputPipeline(shape, source, example, held_out, to_input)
+    steps = (("pad", BORDER), ("unit",))
+    return InputPipeline(shape, source, example, held_out, to_input, steps=steps)
 
 
 def should_stop(config: AffnistConfig, rows: list[dict]) -> bool:

@@ -34,6 +34,9 @@ class InputPipeline(NamedTuple):
     labels: int = 1  # classes in an image
     # Of the pixels of a whole image of `shape`, where a raw example is something else.
     from_image: Callable[..., jax.Array] | None = None
+    # The input of an image that is no training example, as capsjax.Preprocessing has it: of the
+    # data set, or of `shape` where there is `from_image`.
+    steps: tuple[tuple, ...] = (("unit",),)
 
 
 class Objective(NamedTuple):

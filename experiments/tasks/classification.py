@@ -35,9 +35,12 @@ def image_pipeline(
             return getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
 
         raw = jax.ShapeDtypeStruct(dataset.image_shape, np.uint8)
-        shape = jax.eval_shape(evaluate, raw).shape
+        try:
+            shape = jax.eval_shape(evaluate, raw).shape
+        except ValueError as error:
+            raise UserError(f"--dataset={dataset.name}: {error}") from error
         source = ImageSource(dataset.train_images, dataset.train_labels)
-        return InputPipeline(shape, source, example, held_out, evaluate)
+        return InputPipeline(shape, source, example, held_out, evaluate, steps=evaluate.steps)
 
     return pipeline
 

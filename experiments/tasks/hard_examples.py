@@ -9,7 +9,7 @@ from experiments import plots
 from experiments.plots.contact_sheet import Frame, plot_contact_sheet
 from experiments.tasks import figures
 from experiments.tasks.base import Figure, Setup
-from experiments.tasks.predictions import predict
+from experiments.tasks.predictions import network_of, predict
 
 WRONG, UNSURE = 20, 12  # images, at most
 
@@ -37,7 +37,7 @@ def contact_sheet(setup: Setup, variables, values: dict[str, np.ndarray]) -> Ite
     rows = np.concatenate([wrong, unsure])
     raw, labels = setup.pipeline.held_out("test")
     inputs = np.asarray(jax.jit(jax.vmap(setup.pipeline.input))(raw[rows]))
-    found, shown = predict(setup, variables, inputs), figures.drawable(setup)
+    found, shown = predict(network_of(setup), variables, inputs), figures.drawable(setup)
     images = shown(inputs)
     drawn = [None] * len(rows) if found.reconstruction is None else shown(found.reconstruction)
     names = setup.dataset.class_names

@@ -15,10 +15,10 @@ from capsjax.masks import label_mask
 from capsjax.models import CapsNetConfig
 from capsjax.models import Config as ModelConfig
 from capsjax.objectives import score_loss
+from capsjax.preprocessing import to_unit
 from capsjax.recipes import margin_factor
 from experiments.config import Config, UserError, setting
 from experiments.data import distortions
-from experiments.data.augment import to_unit
 from experiments.data.datasets import Dataset
 from experiments.data.digit_pairs import (
     MARGIN,

@@ -8,6 +8,7 @@ import numpy as np
 
 from capsjax import functional, map_batches
 from capsjax.models import CapsNetConfig, Prediction
+from capsjax.models import Config as ModelConfig
 from experiments.tasks.base import Setup
 from experiments.tasks.label_sets import PRESENT
 
@@ -22,38 +23,47 @@ class Predictions(NamedTuple):
     reconstruction: np.ndarray | None  # [N, H, W, C], of the named classes, or of the best one
 
 
-def score_name(setup: Setup) -> str:
+class Network(NamedTuple):
+    """A network as :func:`predict` needs it; of an ensemble, one with the mean scores."""
+
+    model: functional.Model
+    config: ModelConfig
+    labels_per_image: int | None  # that are named; None: all of those that are present
+
+
+def score_name(config: ModelConfig) -> str:
     """Returns what the scores of a network are: length, activation, or probability."""
-    if not isinstance(setup.model_config, CapsNetConfig):
+    if not isinstance(config, CapsNetConfig):
         return "probability"
-    traits = setup.model_config.make_routing().traits
+    traits = config.make_routing().traits
     if traits.scores_are_logits:
         return "probability"
     return "length" if traits.squash_primary else "activation"
 
 
-def as_one(setup: Setup) -> functional.Model:
-    """Returns the network of a run; of an ensemble, one with the mean scores of its networks."""
-    if getattr(setup.config, "ensemble", 1) == 1:
-        return setup.model
+def network_of(setup: Setup) -> Network:
+    """Returns the network of a run."""
+    labels = None if setup.dataset.multi_label else setup.pipeline.labels
+    model = setup.model
+    if getattr(setup.config, "ensemble", 1) > 1:
 
-    def apply(variables, images):
-        return Prediction(jnp.mean(setup.model.apply(variables, images).scores, axis=0))
+        def apply(variables, images):
+            return Prediction(jnp.mean(setup.model.apply(variables, images).scores, axis=0))
 
-    return setup.model._replace(apply=apply)
+        model = model._replace(apply=apply)
+    return Network(model, setup.model_config, labels)
 
 
-def predict(setup: Setup, variables, inputs: np.ndarray) -> Predictions:
+def predict(network: Network, variables, inputs: np.ndarray) -> Predictions:
     """Returns what a network says of its inputs ``[N, H, W, C]``, N at least 1.
 
     A network of single images names the best class, one of pairs the best two, and one of images
     with sets of labels all classes with a score of one half or more.
     """
-    model = as_one(setup)
-    count = None if setup.dataset.multi_label else setup.pipeline.labels
+    model, config, count = network
     to_scores = {"probability": jax.nn.softmax if count == 1 else jax.nn.sigmoid}
-    to_scores = to_scores.get(score_name(setup), lambda x: x)
-    decodes = getattr(setup.model_config, "decoder", None) is not None
+    to_scores = to_scores.get(score_name(config), lambda x: x)
+    decodes = getattr(config, "decoder", None) is not None
 
     @jax.jit
     def some(variables, x):

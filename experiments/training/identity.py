@@ -16,7 +16,7 @@ from experiments.data.image_listing import is_own
 from experiments.files import BadFile, read_json
 from experiments.files.forms import SUMMARY
 from experiments.tasks.base import Setup
-from experiments.training import frozen_couplings
+from experiments.training import frozen_couplings, initial_weights
 from experiments.training.results import versions
 
 RECORDED = "recorded"  # the name in config.json, beside those of the settings
@@ -25,6 +25,7 @@ FORM = {
     "source?": str,
     "affnist_dir?": str,
     "frozen_from?": str,
+    "init_from?": str,
     "versions?": {"*": str},
 }
 NUMERIC = ("jax", "flax", "optax", "numpy")  # packages whose versions may change numbers
@@ -37,6 +38,8 @@ def record_of(setup: Setup) -> dict[str, Any]:
         record["affnist_dir"] = checksum(*affnist_images.official_test_set(folder))
     if config.routing == "frozen":
         record["frozen_from"] = _result_of(frozen_couplings.folder_of(config))
+    if config.init_from:
+        record["init_from"] = initial_weights.checksum_of(config.init_from)
     record = {name: value for name, value in record.items() if value}
     return record | {"versions": versions()}
 
@@ -62,7 +65,7 @@ def differences(config: Config, record: dict, stored: dict) -> list[str]:
     before, usual = stored.get(RECORDED, {}), type(config)()
     same = {name for name in record if name != "versions" and record[name] == before.get(name)}
     # Arrays and images of a user and another run may be at another place.
-    moved = {"frozen_from"} & same
+    moved = {"frozen_from", "init_from"} & same
     if "data" in same and all(is_own(str(d)) for d in (stored.get("dataset"), config.dataset)):
         moved.add("dataset")
     found = [

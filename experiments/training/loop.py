@@ -17,7 +17,7 @@ from experiments.files import write_json, write_text
 from experiments.plots.text_tables import comma_separated
 from experiments.tasks import routing_diagnostics
 from experiments.tasks.base import Program, Setup
-from experiments.training import frozen_couplings, guard, selection
+from experiments.training import frozen_couplings, guard, initial_weights, selection
 from experiments.training.checkpoints import Checkpoints, has_checkpoints
 from experiments.training.chunks import chunk_body, make_chunk
 from experiments.training.evaluate import make_evaluate
@@ -72,6 +72,7 @@ def run(program: Program, config: Config) -> dict:
     total_steps(setup)  # too many are refused before anything is written
     if setup.config.routing == "frozen" and not has_checkpoints(setup.config):
         frozen_couplings.find_source(setup)  # before anything is written
+    initial_weights.check(setup)
     selection.check(setup)
     with open_workdir(setup.config, record_of(setup)) as workdir:
         print(banner(setup), file=sys.stderr)
@@ -98,7 +99,7 @@ def resume(setup: Setup, checkpoints: Checkpoints, workdir: Path) -> tuple[train
       UserError: the run has already gone beyond its last step.
     """
     done, total = checkpoints.latest(), total_steps(setup)
-    state = initial_state(setup, couplings=done is None)
+    state = initial_state(setup, sources=done is None)
     if done is None:
         return state, None
     if done > total:

@@ -13,14 +13,16 @@ from capsjax import functional, make_schedule, optimizers, train
 from capsjax.models import CapsNetConfig
 from capsjax.models import Config as ModelConfig
 from capsjax.routing import PassKernels, has_pass_kernels
+from capsjax.update_factors import scale_updates
 from experiments.config import Config, UserError, network_config, resolve, small_kernels
+from experiments.config.fine_tuning import factor_of
 from experiments.config.flags import LARGEST
 from experiments.data import batching, datasets
 from experiments.data.image_folder import ImageOptions
 from experiments.data.subset import limit_training_examples
 from experiments.tasks.base import Program, Setup
 from experiments.tasks.objective import check_balance, make_objective
-from experiments.training import frozen_couplings, memory, pieces
+from experiments.training import frozen_couplings, initial_weights, memory, pieces
 from experiments.training.devices import (
     cache_folder,
     find_devices,
@@ -191,7 +193,7 @@ def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
         decay_steps=config.decay_steps,
         floor=config.learning_rate_floor,
     )
-    return optimizers.make_optimizer(
+    optimizer = optimizers.make_optimizer(
         config.optimizer,
         schedule,
         weight_decay=config.weight_decay,
@@ -199,6 +201,8 @@ def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
         epsilon_hat=config.adam_epsilon_hat,
         members=getattr(config, "ensemble", 1),
     )
+    factor = factor_of(config)
+    return scale_updates(optimizer, factor) if factor else optimizer
 
 
 def first_state(setup: Setup, key: jax.Array) -> train.TrainState:
@@ -207,12 +211,12 @@ def first_state(setup: Setup, key: jax.Array) -> train.TrainState:
     return train.init_state(setup.model, setup.optimizer, key, average=average)
 
 
-def initial_state(setup: Setup, *, couplings: bool = True) -> train.TrainState:
+def initial_state(setup: Setup, *, sources: bool = True) -> train.TrainState:
     """Returns the state before the first step, on all devices.
 
     Args:
       setup: of the run.
-      couplings: whether to read the couplings that ``--routing=frozen`` needs.
+      sources: whether to read what ``--routing=frozen`` and ``--init_from`` take of other runs.
     """
     key, _ = random_keys(setup.config)
     init = jax.jit(
@@ -220,7 +224,9 @@ def initial_state(setup: Setup, *, couplings: bool = True) -> train.TrainState:
         compiler_options=quick_to_compile(setup.devices),
     )
     state = init(key)
-    if setup.config.routing == "frozen" and couplings:
+    if setup.config.init_from and sources:
+        state = initial_weights.load(setup, state)
+    if setup.config.routing == "frozen" and sources:
         config, folder = frozen_couplings.find_source(setup)
         other = prepare(setup.program, config, setup.dataset)
         prior = frozen_couplings.log_couplings(other, initial_state(other), folder)

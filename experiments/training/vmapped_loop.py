@@ -23,7 +23,7 @@ from experiments.config import Config, UserError, names_of, resolve
 from experiments.files import write_text
 from experiments.tasks.base import Program, Setup, Task
 from experiments.tasks.objective import make_objective
-from experiments.training import chunks, loop, pieces, selection
+from experiments.training import chunks, initial_weights, loop, pieces, selection
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.evaluate import make_evaluate
 from experiments.training.first_step import before_first_step
@@ -64,6 +64,7 @@ def run(program: Program, configs: list[Config]) -> None:
     started = time.monotonic()
     setup = prepare(program, dataclasses.replace(configs[0], num_devices=1))
     selection.check(setup)
+    initial_weights.check(setup)
     setup = pieces.choose(setup, chunks.chunk_body)  # the memory of a run decides how many fit
     configs = [resolve(config, setup.dataset.name) for config in configs]
     configs = configs[: capacity(setup, configs)]
@@ -228,6 +229,10 @@ def _restore(
     """The states of all runs, as last saved or at the beginning, and what each reports."""
     states = jax.jit(lambda: inputs(setup, configs)[1])()
     if checkpoints[0].latest() is None:
+        if setup.config.init_from:
+            parts = [_select(states, n) for n in range(len(configs))]
+            parts = [initial_weights.load(setup, one, report=not n) for n, one in enumerate(parts)]
+            states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
         return states, [None] * len(configs)
     saved = [one.restore_all(_select(states, n)) for n, one in enumerate(checkpoints)]
     restored, reported = zip(*saved)

@@ -19,6 +19,8 @@ from experiments.files import BadFile, check_folder, is_plain, read_json, write_
 from experiments.training.checkpoints import copy_of_config, has_checkpoints
 from experiments.training.identity import FORM, RECORDED, differences, other_versions
 
+FORM_OF_RECORD = {f"{RECORDED}?": FORM, "*": is_plain}
+
 
 @contextlib.contextmanager
 def open_workdir(
@@ -54,8 +56,15 @@ def open_workdir(
 
 
 def write_config(config: Config, workdir: Path, record: Mapping[str, Any] | None = None) -> None:
-    """Writes config.json: the settings, and what the run is trained on."""
-    recorded = {RECORDED: dict(record)} if record else {}
+    """Writes config.json: the settings, and what the run is trained on.
+
+    What an earlier one has recorded of sources that are not there any more is kept.
+    """
+    recorded = {}
+    if record:
+        with contextlib.suppress(BadFile):  # it is about to be written
+            recorded = read_json(workdir / "config.json", FORM_OF_RECORD).get(RECORDED, {})
+        recorded = {RECORDED: recorded | dict(record)}
     write_json(workdir / "config.json", dataclasses.asdict(config) | recorded)
 
 

@@ -8,6 +8,7 @@ from flax import nnx
 from helpers import as_float64, compiled, filled
 
 from capsjax import BatchNorm, InstanceNorm, Variables, from_module
+from capsjax.normalization import ExampleNorm
 
 SHAPE = (6, 4, 3, 2)
 
@@ -117,6 +118,16 @@ def test_instance_norm_equals_numpy():
     default = from_module(lambda rngs: InstanceNorm(2, rngs=rngs)).init(jax.random.key(0))
     np.testing.assert_array_equal(default["scale"], 1)
     np.testing.assert_array_equal(default["bias"], 0)
+
+
+def test_layer_normalization_is_over_a_whole_example():
+    model = from_module(lambda rngs: ExampleNorm(2, epsilon=1e-2, rngs=rngs))
+    params = {"scale": np.float32([2, 3]), "bias": np.float32([-1, 5])}
+    x = draw()
+    y = jax.jit(model.apply)(params, x)
+    for one, got in zip(x.astype(np.float64), y, strict=True):
+        exact = normalized(one, params, one.mean(), one.var(), 1e-2)
+        np.testing.assert_allclose(got, exact, atol=2e-4)
 
 
 def test_a_module_of_flax_learns_of_training_and_axis():

@@ -20,6 +20,7 @@ from capsjax import functional
 from experiments import predict
 from experiments.analysis import classify_images, saved_run
 from experiments.analysis.classify_images import Classification
+from experiments.analysis.run_network import classifier_of
 from experiments.config import UserError
 from experiments.data import datasets, image_files, image_folder
 from experiments.predict import Flags
@@ -98,7 +99,9 @@ def test_flags_decide_how_an_image_is_taken(tiny_run, folder, tmp_path, capsys, 
         ("no", "pad", ten_digits[3]),
         ("no", "digit", image_files.centre_digit(ten_digits[3], (28, 28))),
     ):
-        (seen,) = classify_images.prepare_images(run, [folder / "a.png"], invert, fit)
+        (seen,) = classify_images.prepare_images(
+            classifier_of(run), [folder / "a.png"], invert, fit
+        )
         assert seen.pixels.dtype == np.uint8  # the nearest level; ties are float32's to break
         assert np.abs(seen.pixels - 255 * np.float64(want)).max() <= 0.5 + 1e-4
 
@@ -108,9 +111,11 @@ def test_mnist_digits_are_centred_unless_they_have_the_size(tiny_run, folder, tm
     config = dataclasses.replace(opened.setup.config, dataset="mnist")
     run = opened._replace(setup=opened.setup._replace(config=config))
     large = written(tmp_path, of(np.uint8(255 * np.kron(ten_digits[3, ..., 0], np.ones((3, 3))))))
-    found = classify_images.prepare_images(run, [large, folder / "a.png"], "auto", "auto")
+    found = classify_images.prepare_images(
+        classifier_of(run), [large, folder / "a.png"], "auto", "auto"
+    )
     assert [seen.fit for seen in found] == ["digit", "pad"]
-    (seen,) = classify_images.prepare_images(opened, [large], "auto", "auto")
+    (seen,) = classify_images.prepare_images(classifier_of(opened), [large], "auto", "auto")
     assert seen.fit == "pad"
 
 
@@ -131,8 +136,8 @@ def test_cnn_predicts_probabilities(folder, ten_digits, tmp_path, capsys):
     run = saved_run.open_run(tmp_path / "run")
     logits = np.float64(run.setup.model.apply(run.variables, ten_digits[[3]]).scores[0])
     likely = np.exp(logits) / np.exp(logits).sum()
-    images = classify_images.prepare_images(run, [folder / "a.png"], "no", "pad")
-    (found,) = classify_images.classify(run, images)
+    images = classify_images.prepare_images(classifier_of(run), [folder / "a.png"], "no", "pad")
+    (found,) = classify_images.classify(classifier_of(run), images)
     np.testing.assert_allclose(found.scores, np.sort(likely)[:-3:-1], rtol=1e-5)
     assert found.names == tuple(str(k) for k in np.argsort(-likely)[:2])
     assert found.reconstruction is None
@@ -163,9 +168,9 @@ def test_pairs_name_both_digits(folder, ten_digits, tmp_path, capsys):
     pair[2:30, 2:30] = np.uint8(255 * ten_digits[3, ..., 0])
     pair[8:36, 8:36] = np.maximum(pair[8:36, 8:36], np.uint8(255 * ten_digits[8, ..., 0]))
     file = written(tmp_path, of(pair), "pair.png")
-    (image,) = classify_images.prepare_images(run, [file], "no", "auto")
+    (image,) = classify_images.prepare_images(classifier_of(run), [file], "no", "auto")
     np.testing.assert_array_equal(image.pixels[..., 0], pair)
-    (found,) = classify_images.classify(run, [image])
+    (found,) = classify_images.classify(classifier_of(run), [image])
     x = np.float32(pair)[None, ..., None] / 255
     out = functional.create_model(run.setup.model_config).apply(run.variables, x, method="encode")
     order = np.argsort(-np.asarray(out.activation[0]), kind="stable")
@@ -187,8 +192,8 @@ def test_pairs_name_both_digits(folder, ten_digits, tmp_path, capsys):
 
 def test_ensembles_average_their_scores(folder, ten_digits, tmp_path):
     run = untrained("cifar10", tmp_path, ensemble=2)
-    images = classify_images.prepare_images(run, [folder / "a.png"], "no", "pad")
-    (found,) = classify_images.classify(run, images)
+    images = classify_images.prepare_images(classifier_of(run), [folder / "a.png"], "no", "pad")
+    (found,) = classify_images.classify(classifier_of(run), images)
     one = functional.create_model(run.setup.model_config)
     x = np.asarray(run.setup.pipeline.input(images[0].pixels))[None]
     members = [
@@ -243,7 +248,7 @@ def test_images_of_a_folder_are_fitted_as_in_training(tiny_run, tmp_path):
     for resize in ("pad", "crop", "stretch"):
         config = dataclasses.replace(opened.setup.config, dataset="x/", resize=resize)
         run = opened._replace(setup=opened.setup._replace(config=config))
-        (seen,) = classify_images.prepare_images(run, [file], "no", "auto")
+        (seen,) = classify_images.prepare_images(classifier_of(run), [file], "no", "auto")
         for split in ("train/a", "train/b", "test/a", "test/b"):
             (tmp_path / resize / split).mkdir(parents=True)
             written(tmp_path / resize / split, of(wide), "wide.png")
@@ -257,9 +262,12 @@ def test_images_of_a_folder_are_fitted_as_in_training(tiny_run, tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ((), "give a run and images"),
-        (("--run={run}",), "give a run and images"),
-        (("{folder}/a.png",), "give a run and images"),
+        ((), "give images"),
+        (("--run={run}",), "give images"),
+        (("{folder}/a.png", "--run={run}", "--model=x"), "not both"),
+        (("{folder}/a.png", "--model={run}x"), "neither a folder nor a packaged network"),
+        (("{folder}/a.png", "--model={run}"), "config.json is not understood"),
+        (("{folder}/a.png", "--model={run}", "--json=1"), "needs --output"),
         (("{folder}/a.png", "--run={run}x"), "no such folder, did you mean {run}?"),
         (("{folder}/a.png", "--run={run}", "--output=p.jpg"), "must end in .png or .pdf"),
         (("--run={run}", "{run}"), "contains no images"),

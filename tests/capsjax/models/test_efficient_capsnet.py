@@ -10,7 +10,7 @@ import pytest
 import reference
 import reference_routing as loops
 from helpers import as_float64, compiled, filled
-from small_networks import in_float64, promoting
+from small_networks import in_float64
 
 from capsjax import PRESETS, CapsNetConfig, Variables, create_model, preset
 from capsjax.functional import split
@@ -109,8 +109,7 @@ def test_efficient_capsnet_equals_reference(case, x64):
         out = out[0] if training else out
         return jnp.sum(a[None] * out.scores), out
 
-    with promoting(config):
-        gradient, out = compiled(jax.grad(loss, has_aux=True), params)(params)
+    gradient, out = compiled(jax.grad(loss, has_aux=True), params)(params)
     assert abs(out.scores[0] - out.scores[1]).max() > 0.01
     for n, exact in enumerate(efficient_capsnet(params, stats, x, config, training)):
         np.testing.assert_allclose(out.scores[n], exact.activation, rtol=1e-9)

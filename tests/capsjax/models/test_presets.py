@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_networks import KEY, promoting
+from small_networks import KEY
 
 from capsjax import (
     PRESETS,
@@ -155,8 +155,7 @@ def test_every_preset_builds_a_network(name):
         params = jax.eval_shape(model.init, KEY)
         assert {p.dtype for p in jax.tree.leaves(params)} == {np.dtype("float32")}
         x = jax.ShapeDtypeStruct((3, *config.image_shape), jnp.float32)
-        with promoting(config):
-            out = jax.eval_shape(model.apply, params, x)
+        out = jax.eval_shape(model.apply, params, x)
         assert out.scores.shape == (3, config.num_classes) and out.scores.dtype == jnp.float32
         if isinstance(config, CapsNetConfig):
             assert out.pose.shape == (3, config.num_classes, config.class_pose)
