@@ -55,3 +55,10 @@ def test_frozen_gradients_do_not_count_in_the_norm():
     _, updates = steps(optimizer, count=1)
     g = np.float64(GRADIENTS["b"]["w"])
     np.testing.assert_allclose(updates["b"]["w"], -0.3 * 0.1 * g / np.linalg.norm(g), rtol=1e-6)
+
+
+def test_a_frozen_negative_zero_keeps_its_sign_outside_of_jit():
+    optimizer = scale_updates(optax.sgd(0.1), factor)
+    updates, _ = optimizer.update(GRADIENTS, optimizer.init(PARAMS), PARAMS)
+    found = optax.apply_updates(PARAMS, updates)["a"]["w"]
+    np.testing.assert_array_equal(np.signbit(found), [False, True, False, False])
