@@ -128,17 +128,38 @@ def _end(line: str, status: int) -> None:
 
 
 def _take_signals() -> None:
-    """Makes Ctrl-C an exception again, where ``experiments`` ended at once during imports.
+    """Makes the first Ctrl-C an exception again, and lets the second one end the process at once.
 
-    A hangup is an interruption, too, unless ``nohup`` has turned it off.
+    During imports ``experiments`` ends at once. A hangup is an interruption, too, unless ``nohup``
+    has turned it off.
     """
     if threading.current_thread() is not threading.main_thread():
         return
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, _interrupt)
+        sys.unraisablehook = _unraisable
     hangup = getattr(signal, "SIGHUP", None)
     if hangup and signal.getsignal(hangup) != signal.SIG_IGN:
-        signal.signal(hangup, lambda *_: _end("interrupted", 128 + hangup))
+        signal.signal(hangup, _stop)
+
+
+def _interrupt(*_) -> None:
+    signal.signal(signal.SIGINT, _stop)
+    raise KeyboardInterrupt
+
+
+def _stop(number: int = signal.SIGINT, *_) -> None:
+    """Ends the process at once. It may be in the middle of writing to a stream of Python."""
+    with contextlib.suppress(OSError):
+        os.write(2, b"interrupted\n")
+    os._exit(128 + number)
+
+
+def _unraisable(found) -> None:
+    """Ends the process if Ctrl-C came where no exception can be raised, such as in ``__del__``."""
+    if issubclass(found.exc_type, KeyboardInterrupt):
+        _stop()
+    sys.__unraisablehook__(found)
 
 
 def commit() -> str | None:
