@@ -74,8 +74,7 @@ def _stored(state) -> dict:
 def _with_checksums(rows: dict[str, tuple[Path, int]]) -> type:
     """Returns how a checkpoint gets its name: Orbax's way, after its last files are written.
 
-    Args:
-      rows: by name of the checkpoint, metrics.jsonl and how many bytes of it; entries are removed.
+    ``rows`` are metrics.jsonl and how many bytes of it, by step; entries are removed.
     """
     import orbax.checkpoint as ocp
 
