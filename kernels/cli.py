@@ -21,6 +21,8 @@ OF_THE_MACHINE = {
     if hasattr(errno, name)
 }
 
+MOST_FLAGS = 2**20  # bytes of a file of flags
+
 # The same in errors of libraries that are not OSError.
 SIGNS = ("No space left on device", "Disk quota exceeded", "File too large", "Too many open files")
 SIGNS += ("Read-only file system", "Permission denied")
@@ -53,6 +55,7 @@ def run(
                 # A pattern of the shell such as *.png must not give flags.
                 if word.startswith("-") and os.path.lexists(word):
                     raise flags.Error(f"{word!r} is a file; name it ./{word}, or all by ./*")
+            _check_flag_files(argv[1:], set())
             define(argv[1:])
             rest = flags.FLAGS(argv)[1:]
             if rest and not words:
@@ -89,6 +92,19 @@ def run(
     except BrokenPipeError:  # the reader, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _check_flag_files(words: list[str], seen: set[str]) -> None:
+    """Refuses flag files that never end, and those that they name: absl reads whatever it is."""
+    for word, following in zip(words, [*words, ""][1:], strict=True):
+        name, given, path = word.partition("=")
+        path = os.path.expanduser(path if given else following)
+        if name not in ("-flagfile", "--flagfile") or not path or path in seen:
+            continue
+        if not os.path.isfile(path) or os.path.getsize(path) > MOST_FLAGS:
+            raise flags.Error(f"--flagfile={path} is no file of at most {MOST_FLAGS:,} bytes")
+        with open(path, encoding="utf-8") as file:  # what is not UTF-8 is a ValueError
+            _check_flag_files(file.read().split(), seen | {path})
 
 
 def _reason(error: BaseException | None) -> str:
