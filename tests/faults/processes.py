@@ -13,6 +13,8 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+import experiments
+
 SECONDS = 120  # after which a command counts as hanging
 # Quick runs that save twice.
 FLAGS = (
@@ -76,6 +78,7 @@ def start(
     status = 1
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        experiments.end_imports_at_once()  # as the import of experiments does
         for descriptor, name in ((1, "out.txt"), (2, "err.txt")):
             file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(file, descriptor)
