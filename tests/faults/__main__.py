@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import itertools
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -27,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", choices=(*PARTS, "cost"))
     parser.add_argument("--shard", default="0/1", help="I/N: every N-th case only, from the I-th")
-    parser.add_argument("--match", default="", help="only cases whose name contains this")
+    parser.add_argument("--match", default="", help="only cases whose name this expression finds")
     arguments = parser.parse_args()
     only, (first, step) = arguments.only, map(int, arguments.shard.split("/"))
     sys.path[:0] = [str(FOLDER), str(FOLDER.parent), str(FOLDER.parents[1])]
@@ -42,7 +43,7 @@ def main() -> None:
             found = []
             with contextlib.suppress(KeyboardInterrupt):  # the table says what was done until then
                 for name, case in itertools.islice(cases, first, None, step):
-                    if arguments.match in name:
+                    if re.search(arguments.match, name):
                         found.append(_said(name, case))
         wrong = sum(bool(problem) for _, problem in found)
         failed += wrong
