@@ -185,7 +185,7 @@ def weights(workdir: Path) -> str:
     import numpy as np
     import tensorstore
 
-    steps = [int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
+    steps = [int(p.name) for p in (workdir / "checkpoints").iterdir() if re.fullmatch("[0-9]+", p.name)]
     place = workdir / "checkpoints" / str(max(steps)) / "default"
     base = {"driver": "ocdbt", "base": f"file://{place}"}
     digest = hashlib.sha256()
