@@ -14,9 +14,14 @@ def _end_at_once(*_) -> None:
     os._exit(130)
 
 
-if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-    # A command is being imported, which takes seconds; kernels.cli.run takes over.
-    signal.signal(signal.SIGINT, _end_at_once)
+def end_imports_at_once() -> None:
+    """Makes Ctrl-C one line while a command is imported, until kernels.cli.run takes over."""
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end_at_once)
+
+
+if sys.argv[:1] == ["-m"]:  # a command is being imported, which takes seconds
+    end_imports_at_once()
 
 
 class UserError(Exception):

@@ -6,6 +6,8 @@ import runpy
 import sys
 from pathlib import Path
 
+from experiments import end_imports_at_once
+
 USAGE = """usage: capsjax COMMAND [flags]
        capsjax COMMAND --help
        capsjax --version
@@ -54,6 +56,7 @@ def summaries() -> dict[str, str]:
 def run(name: str, flags: list[str]) -> None:
     """Runs the module of a command as ``python -m`` does."""
     sys.argv = [f"capsjax {name}", *flags]
+    end_imports_at_once()
     try:
         runpy.run_module(f"{__package__}.{name}", run_name="__main__", alter_sys=True)
     except ModuleNotFoundError as error:

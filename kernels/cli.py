@@ -21,6 +21,8 @@ OF_THE_MACHINE = {
     if hasattr(errno, name)
 }
 
+MOST_FLAGS = 2**20  # bytes of a file of flags
+
 # The same in errors of libraries that are not OSError.
 SIGNS = ("No space left on device", "Disk quota exceeded", "File too large", "Too many open files")
 SIGNS += ("Read-only file system", "Permission denied")
@@ -53,6 +55,7 @@ def run(
                 # A pattern of the shell such as *.png must not give flags.
                 if word.startswith("-") and os.path.lexists(word):
                     raise flags.Error(f"{word!r} is a file; name it ./{word}, or all by ./*")
+            _check_flag_files(argv[1:], set())
             define(argv[1:])
             rest = flags.FLAGS(argv)[1:]
             if rest and not words:
@@ -89,6 +92,19 @@ def run(
     except BrokenPipeError:  # the reader, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _check_flag_files(words: list[str], seen: set[str]) -> None:
+    """Refuses flag files that never end, and those that they name: absl reads whatever it is."""
+    for word, following in zip(words, [*words, ""][1:], strict=True):
+        name, given, path = word.partition("=")
+        path = os.path.expanduser(path if given else following)
+        if name not in ("-flagfile", "--flagfile") or not path or path in seen:
+            continue
+        if not os.path.isfile(path) or os.path.getsize(path) > MOST_FLAGS:
+            raise flags.Error(f"--flagfile={path} is no file of at most {MOST_FLAGS:,} bytes")
+        with open(path, encoding="utf-8") as file:  # what is not UTF-8 is a ValueError
+            _check_flag_files(file.read().split(), seen | {path})
 
 
 def _reason(error: BaseException | None) -> str:
@@ -128,17 +144,38 @@ def _end(line: str, status: int) -> None:
 
 
 def _take_signals() -> None:
-    """Makes Ctrl-C an exception again, where ``experiments`` ended at once during imports.
+    """Makes the first Ctrl-C an exception again, and lets the second one end the process at once.
 
-    A hangup is an interruption, too, unless ``nohup`` has turned it off.
+    During imports ``experiments`` ends at once. A hangup is an interruption, too, unless ``nohup``
+    has turned it off.
     """
     if threading.current_thread() is not threading.main_thread():
         return
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, _interrupt)
+        sys.unraisablehook = _unraisable
     hangup = getattr(signal, "SIGHUP", None)
     if hangup and signal.getsignal(hangup) != signal.SIG_IGN:
-        signal.signal(hangup, lambda *_: _end("interrupted", 128 + hangup))
+        signal.signal(hangup, _stop)
+
+
+def _interrupt(*_) -> None:
+    signal.signal(signal.SIGINT, _stop)
+    raise KeyboardInterrupt
+
+
+def _stop(number: int = signal.SIGINT, *_) -> None:
+    """Ends the process at once. It may be in the middle of writing to a stream of Python."""
+    with contextlib.suppress(OSError):
+        os.write(2, b"interrupted\n")
+    os._exit(128 + number)
+
+
+def _unraisable(found) -> None:
+    """Ends the process if Ctrl-C came where no exception can be raised, such as in ``__del__``."""
+    if issubclass(found.exc_type, KeyboardInterrupt):
+        _stop()
+    sys.__unraisablehook__(found)
 
 
 def commit() -> str | None:

@@ -1,5 +1,6 @@
 """Which image files a data set consists of: a folder with a folder for each class, or a table."""
 
+import collections
 import csv
 import io
 import os
@@ -10,13 +11,14 @@ from typing import NamedTuple
 
 from experiments import UserError
 from experiments.data import image_files
-from experiments.files import parse
+from experiments.files import BadFile, parse, read_text
 
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val"),
     "test": ("test", "testing"),
 }
+MOST_OTHERS = 200_000  # files and folders, from which a folder with fewer images is no data set
 LARGEST_TABLE = 256 * 2**20  # bytes
 BETWEEN_LABELS = ";"  # in a table of comma-separated values
 
@@ -89,6 +91,8 @@ def list_images(dataset: str) -> Listing:
                 raise ValueError(f"{name!r} is no name of a class: empty, or not printable")
         if len(class_names) < 2:
             raise ValueError("there is one class only, and nothing to tell apart")
+    except BadFile as error:
+        raise UserError(f"--dataset={dataset}: {error}") from error
     except (OSError, ValueError, csv.Error, RecursionError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or str(error)
         raise UserError(f"--dataset={dataset}: {reason}") from error
@@ -121,11 +125,12 @@ def _of_folder(root):
         parts = {None: root}
     elif "train" not in parts:
         raise ValueError("there is a folder test and none of the name train")
+    seen = collections.Counter()
     images = [
         ListedImage(path, str(path.relative_to(root)), (entry.name,), split)
         for split, part in parts.items()
         for entry in _folders_in(part, root)
-        for path in _images_below(entry)
+        for path in _images_below(entry, seen)
     ]
     return images, False
 
@@ -140,10 +145,14 @@ def _folders_in(folder, root=None):
     return paths
 
 
-def _images_below(folder) -> Iterator[Path]:
+def _images_below(folder, seen: collections.Counter) -> Iterator[Path]:
     for where, folders, files in os.walk(folder):  # which follows no links to folders
         folders[:] = sorted(name for name in folders if name[0] != ".")
-        yield from (Path(where) / name for name in sorted(files) if _is_image(name))
+        names = [name for name in sorted(files) if _is_image(name)]
+        seen += collections.Counter(images=len(names), others=len(files) + 1 - len(names))
+        if seen["others"] > max(MOST_OTHERS, seen["images"]):
+            raise ValueError(f"more than {MOST_OTHERS:,} files and folders in it are no images")
+        yield from (Path(where) / name for name in names)
 
 
 def _is_image(name):
@@ -151,9 +160,7 @@ def _is_image(name):
 
 
 def _of_table(path):
-    if path.stat().st_size > LARGEST_TABLE:
-        raise ValueError(f"the table is larger than {LARGEST_TABLE // 2**20} MiB")
-    text = path.read_text("utf-8-sig")
+    text = read_text(path, LARGEST_TABLE)
     rows = list(_rows_of_csv(text) if path.suffix == ".csv" else _rows_of_json(text))
     if not rows:
         raise ValueError("the table has no lines")

@@ -1,5 +1,6 @@
 """Files that may come from elsewhere, and files that are written: one reader and one writer."""
 
+from experiments.files.compiled import check_programs
 from experiments.files.limits import check_memory, check_private, local_path, size
 from experiments.files.reader import (
     BadFile,
@@ -35,6 +36,7 @@ __all__ = [
     "check_folder",
     "check_memory",
     "check_private",
+    "check_programs",
     "sha256",
     "size",
     "write_json",

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiments.config import UserError
-from experiments.files import check_private, local_path
+from experiments.files import check_private, check_programs, local_path
 from experiments.training import memory
 
 AXIS = "data"
@@ -32,13 +32,15 @@ def keep_compiled_programs(cache_dir: str) -> None:
     """Turns on JAX's persistent compilation cache, unless ``cache_dir`` is 'none'.
 
     Raises:
-      UserError: others may write to it. It holds programs, which are run.
+      UserError: others may write to it, or it is damaged and can't be corrected. It holds
+        programs, which are run.
     """
     if cache_dir == "none":
         return
     folder = cache_folder(cache_dir)
     for place in (folder, folder / "xla"):
         check_private(place)
+    check_programs(folder / "xla")
     jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import itertools
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -27,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", choices=(*PARTS, "cost"))
     parser.add_argument("--shard", default="0/1", help="I/N: every N-th case only, from the I-th")
+    parser.add_argument("--match", default="", help="only cases whose name this expression finds")
     arguments = parser.parse_args()
     only, (first, step) = arguments.only, map(int, arguments.shard.split("/"))
     sys.path[:0] = [str(FOLDER), str(FOLDER.parent), str(FOLDER.parents[1])]
@@ -40,8 +42,9 @@ def main() -> None:
             cases = importlib.import_module(part).cases(Path(scratch))
             found = []
             with contextlib.suppress(KeyboardInterrupt):  # the table says what was done until then
-                for case in itertools.islice(cases, first, None, step):
-                    found.append(_said(*case))
+                for name, case in itertools.islice(cases, first, None, step):
+                    if re.search(arguments.match, name):
+                        found.append(_said(name, case))
         wrong = sum(bool(problem) for _, problem in found)
         failed += wrong
         lines.append(f"| {PARTS[part]} | {len(found)} | {len(found) - wrong} |")

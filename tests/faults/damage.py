@@ -1,12 +1,15 @@
 """Damage to the folder of a run: the same command gives the same result, or refuses in one line."""
 
 import os
+import random
 import shutil
 import time
 from functools import partial
 from pathlib import Path
 
 import processes
+
+from experiments.files import check_programs
 
 KINDS = (
     "half",
@@ -32,6 +35,14 @@ PARTS = (
 PARTS += ("default/array_metadatas/*", "checksums.json", "metrics.jsonl", "config.json")
 PARTS += ("_CHECKPOINT_METADATA",)
 FULL = (1, 300, 1000, 5000, 20_000, 60_000, 100_000, 150_000, 200_000)  # bytes of the largest file
+
+EXTRA = ("notes.txt", "checkpoints/notes.txt", "checkpoints/99", "checkpoints/99/default")
+EXTRA += ("checkpoints/007", "checkpoints/-5", "figures/old.png", "tensorboard/a/b")
+EXTRA += ("checkpoints/10/default/d/more", "checkpoints/1" + "0" * 40, "checkpoints/²")
+PERMISSIONS = ((".", 0o555), (".", 0), ("config.json", 0), ("metrics.jsonl", 0o444))
+PERMISSIONS += (("metrics.jsonl", 0), ("checkpoints", 0o555), ("checkpoints", 0), (".lock", 0))
+PERMISSIONS += (("checkpoints/10", 0o555), ("checkpoints/10/default/d", 0), ("network.json", 0))
+MEMORY = (1, 64, 256, 512, 1024, 4096)
 
 
 def damage(path: Path, kind: str) -> None:
@@ -82,12 +93,24 @@ def cases(scratch: Path):
                 change = partial(_damage_in, name, kind)
                 yield f"{start.name}, {name}: {kind}", partial(check, start, change)
         for pattern in PARTS:
-            for kind in KINDS[:7]:
+            for kind in KINDS[:7] if start == whole else ("half", "flip50", "missing"):
                 change = partial(_damage_part, pattern, kind)
                 yield f"{start.name}, {pattern}: {kind}", partial(check, start, change)
     for name in ("checkpoints", "figures", "tensorboard"):
         for kind in ("file", "link"):
             yield f"{name} is a {kind}", partial(check, whole, partial(_replace, name, kind))
+    for number in range(20):
+        yield f"flip anywhere {number}", partial(check, half, partial(_flip_anywhere, number))
+    for name in EXTRA:
+        yield f"additional {name}", partial(check, half, partial(_add, name))
+    for name, mode in PERMISSIONS:
+        change = partial(_chmod, name, mode)
+        yield f"{name} has mode {mode:o}", partial(check, half, change, ordinary=True)
+    for kind in ("exchanged", "flipped", "half", "empty", "read-only"):
+        yield f"compiled programs: {kind}", partial(_programs, kind, scratch, log, half, want)
+    for megabytes in MEMORY:
+        limit = {"more_memory": megabytes * 2**20}
+        yield f"{megabytes} MB more", partial(check, half, lambda workdir: None, **limit)
     for size in FULL:
         yield f"disk is full after {size} bytes", partial(_full, check, half, size)
     for count in (12, 20, 32, 48):
@@ -117,13 +140,65 @@ def _replace(name, kind, workdir):
     path.write_text("") if kind == "file" else path.symlink_to(workdir.parent)
 
 
+def _flip_anywhere(number, workdir):
+    chance = random.Random(number)
+    files = sorted(p for p in workdir.rglob("*") if p.is_file() and p.stat().st_size)
+    path = chance.choice(files)
+    data = bytearray(path.read_bytes())
+    data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    path.write_bytes(data)
+
+
+def _add(name, workdir):
+    path = workdir / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"more") if "." in name or name.endswith("more") else path.mkdir()
+
+
+def _chmod(name, mode, workdir):
+    (workdir / name).chmod(mode)
+
+
+def _programs(kind, scratch, log, start, want):
+    """What is wrong with compiled programs is compiled again."""
+    cache, workdir = scratch / "damaged programs", scratch / "run"
+    if cache.exists():
+        _chmod_all(cache, 0o700)
+        shutil.rmtree(cache)
+    shutil.copytree(scratch / "cache", cache)
+    entries = sorted((cache / "xla").glob("*-cache"))
+    for path in entries:
+        os.utime(path, (1e9, 1e9))  # they are not being written any more
+    check_programs(cache / "xla")
+    contents = [bytearray(path.read_bytes()) for path in entries]
+    for data in contents:
+        data[len(data) // 2] ^= 4 * (kind == "flipped")
+    contents = contents[::-1] if kind == "exchanged" else contents
+    for path, data in zip(entries, contents, strict=True):
+        path.write_bytes(data[: {"half": len(data) // 2, "empty": 0}.get(kind)])
+    if kind == "read-only":
+        _chmod_all(cache, 0o500)
+    problem = _check(workdir, cache, log, want, start, lambda workdir: None, ordinary=True)
+    said = "compiled again" in (log / "err.txt").read_text() or kind == "read-only"
+    return problem or ("" if said else "nothing is said")
+
+
+def _chmod_all(folder, mode):
+    folder.chmod(mode)
+    for place, folders, _ in os.walk(folder):  # which lists a folder before it enters it
+        for name in folders:
+            Path(place, name).chmod(mode)
+
+
 def _older(workdir):
     for path in workdir.rglob("*"):
         os.utime(path, (4e9, 4e9))  # everything there is of the future
 
 
 def _check(workdir, cache, log, want, start, change, **options):
-    shutil.rmtree(workdir, ignore_errors=True)
+    if workdir.exists():
+        _chmod_all(workdir, 0o700)
+        shutil.rmtree(workdir)
     shutil.copytree(start, workdir)
     change(workdir)
     ended = processes.train(log, workdir, cache, **options)

@@ -31,6 +31,11 @@ def cases(scratch: Path, count: int = COUNT):
         name = signal.Signals(number).name
         yield name, partial(_stopped, scratch / name, cache, log, number, want)
     yield "SIGINT twice", partial(_twice, scratch / "twice", cache, log)
+    for delay in (0.1, 0.3, 0.6, 1.0, 1.5):
+        yield (
+            f"SIGINT twice, {delay} s after figures began",
+            partial(_twice_in_figures, scratch / "undisturbed", cache, log, delay),
+        )
 
 
 def _start(workdir, cache, log):
@@ -75,8 +80,19 @@ def _stopped(workdir, cache, log, number, want):
 def _twice(workdir, cache, log):
     child = _start(workdir, cache, log)
     _after_rows(workdir, child, 1)
+    return _interrupted(log, child)
+
+
+def _twice_in_figures(workdir, cache, log, delay):
+    flags = (f"--run={workdir}", f"--cache_dir={cache}", f"--output={log}", "--accelerator=cpu")
+    child = processes.start(log, "figures", *flags)
+    time.sleep(delay)
+    return _interrupted(log, child)
+
+
+def _interrupted(log, child):
     for _ in range(2):
-        os.kill(child, signal.SIGINT)
+        os.kill(child, signal.SIGINT)  # of a process that has ended, too, until it is waited for
         time.sleep(0.02)
     ended = processes.wait(log, child)
     fine = ended.status in (0, 130) and "Traceback" not in ended.err

@@ -13,6 +13,8 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+import experiments
+
 SECONDS = 120  # after which a command counts as hanging
 # Quick runs that save twice.
 FLAGS = (
@@ -50,7 +52,13 @@ def preload() -> None:
 
 
 def start(
-    folder: Path, module: str, *arguments: str, most_bytes: int = 0, most_files: int = 0
+    folder: Path,
+    module: str,
+    *arguments: str,
+    most_bytes: int = 0,
+    most_files: int = 0,
+    more_memory: int = 0,
+    ordinary: bool = False,
 ) -> int:
     """Starts ``python -m experiments.MODULE`` and returns the number of its process.
 
@@ -59,6 +67,8 @@ def start(
       module: of experiments. arguments: its flags.
       most_bytes: of a file that it may write, as a disk that is full; 0 for any.
       most_files: open at once; 0 for any.
+      more_memory: bytes that it may take beyond those of its copy; 0 for any.
+      ordinary: permissions of files hold for it, even if the user is root.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a fork beside threads: no device is open
@@ -68,6 +78,7 @@ def start(
     status = 1
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        experiments.end_imports_at_once()  # as the import of experiments does
         for descriptor, name in ((1, "out.txt"), (2, "err.txt")):
             file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(file, descriptor)
@@ -77,6 +88,12 @@ def start(
             resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
         if most_files:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
+        if more_memory:
+            # Addresses, most of which an allocator reserves only.
+            most = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (most + more_memory, most + more_memory))
+        if ordinary and os.getuid() == 0:
+            _drop_privileges()
         sys.argv = [f"experiments/{module}.py", *arguments]
         runpy.run_module(f"experiments.{module}", run_name="__main__", alter_sys=True)
         status = 0
@@ -91,6 +108,15 @@ def start(
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)
+
+
+def _drop_privileges() -> None:
+    """Gives up the capabilities of root, for which permissions do not hold (capset of Linux)."""
+    import ctypes
+
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this process
+    if ctypes.CDLL(None, use_errno=True).capset(header, (ctypes.c_uint32 * 6)()):
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 def wait(folder: Path, child: int, seconds: float = SECONDS) -> Ended:
@@ -145,6 +171,7 @@ def _result(workdir):
     from experiments.training.metrics import read_rows
 
     times = ("seconds", "images_per_second", "wall_seconds", "training_seconds", "peak_memory_mb")
+    times += ("commit",)  # someone may be working on the code
     rows = [
         {k: v for k, v in r.items() if k not in times} for r in read_rows(workdir / "metrics.jsonl")
     ]
@@ -158,7 +185,7 @@ def weights(workdir: Path) -> str:
     import numpy as np
     import tensorstore
 
-    steps = [int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
+    steps = [int(p.name) for p in (workdir / "checkpoints").iterdir() if re.fullmatch("[0-9]+", p.name)]
     place = workdir / "checkpoints" / str(max(steps)) / "default"
     base = {"driver": "ocdbt", "base": f"file://{place}"}
     digest = hashlib.sha256()

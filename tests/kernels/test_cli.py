@@ -5,7 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
 from helpers import ROOT
+
+from kernels import cli
 
 TOO_LARGE = "jax.block_until_ready(jax.jit(lambda: jnp.zeros((2**20, 2**20, 2**20), 'int8'))())"
 
@@ -56,3 +59,30 @@ def test_a_closed_pipe_ends_it_silently():
     with open(written, "w") as closed_pipe:
         done = end("print('x' * 10**6)", stdout=closed_pipe)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("place", ["/dev/zero", "fifo", "names fifo", "a folder", "nowhere"])
+def test_flag_files_that_never_end_are_refused(place, tmp_path):
+    path = tmp_path / "flags"
+    if place == "fifo":
+        os.mkfifo(path)
+    elif place == "names fifo":
+        os.mkfifo(tmp_path / "other")
+        path.write_text(f"--verbosity=0\n--flagfile={tmp_path / 'other'}\n")
+    elif place == "a folder":
+        path.mkdir()
+    name = place if place[0] == "/" else str(path)
+    for words in ([f"--flagfile={name}"], ["--verbosity=0", "-flagfile", name]):
+        with pytest.raises(flags.Error, match="is no file of at most 1,048,576 bytes"):
+            cli._check_flag_files(words, set())
+    if place == "/dev/zero":
+        done = end("pass", f"--flagfile={name}", stdout=subprocess.DEVNULL)
+        assert done.returncode == 2 and done.stderr.startswith("error: --flagfile=/dev/zero is no")
+
+
+def test_flag_files_are_read(tmp_path):
+    (tmp_path / "more").write_text("--verbosity=1\n")
+    (tmp_path / "flags").write_text(f"# a comment\n--flagfile={tmp_path / 'more'}\n")
+    body = "from absl import flags; print(flags.FLAGS.verbosity)"
+    done = end(body, f"--flagfile={tmp_path / 'flags'}", stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (0, "1\n")

@@ -173,6 +173,28 @@ def test_links_to_outside_are_refused(tmp_path):
     assert "emu is a link to outside" in refusal(name)
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_tables_that_never_end_are_refused(tmp_path, suffix):
+    os.mkfifo(tmp_path / f"a.{suffix}")
+    (tmp_path / f"b.{suffix}").symlink_to("/dev/zero")
+    for name in "ab":
+        assert "is not a regular file" in refusal(tmp_path / f"{name}.{suffix}")
+
+
+def test_a_folder_of_other_things_is_refused_before_all_of_it_is_listed(tmp_path, monkeypatch):
+    name = fill(tmp_path / "pets", {"cat": 10, "dog": 10})
+    monkeypatch.setattr(image_listing, "MOST_OTHERS", 15)
+    for k in range(19):  # as notes to each image
+        (tmp_path / "pets" / "cat" / f"{k}.txt").write_text("")
+    (tmp_path / "pets" / "dog" / "last.txt").write_text("")
+    listed = []
+    monkeypatch.setattr(image_listing, "_is_image", lambda n: listed.append(n) or n[-3:] == "png")
+    assert "more than 15 files and folders in it are no images" in refusal(name)
+    assert "18.txt" in listed and "last.txt" not in listed
+    monkeypatch.setattr(image_listing, "MOST_OTHERS", 50)
+    assert len(load(name).train_labels) == 12
+
+
 def test_unreadable_files_are_named_and_too_many_stop_the_run(tmp_path, capsys, monkeypatch):
     name = fill(tmp_path / "pets", {"cat": 10, "dog": 10})
     for k in range(12):

@@ -1,9 +1,10 @@
-"""Sweeps whose runs stop before their end."""
+"""Sweeps whose runs stop before their end, or failed before."""
 
 import pytest
 from helpers import MNIST
+from made_up_sweep import correct, entry
 
-from experiments.sweeps import executors, plan, runner
+from experiments.sweeps import executors, ledger, plan, runner
 from experiments.sweeps.studies import product
 
 GIVEN = {"dataset": "digits", "preset": "tiny", "max_minutes": 5.0}
@@ -34,3 +35,25 @@ def test_a_sweep_ends_when_all_its_runs_are_stopped_by_the_clock(tmp_path, monke
         runner.complete(sweep, runs)
     assert end.value.code == 0 and len(started) == 2
     assert capsys.readouterr().out == "2 runs have stopped; the same command continues them\n"
+
+
+def test_lines_about_failures_decide_nothing(tmp_path, monkeypatch):
+    # They have no checksum of the data: whatever they were trained on, the runs are trained again,
+    # and the result, which has one, takes their place.
+    sweep = make_sweep(tmp_path, GIVEN)
+    runs = sweep.runs(plan.candidates(sweep.study), ("0",))
+    for run in runs:
+        ledger.append(sweep.ledger, ledger.failure(run.key, "of other data"))
+    assert plan.choose(runs, sweep.entries()) == {}
+    started = []
+
+    def local(tasks, jobs):
+        for task in tasks:
+            started.extend(task["runs"])
+            yield [entry(run["key"], correct(3, 0), seed=0) for run in task["runs"]]
+
+    monkeypatch.setattr(executors, "local", local)
+    assert runner.complete(sweep, runs) == []
+    assert sorted(run["key"] for run in started) == sorted(run.key for run in runs)
+    entries = sweep.entries()
+    assert all("summary" in entries[run.key] and "error" not in entries[run.key] for run in runs)

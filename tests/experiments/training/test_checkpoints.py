@@ -11,6 +11,7 @@ import pytest
 from helpers import QUICK, metrics_rows, prepare_run, read_json, train
 
 from experiments.config import UserError
+from experiments.training import checkpoints
 from experiments.training.checkpoints import Checkpoints, damage_of, has_checkpoints
 from experiments.training.metrics import scan
 from experiments.training.setup import initial_state
@@ -31,8 +32,8 @@ def copy(finished, tmp_path):
 
 
 def restored(workdir, state, **options):
-    with Checkpoints(workdir, **options) as checkpoints:
-        return checkpoints.latest(), jax.device_get(checkpoints.restore(state))
+    with Checkpoints(workdir, **options) as opened:
+        return opened.latest(), jax.device_get(opened.restore(state))
 
 
 def test_every_file_with_numbers_has_its_sha256(finished):
@@ -51,6 +52,22 @@ def test_every_file_with_numbers_has_its_sha256(finished):
             assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert rows[-1]["step"] == int(step)
+
+
+def test_every_file_is_hashed_once(finished, tmp_path, monkeypatch):
+    _, _, state = finished
+    hashed = []
+
+    def count(path):
+        hashed.append(path.name)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    monkeypatch.setattr(checkpoints, "sha256", count)
+    with Checkpoints(tmp_path) as opened:
+        opened.save(state, 1)
+    assert list(tmp_path.rglob("checksums.json")) == [tmp_path / "checkpoints/1/checksums.json"]
+    files = read_json(tmp_path / "checkpoints" / "1" / "checksums.json")
+    assert len(hashed) == len(files) > 5
 
 
 def flip(path, share):
@@ -96,8 +113,8 @@ def test_checkpoints_of_older_versions_are_read(finished, copy):
     wanted = restored(workdir, state)
     for name in ("checksums.json", "metrics.jsonl"):
         (copy / "checkpoints" / "4" / name).unlink()
-    with Checkpoints(copy) as checkpoints:
-        assert checkpoints.rows() is None
+    with Checkpoints(copy) as opened:
+        assert opened.rows() is None
     jax.tree.map(np.testing.assert_array_equal, restored(copy, state), wanted)
     shutil.rmtree(copy / "checkpoints" / "4" / "default")
     assert damage_of(copy / "checkpoints" / "4") == "it is incomplete"

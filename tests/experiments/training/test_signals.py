@@ -63,3 +63,38 @@ def test_ctrl_c_during_imports_is_one_line():
                 break
         said = [line for line in child.stderr if not line.startswith("import time:")]
     assert child.returncode == 130 and said == ["interrupted\n"]
+
+
+def run_command(lines):
+    """Runs a command whose body is some lines, in a process of its own."""
+    code = "import os, signal, time\nfrom kernels import cli\ndef main():\n" + "".join(
+        f"  {line}\n" for line in lines
+    )
+    code += "cli.run(main)"
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+
+INTERRUPT = "os.kill(os.getpid(), signal.SIGINT); time.sleep(9)"
+
+
+def test_the_second_ctrl_c_of_a_command_ends_it_at_once():
+    # While what the first one began is being tidied up, as when figures are drawn.
+    done = run_command([f"try:    {INTERRUPT}", f"finally:    {INTERRUPT}"])
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_ctrl_c_where_no_exception_can_be_raised_ends_the_command():
+    done = run_command(
+        ["class A:", f"  def __del__(self):    {INTERRUPT}", "A()", "print('not reached')"]
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_ctrl_c_while_the_installed_command_imports_is_one_line():
+    code = (
+        "import os, runpy, signal\nfrom experiments import __main__ as command\n"
+        "runpy.run_module = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT)\n"
+        "command.main(['mnist'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
