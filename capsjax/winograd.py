@@ -15,31 +15,15 @@ Y     ``[P, B tiles, O]``               P matrix products, which sum over phases
 y     ``[out out, B tiles, O]``         what is transformed back
 ===== ================================= ======================================================
 
-Along an axis, two polynomials of ``out`` and ``kernel`` coefficients have a product of ``length``
-coefficients, which is determined by its values at ``length`` points. If the columns of V_n are the
-first n powers of the points, the coefficients are
-:math:`V_{length}^{-1} (V_{out} a \circ V_{kernel} w)`. As a function of a, this is a linear map,
-and its transpose is the correlation:
-
-.. math:: y = V_{out}^T (V_{length}^{-T} x \circ V_{kernel} w)
-
-Along two axes the points are pairs. The value at a real point takes one product, and the values at
-two conjugate points together take three (of real parts, of imaginary parts, of their sums), so
-that real points need fewer products. Only 0, 1, -1 and infinity are as well conditioned as points
-on the unit circle, however: with 1/2 and -2 float32 loses one bit of accuracy, with two more real
-points it would lose three. Roots of unity alone would be Fourier's transform, with up to a fifth
-more products.
-
 The transforms are matrices that depend only on the sizes. Large tiles need fewer products ``X W``,
 small tiles cheaper transforms but more copies; the cheapest number of tiles is found by counting.
-Sources: Lavin and Gray (2016), "Fast Algorithms for Convolutional Neural Networks"; Blahut (2010),
-"Fast Algorithms for Signal Processing", chapter 5, also for points outside the rationals.
+The transforms and their source are in :mod:`capsjax.interpolation`. Lavin and Gray (2016), "Fast
+Algorithms for Convolutional Neural Networks", have the tiles.
 """
 
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import chex
 import jax
@@ -48,28 +32,13 @@ import numpy as np
 from jax import lax
 
 from capsjax.backend import materialize, typical_size
+from capsjax.interpolation import Axis, count_products, transforms
 from capsjax.precision import product
 
 # The number of multiplications in a matrix product that take as long as copying a sample and, in
 # the backward pass, its gradient. This number and the weights in :func:`cost` are fitted to the
 # gradients of two dozen layers on 2 cores with AVX-512 and JAX 0.12, with errors of an eighth.
 COPY = 75
-# Numerators and denominators of the points 0, infinity, 1, -1, 1/2 and -2.
-REAL = ((0, 1), (1, 0), (1, 1), (-1, 1), (0.5, 1), (1, -0.5))
-
-
-class _Axis(NamedTuple):
-    """Sizes of one stride phase along one axis of the image."""
-
-    tiles: int  # number of tiles
-    out: int  # number of outputs of a tile
-    kernel: int  # number of kernel taps
-    length: int  # number of samples that a tile needs, and of points
-
-    @property
-    def samples(self) -> int:
-        """The number of samples of all tiles, which overlap."""
-        return self.out * (self.tiles - 1) + self.length
 
 
 def convolve(
@@ -87,15 +56,45 @@ def convolve(
     k, _, _, O = w.shape
     h, v = _axes(x.shape, w.shape, stride, tiles or _cheapest(x.shape, w.shape, stride))
     x = _by_phase(x, 1, (h.samples, v.samples), stride).transpose(1, 3, 0, 2, 4, 5)
-    x = _cut(x.reshape(h.samples, v.samples, B, stride * stride * C), h, v)
     w = _by_phase(w, 0, (h.kernel, v.kernel), stride).transpose(0, 2, 1, 3, 4, 5)
-    w = materialize(w).reshape(h.kernel * v.kernel, stride * stride * C, O)
-    image, kernel, result = (jnp.asarray(m, x.dtype) for m in _transforms(h, v))
-    x, w = product(image, x, "pn,nbc->pbc"), product(kernel, w, "pn,nco->pco")
-    y = product(result, product(x, w, "pbc,pco->pbo"), "np,pbo->nbo")
+    # Before axes are merged: loops over merged axes are not vectorized.
+    x, w = materialize((_cut(x, h, v), w))
+    x = x.reshape(h.length * v.length, -1, stride * stride * C)
+    w = w.reshape(h.kernel * v.kernel, stride * stride * C, O)
+    y = _correlate((h, v), x, w)
     y = y.reshape(h.out, v.out, h.tiles, v.tiles, B, O)
     y = y.transpose(4, 2, 0, 3, 1, 5).reshape(B, h.tiles * h.out, v.tiles * v.out, O)
     return y[:, : (H - k) // stride + 1, : (W - k) // stride + 1]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _correlate(axes, x, w):
+    """Compute the outputs of all tiles ``[out out, B tiles, O]`` from x and w, as listed above.
+
+    The backward pass is written out for the order of the operands. XLA's CPU backend is fast at
+    sums over the last axis of the first operand; sums over another axis take up to twice as long,
+    in bfloat16 three times. So the transforms are transposed in advance, and of the operands of the
+    gradient by W the smaller one is transposed, which gives a gradient ``[P, O, C]``.
+    """
+    return _correlate_forward(axes, x, w)[0]
+
+
+def _correlate_forward(axes, x, w):
+    image, kernel, result = (jnp.asarray(m, x.dtype) for m in transforms(*axes))
+    X, W = product(image, x, "pn,nbc->pbc"), product(kernel, w, "pn,nco->pco")
+    return product(result, product(X, W, "pbc,pco->pbo"), "np,pbo->nbo"), (X, W)
+
+
+def _correlate_backward(axes, residuals, dy):
+    X, W = residuals
+    image, kernel, result = (jnp.asarray(m.T, X.dtype) for m in transforms(*axes))
+    dY = product(result, dy, "pn,nbo->pbo")
+    dx = product(image, product(dY, W, "pbo,pco->pbc"), "np,pbc->nbc")
+    dW = product(materialize(dY.transpose(0, 2, 1)), X, "pob,pbc->poc")
+    return dx, product(kernel, dW, "np,poc->noc").transpose(0, 2, 1)
+
+
+_correlate.defvjp(_correlate_forward, _correlate_backward)
 
 
 def cost(
@@ -120,7 +119,7 @@ def cost(
     kernel = h.kernel * v.kernel * channels * outputs
     # Kernels are transformed at less than half the speed. The last term is for copying Y.
     products = channels * outputs * images + image + 5 * kernel // 2 + COPY * outputs * images
-    return _products(h, v) * products + COPY * (image + kernel)
+    return count_products(h, v) * products + COPY * (image + kernel)
 
 
 def _cheapest(x_shape, w_shape, stride) -> tuple[int, int]:
@@ -134,12 +133,12 @@ def _cheapest(x_shape, w_shape, stride) -> tuple[int, int]:
     return min(every, key=lambda tiles: cost(x_shape, w_shape, stride, tiles))
 
 
-def _axes(x_shape, w_shape, stride, tiles) -> tuple[_Axis, _Axis]:
+def _axes(x_shape, w_shape, stride, tiles) -> tuple[Axis, Axis]:
     def axis(size, tiles):
         outputs = (size - w_shape[0]) // stride + 1
         out = -(-outputs // tiles)
         kernel = -(-w_shape[0] // stride)
-        return _Axis(-(-outputs // out), out, kernel, out + kernel - 1)
+        return Axis(-(-outputs // out), out, kernel, out + kernel - 1)
 
     return axis(x_shape[1], tiles[0]), axis(x_shape[2], tiles[1])
 
@@ -155,61 +154,9 @@ def _by_phase(x, axis, sizes, stride):
 
 
 def _cut(x, h, v):
-    """Cut ``[samples, samples, B, C]`` into overlapping tiles ``[length length, tiles B, C]``."""
+    """Cut ``[samples, samples, ...]`` into overlapping tiles ``[length, length, tiles, ...]``."""
     tiles = [
         x[h.out * m : h.out * m + h.length, v.out * n : v.out * n + v.length]
         for m, n in np.ndindex(h.tiles, v.tiles)
     ]
-    return jnp.stack(tiles, 2).reshape(h.length * v.length, -1, x.shape[-1])
-
-
-def _real_and_pairs(length: int) -> tuple[int, int]:
-    """Return the number of real points and the number of pairs of conjugate points."""
-    pairs = max(0, -(-(length - len(REAL)) // 2))
-    return length - 2 * pairs, pairs
-
-
-def _products(h: _Axis, v: _Axis) -> int:
-    """Return the number P of matrix products."""
-    real = _real_and_pairs(h.length)[0] * _real_and_pairs(v.length)[0]
-    return real + 3 * (h.length * v.length - real) // 2
-
-
-@functools.cache
-def _transforms(h: _Axis, v: _Axis) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Make the transforms of image, kernel and result, in float64.
-
-    If the values of image and kernel at a point are a + ib and c + id, that of the result is
-    (ac - bd) + i(ad + bc), where ad + bc = (a + b)(c + d) - ac - bd.
-
-    Returns:
-      Matrices ``[P, length length]``, ``[P, kernel kernel]`` and ``[out out, P]``.
-    """
-    (rows, row_mirror), (columns, column_mirror) = _matrices(h), _matrices(v)
-    image, kernel, result = map(np.kron, rows, columns)
-    mirror = (row_mirror[:, None] * v.length + column_mirror).ravel()
-    place = np.arange(len(mirror))
-    own, other = place == mirror, place < mirror
-
-    def factors(m):
-        a, b = m[other].real, m[other].imag
-        return np.concatenate([m[own].real, a, b, a + b])
-
-    # One point of each pair is computed: the sum over both is twice the real part.
-    c, s = 2 * result[other].real, 2 * result[other].imag
-    result = np.concatenate([result[own].real, c + s, s - c, -s])
-    return factors(image), factors(kernel), result.T
-
-
-def _matrices(axis: _Axis) -> tuple[list[np.ndarray], np.ndarray]:
-    """Make complex ``V_length^-T, V_kernel, V_out``, and the index of each point's conjugate."""
-    real, pairs = _real_and_pairs(axis.length)
-    angles = np.pi * np.arange(1, pairs + 1) / (pairs + 1)
-    upper = np.exp(0.5j * np.outer(angles, [1, -1]))
-    points = np.concatenate([np.reshape(REAL[:real], (-1, 2)), upper, upper.conj()])
-
-    def powers(n):
-        return points[:, :1] ** np.arange(n) * points[:, 1:] ** np.arange(n)[::-1]
-
-    matrices = [np.linalg.inv(powers(axis.length)).T, powers(axis.kernel), powers(axis.out)]
-    return matrices, np.r_[:real, real + pairs : axis.length, real : real + pairs]
+    return jnp.stack(tiles, 2)

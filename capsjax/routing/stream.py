@@ -200,7 +200,11 @@ def _over_tiles(
 
     def step(n, carry):
         total, sums = carry
-        total, part = function(total, _transposed(_slice(whole, n * size, size)))
+        # A loop that reads a slice at n, or writes one, reads n again for every number, which may
+        # have changed as far as the compiler knows, and is not vectorized. So slices are copied.
+        tile = materialize(_transposed(_slice(whole, n * size, size)))
+        total, part = function(total, tile)
+        part = materialize(part)
         return total, _by_axis(functools.partial(add, at=n * size), sums, _transposed(part))
 
     total, sums = jax.lax.fori_loop(0, whole.u.shape[1] // size, step, (total, sums))
