@@ -185,7 +185,8 @@ def weights(workdir: Path) -> str:
     import numpy as np
     import tensorstore
 
-    steps = [int(p.name) for p in (workdir / "checkpoints").iterdir() if re.fullmatch("[0-9]+", p.name)]
+    names = [path.name for path in (workdir / "checkpoints").iterdir()]
+    steps = [int(name) for name in names if re.fullmatch("[0-9]+", name)]
     place = workdir / "checkpoints" / str(max(steps)) / "default"
     base = {"driver": "ocdbt", "base": f"file://{place}"}
     digest = hashlib.sha256()
