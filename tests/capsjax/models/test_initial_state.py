@@ -17,12 +17,14 @@ from capsjax.train import make_gradient
 # on white ones), and that of the class capsules with its square: hence the wide band. The slope of
 # the squash is 0.77 of its largest value at the lower end and 0.16 at the upper one.
 BAND = 0.08, 0.85
-# Largest ratio of the gradient norms of two capsule layers: two orders of magnitude. With 1,000
-# classes it is 150, because the primary capsules have the gradients of all of them.
-RATIO = 160
+# Largest ratio of the gradient norms of two capsule layers: two orders of magnitude up to a hundred
+# classes. With 1,000 it is 102 to 147: all capsules are longer than the loss wants absent ones to
+# be, and shorter primary capsules would shorten all of them.
+RATIO = {"up to a hundred classes": 100, "more": 160}
 # Efficient-CapsNet has short class capsules: 0.06 for two classes, 2e-4 for a hundred. The slope of
 # its squash is one at zero, so their gradients do not vanish. Matrix capsules start with the
-# constants of their authors, with activations of about 0.08. Both are shown to learn instead.
+# constants of their authors: activations are 0.03 to 0.15, and gradients of earlier layers 1e-4
+# of that of the class capsules, whose matrices are small. Both are shown to learn instead.
 STARTS_AS_PUBLISHED = ("efficient", "matrix")
 BACKGROUNDS = {"black": (0, 1), "grey": (0.5, 0.4), "white": (1, -1)}
 
@@ -77,7 +79,13 @@ def check(name, background="black", **changes):
     activations, gradients = initial_state(name, background, **changes)
     low = 0 if name in STARTS_AS_PUBLISHED else BAND[0]
     assert all(low < a < BAND[1] for a in activations.values()), activations
-    assert max(gradients.values()) < RATIO * min(gradients.values()), gradients
+    if name != "matrix":
+        check_ratio(gradients, changes.get("num_classes", 10))
+
+
+def check_ratio(gradients, classes):
+    most = RATIO["up to a hundred classes" if classes <= 100 else "more"]
+    assert max(gradients.values()) < most * min(gradients.values()), gradients
 
 
 SMALL = {"conv_channels": 16, "primary_types": 4, "decoder": None}
@@ -130,7 +138,7 @@ def test_routings(routing, classes, dtype):
         assert abs(activations["classes"]) < 2
     else:
         assert BAND[0] < activations["classes"] < BAND[1], activations
-    assert max(gradients.values()) < RATIO * min(gradients.values()), gradients
+    check_ratio(gradients, classes)
 
 
 @pytest.mark.slow
@@ -142,17 +150,24 @@ def test_the_loss_falls_within_fifty_steps(routing, classes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 100])
-@pytest.mark.parametrize("name", STARTS_AS_PUBLISHED)
-def test_the_loss_of_published_networks_falls(name, classes):
-    check_learning(preset(f"capsnet_{name}", num_classes=classes, decoder=None))
+def test_efficient_capsnet_learns(classes):
+    check_learning(preset("capsnet_efficient", num_classes=classes, decoder=None))
 
 
-def check_learning(config):
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [2, 10])
+def test_matrix_capsules_learn(classes):
+    """With Gritzman's learning rate; the smaller of the two networks, as steps take seconds."""
+    config = preset("capsnet_matrix_small", num_classes=classes)
+    check_learning(config, count=20, learning_rate=3e-3)
+
+
+def check_learning(config, count=40, learning_rate=1e-3):
     traits, model = config.make_routing().traits, create_model(config)
     loss = capsnet_loss(model, loss=traits.loss, logit=traits.scores_are_logits)
-    optimizer = adam(1e-3)
-    images = strokes(config.image_shape, count=40)
-    labels = np.arange(40) % config.num_classes
+    optimizer = adam(learning_rate)
+    images = strokes(config.image_shape, count=count)
+    labels = np.arange(count) % config.num_classes
     state = init_state(model, optimizer, jax.random.key(0, impl="rbg"))
     step = jax.jit(make_train_step(loss, optimizer))
     losses = []
