@@ -48,7 +48,7 @@ from experiments.files import formula_free, fresh, local_path, one_line, write_j
 from experiments.tasks.predictions import score_name
 from experiments.training.devices import find_devices, keep_compiled_programs
 
-DEFAULT_MODEL = "mnist_efficient"
+DEFAULT_MODEL = "mnist_small"
 MAX_DRAWN = 32  # images in the figure
 
 
