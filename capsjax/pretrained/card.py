@@ -41,7 +41,7 @@ def to_markdown(name: str, description: Description, shapes: Any, dtype: str) ->
     height, width, channels = description.preprocessing.image_shape
     rows = {
         "network": f"{type(network).__name__}, {count_parameters(shapes):,} parameters",
-        "images": f"{height}x{width} pixels, {channels} channels, uint8",
+        "images": f"{height}x{width} pixels, {channels} channel{'s' * (channels > 1)}, uint8",
         "classes": ", ".join(description.labels[:20]) + (", ..." * (len(description.labels) > 20)),
         **{title: facts[key] for key, title in TITLES.items() if facts.get(key) is not None},
         "file": f"model.safetensors, {dtype}",
