@@ -23,6 +23,7 @@ from capsjax.models.capsnet_layers import (
 )
 from capsjax.models.concurrent import route_concurrently
 from capsjax.precision import accumulator
+from capsjax.preprocessing import standardize
 from capsjax.primary_capsules import by_type
 from capsjax.routing import RoutingOutput
 
@@ -69,7 +70,11 @@ class CapsNet(nnx.Module):
         """Compute the primary capsules of images ``[B, H, W, C]`` with pixels in [0, 1]."""
         c = self.config
         chex.assert_shape(images, (None, *c.image_shape))
-        x = images if c.input_norm == "none" else self.input_norm(images)
+        x = images
+        if c.input_norm == "batch":
+            x = self.input_norm(images)
+        elif c.input_norm == "image":
+            x = jax.vmap(standardize)(images)
         for n, conv in enumerate((self.conv, *(self.more_convs if c.more_convs else ()))):
             steps = [_activation(c.conv_slope)]
             if c.conv_norm != "none":

@@ -17,6 +17,7 @@ SCHEDULES = ("sequential", "concurrent")
 POSE_NORMS = ("auto", "none", "batch")
 INITS = ("lecun", "official", "efficient", "hinton", "gritzman", "vb")
 NORMS = ("none", "layer", "batch", "instance", "group")
+INPUT_NORMS = ("none", "batch", "image")
 DECODERS = ("dense", "transposed")
 
 
@@ -43,7 +44,9 @@ class CapsNetConfig:
     conv_bias: bool = True
     # Residual blocks after the convolutions: channels, blocks and stride of each stage.
     trunk: tuple[tuple[int, int, int], ...] = ()
-    input_norm: str = "none"  # of the images, or batch, without scale and offset
+    # Of the images. image: each to mean zero and variance one; batch: over the batch, by channel,
+    # without scale and offset.
+    input_norm: str = "none"
     # Normalization of each convolution: layer (over a whole example), batch, instance or group,
     # see capsjax.normalization.
     conv_norm: str = "none"
@@ -100,7 +103,7 @@ class CapsNetConfig:
         check_choice("padding", self.padding, PADDINGS)
         check_choice("decoder_kind", self.decoder_kind, DECODERS)
         check_choice("conv_norm", self.conv_norm, NORMS)
-        check_choice("input_norm", self.input_norm, ("none", "batch"))
+        check_choice("input_norm", self.input_norm, INPUT_NORMS)
         check_choice("primary_norm", self.primary_norm, ("none", "batch"))
         check_choice("coordinates", self.coordinates, COORDINATES)
         check_choice("norm_place", self.norm_place, ("before", "after"))

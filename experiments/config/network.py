@@ -140,6 +140,8 @@ def network_config(
         changes |= {field: getattr(config, field) for field in SAME_NAME}
         changes |= _sizes(config, network)
         changes["routing_implementation"] = routing_implementation
+        if config.input_norm != "auto":
+            changes["input_norm"] = config.input_norm
         if not config.reconstruction:
             changes["decoder"] = None
     else:

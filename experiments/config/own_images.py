@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from capsjax.models.capsnet_config import INPUT_NORMS
 from experiments.config.flags import setting
 
 RESIZES = ("pad", "crop", "stretch")
@@ -52,6 +53,14 @@ class OwnImages:
         low=0.0,
         high=1.0,
         roles="later",
+    )
+    input_norm: str = setting(
+        "auto",
+        "normalization of the images inside the network, which the decoder does not see. auto: that "
+        "of the preset. image: each to mean zero and variance one, for colour photographs. batch: "
+        "by channel, over the batch",
+        choices=("auto", *INPUT_NORMS),
+        roles="capsules later",
     )
     class_weights: str = setting(
         "none",

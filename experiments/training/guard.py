@@ -139,6 +139,9 @@ def warnings(setup: Setup, states: dict[str, LayerState], when: str) -> list[str
         if bounded and path != "primary" and state.mean > SATURATED:
             wrong = f"saturated (mean activation {state.mean:.2f})"
             cure = "a smaller --learning_rate, --init=lecun or fewer --routing_iterations"
+            # Adam's first steps add up over all pixels that are bright in every image.
+            if states["primary"].mean > 0.99 and setup.model_config.input_norm == "none":
+                cure = f"--input_norm=image, {cure}"
         elif (bounded or path == "primary") and state.largest < DEAD:
             wrong = f"dead (largest activations {state.largest:.1g} on the average)"
             cure = "--squash=exponential, --init=lecun or a smaller --learning_rate"

@@ -342,3 +342,17 @@ def test_trace_of_the_class_capsules(implementation):
     np.testing.assert_array_equal(out.aux.coupling[:, -1], out.coupling)
     np.testing.assert_allclose(out.aux.coupling[:, 0], 1 / 3, rtol=1e-6)
     assert abs(np.asarray(out.aux.pose[:, 0] - out.pose)).max() > 1e-3
+
+
+def test_images_are_standardized_within_the_network():
+    """As if NumPy had done it before; the decoder reconstructs the same from the same capsules."""
+    changes = dict(image_shape=(20, 20, 3), num_classes=3)
+    images = np.random.default_rng(0).uniform(0.4, 1, (2, 20, 20, 3)).astype(np.float32)
+    pixels = images.astype(np.float64)
+    mean, deviation = (f(pixels, axis=(1, 2, 3), keepdims=True) for f in (np.mean, np.std))
+    inside = create_model(preset("capsnet_tiny", input_norm="image", **changes))
+    plain = create_model(preset("capsnet_tiny", **changes))
+    params = plain.init(jax.random.key(0))
+    got = inside.apply(params, images)
+    want = plain.apply(params, np.float32((pixels - mean) / deviation))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-6), got, want)

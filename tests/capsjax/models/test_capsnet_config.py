@@ -59,7 +59,7 @@ def test_configurations_are_frozen_and_hashable():
         ({"pose_norm": "batch"}, "pose_norm 'batch' is for routing 'vb', not 'dynamic'"),
         ({"coordinates": "polar"}, "none, pixels, grid, tenths, not 'polar'"),
         ({"coordinates": "grid", "class_pose": 8}, "square matrices, not 8 numbers"),
-        ({"input_norm": "layer"}, "none, batch, not 'layer'"),
+        ({"input_norm": "layer"}, "none, batch, image, not 'layer'"),
         ({"primary_norm": "layer"}, "none, batch, not 'layer'"),
         ({"routing_iterations": 0}, "iterations must be 1 or more, not 0"),
         ({"primary_activation": "relu"}, "length, sigmoid, not 'relu'"),
