@@ -67,6 +67,7 @@ def run(
     def wrapped(argv):
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # Orbax logs every step of every save
+            logging.get_absl_logger().addFilter(_not_of_orbax)
         try:
             main(*argv[1:])
         except errors as error:
@@ -94,6 +95,11 @@ def run(
         sys.exit(1)
 
 
+def _not_of_orbax(record) -> bool:
+    """Returns whether to show a line of the log: Orbax raises every error that it logs."""
+    return "orbax" not in Path(record.pathname).parts
+
+
 def _check_flag_files(words: list[str], seen: set[str]) -> None:
     """Refuses flag files that never end, and those that they name: absl reads whatever it is."""
     for word, following in zip(words, [*words, ""][1:], strict=True):
@@ -118,7 +124,8 @@ def _reason(error: BaseException | None) -> str:
             return f"{found[0]}; what was saved before is kept: {text[:200]}"
         if isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
             return f"too little memory; smaller images, --preset or batches need less: {text}"
-        if isinstance(error, MemoryError):
+        threads = isinstance(error, RuntimeError) and "can't start new thread" in text
+        if threads or isinstance(error, MemoryError):
             return f"too little memory; smaller images, --preset or batches need less: {text}"
         error = error.__cause__ or error.__context__
     return ""
