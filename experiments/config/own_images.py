@@ -56,8 +56,8 @@ class OwnImages:
     )
     input_norm: str = setting(
         "auto",
-        "normalization of the images inside the network, which the decoder does not see. auto: that "
-        "of the preset. image: each to mean zero and variance one, for colour photographs. batch: "
+        "normalization of the images inside the network, which the decoder does not see. auto: as "
+        "in the preset. image: each to mean zero and variance one, for colour photographs. batch: "
         "by channel, over the batch",
         choices=("auto", *INPUT_NORMS),
         roles="capsules later",

@@ -66,8 +66,6 @@ def train_on(path, tmp_path, **changes):
         ("fashion_mnist", (0, 3), 15),  # T-shirt and dress
         ("fashion_mnist", (7, 9), 15),  # sneaker and ankle boot
         ("fashion_mnist", (0, 6), 30),  # T-shirt and shirt: the hardest pair
-        ("cifar10", (3, 5), 45),  # cat and dog
-        ("cifar10", (0, 8), 35),  # airplane and ship
     ],
     ids=str,
 )
@@ -75,6 +73,18 @@ def test_two_classes_in_three_epochs(name, classes, limit, white, stored, tmp_pa
     path = stored(only(load(name), classes, white))
     summary = train_on(path, tmp_path, epochs=3)
     print(f"{name} {classes} white={white}: {summary['test_error']:.2f}% test error")
+    assert summary["test_error"] < limit
+
+
+@pytest.mark.parametrize("classes, limit", [((3, 5), 45), ((0, 8), 35)], ids=str)
+def test_two_classes_of_photographs(classes, limit, stored, tmp_path):
+    """Cat and dog, airplane and ship: 2,000 images of each pair, in 90 steps.
+
+    Without normalized images the first steps of Adam saturate the primary capsules.
+    """
+    path = stored(only(load("cifar10"), classes))
+    summary = train_on(path, tmp_path, epochs=6, input_norm="image")
+    print(f"cifar10 {classes}: {summary['test_error']:.2f}% test error")
     assert summary["test_error"] < limit
 
 
