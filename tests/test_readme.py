@@ -85,7 +85,7 @@ def test_commands_parse(name):
 
 def test_flags_in_sentences_exist():
     commands = [p.stem for p in (ROOT / "experiments").glob("*.py") if not p.stem.startswith("_")]
-    known = {"help", "version", "only", "shard"}  # the last two of python -m tests.faults
+    known = {"help", "version", "only", "shard", "match"}  # the last three of tests.faults
     for module in (*(f"experiments.{name}" for name in commands), "kernels.bench", "kernels.aot"):
         known |= set(flags_of(module, []))
     for page, text in PAGES.items():

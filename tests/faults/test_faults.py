@@ -15,7 +15,7 @@ def run(*arguments):
 
 
 def test_some_bad_inputs_are_refused():
-    assert "| 6 | 6 |" in run("--only=inputs", "--shard=7/42")
+    assert "| 7 | 7 |" in run("--only=inputs", "--shard=7/42")
 
 
 @pytest.mark.slow

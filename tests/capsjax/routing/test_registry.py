@@ -843,8 +843,9 @@ def test_algorithms_that_do_not_run_on_pass_kernels():
 
 
 def test_options():
-    assert options_of("dynamic") == ("iterations", "normalizer", "prior", "bias", "squash", "scale")
-    assert options_of("leaky") == ("iterations", "prior", "bias", "squash", "scale")
+    shared = ("prior", "bias", "squash", "scale", "over")
+    assert options_of("dynamic") == ("iterations", "normalizer", *shared)
+    assert options_of("leaky") == ("iterations", *shared)
     assert options_of("em") == ("iterations", "inverse_temperature", "cost_scale", "constants")
     assert options_of("self") == ()
 

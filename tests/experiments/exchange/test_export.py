@@ -220,7 +220,7 @@ def test_a_comparison_of_times_has_a_row_for_each(stored, monkeypatch):
 
 
 def test_the_table_of_times_is_that_of_the_files():
-    page = (ROOT / "docs" / "export.md").read_text()
+    page = (ROOT / "docs" / "results" / "export.md").read_text()
     files = sorted((ROOT / "results" / "export").glob("*.json"))
     assert files
     for path in files:
