@@ -55,7 +55,7 @@ toc_object_entries_show_parents = "hide"
 # Types of other projects, which are not looked up: the build needs no network.
 nitpick_ignore_regex = [
     ("py:class", "ArrayTree"),  # of chex
-    ("py:.*", r"(jax|jaxlib|jnp|flax|nnx|optax|chex|numpy|collections|types|typing)\..*"),
+    ("py:.*", r"(jax|jaxlib|jnp|flax|nnx|optax|chex|numpy|collections|os|pathlib|types|typing)\..*"),
 ]
 
 html_theme = "sphinx_book_theme"
