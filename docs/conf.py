@@ -53,9 +53,10 @@ maximum_signature_line_length = 88
 toc_object_entries_show_parents = "hide"
 
 # Types of other projects, which are not looked up: the build needs no network.
+MODULES = "jax jaxlib jnp flax nnx optax chex numpy collections os pathlib types typing"
 nitpick_ignore_regex = [
     ("py:class", "ArrayTree"),  # of chex
-    ("py:.*", r"(jax|jaxlib|jnp|flax|nnx|optax|chex|numpy|collections|os|pathlib|types|typing)\..*"),
+    ("py:.*", rf"({MODULES.replace(' ', '|')})\..*"),
 ]
 
 html_theme = "sphinx_book_theme"
