@@ -1,5 +1,6 @@
 """How commands end: kernels.cli.run in a process of its own."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -86,3 +87,9 @@ def test_flag_files_are_read(tmp_path):
     body = "from absl import flags; print(flags.FLAGS.verbosity)"
     done = end(body, f"--flagfile={tmp_path / 'flags'}", stdout=subprocess.PIPE)
     assert (done.returncode, done.stdout) == (0, "1\n")
+
+
+@pytest.mark.parametrize("place, shown", [("orbax/checkpoint/a.py", False), ("my/run.py", True)])
+def test_errors_that_orbax_raises_are_not_logged_too(place, shown):
+    record = logging.LogRecord("absl", logging.ERROR, f"/python/{place}", 1, "failed", None, None)
+    assert cli._not_of_orbax(record) == shown

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from helpers import QUICK, prepare_run, train
 from npz_files import arrays, short
 
+from capsjax import preset
 from experiments.mnist import PROGRAM
 from experiments.training import guard
 from experiments.training.setup import initial_state, prepare, steps_per_epoch
@@ -158,3 +160,17 @@ def test_diagnostics_show_it(tmp_path):
     measured = [row for row in rows if "layer_gradient" in row]
     assert [row["step"] for row in measured] == [0, 2]
     assert all(len(row["layer_gradient"]) == 2 for row in measured)
+
+
+@pytest.mark.parametrize(
+    "primary, norm, named", [(0.999, "none", 1), (0.6, "none", 0), (0.999, "image", 0)]
+)
+def test_saturated_primary_capsules_name_the_cure(primary, norm, named):
+    """Where class capsules are saturated and images are not normalized within the network."""
+    setup = types.SimpleNamespace(model_config=preset("capsnet_tiny", input_norm=norm))
+    states = {
+        name: guard.LayerState(mean, mean, 1, 1)
+        for name, mean in (("primary", primary), ("classes", 0.95))
+    }
+    (line,) = guard.warnings(setup, states, "now")
+    assert "classes are saturated" in line and line.count("--input_norm=image") == named
