@@ -4,6 +4,7 @@ from experiments import UserError
 from experiments.config.experiment import Config
 from experiments.config.flags import later_defaults, names_of, setting
 from experiments.config.network import (
+    choose_input_norm,
     command,
     continuation,
     given_flags,
@@ -15,6 +16,7 @@ from experiments.config.network import (
 __all__ = [
     "Config",
     "UserError",
+    "choose_input_norm",
     "command",
     "continuation",
     "given_flags",

@@ -56,10 +56,11 @@ class OwnImages:
     )
     input_norm: str = setting(
         "auto",
-        "normalization of the images inside the network, which the decoder does not see. auto: as "
-        "in the preset. image: each to mean zero and variance one, for colour photographs. batch: "
-        "by channel, over the batch",
-        choices=("auto", *INPUT_NORMS),
+        "normalization of the images inside the network, which the decoder does not see. image: "
+        "each to mean zero and variance one. batch: by channel, over the batch. preset: as in the "
+        "preset. auto: image for images of three or more channels that nothing else normalizes, "
+        "otherwise as in the preset",
+        choices=("auto", "preset", *INPUT_NORMS),
         roles="capsules later",
     )
     class_weights: str = setting(

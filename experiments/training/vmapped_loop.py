@@ -39,6 +39,7 @@ from experiments.training.setup import (
     prepare,
     random_keys,
     total_steps,
+    with_input_norm,
 )
 from experiments.training.summary import write_summary
 from experiments.training.workdir import open_workdir
@@ -66,7 +67,9 @@ def run(program: Program, configs: list[Config]) -> None:
     selection.check(setup)
     initial_weights.check(setup)
     setup = pieces.choose(setup, chunks.chunk_body)  # the memory of a run decides how many fit
-    configs = [resolve(config, setup.dataset.name) for config in configs]
+    configs = [
+        with_input_norm(resolve(config, setup.dataset.name), setup.pipeline) for config in configs
+    ]
     configs = configs[: capacity(setup, configs)]
     with contextlib.ExitStack() as folders:
         workdirs = [

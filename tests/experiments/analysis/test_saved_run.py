@@ -7,12 +7,14 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from helpers import MNIST, config_of, prepare_run, read_json
+from helpers import MNIST, config_of, prepare_run, read_json, train
+from npz_files import arrays, short
 
 from experiments.analysis import saved_run
 from experiments.analysis.saved_run import stored_config
 from experiments.config import UserError, names_of
 from experiments.data import datasets
+from experiments.training import identity
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.setup import initial_state
 
@@ -49,6 +51,27 @@ def test_a_run_opens_without_data_and_is_not_changed(tiny_run, monkeypatch):
     medians = [np.median(image[edge, 0]) / 255 for image in images[:1000]]
     low, high = np.percentile(medians, [5, 95])
     np.testing.assert_allclose(run.facts["border"], [low, high], atol=1e-4)
+
+
+@pytest.mark.parametrize("written", ["auto", None])
+def test_colour_images_are_normalized_as_in_training(written, stored, tmp_path):
+    """Runs from before colour images were normalized say auto, or nothing, and are not."""
+    folder = tmp_path / "run"
+    train(short("mnist", stored(arrays((28, 28, 3), 10)), tmp_path))
+    for examples in (False, True):
+        opened = saved_run.open_run(folder, examples=examples).setup
+        assert opened.model_config.input_norm == "image"
+    setup = prepare_run(config_of(folder))
+    assert setup.config == config_of(folder)
+    path = folder / "config.json"
+    contents = read_json(path)
+    assert contents.pop("input_norm") == "image"
+    path.write_text(json.dumps(contents | ({"input_norm": written} if written else {})))
+    older = saved_run.open_run(folder).setup
+    assert older.model_config.input_norm == "none" and older.config.input_norm == "auto"
+    # The command that continues such a run.
+    setup = prepare_run(dataclasses.replace(config_of(folder), input_norm="preset"))
+    assert not identity.differences(setup.config, {}, read_json(path))
 
 
 def test_examples_are_loaded_on_request(copy):

@@ -8,7 +8,14 @@ from helpers import MNIST, parse_mnist
 
 from capsjax import preset
 from capsjax.recipes import RECIPES
-from experiments.config import UserError, given_flags, network_config, resolve, small_kernels
+from experiments.config import (
+    UserError,
+    choose_input_norm,
+    given_flags,
+    network_config,
+    resolve,
+    small_kernels,
+)
 from experiments.config import command as command_of
 
 
@@ -252,3 +259,35 @@ def test_depth_is_no_change_of_kernels():
     cnn = resolve(parse_mnist("--model=cnn"), "tiny_set")
     network = network_config(cnn, (8, 9, 2), 10)
     assert network.image_shape == (8, 9, 2) and not small_kernels(cnn, network)
+
+
+@pytest.mark.parametrize(
+    "given, channels, normalized, recorded, network",
+    [
+        ("auto", 1, False, "auto", "none"),
+        ("auto", 2, False, "auto", "none"),
+        ("auto", 3, False, "image", "image"),
+        ("auto", 4, False, "image", "image"),
+        ("auto", 3, True, "auto", "none"),
+        ("preset", 3, False, "auto", "none"),
+        ("none", 3, False, "none", "none"),
+        ("batch", 1, False, "batch", "batch"),
+    ],
+)
+def test_colour_images_are_normalized(given, channels, normalized, recorded, network):
+    config = resolve(parse_mnist(f"--input_norm={given}"), "digits")
+    config = choose_input_norm(config, channels, normalized)
+    assert config.input_norm == recorded
+    assert network_config(config, (28, 28, channels), 10).input_norm == network
+
+
+def test_normalization_of_a_preset_is_kept():
+    config = resolve(parse_mnist("--preset=gritzman"), "digits")
+    config = choose_input_norm(config, 3, normalized=False)
+    assert config.input_norm == "auto"
+    assert network_config(config, (28, 28, 3), 10).input_norm == "batch"
+
+
+def test_other_networks_have_no_normalization_to_choose():
+    config = choose_input_norm(resolve(parse_mnist("--model=cnn"), "digits"), 3, normalized=False)
+    network_config(config, (28, 28, 3), 10)  # which refuses flags of capsule networks
