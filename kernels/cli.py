@@ -68,6 +68,7 @@ def run(
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # Orbax logs every step of every save
             logging.get_absl_logger().addFilter(_not_of_orbax)
+            sys.unraisablehook = _not_of_a_closed_loop
         try:
             main(*argv[1:])
         except errors as error:
@@ -98,6 +99,16 @@ def run(
 def _not_of_orbax(record) -> bool:
     """Returns whether to show a line of the log: Orbax raises every error that it logs."""
     return "orbax" not in Path(record.pathname).parts
+
+
+def _not_of_a_closed_loop(unraisable) -> None:
+    """Prints an exception that nobody can catch, except for those after a failed checkpoint.
+
+    Orbax raises the first error of its writes and closes the event loop that the others, in
+    threads of TensorStore, still call.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _check_flag_files(words: list[str], seen: set[str]) -> None:

@@ -93,3 +93,18 @@ def test_flag_files_are_read(tmp_path):
 def test_errors_that_orbax_raises_are_not_logged_too(place, shown):
     record = logging.LogRecord("absl", logging.ERROR, f"/python/{place}", 1, "failed", None, None)
     assert cli._not_of_orbax(record) == shown
+
+
+@pytest.mark.parametrize(
+    "body, shown",
+    [
+        # As TensorStore does in a thread of its own, after Orbax has closed the loop.
+        ("loop = asyncio.new_event_loop(); loop.close(); call = loop.call_soon_threadsafe", False),
+        ("call = lambda function: 1 / 0", True),
+    ],
+)
+def test_calls_of_a_closed_event_loop_are_not_reported_too(body, shown):
+    raising = "ctypes.CFUNCTYPE(None)(lambda: call(print))()"  # what ctypes can raise to nobody
+    done = end(f"import asyncio, ctypes; {body}; {raising}", stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert bool(done.stderr) == shown and ("ZeroDivisionError" in done.stderr) == shown
