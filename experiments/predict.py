@@ -32,7 +32,6 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import capsjax
 from experiments.analysis.classify_images import (
     Classification,
     Classifier,
@@ -147,8 +146,6 @@ def open_classifier(flags: Flags) -> Classifier:
 
         places = {"accelerator": flags.accelerator, "cache_dir": flags.cache_dir}
         return run_network.classifier_of(saved_run.open_run(flags.run, **places))
-    if not flags.model and DEFAULT_MODEL not in capsjax.pretrained_names():
-        raise UserError("give a network: --run=DIR, or --model=NAME, a folder or hf://OWNER/NAME")
     find_devices(flags.accelerator, 1)
     keep_compiled_programs(flags.cache_dir)
     return open_pretrained(flags.model or DEFAULT_MODEL)

@@ -42,17 +42,7 @@ def tiny(config):
     return dataclasses.replace(config, **few)
 
 
-SMALL = CapsNetConfig(
-    image_shape=(12, 12, 1),
-    num_classes=3,
-    conv_channels=4,
-    conv_kernel=3,
-    primary_types=2,
-    primary_pose=4,
-    primary_kernel=3,
-    class_pose=4,
-    decoder=(5,),
-)
+SMALL = dataclasses.replace(stablehlo_artefact.CONFIG, routing_iterations=3, decoder=(5,))
 CASES = {name: tiny(config) for name, config in PRESETS.items()}
 CASES |= {f"routing {name}": dataclasses.replace(SMALL, routing=name) for name in ROUTINGS}
 CASES |= {
