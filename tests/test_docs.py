@@ -105,10 +105,12 @@ def run_script(folder, name, *arguments):
 
 
 def test_a_script_gives_commands_a_routing_of_ones_own(tmp_path):
-    assert scripts(tmp_path) == ["my_mnist.py", "compare.py"]
-    done = run_script(tmp_path, "my_mnist.py", "--routing=forgetful", "--dataset=absent.npz")
+    script, compare = scripts(tmp_path)
+    assert (script, compare) == ("with_my_routing.py", "compare.py")
+    absent = "--dataset=absent.npz"
+    done = run_script(tmp_path, script, "mnist", "--routing=forgetful", absent)
     assert done.returncode == 2 and "absent.npz" in done.stderr
-    done = run_script(tmp_path, "my_mnist.py", "--routing=forgetfull", "--dataset=absent.npz")
+    done = run_script(tmp_path, script, "mnist", "--routing=forgetfull", absent)
     assert "did you mean forgetful" in done.stderr
 
 
