@@ -5,7 +5,7 @@
     python -m experiments.affnist --affnist_dir=FOLDER           the official test files
     python -m experiments.affnist --dataset=digits --preset=tiny --stop_at=90
 
-Section 5.1 of Sabour, Frosst & Hinton (2017): training uses digits that are translated on a black
+Section 5.2 of Sabour, Frosst & Hinton (2017): training uses digits that are translated on a black
 canvas (40x40 for MNIST) and not otherwise transformed, until 99.23% of the held-out digits are
 recognized. The network is then tested on affNIST (Tieleman 2013), whose digits are also rotated,
 sheared and scaled. Networks are compared at the same accuracy and not at the end of training.
