@@ -8,10 +8,10 @@ The folder is new. It gets model.onnx (which needs pip install -r requirements-o
 model.stablehlo with the weights, any number of images at a time, and model.json, which says what
 goes in and what comes out: scores, poses and the reconstruction, --couplings also the coupling
 coefficients. With --preprocess images are uint8, as in the data set, and the named classes come
-first. Before anything is written, the file is run on 64 made-up images, in onnxruntime or by
+first. Before anything is written, the file is run on 64 random images, in onnxruntime or by
 jax.export; numbers that differ by 1e-5 or more (relative to those above one) are an error.
 
---verify=test also compares the decisions on the whole test set of the run: one that differs is an
+--verify=test also compares the classes of the whole test set of the run: one that differs is an
 error. --time measures calls with 1 and 128 images alongside JAX, into latency.json and latency.md.
 
 --format=safetensors is experiments.publish: weights, configuration and card of a finished run, for
@@ -51,13 +51,17 @@ class Flags:
 
     run: str = setting("", "folder of the run")
     model: str = setting("", "in place of a run: a pretrained network, see capsjax.load_pretrained")
-    format: str = setting("onnx", "of the file", choices=("onnx", "stablehlo", "safetensors"))
-    output: str = setting("", "folder that is made")
-    preprocess: bool = setting(False, "images are uint8 as in the data set, classes an output")
-    couplings: bool = setting(False, "coupling coefficients are an output")
+    format: str = setting(
+        "onnx", "format of the file", choices=("onnx", "stablehlo", "safetensors")
+    )
+    output: str = setting("", "new folder")
+    preprocess: bool = setting(
+        False, "take uint8 images as in the data set, and return the classes"
+    )
+    couplings: bool = setting(False, "also return the coupling coefficients")
     verify: str = setting(
         "random",
-        "images on which outputs are compared: made-up ones, or also the test set of the run",
+        "images on which outputs are compared: random ones, or also the test set of the run",
         choices=("random", "test"),
     )
     time: bool = setting(False, "measure calls with 1 and 128 images, alongside JAX")

@@ -47,15 +47,17 @@ PROGRAMS = {
 class Flags:
     """Flags of this command."""
 
-    from_: str = setting("", "whose weights they are", choices=("", *PROGRAMS))
+    from_: str = setting("", "program that the weights are from", choices=("", *PROGRAMS))
     weights: str = setting("", "file of arrays: .safetensors, .npz or .h5")
-    output: str = setting("", "folder that is made; its name is that of the network")
+    output: str = setting("", "new folder; its name is that of the network")
     coupling: str = setting(
         "auto",
-        "what couplings sum to one over; auto: as in the other program",
+        "capsules over which couplings sum to one; auto: as in the other program",
         choices=("auto", *COUPLINGS),
     )
-    iterations: int = setting(3, "of dynamic routing, which files do not tell", low=1, high=100)
+    iterations: int = setting(
+        3, "routing iterations, which the file does not contain", low=1, high=100
+    )
     labels: str = setting("", "names of the classes, separated by commas; by default 0, 1, ...")
 
 

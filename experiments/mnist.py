@@ -1,7 +1,7 @@
 """CapsNet, or the paper's CNN baseline, on MNIST and other image-classification data.
 
     python -m experiments.mnist                      MNIST, or offline the bundled digits
-    python -m experiments.mnist --dataset=digits     1.1% test error after 4 minutes on 2 cores
+    python -m experiments.mnist --dataset=digits     1.1% test error after 2 to 4 minutes
     python -m experiments.mnist --dataset=mnist --epochs=5    0.67% after an hour on 2 cores
     python -m experiments.mnist --dataset=mnist --recipe=official --seed=1
     python -m experiments.mnist --dataset=fashion_mnist --model=cnn

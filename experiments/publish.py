@@ -29,7 +29,9 @@ class Flags:
 
     run: str = setting("", "folder of the run")
     output: str = setting("", "folder of the pretrained network; its name is that of the card")
-    dtype: str = setting("float32", "of the weights in the file", choices=("float32", "float16"))
+    dtype: str = setting(
+        "float32", "type of the weights in the file", choices=("float32", "float16")
+    )
     fit: str = setting(
         "auto",
         "how predict brings images to the size of the network; auto: digit for MNIST, otherwise "

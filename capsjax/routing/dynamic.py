@@ -44,7 +44,7 @@ def dynamic(
     :math:`b_{ij} = b^0_{ij} + \hat u_{j|i} \cdot V_j`, where V is the sum of the earlier outputs v.
 
     Cost: R passes, R - 1 of which compute agreements. Pitfalls: the softmax is over output
-    capsules; without a bias the output is odd, v(-u) = -v(u) (Peer et al. 2021); squash
+    capsules; without a bias the output is odd, v(-u) = -v(u) (Peer et al. 2019); squash
     contracts, so the activations of stacked layers fade (see :mod:`capsjax.squash`). Safe for votes
     up to 1e15.
 
@@ -168,9 +168,10 @@ def kmeans(iterations: int = 3, *, squash: str = "half", scale: float | None = N
     .. math:: b_{ij} = \hat u_{j|i} \cdot s_j / \|s_j\|, \quad s_j = \textstyle\sum_i c_{ij}
               \hat u_{j|i}, \quad v_j = \mathrm{squash}(s_j)
 
-    Unlike in dynamic routing, logits do not accumulate, so iterating does not polarize the
-    couplings. No paper: public code names it k-means routing (leftthomas's CapsuleLayer, bojone's
-    Capsule), with this squash. No parameters; R passes. Safe for votes up to 1e15.
+    Unlike in dynamic routing, logits do not accumulate, so more iterations do not bring the
+    couplings closer to 0 and 1. No paper: public code names it k-means routing (leftthomas's
+    CapsuleLayer, bojone's Capsule), with this squash. No parameters; R passes. Safe for votes up to
+    1e15.
 
     Args:
       iterations: the number of passes, the first of which has even couplings.

@@ -39,7 +39,7 @@ ROUTINGS: dict[str, tuple[Callable[..., Routing], str]] = {
     "vb": (vb, "variational Bayes, Ribeiro et al. 2020"),
     "kmeans": (kmeans, "soft k-means by direction"),
     "kde": (kde, "weighted kernel density estimation, Zhang et al. 2018"),
-    "heinsen": (heinsen, "bang per bit, Heinsen 2022"),
+    "heinsen": (heinsen, "credit and blame for predicted inputs, Heinsen 2022"),
 }
 
 

@@ -26,7 +26,9 @@ class Optimization:
     learning_rate_floor: float | None = setting(
         None, "smallest learning rate", low=0.0, by="recipe", roles="numeric"
     )
-    adam_epsilon_hat: bool | None = setting(None, "TensorFlow's epsilon in Adam", by="recipe")
+    adam_epsilon_hat: bool | None = setting(
+        None, "Adam with the epsilon of TensorFlow", by="recipe"
+    )
     schedule: str = setting(
         "exponential",
         "schedule of the learning rate. exponential: --decay_rate in every --decay_steps. cosine: "
