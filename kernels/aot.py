@@ -10,6 +10,9 @@ of a whole CapsNet. Nothing is run, hence nothing is timed. A row of the table h
   bound (">") where a program has loops, whose body counts once;
 * the largest array, and where votes (arrays of B*I*J*D elements) are found: in "memory", in
   "VMEM", "fused" (values inside one kernel of XLA), or "no".
+
+``--step --topology=2x2,16x16`` compiles the training step of a network on many devices instead,
+see :mod:`kernels.plan`.
 """
 
 import dataclasses
@@ -27,7 +30,7 @@ import capsjax
 from capsjax.routing import normalize
 from capsjax.routing.agreement import PassInputs
 from capsjax.routing.stream import STREAM
-from kernels import api, cli, targets
+from kernels import api, cli, plan, targets
 from kernels.problems import PROBLEMS
 
 IMPLEMENTATIONS = ("naive", "stream", "pallas")
@@ -181,6 +184,20 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         **common,
     )
     flags.DEFINE_string("json", None, "file to write the rows to", **common)
+    flags.DEFINE_bool("step", False, "plan a training step on many devices instead", **common)
+    flags.DEFINE_list(
+        "topology",
+        "1x1",
+        "with --step: the devices, comma-separated. TPUs: sides of the slice, such as 4x4. GPUs: "
+        "hosts times GPUs of a host, such as 2x8",
+        **common,
+    )
+    flags.DEFINE_enum(
+        "network", "capsnet_mnist", list(capsjax.PRESETS), "with --step: a preset", **common
+    )
+    flags.DEFINE_integer(
+        "batch_size", 32_768, "with --step: images of all devices together", 1, 2**31 - 1, **common
+    )
 
 
 def main():
@@ -193,17 +210,43 @@ def main():
     for reason in filter(None, map(targets.why_unavailable, TARGETS[F.target])):
         raise ValueError(reason)
     jax.config.update("jax_platforms", "cpu")  # an accelerator that is present is not used
-    names = ("target", "problem", "dtype", "implementation")
-    options = [F[name].serialize() for name in names if F[name].present]
+    options = [flag.serialize() for flag in _own(F) if flag.present]
     about = {
         "command": shlex.join(["python", "-m", "kernels.aot", *options]),
         "versions": dict(v for t in TARGETS[F.target] for v in targets.versions(t).items()),
         "commit": cli.commit(),
     }
-    rows = [r for t in TARGETS[F.target] for r in table(t, F.problem, F.dtype, F.implementation)]
+    if F.step:
+        rows = _plan(F)
+    else:
+        rows = [
+            row | {"problem": F.problem, "dtype": F.dtype}
+            for target in TARGETS[F.target]
+            for row in table(target, F.problem, F.dtype, F.implementation)
+        ]
     if F.json:
-        about["rows"] = [r | {"problem": F.problem, "dtype": F.dtype} for r in rows]
-        Path(F.json).write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+        Path(F.json).write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n", "utf-8")
+
+
+def _own(flag_values: flags.FlagValues) -> list[flags.Flag]:
+    """The flags of this command that decide what is computed."""
+    names = "target problem dtype implementation step topology network batch_size".split()
+    return [flag_values[name] for name in names]
+
+
+def _plan(F: flags.FlagValues) -> list[dict]:
+    """Prints and returns a row of every topology."""
+    if len(TARGETS[F.target]) > 1:
+        raise ValueError("--step needs one --target")
+    implementation = F.implementation[0] if F["implementation"].present else "pallas"
+    network = capsjax.preset(F.network, dtype=F.dtype)
+    print(f"{F.target}, {F.network}, {F.dtype}, {F.batch_size:,} images\n")
+    print(f"|{'|'.join(plan.HEADINGS)}|\n{'|---' * len(plan.HEADINGS)}|", flush=True)
+    rows = []
+    for topology in F.topology:
+        rows.append(plan.row(network, F.batch_size, F.target, topology, implementation))
+        print(f"|{'|'.join(plan.cells(rows[-1], rows[0]))}|", flush=True)
+    return rows
 
 
 if __name__ == "__main__":

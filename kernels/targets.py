@@ -87,7 +87,7 @@ def compile(function: Callable, *specs: Any, target: str) -> jax.stages.Compiled
         x = jax.ShapeDtypeStruct((256, 256), "float32")
         compile(jnp.matmul, x, x, target="tpu_v5e").memory_analysis()
     """
-    device = _device(target)
+    (device, *_) = devices(target)
     sharding = jax.sharding.SingleDeviceSharding(device)
 
     def place(leaf):
@@ -95,13 +95,35 @@ def compile(function: Callable, *specs: Any, target: str) -> jax.stages.Compiled
             return leaf
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
+    _, lowered = lower(jax.jit(function), *jax.tree.map(place, specs), target=target)
+    return lowered.compile()
+
+
+def lower(
+    function: Callable, *specs: Any, target: str, axes: dict[str, int] | None = None
+) -> tuple[Any, jax.stages.Lowered]:
+    """Traces and lowers a function for the devices that its arguments are placed on.
+
+    Args:
+      function: the result of ``jax.jit``.
+      *specs: its arguments, pytrees of ``jax.ShapeDtypeStruct`` with shardings of :func:`devices`.
+      target: one of :data:`TARGETS`.
+      axes: names and sizes of the axes of their mesh.
+
+    Returns:
+      The jaxpr and the lowered function.
+    """
+    (device, *_), axes = devices(target), axes or {}
     # Pallas asks the abstract mesh which device it writes a kernel for.
     cores = device.core_count if target in GPUS else device.num_cores
     abstract = jax.sharding.AbstractDevice(device.device_kind, cores, platform(target))
-    mesh = jax.sharding.AbstractMesh((), (), abstract_device=abstract)
+    kinds = (jax.sharding.AxisType.Auto,) * len(axes)
+    mesh = jax.sharding.AbstractMesh(
+        tuple(axes.values()), tuple(axes), axis_types=kinds, abstract_device=abstract
+    )
     with jax.sharding.use_abstract_mesh(mesh):
-        traced = jax.jit(function).trace(*jax.tree.map(place, specs))
-        return traced.lower(lowering_platforms=(platform(target),)).compile()
+        traced = function.trace(*specs)
+        return traced.jaxpr.jaxpr, traced.lower(lowering_platforms=(platform(target),))
 
 
 def gpu_config(target: str) -> str:
@@ -123,12 +145,28 @@ def gpu_config(target: str) -> str:
 
 
 @functools.cache
-def _device(target: str):
-    if platform(target) == "cuda":
-        options = {"target_config": gpu_config(target), "topology": "1x1x1"}
-        return topologies.get_topology_desc(platform="cuda", **options).devices[0]
-    with _quiet_libtpu():
-        return topologies.get_topology_desc(TPUS[target], platform="tpu").devices[0]
+def devices(target: str, topology: str = "") -> tuple:
+    """Returns the devices of a topology, which can be compiled for.
+
+    Args:
+      target: one of :data:`TARGETS`.
+      topology: of TPUs the sides of the slice, such as 4x4 or 2x2x4; of GPUs hosts times GPUs of a
+        host, such as 2x8. Empty: the smallest one.
+
+    Raises:
+      ValueError: there is no such topology.
+    """
+    try:
+        if platform(target) == "cuda":
+            options = {"target_config": gpu_config(target), "topology": f"1x{topology or '1x1'}"}
+            return tuple(topologies.get_topology_desc(platform="cuda", **options).devices)
+        generation, _, smallest = TPUS[target].partition(":")
+        with _quiet_libtpu():
+            name = f"{generation}:{topology or smallest}"
+            return tuple(topologies.get_topology_desc(name, platform="tpu").devices)
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{target} has no topology {topology}: {reason}") from error
 
 
 @contextmanager

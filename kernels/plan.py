@@ -1,0 +1,258 @@
+"""What a training step needs on many devices, from their compilers alone.
+
+``python -m kernels.aot --step --target=tpu_v5e --topology=4x4,16x16`` compiles the training step
+of a network for devices that need not be present, with the batch divided among them. A row of the
+table has the memory of a device, the collective operations and their bytes, and the time that a
+step takes at least: the longer one of its arithmetic and its memory traffic at the rates of
+:data:`HARDWARE`, and after that the communication. Nothing is run, hence nothing is measured.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+import capsjax
+from capsjax.models import Config
+from kernels import api, targets
+
+AXIS = "data"
+HOP = 1e-6  # seconds, an assumption: from a device to its neighbour, however few the bytes
+
+
+class Hardware(NamedTuple):
+    """The rates of one device, as its manufacturer states them."""
+
+    flops: float  # a second, of matrix products of float32 arrays at JAX's default precision
+    flops_bfloat16: float
+    bandwidth: float  # bytes a second from and to its memory
+    memory: float  # bytes
+    links: float  # bytes a second that it can send to others, over all of its links
+    between_hosts: float = 0.0  # the same to other hosts, where that is less
+
+
+# Pages "TPU v4" to "TPU7x" of Google Cloud's documentation, and for one-way rates of links the
+# chapter on TPUs of Austin et al., "How to Scale Your Model" (2025). NVIDIA's data sheets: dense
+# matrix products in TF32 and bfloat16, NVLink in one direction; 400 Gbit/s between hosts for a GPU.
+HARDWARE = {
+    "tpu_v4": Hardware(275e12, 275e12, 1.228e12, 32e9, 6 * 45e9),
+    "tpu_v5e": Hardware(197e12, 197e12, 0.819e12, 16e9, 4 * 45e9),
+    "tpu_v5p": Hardware(459e12, 459e12, 2.765e12, 95e9, 6 * 90e9),
+    "tpu_v6e": Hardware(918e12, 918e12, 1.64e12, 32e9, 4 * 90e9),
+    "tpu_7x": Hardware(2307e12, 2307e12, 7.38e12, 192e9, 6 * 100e9),
+    "a100": Hardware(156e12, 312e12, 2.039e12, 80e9, 300e9, 50e9),
+    "h100": Hardware(494e12, 989e12, 3.35e12, 80e9, 450e9, 50e9),
+    "h200": Hardware(494e12, 989e12, 4.8e12, 141e9, 450e9, 50e9),
+    "b200": Hardware(1125e12, 2250e12, 7.7e12, 180e9, 900e9, 50e9),
+}
+assert HARDWARE.keys() == set(targets.TARGETS)
+
+
+class Collective(NamedTuple):
+    """A collective operation of a compiled program."""
+
+    kind: str  # such as all-reduce
+    result: int  # bytes of its result on one device
+    devices: int  # that take part together
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a device sends, by the algorithms that send the fewest (rings)."""
+        share = (self.devices - 1) / self.devices
+        if self.kind == "all-reduce":
+            return 2 * share * self.result
+        if self.kind == "reduce-scatter":
+            return (self.devices - 1) * self.result
+        return self.result if self.kind == "collective-permute" else share * self.result
+
+
+_KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all"
+_OPERATION = re.compile(rf" = (.+?) ({_KINDS})(?:-start)?\((.*)")
+_ARRAY = re.compile(r"\b(pred|bf16|[fsuc]\d\w*)\[([\d,]*)\]")
+
+
+def collectives(text: str) -> list[Collective]:
+    """Returns the collective operations of a compiled program of XLA, those of loops once."""
+    found = []
+    for line in text.splitlines():
+        if match := _OPERATION.search(line):
+            shape, kind, rest = match.groups()
+            found.append(Collective(kind, _bytes(shape), _group(rest)))
+    return found
+
+
+def _bytes(shape: str) -> int:
+    total = 0
+    for name, sides in _ARRAY.findall(shape):
+        bits = 8 if name == "pred" else int(re.search(r"\d+", name)[0])
+        total += math.prod(map(int, filter(None, sides.split(",")))) * bits // 8
+    return total
+
+
+def _group(rest: str) -> int:
+    """The devices of a group, from any of the forms that XLA writes."""
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
+        return len(listed[1].split(","))
+    if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
+        return int(counted[1])
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", named[2]))
+    return 2  # pairs of a permutation
+
+
+def count_flops(jaxpr: Any) -> int:
+    """Returns the operations of all matrix products and convolutions of a jaxpr.
+
+    A multiplication and an addition count as two. Bodies of ``scan`` count as often as they run;
+    those of ``while``, whose number of turns is unknown, once; the longest branch of ``cond``.
+    Kernels of Pallas count what one block does, times the blocks.
+    """
+    total = 0
+    for equation in jaxpr.eqns:
+        name, given = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracted, _), _ = given["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += 2 * equation.outvars[0].aval.size * math.prod(left[n] for n in contracted)
+        elif name == "conv_general_dilated":
+            kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.size
+            features = kernel[given["dimension_numbers"].rhs_spec[0]]
+            total += 2 * out * math.prod(kernel) // features // given["batch_group_count"]
+        elif name == "cond":
+            total += max(count_flops(branch.jaxpr) for branch in given["branches"])
+        else:
+            times = given["length"] if name == "scan" else 1
+            if name == "pallas_call":
+                times = math.prod(given["grid_mapping"].grid)
+            total += times * sum(map(count_flops, _inner(given.values())))
+    return total
+
+
+def _inner(values: Iterable) -> Iterable:
+    for value in values:
+        if isinstance(value, (tuple, list)):
+            yield from _inner(value)
+        elif hasattr(value, "eqns"):
+            yield value
+        elif hasattr(value, "jaxpr"):
+            yield value.jaxpr
+
+
+def row(network: Config, batch_size: int, target: str, topology: str, implementation: str) -> dict:
+    """Compiles the training step of a network and returns what it needs.
+
+    Args:
+      network: its batch is divided among the devices, its parameters are on all of them.
+      batch_size: of all devices together.
+      target: one of :data:`kernels.targets.TARGETS`.
+      topology: see :func:`kernels.targets.devices`.
+      implementation: of routing, ``pallas`` or ``stream``.
+
+    Raises:
+      ValueError: there is no such topology, or the batch can't be divided among its devices.
+    """
+    devices = np.array(targets.devices(target, topology))
+    if batch_size % devices.size:
+        raise ValueError(f"--batch_size={batch_size} can't be divided among {devices.size} devices")
+    mesh = Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
+    if isinstance(network, capsjax.CapsNetConfig) and implementation == "pallas":
+        kernels = api.pass_kernels("tpu" if target in targets.TPUS else "gpu")
+        network = dataclasses.replace(network, routing_implementation=kernels)
+    model, optimizer = capsjax.create_model(network), capsjax.adam()
+    step = capsjax.make_train_step(capsjax.capsnet_loss(model), optimizer, axis_name=AXIS)
+    key = jax.eval_shape(jax.random.key, 0)
+    state = jax.eval_shape(lambda key: capsjax.init_state(model, optimizer, key), key)
+    images = jax.ShapeDtypeStruct((batch_size, *network.image_shape), "float32")
+    labels = jax.ShapeDtypeStruct((batch_size,), "int32")
+    everywhere, divided = PartitionSpec(), PartitionSpec(AXIS)
+    specs = everywhere, divided, divided, everywhere
+    # Its mesh is that of :func:`kernels.targets.lower`.
+    mapped = jax.shard_map(step, in_specs=specs, out_specs=everywhere, check_vma=False)
+
+    def place(tree, spec):
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+        )
+
+    call = [place(tree, spec) for tree, spec in zip((state, images, labels, key), specs)]
+    jitted, axes = jax.jit(mapped, donate_argnums=0), {AXIS: devices.size}
+    jaxpr, lowered = targets.lower(jitted, *call, target=target, axes=axes)
+    about = {"target": target, "topology": topology, "devices": devices.size}
+    about |= {"batch_size": batch_size, "dtype": network.dtype}
+    return about | needs(lowered.compile(), count_flops(jaxpr), about)
+
+
+def needs(compiled: jax.stages.Compiled, flops: int, about: dict) -> dict:
+    """Returns memory, collectives and the shortest time of a compiled step.
+
+    Args:
+      compiled: of all devices.
+      flops: of one device.
+      about: target, topology and dtype.
+    """
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    hardware, found = HARDWARE[about["target"]], collectives(text)
+    # New parameters are written over the old ones.
+    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    accessed = (compiled.cost_analysis() or {}).get("bytes accessed", 0)
+    rate = hardware.flops_bfloat16 if about["dtype"] == "bfloat16" else hardware.flops
+    sides = [int(side) for side in about["topology"].split("x")]
+    links, hops = hardware.links, sum(sides)
+    if hardware.between_hosts and sides[0] > 1:
+        links = hardware.between_hosts
+    seconds = {
+        "arithmetic_seconds": flops / rate,
+        "memory_seconds": accessed / hardware.bandwidth,
+        "communication_seconds": sum(one.sent / links + HOP * hops for one in found),
+    }
+    step = max(seconds["arithmetic_seconds"], seconds["memory_seconds"])
+    step += seconds["communication_seconds"]
+    return {
+        "memory": peak,
+        "fits": peak <= hardware.memory,
+        "flops": flops,
+        "accessed": accessed,
+        "loops": " while(" in text,
+        "collectives": [one._asdict() for one in found],
+        "sent": sum(one.sent for one in found),
+        **seconds,
+        "step_seconds": step,
+    }
+
+
+HEADINGS = ("topology", "devices", "images per device", "memory, 10^6 bytes", "collectives")
+HEADINGS += ("sent, 10^6 bytes", "arithmetic, ms", "memory, ms", "communication, ms", "step, ms")
+HEADINGS += ("images/s", "efficiency")
+
+
+def cells(row: dict, first: dict) -> list[str]:
+    """Returns a row as the table shows it; its efficiency is that of the first row's devices."""
+    images = row["batch_size"] / row["step_seconds"]
+    alone = first["batch_size"] / first["step_seconds"] / first["devices"]
+    kinds = [one["kind"] for one in row["collectives"]]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    bound = "> " if row["loops"] else ""  # bodies of loops count once
+    times = ("arithmetic_seconds", "memory_seconds", "communication_seconds", "step_seconds")
+    arithmetic, memory, communication, step = (f"{1e3 * row[name]:.3f}" for name in times)
+    return [
+        row["topology"],
+        str(row["devices"]),
+        f"{row['batch_size'] // row['devices']:,}",
+        f"{row['memory'] / 1e6:,.0f}" + ("" if row["fits"] else ", too much"),
+        counts or "none",
+        f"{row['sent'] / 1e6:,.1f}",
+        arithmetic,
+        f"{bound}{memory}",
+        communication,
+        step,
+        f"{images:,.0f}",
+        f"{images / row['devices'] / alone:.2f}",
+    ]

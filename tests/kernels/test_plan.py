@@ -1,0 +1,137 @@
+"""Plans of training steps on many devices: what is counted, and what the compilers say."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from kernels import plan, targets
+from kernels.plan import Collective, collectives, count_flops
+
+HLO = """
+  %a = f32[10,8]{1,0} all-reduce(%x), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add
+  %b = (f32[6]{0:T(256)S(1)}, /*index=1*/bf16[4,3]{1,0}) all-reduce-start(%x, %y), \
+replica_groups=[2,8]<=[16], to_apply=%add
+  %c = u8[16]{0} all-gather(%x), replica_groups=mesh['data'=4,'model'=8] {'model'}, dimensions={0}
+  %d = pred[] all-reduce(%x), replica_groups=mesh['a'=2,'b'=3] {'a','b'}, to_apply=%and
+  %e = s32[5]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
+  %f = f32[3]{0} fusion(%a), kind=kLoop, calls=%all-reduce.1
+  ROOT %g = (f32[2]{0}) tuple(%a)
+"""
+
+
+def test_collectives_of_a_program():
+    assert collectives(HLO) == [
+        Collective("all-reduce", 10 * 8 * 4, 4),
+        Collective("all-reduce", 6 * 4 + 12 * 2, 8),
+        Collective("all-gather", 16, 8),
+        Collective("all-reduce", 1, 6),
+        Collective("collective-permute", 20, 2),
+    ]
+
+
+@pytest.mark.parametrize("devices", [2, 5])
+@pytest.mark.parametrize("kind", ["all-reduce", "all-gather", "reduce-scatter"])
+def test_bytes_sent_are_those_of_a_ring(kind, devices):
+    """Each device sends one part to its neighbour, devices - 1 times for each half of the work."""
+    part = 12  # bytes
+    turns = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}[kind] * (devices - 1)
+    result = part if kind == "reduce-scatter" else part * devices
+    assert Collective(kind, result, devices).sent == pytest.approx(turns * part)
+
+
+def flops(function, *arguments):
+    return count_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def test_operations_of_products_and_convolutions():
+    a, b = jnp.zeros((7, 3, 5)), jnp.zeros((7, 5, 11))
+    assert flops(jnp.matmul, a, b) == 2 * 7 * 3 * 5 * 11
+    # Forward, and the same again for the gradient by each operand.
+    gradient = jax.grad(lambda a, b: (a @ b).sum(), (0, 1))
+    assert flops(jax.jit(gradient), a, b) == 3 * 2 * 7 * 3 * 5 * 11
+    images, kernel = jnp.zeros((2, 9, 8, 6)), jnp.zeros((3, 2, 6, 10))
+
+    def conv(images, kernel, groups=1):
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            images, kernel, (1, 1), "VALID", None, None, layout, groups
+        )
+
+    assert flops(conv, images, kernel) == 2 * (2 * 7 * 7 * 10) * (3 * 2 * 6)
+    assert flops(lambda *x: conv(*x, 2), images, kernel[:, :, :3]) == 2 * (2 * 49 * 10) * 18
+
+
+def test_operations_of_loops_branches_and_devices():
+    x = jnp.zeros((4, 4))
+    once = 2 * 4**3
+    assert flops(lambda x: jax.lax.scan(lambda c, _: (c @ x, None), x, None, 9)[0], x) == 9 * once
+    assert flops(lambda x: jax.lax.fori_loop(0, 9, lambda _, c: c @ x, x), x) == 9 * once
+    branches = [lambda x: x, lambda x: x @ x, lambda x: x @ x @ x]
+    assert flops(lambda x: jax.lax.switch(1, branches, x), x) == 2 * once
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",), axis_types=(AxisType.Auto,))
+    spec = PartitionSpec("data")
+    mapped = jax.shard_map(lambda x: x @ x.T, mesh=mesh, in_specs=spec, out_specs=spec)
+    assert flops(mapped, x) == once
+
+
+def planned(target, topology, function, *specs, split):
+    """Returns the plan of a function whose arguments are divided as ``split`` says."""
+    if reason := targets.why_unavailable(target):
+        pytest.skip(reason)
+    devices = np.array(targets.devices(target, topology))
+    mesh = Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
+    placed = [
+        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+        for x, spec in zip(specs, split)
+    ]
+    mapped = jax.shard_map(function, in_specs=split, out_specs=PartitionSpec(), check_vma=False)
+    axes = {"data": devices.size}
+    jaxpr, lowered = targets.lower(jax.jit(mapped), *placed, target=target, axes=axes)
+    about = {"target": target, "topology": topology, "dtype": "float32"}
+    return plan.needs(lowered.compile(), count_flops(jaxpr), about)
+
+
+@pytest.mark.parametrize("target, topology", [("tpu_v5e", "2x2"), ("h200", "1x4")])
+def test_a_gradient_over_four_devices(target, topology):
+    """The product of a divided batch with a matrix, whose gradient is summed over the devices."""
+    batch = jax.ShapeDtypeStruct((4 * 256, 512), "float32")
+    matrix = jax.ShapeDtypeStruct((512, 128), "float32")
+
+    def gradient(x, w):
+        return jax.lax.psum(jax.grad(lambda w: jnp.sum((x @ w) ** 2))(w), "data")
+
+    split = PartitionSpec("data"), PartitionSpec()
+    found = planned(target, topology, gradient, batch, matrix, split=split)
+    assert found["flops"] == 2 * 2 * 256 * 512 * 128
+    assert found["collectives"] == [Collective("all-reduce", 512 * 128 * 4, 4)._asdict()]
+    own = 4 * (256 * 512 + 2 * 512 * 128)  # its part of the batch, the matrix and the gradient
+    assert own <= found["memory"] < 3 * own and found["fits"]
+    hardware = plan.HARDWARE[target]
+    assert found["arithmetic_seconds"] == pytest.approx(found["flops"] / hardware.flops)
+    hops = math.fsum(map(int, topology.split("x")))
+    sent = 1.5 * 512 * 128 * 4 / hardware.links
+    assert found["communication_seconds"] == pytest.approx(sent + plan.HOP * hops)
+    assert found["step_seconds"] > found["communication_seconds"]
+
+
+def test_hosts_are_connected_by_slower_links():
+    batch = jax.ShapeDtypeStruct((4096, 4096), "float32")
+    split = (PartitionSpec("data"),)
+    near, far = (
+        planned("h200", hosts, lambda x: jax.lax.psum(x, "data"), batch, split=split)
+        for hosts in ("1x4", "2x2")
+    )
+    assert near["sent"] == far["sent"]
+    assert far["communication_seconds"] > near["communication_seconds"]
+
+
+@pytest.mark.parametrize("target, topology", [("tpu_v5e", "3x5x7"), ("tpu_v5e", "many")])
+def test_a_topology_that_does_not_exist(target, topology):
+    if reason := targets.why_unavailable(target):
+        pytest.skip(reason)
+    with pytest.raises(ValueError, match=f"{target} has no topology {topology}: "):
+        targets.devices(target, topology)
