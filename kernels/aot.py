@@ -241,12 +241,7 @@ def _plan(F: flags.FlagValues) -> list[dict]:
     implementation = F.implementation[0] if F["implementation"].present else "pallas"
     network = capsjax.preset(F.network, dtype=F.dtype)
     print(f"{F.target}, {F.network}, {F.dtype}, {F.batch_size:,} images\n")
-    print(f"|{'|'.join(plan.HEADINGS)}|\n{'|---' * len(plan.HEADINGS)}|", flush=True)
-    rows = []
-    for topology in F.topology:
-        rows.append(plan.row(network, F.batch_size, F.target, topology, implementation))
-        print(f"|{'|'.join(plan.cells(rows[-1], rows[0]))}|", flush=True)
-    return rows
+    return plan.table(network, F.batch_size, F.target, F.topology, implementation)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+from collections.abc import Sequence
 
 from capsjax.models import PRESETS, CapsNetConfig, fit_image, preset
 from capsjax.models import Config as ModelConfig
@@ -13,6 +14,7 @@ from experiments.config.fine_tuning import PATTERNS
 from experiments.config.flags import names_of
 from experiments.config.optimization import check_optimization
 
+NORMALIZING = ("standardize", "standardize_channels")  # steps that leave mean zero, variance one
 # Fields of the configuration that are handed to the network as they are.
 SAME_NAME = (
     "routing",
@@ -57,7 +59,7 @@ def resolve(config: Config, dataset: str) -> Config:
     )
 
 
-def choose_input_norm(config: Config, channels: int, normalized: bool) -> Config:
+def choose_input_norm(config: Config, channels: int, steps: Sequence[tuple]) -> Config:
     """Fills in ``--input_norm``, which depends on the images.
 
     Pixels of colour photographs are all positive and alike, so that the first steps of Adam at
@@ -67,7 +69,7 @@ def choose_input_norm(config: Config, channels: int, normalized: bool) -> Config
     Args:
       config: resolved.
       channels: of the input of the network.
-      normalized: whether it has mean zero and variance one already.
+      steps: from an image to that input, as :class:`capsjax.Preprocessing` has them.
 
     Returns:
       The configuration with ``image`` where ``auto`` means that. ``auto`` stands for the
@@ -75,6 +77,7 @@ def choose_input_norm(config: Config, channels: int, normalized: bool) -> Config
     """
     network = PRESETS.get(f"{config.model}_{config.preset}")
     plain = isinstance(network, CapsNetConfig) and network.input_norm == "none"
+    normalized = any(name in NORMALIZING for name, *_ in steps)
     if config.input_norm == "auto" and plain and channels >= 3 and not normalized:
         return dataclasses.replace(config, input_norm="image")
     if config.input_norm == "preset":

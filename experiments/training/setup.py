@@ -27,7 +27,7 @@ from experiments.config.flags import LARGEST
 from experiments.data import batching, datasets
 from experiments.data.image_folder import ImageOptions
 from experiments.data.subset import limit_training_examples
-from experiments.tasks.base import InputPipeline, Program, Setup
+from experiments.tasks.base import Program, Setup
 from experiments.tasks.objective import check_balance, make_objective
 from experiments.training import frozen_couplings, initial_weights, memory, pieces
 from experiments.training.devices import (
@@ -38,8 +38,6 @@ from experiments.training.devices import (
     replicate,
 )
 from kernels.api import select
-
-NORMALIZING = ("standardize", "standardize_channels")  # steps after which images need no more
 
 
 def prepare(program: Program, config: Config, dataset: datasets.Dataset | None = None) -> Setup:
@@ -70,7 +68,7 @@ def prepare(program: Program, config: Config, dataset: datasets.Dataset | None =
     config = resolve(config, dataset.name)
     check_balance(config, dataset)
     pipeline = program.task.pipeline(config, dataset)
-    config = with_input_norm(config, pipeline)
+    config = choose_input_norm(config, pipeline.shape[-1], pipeline.steps)
     if config.batch_size % len(devices):
         raise UserError(
             f"--batch_size={config.batch_size} can't be divided among {len(devices)} devices"
@@ -102,12 +100,6 @@ def prepare(program: Program, config: Config, dataset: datasets.Dataset | None =
     optimizer = make_optimizer(config, steps)
     network = (model_config, model, loss, measure, optimizer, parameters)
     return Setup(config, program, dataset, pipeline, devices, *network)
-
-
-def with_input_norm(config: Config, pipeline: InputPipeline) -> Config:
-    """Returns a (resolved) configuration with the ``--input_norm`` that its images need."""
-    normalized = any(name in NORMALIZING for name, *_ in pipeline.steps)
-    return choose_input_norm(config, pipeline.shape[-1], normalized)
 
 
 def has_kernels(config: ModelConfig, kernels: PassKernels) -> bool:

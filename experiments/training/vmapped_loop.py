@@ -39,7 +39,6 @@ from experiments.training.setup import (
     prepare,
     random_keys,
     total_steps,
-    with_input_norm,
 )
 from experiments.training.summary import write_summary
 from experiments.training.workdir import open_workdir
@@ -68,7 +67,8 @@ def run(program: Program, configs: list[Config]) -> None:
     initial_weights.check(setup)
     setup = pieces.choose(setup, chunks.chunk_body)  # the memory of a run decides how many fit
     configs = [
-        with_input_norm(resolve(config, setup.dataset.name), setup.pipeline) for config in configs
+        dataclasses.replace(resolve(config, setup.dataset.name), input_norm=setup.config.input_norm)
+        for config in configs
     ]
     configs = configs[: capacity(setup, configs)]
     with contextlib.ExitStack() as folders:

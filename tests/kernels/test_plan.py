@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from kernels import plan, targets
+from kernels.hardware import HARDWARE
 from kernels.plan import Collective, collectives, count_flops
 
 HLO = """
@@ -21,6 +22,10 @@ replica_groups=[2,8]<=[16], to_apply=%add
   %f = f32[3]{0} fusion(%a), kind=kLoop, calls=%all-reduce.1
   ROOT %g = (f32[2]{0}) tuple(%a)
 """
+
+
+def test_every_target_has_its_rates():
+    assert HARDWARE.keys() == set(targets.TARGETS)
 
 
 def test_collectives_of_a_program():
@@ -110,7 +115,7 @@ def test_a_gradient_over_four_devices(target, topology):
     assert found["collectives"] == [Collective("all-reduce", 512 * 128 * 4, 4)._asdict()]
     own = 4 * (256 * 512 + 2 * 512 * 128)  # its part of the batch, the matrix and the gradient
     assert own <= found["memory"] < 3 * own and found["fits"]
-    hardware = plan.HARDWARE[target]
+    hardware = HARDWARE[target]
     assert found["arithmetic_seconds"] == pytest.approx(found["flops"] / hardware.flops)
     hops = math.fsum(map(int, topology.split("x")))
     sent = 1.5 * 512 * 128 * 4 / hardware.links

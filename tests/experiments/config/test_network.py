@@ -262,32 +262,32 @@ def test_depth_is_no_change_of_kernels():
 
 
 @pytest.mark.parametrize(
-    "given, channels, normalized, recorded, network",
+    "given, channels, step, recorded, network",
     [
-        ("auto", 1, False, "auto", "none"),
-        ("auto", 2, False, "auto", "none"),
-        ("auto", 3, False, "image", "image"),
-        ("auto", 4, False, "image", "image"),
-        ("auto", 3, True, "auto", "none"),
-        ("preset", 3, False, "auto", "none"),
-        ("none", 3, False, "none", "none"),
-        ("batch", 1, False, "batch", "batch"),
+        ("auto", 1, "unit", "auto", "none"),
+        ("auto", 2, "unit", "auto", "none"),
+        ("auto", 3, "unit", "image", "image"),
+        ("auto", 4, "unit", "image", "image"),
+        ("auto", 3, "standardize", "auto", "none"),
+        ("preset", 3, "unit", "auto", "none"),
+        ("none", 3, "unit", "none", "none"),
+        ("batch", 1, "unit", "batch", "batch"),
     ],
 )
-def test_colour_images_are_normalized(given, channels, normalized, recorded, network):
+def test_colour_images_are_normalized(given, channels, step, recorded, network):
     config = resolve(parse_mnist(f"--input_norm={given}"), "digits")
-    config = choose_input_norm(config, channels, normalized)
+    config = choose_input_norm(config, channels, [(step,)])
     assert config.input_norm == recorded
     assert network_config(config, (28, 28, channels), 10).input_norm == network
 
 
 def test_normalization_of_a_preset_is_kept():
     config = resolve(parse_mnist("--preset=gritzman"), "digits")
-    config = choose_input_norm(config, 3, normalized=False)
+    config = choose_input_norm(config, 3, [("unit",)])
     assert config.input_norm == "auto"
     assert network_config(config, (28, 28, 3), 10).input_norm == "batch"
 
 
 def test_other_networks_have_no_normalization_to_choose():
-    config = choose_input_norm(resolve(parse_mnist("--model=cnn"), "digits"), 3, normalized=False)
+    config = choose_input_norm(resolve(parse_mnist("--model=cnn"), "digits"), 3, [("unit",)])
     network_config(config, (28, 28, 3), 10)  # which refuses flags of capsule networks
