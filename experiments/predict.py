@@ -24,7 +24,8 @@ gives it only what is brighter than the border after --invert, scaled to 20/28 o
 centre of mass in the middle, as MNIST was made. --fit=auto chooses digit for MNIST, unless the
 image has the network's size already, --resize of the run for folders of images, otherwise pad.
 
-Files that can't be read are named on standard error; the exit status is then 1.
+Files that can't be read are named on standard error; the exit status is then 1, and 2 if there is
+no other.
 """
 
 import csv
@@ -95,6 +96,8 @@ def main(flags: Flags, *paths: str) -> None:
     classifier = open_classifier(flags)
     print(f"{classifier.title}; {background(classifier.preprocessing.border)}", file=sys.stderr)
     images = prepare_images(classifier, files, flags.invert, flags.fit)
+    if not images:
+        raise UserError("no image could be read")
     found = classify(classifier, images)
     measure = score_name(classifier.network.config)
     print(table(images, found, measure))
@@ -105,7 +108,7 @@ def main(flags: Flags, *paths: str) -> None:
         if output and flags.json:
             write_json(output.with_suffix(".json"), as_json(images, found, measure))
             print(f"table {output.with_suffix('.json')}", file=sys.stderr)
-        if output and images:
+        if output:
             draw(output, classifier.title, images, found)
             print(f"figure {output}", file=sys.stderr)
     except OSError as error:

@@ -4,7 +4,8 @@
 of a network for devices that need not be present, with the batch divided among them. A row of the
 table has the memory of a device, the collective operations and their bytes, and the time that a
 step takes at least: the longer one of its arithmetic and its memory traffic at the rates of
-:data:`kernels.hardware.HARDWARE`, and after that the communication. Nothing is run, hence nothing is measured.
+:data:`kernels.hardware.HARDWARE`, and after that the communication. Nothing is run, hence nothing
+is measured.
 """
 
 import dataclasses

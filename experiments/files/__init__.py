@@ -1,7 +1,13 @@
 """Files that may come from elsewhere, and files that are written: one reader and one writer."""
 
 from experiments.files.compiled import check_programs
-from experiments.files.limits import check_memory, check_private, local_path, size
+from experiments.files.limits import (
+    check_addresses,
+    check_memory,
+    check_private,
+    local_path,
+    size,
+)
 from experiments.files.reader import (
     BadFile,
     check,
@@ -34,6 +40,7 @@ __all__ = [
     "read_json",
     "read_text",
     "check_folder",
+    "check_addresses",
     "check_memory",
     "check_private",
     "check_programs",

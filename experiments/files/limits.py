@@ -8,6 +8,7 @@ import psutil
 from experiments import UserError
 
 SHARE = 0.9  # of the free memory that one thing may need
+ADDRESSES = 1e9  # bytes, without which XLA ends the process while it compiles
 
 
 def free_bytes() -> int:
@@ -27,6 +28,31 @@ def free_bytes() -> int:
         except (OSError, ValueError):  # no such group, or no limit ("max")
             continue
     return max(free, 0)
+
+
+def free_addresses() -> float:
+    """Returns how many bytes of addresses this process may still take; most have no limit."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return float("inf")
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return float("inf")
+    return limit - psutil.Process().memory_info().vms
+
+
+def check_addresses() -> None:
+    """Refuses to compile where a limit of addresses (``ulimit -v``) leaves too few.
+
+    Raises:
+      UserError: fewer than :data:`ADDRESSES` are left.
+    """
+    if (have := free_addresses()) < ADDRESSES:
+        raise UserError(
+            f"compiling needs {size(ADDRESSES)} of addresses, and the limit (ulimit -v) leaves "
+            f"{size(max(have, 0))}; raise it"
+        )
 
 
 def check_memory(need: float, what: str, cure: str, have: int | None = None) -> None:

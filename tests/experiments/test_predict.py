@@ -237,7 +237,7 @@ def test_standard_input_and_json(tiny_run, folder, tmp_path, monkeypatch, capsys
     with pytest.raises(UserError, match="holds one image"):
         call(tiny_run, "-", "-")
     monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(b"hello")))
-    with pytest.raises(SystemExit, match="1"):
+    with pytest.raises(UserError, match="no image could be read"):
         call(tiny_run, "-")
 
 
@@ -288,7 +288,7 @@ def test_unwritable_figure_is_an_error(tiny_run, folder, tmp_path):
         call(tiny_run, folder / "a.png", output=str(tmp_path / "file" / "p.png"))
 
 
-def test_only_unreadable_images_give_status_1_and_no_figure(tiny_run, folder, tmp_path, capsys):
-    with pytest.raises(SystemExit, match="1"):
+def test_only_unreadable_images_are_an_error_and_give_no_figure(tiny_run, folder, tmp_path):
+    with pytest.raises(UserError, match="no image could be read"):
         call(tiny_run, folder / "empty.png", output=str(tmp_path / "p.png"))
     assert not (tmp_path / "p.png").exists()

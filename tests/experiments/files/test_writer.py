@@ -1,12 +1,17 @@
 """The one writer, text made harmless, and limits."""
 
 import os
+import re
 import stat
+import subprocess
+import sys
 
 import pytest
+from helpers import ROOT
 
 from experiments import UserError
 from experiments.files import (
+    check_addresses,
     check_folder,
     check_memory,
     check_private,
@@ -123,3 +128,24 @@ def test_places_on_this_machine(monkeypatch):
     for text in ("gs://bucket/x", "s3://x", "a\0b", "~nobody-at-all/x"):
         with pytest.raises(UserError, match="--workdir"):
             local_path(text, "workdir")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no such limit")
+def test_few_addresses_are_refused():
+    """In a process of its own, because the limit can't be taken back."""
+    check_addresses()
+    code = """
+import resource, psutil
+from experiments.files import check_addresses
+from experiments.files.limits import free_addresses
+before = free_addresses()
+have = psutil.Process().memory_info().vms
+resource.setrlimit(resource.RLIMIT_AS, (have + 2 * 10**9, have + 2 * 10**9))
+print(before, 1.9e9 < free_addresses() <= 2e9)
+check_addresses()
+resource.setrlimit(resource.RLIMIT_AS, (have + 10**8, have + 10**8))
+check_addresses()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["inf", "True"]
+    assert re.search(r"compiling needs 1 GB of addresses, .*ulimit -v.* leaves", done.stderr)
