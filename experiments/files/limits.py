@@ -8,7 +8,7 @@ import psutil
 from experiments import UserError
 
 SHARE = 0.9  # of the free memory that one thing may need
-ADDRESSES = 1e9  # bytes, without which XLA ends the process while it compiles
+ADDRESSES = 1.2e9  # bytes, without which XLA ends the process: its threads and programs need them
 
 
 def free_bytes() -> int:
@@ -43,14 +43,14 @@ def free_addresses() -> float:
 
 
 def check_addresses() -> None:
-    """Refuses to compile where a limit of addresses (``ulimit -v``) leaves too few.
+    """Refuses to open devices where a limit of addresses (``ulimit -v``) leaves too few.
 
     Raises:
       UserError: fewer than :data:`ADDRESSES` are left.
     """
     if (have := free_addresses()) < ADDRESSES:
         raise UserError(
-            f"compiling needs {size(ADDRESSES)} of addresses, and the limit (ulimit -v) leaves "
+            f"XLA needs {size(ADDRESSES)} of addresses, and the limit (ulimit -v) leaves "
             f"{size(max(have, 0))}; raise it"
         )
 

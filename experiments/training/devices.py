@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiments.config import UserError
-from experiments.files import check_private, check_programs, local_path
+from experiments.files import check_addresses, check_private, check_programs, local_path
 from experiments.training import memory
 
 AXIS = "data"
@@ -54,8 +54,9 @@ def find_devices(accelerator: str, num_devices: int = 0) -> list[jax.Device]:
       num_devices: 0 for all; on CPU more than one are simulated.
 
     Raises:
-      UserError: the accelerator is absent, or has fewer devices.
+      UserError: the accelerator is absent, or has fewer devices; or there are too few addresses.
     """
+    check_addresses()
     if accelerator == "cpu":
         jax.config.update("jax_platforms", "cpu")
     if accelerator in ("auto", "cpu") and num_devices > 1:

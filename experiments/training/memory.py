@@ -10,7 +10,7 @@ from capsjax.models import Config as ModelConfig
 from experiments.config import Config, UserError
 from experiments.data import batching
 from experiments.data.datasets import Dataset
-from experiments.files import check_addresses, check_memory, size
+from experiments.files import check_memory, size
 
 FLOAT = 4  # bytes
 COPIES = 4  # of the parameters: themselves, their gradients, two moments of Adam
@@ -38,7 +38,6 @@ def check_fits(
     Raises:
       UserError: it needs more than there is; the message says what, and what would need less.
     """
-    check_addresses()
     stats = devices[0].memory_stats()
     have = stats["bytes_limit"] - stats["bytes_in_use"] if stats else None
     simulated = len(devices) if devices[0].platform == "cpu" else 1

@@ -148,4 +148,4 @@ check_addresses()
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.split() == ["inf", "True"]
-    assert re.search(r"compiling needs 1 GB of addresses, .*ulimit -v.* leaves", done.stderr)
+    assert re.search(r"XLA needs 1.2 GB of addresses, .*ulimit -v.* leaves", done.stderr)
