@@ -22,7 +22,14 @@ from experiments.data.image_folder import ImageOptions
 from experiments.data.subset import limit_training_examples
 from experiments.tasks.base import Program, Setup
 from experiments.tasks.objective import check_balance, make_objective
-from experiments.training import frozen_couplings, initial_weights, memory, pieces
+from experiments.training import (
+    collectives,
+    frozen_couplings,
+    initial_weights,
+    memory,
+    pieces,
+    processes,
+)
 from experiments.training.devices import (
     cache_folder,
     find_devices,
@@ -224,7 +231,7 @@ def initial_state(setup: Setup, *, sources: bool = True) -> train.TrainState:
         compiler_options=quick_to_compile(setup.devices),
     )
     state = init(key)
-    if setup.config.init_from and sources:
+    if setup.config.init_from and sources and processes.is_first():
         state = initial_weights.load(setup, state)
     if setup.config.routing == "frozen" and sources:
         config, folder = frozen_couplings.find_source(setup)
@@ -233,7 +240,8 @@ def initial_state(setup: Setup, *, sources: bool = True) -> train.TrainState:
         state.params["classes"]["prior"] = prior
         if state.average:
             state.average["classes"]["prior"] = jnp.copy(prior)
-    return replicate(state, setup.devices)
+    # Other machines might round the random numbers otherwise.
+    return replicate(collectives.arrays_of_first(state), setup.devices)
 
 
 def training_inputs(setup: Setup) -> tuple[Any, jax.Array]:
