@@ -1,4 +1,4 @@
-"""Flags of training by several processes, which may be on several machines."""
+"""Flags of training by several processes and of what devices divide among themselves."""
 
 import dataclasses
 
@@ -6,11 +6,12 @@ from experiments import UserError
 from experiments.config.flags import setting
 
 PLACE = "free neutral path later"  # the roles of what describes one process
+DEVICES = "free neutral local later"  # and of how the devices of all share the work
 
 
 @dataclasses.dataclass(frozen=True)
 class Distribution:
-    """The settings of several processes."""
+    """The settings of several processes, and of what their devices do not hold twice."""
 
     distributed: bool = setting(
         False,
@@ -24,6 +25,11 @@ class Distribution:
     )
     process_id: int = setting(
         -1, "number of this process, from 0; -1: as the cluster says", low=-1, roles=PLACE
+    )
+    shard_optimizer: bool = setting(
+        False,
+        "divide the state of the optimizer among the devices, in place of a copy on each",
+        roles=DEVICES,
     )
 
 

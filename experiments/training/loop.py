@@ -23,6 +23,7 @@ from experiments.training import (
     initial_weights,
     processes,
     selection,
+    shards,
     shared_files,
 )
 from experiments.training.checkpoints import Checkpoints, has_checkpoints
@@ -87,6 +88,7 @@ def _run(program: Program, config: Config) -> dict:
     if processes.is_first():
         initial_weights.check(setup)
     selection.check(setup)
+    shards.check(setup)
     agreement.check(setup)
     with open_workdir(setup.config, record_of(setup)) as workdir:
         processes.say(banner(setup))

@@ -15,6 +15,7 @@ from experiments.training import processes
 
 FLOAT = 4  # bytes
 COPIES = 4  # of the parameters: themselves, their gradients, two moments of Adam
+MOMENTS = 2
 # The same with what the programs of simulated devices, which share the memory, keep for themselves.
 # 64 of them with 8.2 million parameters needed more than 24 GB.
 COPIES_OF_A_SIMULATED_DEVICE = 12
@@ -43,7 +44,9 @@ def check_fits(
     stats = here[0].memory_stats()
     have = stats["bytes_limit"] - stats["bytes_in_use"] if stats else None
     simulated = len(here) if here[0].platform == "cpu" else 1
-    copies = COPIES_OF_A_SIMULATED_DEVICE * simulated if simulated > 1 else COPIES
+    moments = MOMENTS / len(devices) if config.shard_optimizer else MOMENTS
+    copies = COPIES - MOMENTS + moments
+    copies = COPIES_OF_A_SIMULATED_DEVICE * simulated if simulated > 1 else copies
     state = copies * FLOAT * parameters
     what = f"the state of {parameters:,} parameters"
     cure = "a smaller --preset, fewer --primary_types or smaller images need less"

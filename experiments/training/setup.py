@@ -23,12 +23,12 @@ from experiments.data.subset import limit_training_examples
 from experiments.tasks.base import Program, Setup
 from experiments.tasks.objective import check_balance, make_objective
 from experiments.training import (
-    collectives,
     frozen_couplings,
     initial_weights,
     memory,
     pieces,
     processes,
+    shards,
 )
 from experiments.training.devices import (
     cache_folder,
@@ -240,8 +240,7 @@ def initial_state(setup: Setup, *, sources: bool = True) -> train.TrainState:
         state.params["classes"]["prior"] = prior
         if state.average:
             state.average["classes"]["prior"] = jnp.copy(prior)
-    # Other machines might round the random numbers otherwise.
-    return replicate(collectives.arrays_of_first(state), setup.devices)
+    return shards.place_state(setup, state)
 
 
 def training_inputs(setup: Setup) -> tuple[Any, jax.Array]:
