@@ -38,14 +38,18 @@ def check(setup: Setup) -> None:
 
 
 def _check_same(facts: dict[str, Any]) -> None:
-    """Refuses facts, by name, that are others than those of the first process."""
+    """Refuses facts, by name, that are others than those of the first process, in all of them."""
     first, own = collectives.value_of_first(facts), json.loads(json.dumps(facts))
-    if different := [name for name in own if own[name] != first.get(name)]:
+    different = [name for name in own if own[name] != first.get(name)]
+    agreed = all_agree(not different)
+    if different:
         name = different[0]
         raise UserError(
             f"process {jax.process_index()} has {name}={own[name]} and process 0 has "
             f"{name}={first.get(name)}: start all with the same flags, data and packages"
         )
+    if not agreed:
+        raise UserError("another process has other flags, data or packages, as its own line says")
 
 
 def all_agree(yes: bool) -> bool:
