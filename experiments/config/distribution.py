@@ -31,6 +31,13 @@ class Distribution:
         "divide the state of the optimizer among the devices, in place of a copy on each",
         roles=DEVICES,
     )
+    capsule_shards: int = setting(
+        1,
+        "number of parts into which the input capsules of routing are divided, each for a device "
+        "of its own; the number of devices is a multiple of it",
+        low=1,
+        roles=f"capsules {DEVICES}",
+    )
 
 
 def check_distribution(config: Distribution) -> None:

@@ -20,7 +20,8 @@ def make_chunk(setup: Setup) -> Callable:
     The chunk returns the state after ``count`` steps (a traced number, so that one compiled
     program serves chunks of any length up to ``log_every``) and the sums of the metrics.
     """
-    return parallelize(functools.partial(chunk_body, setup), setup.config.parallel, setup.devices)
+    body, state = functools.partial(chunk_body, setup), shards.state_shardings(setup)
+    return parallelize(body, setup.config.parallel, setup.devices, state)
 
 
 def chunk_body(setup: Setup, axis_name: str | None, parts: int, constrain: Callable) -> Callable:

@@ -4,6 +4,7 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -118,7 +119,9 @@ def split_batch(tree, devices: list[jax.Device]):
     return collectives.place(tree, NamedSharding(mesh_of(devices), PartitionSpec(AXIS)))
 
 
-def parallelize(make_body: Callable, strategy: str, devices: list[jax.Device]) -> Callable:
+def parallelize(
+    make_body: Callable, strategy: str, devices: list[jax.Device], state: Any = None
+) -> Callable:
     """Spreads one step body over devices.
 
     Args:
@@ -130,6 +133,7 @@ def parallelize(make_body: Callable, strategy: str, devices: list[jax.Device]) -
       strategy: ``jit`` (the compiler divides the work), ``shard_map`` or ``pmap`` (each
         device runs the body on its part).
       devices: at least one.
+      state: shardings of the state that jit returns, where it is not the same on all devices.
 
     Returns:
       ``run(state, *inputs)``. jit and shard_map take over the memory of ``state``.
@@ -143,7 +147,12 @@ def parallelize(make_body: Callable, strategy: str, devices: list[jax.Device]) -
             return jax.lax.with_sharding_constraint(batch, divided) if count > 1 else batch
 
         body = make_body(axis_name=None, parts=1, constrain=constrain)
-        return jax.jit(lambda state, *inputs: body(state, *inputs, 0), donate_argnums=0)
+        results = state and (state, NamedSharding(mesh, PartitionSpec()))
+
+        def run(state, *inputs):
+            return body(state, *inputs, 0)
+
+        return jax.jit(run, donate_argnums=0, out_shardings=results)
 
     body = make_body(axis_name=AXIS, parts=count, constrain=lambda batch: batch)
     if strategy == "shard_map":

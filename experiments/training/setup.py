@@ -86,6 +86,7 @@ def prepare(program: Program, config: Config, dataset: datasets.Dataset | None =
                 "routing with these votes has no kernels, use stream"
             )
         model_config = dataclasses.replace(model_config, routing_implementation="auto")
+    model_config = shards.divide_capsules(config, devices, model_config)
     try:
         model, loss, measure = make_objective(program.task, config, model_config, dataset)
         parameters = functional.count_parameters(jax.eval_shape(model.init, jax.random.key(0)))

@@ -1,14 +1,20 @@
-"""What devices divide besides the batch: the state of the optimizer."""
+"""What devices divide besides the batch: the state of the optimizer, and input capsules."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from capsjax.functional import split
+from capsjax.models import CapsNetConfig
+from capsjax.routing import CapsuleShards
 from capsjax.train import TrainState
-from experiments.config import UserError
+from capsjax.votes import VOTES
+from experiments.config import Config, UserError
 from experiments.tasks.base import Setup
+from experiments.tasks.objective import make_objective
 from experiments.training import collectives
 from experiments.training.devices import AXIS, mesh_of, replicate
 
@@ -78,3 +84,68 @@ def keep_divided(setup: Setup) -> Callable[[TrainState], TrainState]:
         )
 
     return keep
+
+
+def state_shardings(setup: Setup) -> TrainState | None:
+    """Returns the shardings of a state after each call, a prefix of it; None if nothing is divided.
+
+    Without them the compiler would choose, and might leave parameters divided.
+    """
+    if not _divides_optimizer(setup) and setup.config.capsule_shards == 1:
+        return None
+    whole = NamedSharding(mesh_of(setup.devices), PartitionSpec())
+    placed = TrainState(whole, whole, whole, whole, whole)
+    if not _divides_optimizer(setup):
+        return placed
+    shapes = jax.eval_shape(setup.model.init, jax.random.key(0))
+    opt_state = jax.eval_shape(setup.optimizer.init, split(shapes)[0])
+    return placed._replace(opt_state=divided_shardings(opt_state, setup.devices))
+
+
+def divide_capsules(
+    config: Config, devices: list[jax.Device], network: CapsNetConfig
+) -> CapsNetConfig:
+    """Returns a network whose input capsules are divided among devices by ``--capsule_shards``.
+
+    The devices are the mesh ``[data, capsules]``. Before the routed layer they all divide the
+    batch.
+
+    Raises:
+      UserError: something can't be divided, with the reason.
+    """
+    count = config.capsule_shards
+    if count == 1:
+        return network
+    capsules = network.primary_grid[0] * network.primary_grid[1] * network.primary_types
+    unit = network.primary_types if VOTES[network.votes].by_types else 1
+    reasons = {
+        "the compiler divides them: use --parallel=jit": config.parallel != "jit",
+        f"{len(devices)} devices can't be divided by it": len(devices) % count,
+        "it streams: use --routing_implementation=auto": (
+            config.routing_implementation not in ("auto", "stream")
+        ),
+        "convolutional capsule layers keep all votes": network.capsule_layers,
+        "layers with --routing_schedule=concurrent keep all votes": (
+            network.routing_schedule != "sequential"
+        ),
+        "layers with coordinates keep all votes": network.coordinates != "none",
+        "the networks of an --ensemble are not divided": getattr(config, "ensemble", 1) > 1,
+        f"{capsules} input capsules of {network.primary_types} types can't be divided by it": (
+            capsules % (count * unit)
+        ),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise UserError(f"--capsule_shards={count}: {reason}")
+    grid = mesh_of(devices).devices.reshape(-1, count)
+    mesh = Mesh(grid, (AXIS, "capsules"), axis_types=(AxisType.Auto,) * 2)
+    return dataclasses.replace(network, routing_implementation=CapsuleShards(mesh, "capsules"))
+
+
+def undivided(setup: Setup) -> Setup:
+    """Returns a setup whose network runs on one device, for what one process does alone."""
+    if setup.config.capsule_shards == 1:
+        return setup
+    network = dataclasses.replace(setup.model_config, routing_implementation="auto")
+    model, loss, measure = make_objective(setup.task, setup.config, network, setup.dataset)
+    return setup._replace(model_config=network, model=model, loss=loss, measure=measure)

@@ -17,7 +17,7 @@ from experiments.files import BadFile, is_integer, is_plain, read_json, write_js
 from experiments.tasks import confusion, figures, label_sets
 from experiments.tasks.base import Setup
 from experiments.tasks.hard_examples import contact_sheet
-from experiments.training import collectives, processes, run_report, selection
+from experiments.training import collectives, processes, run_report, selection, shards
 from experiments.training.results import peak_memory_mb, versions
 from kernels.cli import commit
 
@@ -94,16 +94,20 @@ def write_summary(
         "versions": versions(),
         "commit": commit(),
     }
-    if not processes.is_first():
-        return summary
+    if processes.is_first():
+        _write(setup, summary, labels, values, variables, rows, workdir)
+    return summary
+
+
+def _write(setup, summary, labels, values, variables, rows, workdir) -> None:
+    """Writes all that :func:`write_summary` has found out, and prints it; in one process alone."""
     _write_confusion(setup, labels, values, workdir)
     write_json(workdir / "summary.json", summary)
-    variables = collectives.local(variables)  # the other processes do not draw
+    setup, variables = shards.undivided(setup), collectives.local(variables)
     parts = figures.of_finished_run(setup, variables, rows, values)
     if run_report.wanted(setup):
         parts.append(lambda: contact_sheet(setup, variables, values))
     _print_table(setup, summary, values, workdir, parts)
-    return summary
 
 
 def _print_table(

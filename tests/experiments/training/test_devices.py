@@ -52,6 +52,7 @@ def gradients(made):
     order = batching.epoch_orders(key, 0, 24)
     after, sums = chunks.make_chunk(made)(state, source, order, key, 1)
     assert int(after.step) == 1
+    assert all(x.is_fully_replicated for x in jax.tree.leaves(after.params))
     difference = jax.tree.map(lambda a, b: a - b, before, jax.device_get(after.params))
     return difference, {name: float(value) for name, value in sums.items()}
 
@@ -67,7 +68,7 @@ def one_device_gradients(one_device):
 
 
 FOUR_DEVICES = [{"parallel": name} for name in ("jit", "shard_map", "pmap")]
-FOUR_DEVICES += [{"shard_optimizer": True}]
+FOUR_DEVICES += [{"capsule_shards": 2}, {"capsule_shards": 4, "shard_optimizer": True}]
 
 
 @pytest.mark.parametrize("changes", FOUR_DEVICES, ids=str)
@@ -107,6 +108,24 @@ def test_the_optimizer_is_divided_among_devices_and_its_moments_are_those_of_one
 def test_the_compiler_divides_the_optimizer_under_jit_alone():
     with pytest.raises(UserError, match="--shard_optimizer .* --parallel=jit, not shard_map"):
         shards.check(setup("shard_map", 2, shard_optimizer=True))
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"parallel": "shard_map"}, "use --parallel=jit"),
+        ({"capsule_shards": 3}, "4 devices can't be divided by it"),
+        ({"routing_implementation": "naive"}, "use --routing_implementation=auto"),
+        ({"preset": "deep"}, "convolutional capsule layers keep all votes"),
+        ({"routing_schedule": "concurrent"}, "concurrent keep all votes"),
+        ({"model": "cnn"}, "applies only to capsule networks"),
+        ({"votes": "conv"}, "4 input capsules of 4 types can't be divided by it"),
+    ],
+    ids=str,
+)
+def test_capsules_that_cannot_be_divided_are_refused(changes, reason):
+    with pytest.raises(UserError, match=reason):
+        setup(**{"parallel": "jit", "num_devices": 4, "capsule_shards": 2} | changes)
 
 
 def test_a_chunk_of_any_length_equals_single_steps(one_device):

@@ -133,7 +133,7 @@ def runs(tmp_path_factory):
     train_elsewhere(arguments("1x8", 6, "--num_devices=8"))
     train_elsewhere(
         arguments("2x4 jit", 6, "--num_devices=4"),
-        arguments("2x4 shard_optimizer", 6, "--num_devices=4", "--shard_optimizer"),
+        arguments("2x4 shards", 6, "--num_devices=4", "--shard_optimizer", "--capsule_shards=2"),
         arguments("2x4 shard_map", 6, "--num_devices=4", "--parallel=shard_map"),
         arguments("continued", 6, "--num_devices=4"),
         processes=2,
@@ -141,7 +141,7 @@ def runs(tmp_path_factory):
     return folder, arguments, train_here
 
 
-NAMES = ("1x8", "2x4 jit", "2x4 shard_optimizer", "2x4 shard_map", "continued")
+NAMES = ("1x8", "2x4 jit", "2x4 shards", "2x4 shard_map", "continued")
 
 
 @pytest.mark.slow
