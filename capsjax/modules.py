@@ -14,6 +14,7 @@ from flax import nnx
 from capsjax.capsules import Capsules, as_capsules
 from capsjax.plain_layers import Initializer
 from capsjax.routing import (
+    CapsuleShards,
     InputCapsules,
     PassKernels,
     Routing,
@@ -68,7 +69,7 @@ class RoutedCapsules(nnx.Module):
         votes: str = "full",
         types: int = 1,
         gradient: str = "full",
-        implementation: str | PassKernels = "auto",
+        implementation: str | PassKernels | CapsuleShards = "auto",
         kernel_init: Initializer | None = None,
         identity: bool = True,
         tolerance: float | None = None,

@@ -129,6 +129,8 @@ def make_sweep(own: Flags) -> Sweep:
     given = plan.changed_flags(flags_module.from_flags(defaults), defaults)
     if study.tuning and given.get("validation_fraction", 1) == 0:
         raise UserError("tuning needs validation data: --validation_fraction above 0")
+    if given.get("distributed"):
+        raise UserError("--distributed trains one run; --shard divides a sweep among machines")
     paths = names_of(defaults, "path")
     shared = {name: value for name, value in given.items() if name not in paths}
     name = own.study or "grid"

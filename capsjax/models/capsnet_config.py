@@ -7,7 +7,15 @@ from capsjax.models.windows import COORDINATES, Window
 from capsjax.plain_layers import PADDINGS
 from capsjax.primary_capsules import ACTIVATIONS, GROUPINGS
 from capsjax.recipes import primary_factor
-from capsjax.routing import GRADIENTS, PassKernels, Routing, check_choice, make_routing, options_of
+from capsjax.routing import (
+    GRADIENTS,
+    CapsuleShards,
+    PassKernels,
+    Routing,
+    check_choice,
+    make_routing,
+    options_of,
+)
 from capsjax.routing.dynamic import OVER
 from capsjax.routing.em import CONSTANTS
 from capsjax.squash import SQUASHES
@@ -88,7 +96,7 @@ class CapsNetConfig:
     routing_schedule: str = "sequential"  # or concurrent: all layers in every pass
     routing_gradient: str = "full"  # full, stop or last
     # auto, naive, stream or other pass kernels: how, not what, is computed
-    routing_implementation: str | PassKernels = "auto"
+    routing_implementation: str | PassKernels | CapsuleShards = "auto"
     decoder: tuple[int, ...] | None = (512, 1024)  # hidden widths; None: no reconstruction
     # dense layers, or transposed convolutions, whose numbers of channels are then the widths
     decoder_kind: str = "dense"

@@ -22,8 +22,10 @@ from capsjax.routing.normalizers import NORMALIZERS, normalize
 from capsjax.routing.passes import initial_routing_state, routing_pass, run_routing
 from capsjax.routing.procedure import dynamic_routing
 from capsjax.routing.registry import ROUTINGS, make_routing, options_of
+from capsjax.routing.shards import CapsuleShards
 
 __all__ = [
+    "CapsuleShards",
     "GRADIENTS",
     "IMPLEMENTATIONS",
     "InputCapsules",

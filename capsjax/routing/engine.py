@@ -6,6 +6,8 @@ They run on pass kernels (:mod:`capsjax.routing.agreement`), which hold no votes
 allows that, and otherwise on tiles of votes (:mod:`capsjax.routing.tiles`).
 """
 
+import functools
+
 import chex
 import jax
 
@@ -22,6 +24,7 @@ from capsjax.routing.base import (
     check_choice,
 )
 from capsjax.routing.passes import hold_constants, run_routing
+from capsjax.routing.shards import CapsuleShards, Summed, divide
 from capsjax.routing.stream import STREAM
 from capsjax.routing.streaming_gradient import iterate
 from capsjax.routing.tiles import tile_passes
@@ -55,7 +58,7 @@ def route(
     *,
     votes: str = "full",
     gradient: str = "full",
-    implementation: str | PassKernels = "auto",
+    implementation: str | PassKernels | CapsuleShards = "auto",
     trace: bool = False,
 ) -> RoutingOutput:
     r"""Routes a batch of input capsules to output capsules.
@@ -84,7 +87,8 @@ def route(
         an accelerator, if one device is visible or inside ``shard_map``, ``auto`` is ``pallas`` for
         shapes that were approved (:mod:`kernels.approval`) and ``stream`` for others; otherwise
         ``stream`` for votes larger than a GiB, or than 8 MiB on CPU with pass kernels; otherwise
-        ``naive``.
+        ``naive``. :class:`~capsjax.routing.CapsuleShards` streams on several devices, each over its
+        part of the input capsules.
       trace: also return a :class:`~capsjax.routing.Trace`; always ``naive``.
 
     Returns:
@@ -93,7 +97,7 @@ def route(
 
     Raises:
       ValueError: an unknown option, kernels that can't run on this device, or pass kernels for an
-        algorithm that can't run on them.
+        algorithm that can't run on them, or input capsules that can't be divided among devices.
       AssertionError: wrong or different types, or shapes that do not agree.
 
     Example:
@@ -119,23 +123,41 @@ def route(
         return _run_batch(routing, params, u, W, activation, VOTES[votes], gradient, trace)
     if chosen == "votes":
         return _run_votes(routing, params, implementation.votes(u, W), u, activation, gradient)
+    stream = functools.partial(_stream, routing, chosen, VOTES[votes], sizes, gradient)
+    if isinstance(implementation, CapsuleShards):
+        parts = params, u, W, activation
+        return divide(implementation, stream, routing, VOTES[votes], *parts)
+    return stream(params, u, W, activation)
+
+
+def _stream(
+    routing, chosen, votes, sizes, gradient, params, u, W, activation, around=Summed
+) -> RoutingOutput:
+    """Routes by passes over all input capsules, or over those of one device among several.
+
+    ``around(routing, passes)`` gives :class:`~capsjax.routing.shards.Summed`.
+    """
+    sizes = sizes._replace(I=u.shape[1])
     if chosen == "tiles":
-        passes, params, inputs = tile_passes(routing, VOTES[votes], sizes, params, u, W, activation)
+        passes, params, inputs = tile_passes(routing, votes, sizes, params, u, W, activation)
     else:
         passes, params, inputs = agreement_passes(routing, chosen, params, u, W)
-    state = iterate((routing, passes, gradient), params, inputs)
+    summed = around(routing, passes)
+    state = summed.state(iterate((summed.routing, summed.passes, gradient), params, inputs))
     finalize = jax.vmap(routing.finalize, (None, passes.batch_axis))
     return RoutingOutput(*finalize(params, state))
 
 
 def _choose(
-    implementation: str | PassKernels,
+    implementation: str | PassKernels | CapsuleShards,
     routing: Routing,
     votes: str,
     has_kernels: bool,
     votes_bytes: int,
 ) -> str | PassKernels:
     """Returns ``naive``, ``votes`` (of a kernel), ``tiles``, or the pass kernels to run on."""
+    if isinstance(implementation, CapsuleShards):
+        return STREAM if has_kernels else "tiles"
     if isinstance(implementation, PassKernels):
         if not has_kernels and votes == "full" and implementation.votes is not None:
             return "votes"

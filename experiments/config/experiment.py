@@ -11,6 +11,7 @@ from capsjax.recipes import RECIPES
 from capsjax.routing import GRADIENTS, IMPLEMENTATIONS, ROUTINGS
 from capsjax.squash import SQUASHES
 from capsjax.votes import VOTES
+from experiments.config.distribution import Distribution
 from experiments.config.fine_tuning import FineTuning
 from experiments.config.flags import later_defaults, names_of, setting
 from experiments.config.optimization import RATE_SCHEDULES, Optimization
@@ -23,7 +24,7 @@ PRESET_NAMES = tuple(dict.fromkeys(name.split("_", 1)[1] for name in PRESETS))
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(FineTuning, Optimization, OwnImages):
+class Config(FineTuning, Optimization, OwnImages, Distribution):
     """The settings of a training run; every field with a :func:`setting` is a flag."""
 
     program: str = dataclasses.field(default="mnist", metadata={"flag": False})
@@ -198,7 +199,7 @@ class Config(FineTuning, Optimization, OwnImages):
         roles=MACHINE,
     )
     num_devices: int = setting(
-        0, "number of devices; 0: all; on CPU one, and more are simulated", low=0, roles=MACHINE
+        0, "devices of a process; 0: all; on CPU one, and more are simulated", low=0, roles=MACHINE
     )
     microbatch: int | str = setting(
         0,

@@ -6,7 +6,6 @@ the rows of metrics.jsonl up to its step, from which damaged ones are written ag
 A checkpoint whose files have other checksums is set aside, and the one before it is used.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ import jax
 from capsjax.functional import join, split
 from experiments.config import Config, UserError
 from experiments.files import BadFile, check_folder, one_line, read_json, sha256
+from experiments.training import processes
+from experiments.training.checkpoint_names import CHECKSUMS, CONFIG, ROWS, with_checksums
 
-CHECKSUMS, ROWS, CONFIG = "checksums.json", "metrics.jsonl", "config.json"
 _FROM_ORBAX = "default/_METADATA"  # in every complete checkpoint, those of older versions too
 
 
@@ -71,35 +71,6 @@ def _stored(state) -> dict:
     return {k: v for k, v in fields.items() if k not in ("stats", "average") or v}
 
 
-def _with_checksums(rows: dict[str, tuple[Path, int]]) -> type:
-    """Returns how a checkpoint gets its name: Orbax's way, after its last files are written.
-
-    ``rows`` are metrics.jsonl and how many bytes of it, by step; entries are removed.
-    """
-    import orbax.checkpoint as ocp
-
-    class WithChecksums(ocp.path.atomicity.AtomicRenameTemporaryPath):
-        async def finalize(self, *arguments, **options):
-            folder, name = Path(self.get()), self.get_final().name
-            if name.isdigit():  # or else it is a part, whose files are among those of the whole
-                _complete(folder, rows.pop(name, None))
-            await super().finalize(*arguments, **options)
-
-    return WithChecksums
-
-
-def _complete(folder: Path, rows: tuple[Path, int] | None) -> None:
-    if rows:
-        with open(rows[0], "rb") as file:
-            (folder / ROWS).write_bytes(file.read(rows[1]))
-        (folder / CONFIG).write_bytes(rows[0].with_name(CONFIG).read_bytes())
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    # Orbax itself changes the files at the top once more; they hold no numbers.
-    paths = [p for p in paths if p.parent != folder or p.name in (ROWS, CONFIG)]
-    found = {path.relative_to(folder).as_posix(): sha256(path) for path in paths}
-    (folder / CHECKSUMS).write_text(json.dumps(found), "utf-8")
-
-
 class Checkpoints:
     """Writes and reads Orbax checkpoints of a training state, and keeps the last two.
 
@@ -123,14 +94,18 @@ class Checkpoints:
             raise UserError(f"{self._folder} is no folder; remove it, and training starts again")
         self._newest = self._find_sound(read_only)
         # Weights hardly get smaller, and compression takes longer than checksums.
-        self._ocp, handler = ocp, ocp.PyTreeCheckpointHandler(use_compression=False)
+        several = _in_one_of_several() if processes.count() > 1 else {}
+        self._ocp, handler = ocp, ocp.PyTreeCheckpointHandler(use_compression=False, **several)
         if read_only:
-            options = ocp.CheckpointManagerOptions(create=False)
+            options = ocp.CheckpointManagerOptions(create=False, **several)
         else:
+            self._folder.mkdir(parents=True, exist_ok=True)
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=2,
+                create=False,
                 cleanup_tmp_directories=True,
-                temporary_path_class=_with_checksums(self._rows),
+                temporary_path_class=with_checksums(self._rows),
+                **several,
             )
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handler)
 
@@ -235,6 +210,19 @@ class Checkpoints:
         except Exception:
             if kind is None:  # the first failure is the one to report
                 raise
+
+
+def _in_one_of_several() -> dict[str, Any]:
+    """Options of Orbax by which a process waits for no other one: process 0 alone saves."""
+    import orbax.checkpoint as ocp
+
+    name = f"process_{jax.process_index()}"
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix=name,
+    )
+    return {"multiprocessing_options": alone}
 
 
 def _set_aside(place: Path) -> str:

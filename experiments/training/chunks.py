@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from capsjax import train
 from experiments.data import batching
 from experiments.tasks.base import Setup
-from experiments.training import pieces
+from experiments.training import pieces, shards
 from experiments.training.devices import parallelize
 from experiments.training.setup import total_steps
 
@@ -20,7 +20,8 @@ def make_chunk(setup: Setup) -> Callable:
     The chunk returns the state after ``count`` steps (a traced number, so that one compiled
     program serves chunks of any length up to ``log_every``) and the sums of the metrics.
     """
-    return parallelize(functools.partial(chunk_body, setup), setup.config.parallel, setup.devices)
+    body, state = functools.partial(chunk_body, setup), shards.state_shardings(setup)
+    return parallelize(body, setup.config.parallel, setup.devices, state)
 
 
 def chunk_body(setup: Setup, axis_name: str | None, parts: int, constrain: Callable) -> Callable:
@@ -40,6 +41,8 @@ def chunk_body(setup: Setup, axis_name: str | None, parts: int, constrain: Calla
         pieces=pieces.number(config),
     )
 
+    keep = shards.keep_divided(setup)
+
     def body(state, source, orders, key, count, which):
         @jax.jit  # traced once, although the shapes of its results are asked for first
         def one(state):
@@ -52,7 +55,8 @@ def chunk_body(setup: Setup, axis_name: str | None, parts: int, constrain: Calla
                 batch_size=config.batch_size,
                 part=(which, parts),
             )
-            return step(state, *constrain((images, labels)), dropout_key)
+            state, metrics = step(state, *constrain((images, labels)), dropout_key)
+            return keep(state), metrics
 
         sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, state)[1])
 

@@ -4,6 +4,7 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiments.config import UserError
 from experiments.files import check_addresses, check_private, check_programs, local_path
-from experiments.training import memory
+from experiments.training import collectives, memory, processes
 
 AXIS = "data"
 _INSTALL = {"gpu": 'pip install -U "jax[cuda13]"', "tpu": 'pip install -U "jax[tpu]"'}
@@ -49,9 +50,11 @@ def keep_compiled_programs(cache_dir: str) -> None:
 def find_devices(accelerator: str, num_devices: int = 0) -> list[jax.Device]:
     """Returns the devices of a run; to be called before anything else touches a device.
 
+    Those of several processes are in the order of the processes.
+
     Args:
       accelerator: auto, cpu, gpu or tpu.
-      num_devices: 0 for all; on CPU more than one are simulated.
+      num_devices: of each process, 0 for all; on CPU more than one are simulated.
 
     Raises:
       UserError: the accelerator is absent, or has fewer devices; or there are too few addresses.
@@ -66,7 +69,7 @@ def find_devices(accelerator: str, num_devices: int = 0) -> list[jax.Device]:
         except RuntimeError:  # devices exist already; their number is checked below
             pass
     try:
-        found = jax.devices(None if accelerator == "auto" else accelerator)
+        found = jax.local_devices(backend=None if accelerator == "auto" else accelerator)
     except RuntimeError as error:
         install = _INSTALL.get(accelerator, "check JAX_PLATFORMS")
         raise UserError(
@@ -79,7 +82,20 @@ def find_devices(accelerator: str, num_devices: int = 0) -> list[jax.Device]:
         raise UserError(
             f"--num_devices={num_devices}: only {len(found)} {found[0].platform} devices here"
         )
-    return found[: num_devices or len(found)]
+    own = found[: num_devices or len(found)]
+    return own if processes.count() == 1 else _of_all_processes(own)
+
+
+def _of_all_processes(own: list[jax.Device]) -> list[jax.Device]:
+    """The devices of a run of several processes, each with as many as this one."""
+    platform = own[0].platform
+    found = [jax.local_devices(n, platform)[: len(own)] for n in range(processes.count())]
+    if numbers := [len(devices) for devices in found if len(devices) != len(own)]:
+        raise UserError(
+            f"this process has {len(own)} devices and another one {numbers[0]}: give all the same "
+            "--num_devices"
+        )
+    return [device for devices in found for device in devices]
 
 
 def quick_to_compile(devices: list[jax.Device]) -> dict[str, int]:
@@ -96,15 +112,17 @@ def mesh_of(devices: list[jax.Device]) -> Mesh:
 
 def replicate(tree, devices: list[jax.Device]):
     """Copies a pytree to every device."""
-    return jax.device_put(tree, NamedSharding(mesh_of(devices), PartitionSpec()))
+    return collectives.place(tree, NamedSharding(mesh_of(devices), PartitionSpec()))
 
 
 def split_batch(tree, devices: list[jax.Device]):
     """Divides the first axis of every leaf among the devices."""
-    return jax.device_put(tree, NamedSharding(mesh_of(devices), PartitionSpec(AXIS)))
+    return collectives.place(tree, NamedSharding(mesh_of(devices), PartitionSpec(AXIS)))
 
 
-def parallelize(make_body: Callable, strategy: str, devices: list[jax.Device]) -> Callable:
+def parallelize(
+    make_body: Callable, strategy: str, devices: list[jax.Device], state: Any = None
+) -> Callable:
     """Spreads one step body over devices.
 
     Args:
@@ -116,6 +134,7 @@ def parallelize(make_body: Callable, strategy: str, devices: list[jax.Device]) -
       strategy: ``jit`` (the compiler divides the work), ``shard_map`` or ``pmap`` (each
         device runs the body on its part).
       devices: at least one.
+      state: shardings of the state that jit returns, where it is not the same on all devices.
 
     Returns:
       ``run(state, *inputs)``. jit and shard_map take over the memory of ``state``.
@@ -129,7 +148,12 @@ def parallelize(make_body: Callable, strategy: str, devices: list[jax.Device]) -
             return jax.lax.with_sharding_constraint(batch, divided) if count > 1 else batch
 
         body = make_body(axis_name=None, parts=1, constrain=constrain)
-        return jax.jit(lambda state, *inputs: body(state, *inputs, 0), donate_argnums=0)
+        results = state and (state, NamedSharding(mesh, PartitionSpec()))
+
+        def run(state, *inputs):
+            return body(state, *inputs, 0)
+
+        return jax.jit(run, donate_argnums=0, out_shardings=results)
 
     body = make_body(axis_name=AXIS, parts=count, constrain=lambda batch: batch)
     if strategy == "shard_map":

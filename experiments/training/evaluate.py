@@ -3,15 +3,18 @@
 ``summary.py`` calls it on the test set, at the end of a run; ``loop.py`` on the validation set.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from capsjax import map_batches, train
 from experiments.tasks.base import Setup
-from experiments.training.devices import split_batch
+from experiments.training import processes
+from experiments.training.devices import mesh_of, split_batch
 
 BATCH = 128
 BATCHES = 8  # in one call, which fetches its scratch memory once
@@ -20,12 +23,17 @@ BATCHES = 8  # in one call, which fetches its scratch memory once
 def make_evaluate(setup: Setup) -> Callable:
     """Returns ``evaluate(variables, images, labels)``, the metrics of raw examples, NumPy ``[N]``.
 
-    Every example counts once: the last batch is filled up and the filling is cut off.
+    Every example counts once: the last batch is filled up and the filling is cut off. Several
+    processes divide the batches, and all have all metrics.
     """
     size = -(-BATCH // len(setup.devices)) * len(setup.devices)
     step, pipeline = train.make_eval_step(setup.measure), setup.pipeline
 
-    @jax.jit
+    # The results of the devices of other processes come to this one. Without others they stay.
+    several = processes.count() > 1
+    results = NamedSharding(mesh_of(setup.devices), PartitionSpec()) if several else None
+
+    @functools.partial(jax.jit, out_shardings=results)
     def evaluate_batches(variables, images, labels, count):
         """Metrics ``[B, N]`` of the first ``count`` of N batches, images ``[B, N, ...]``."""
 

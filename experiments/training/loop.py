@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,16 @@ from experiments.files import write_json, write_text
 from experiments.plots.text_tables import comma_separated
 from experiments.tasks import routing_diagnostics
 from experiments.tasks.base import Program, Setup
-from experiments.training import frozen_couplings, guard, initial_weights, selection
+from experiments.training import (
+    agreement,
+    frozen_couplings,
+    guard,
+    initial_weights,
+    processes,
+    selection,
+    shards,
+    shared_files,
+)
 from experiments.training.checkpoints import Checkpoints, has_checkpoints
 from experiments.training.chunks import chunk_body, make_chunk
 from experiments.training.evaluate import make_evaluate
@@ -67,19 +75,27 @@ def run(program: Program, config: Config) -> dict:
     Raises:
       UserError: a problem that the user can fix; an existing run is left intact.
     """
+    with processes.together(config):
+        return _run(program, config)
+
+
+def _run(program: Program, config: Config) -> dict:
     started = time.monotonic()
     setup = prepare(program, config)
     total_steps(setup)  # too many are refused before anything is written
     if setup.config.routing == "frozen" and not has_checkpoints(setup.config):
         frozen_couplings.find_source(setup)  # before anything is written
-    initial_weights.check(setup)
+    if processes.is_first():
+        initial_weights.check(setup)
     selection.check(setup)
+    shards.check(setup)
+    agreement.check(setup)
     with open_workdir(setup.config, record_of(setup)) as workdir:
-        print(banner(setup), file=sys.stderr)
+        processes.say(banner(setup))
         setup = before_first_step(setup, chunk_body)
         evaluate = make_evaluate(setup)
         with contextlib.ExitStack() as files:
-            checkpoints = files.enter_context(Checkpoints(workdir))
+            checkpoints = files.enter_context(shared_files.open_checkpoints(workdir))
             state, reported = resume(setup, checkpoints, workdir)
             runs = {0: start(setup, workdir, checkpoints, int(state.step), files, reported)}
             profile = Profile(setup.config.profile, workdir)
@@ -107,7 +123,7 @@ def resume(setup: Setup, checkpoints: Checkpoints, workdir: Path) -> tuple[train
             f"{workdir} has already done {done} steps and {total} are asked for; "
             "raise --epochs or --steps, or choose another --workdir"
         )
-    print(f"continuing {workdir} after step {done}", file=sys.stderr)
+    processes.say(f"continuing {workdir} after step {done}")
     return checkpoints.restore_all(state)
 
 
@@ -120,12 +136,13 @@ def start(
     reported: Any = None,
 ) -> TrainingRun:
     """Writes config.json and network.json, and opens what a run writes from a step on."""
-    write_config(setup.config, workdir, record_of(setup))
-    write_json(workdir / "network.json", image_files.dataset_facts(setup.dataset))
-    if setup.dataset.skipped:
-        table = comma_separated(["file", "reason"], setup.dataset.skipped)
-        write_text(workdir / "unreadable_files.csv", table)
-    metrics = files.enter_context(Metrics(workdir, step, checkpoints.rows()))
+    if processes.is_first():
+        write_config(setup.config, workdir, record_of(setup))
+        write_json(workdir / "network.json", image_files.dataset_facts(setup.dataset))
+        if setup.dataset.skipped:
+            table = comma_separated(["file", "reason"], setup.dataset.skipped)
+            write_text(workdir / "unreadable_files.csv", table)
+    metrics = files.enter_context(shared_files.open_metrics(workdir, step, checkpoints.rows()))
     total, per_epoch = total_steps(setup), steps_per_epoch(setup)
     display = files.enter_context(Display(setup.config, metrics, step, total, per_epoch))
     return TrainingRun(setup, workdir, checkpoints, metrics, display, reported)
@@ -198,7 +215,8 @@ def fit(
 
     for n, run in runs.items() if step == 0 else ():
         inspect(step, stepper.select(state, n).variables, run.display, run.metrics.rows)
-    with Stop(setup.config.max_minutes) as stop:
+    agree = agreement.make_agreement(setup.devices)
+    with Stop(setup.config.max_minutes, agree) as stop:
         while runs and step < total and not stop.requested and not finished_early():
             block, within = divmod(step, block_steps)
             if orders is None or within == 0:

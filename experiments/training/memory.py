@@ -11,9 +11,11 @@ from experiments.config import Config, UserError
 from experiments.data import batching
 from experiments.data.datasets import Dataset
 from experiments.files import check_memory, size
+from experiments.training import processes
 
 FLOAT = 4  # bytes
 COPIES = 4  # of the parameters: themselves, their gradients, two moments of Adam
+MOMENTS = 2
 # The same with what the programs of simulated devices, which share the memory, keep for themselves.
 # 64 of them with 8.2 million parameters needed more than 24 GB.
 COPIES_OF_A_SIMULATED_DEVICE = 12
@@ -38,10 +40,13 @@ def check_fits(
     Raises:
       UserError: it needs more than there is; the message says what, and what would need less.
     """
-    stats = devices[0].memory_stats()
+    here = processes.own(devices)
+    stats = here[0].memory_stats()
     have = stats["bytes_limit"] - stats["bytes_in_use"] if stats else None
-    simulated = len(devices) if devices[0].platform == "cpu" else 1
-    copies = COPIES_OF_A_SIMULATED_DEVICE * simulated if simulated > 1 else COPIES
+    simulated = len(here) if here[0].platform == "cpu" else 1
+    moments = MOMENTS / len(devices) if config.shard_optimizer else MOMENTS
+    copies = COPIES - MOMENTS + moments
+    copies = COPIES_OF_A_SIMULATED_DEVICE * simulated if simulated > 1 else copies
     state = copies * FLOAT * parameters
     what = f"the state of {parameters:,} parameters"
     cure = "a smaller --preset, fewer --primary_types or smaller images need less"
@@ -52,7 +57,7 @@ def check_fits(
     together = config.batch_size
     if config.microbatch:  # auto starts with any size and may end with one image a device
         together = len(devices) if config.microbatch == "auto" else config.microbatch
-    each = -(-together // (len(devices) if simulated == 1 else 1))
+    each = -(-together // (len(devices) if simulated == 1 else len(devices) // len(here)))
     batch = FLOAT * each * _numbers_of_an_example(network, shape)
     check_memory(
         state + batch,

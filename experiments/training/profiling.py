@@ -7,9 +7,11 @@ from typing import Any
 
 import jax
 
+from experiments.training import processes
+
 
 class Profile:
-    """Traces the second chunk of steps, because the first one compiles.
+    """Traces the second chunk of steps, because the first one compiles, in the first process.
 
     Args:
       steps: number of steps in that chunk; 0 for no trace.
@@ -29,6 +31,8 @@ class Profile:
             self._warm = True
             return chunk(*args)
         self._steps = 0
+        if not processes.is_first():
+            return chunk(*args)
         with jax.profiler.trace(self._folder, create_perfetto_trace=True):
             result = jax.block_until_ready(chunk(*args))
         print(f"profile in {self._folder}", file=sys.stderr)

@@ -6,12 +6,14 @@ import signal
 import stat
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 from tqdm import tqdm
 
 from experiments.config import Config, UserError, continuation
 from experiments.tasks.base import Setup
+from experiments.training import processes
 from experiments.training.metrics import Metrics
 
 SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
@@ -28,9 +30,8 @@ class Display:
         self._seconds = metrics.rows[-1]["seconds"] if metrics.rows else 0.0
         self._last = time.monotonic()
         self._pending = None
-        self._bar = tqdm(
-            total=total, initial=step, unit="step", disable=not sys.stderr.isatty(), leave=False
-        )
+        silent = not (sys.stderr.isatty() and processes.is_first())
+        self._bar = tqdm(total=total, initial=step, unit="step", disable=silent, leave=False)
         self._epochs = -(-total // per_epoch)
 
     def __enter__(self):
@@ -42,7 +43,7 @@ class Display:
     def say(self, line: str) -> None:
         """Prints a line above the bar."""
         self._bar.clear()
-        print(line, file=sys.stderr)
+        processes.say(line)
 
     def trained(self, step: int, count: int, sums: dict) -> None:
         """Takes the sums of a chunk that ended at ``step``."""
@@ -119,17 +120,26 @@ class Stop:
 
     Args:
       minutes: after which :meth:`look_at_clock` makes the same request; 0: never.
+      agree: of several processes, see :func:`experiments.training.agreement.make_agreement`.
     """
 
-    requested = 0  # the number of the signal, or TIME_IS_UP
+    _own = _of_any = 0  # what this process, and what one of all, was asked to stop by
 
-    def __init__(self, minutes: float = 0.0):
+    def __init__(self, minutes: float = 0.0, agree: Callable[[int], int] | None = None):
         self._end = time.monotonic() + 60 * minutes if minutes else np.inf
+        self._agree = agree
+
+    @property
+    def requested(self) -> int:
+        """The number of the signal, or TIME_IS_UP; 0 for none. All processes have the same."""
+        return self._of_any if self._agree else self._own
 
     def look_at_clock(self) -> None:
-        """Requests to stop if the time is up."""
-        if not self.requested and time.monotonic() >= self._end:
-            self.requested = TIME_IS_UP
+        """Requests to stop if the time is up; after each chunk, and in all processes."""
+        if not self._own and time.monotonic() >= self._end:
+            self._own = TIME_IS_UP
+        if self._agree:
+            self._of_any = self._agree(self._own)
 
     def __enter__(self):
         self._before = {}
@@ -144,11 +154,11 @@ class Stop:
             signal.signal(number, handler)
 
     def _handle(self, number, _):
-        if self.requested > 0:
+        if self._own > 0:
             with contextlib.suppress(OSError):
                 os.write(2, b"interrupted\n")
             os._exit(128 + number)
-        self.requested = number
+        self._own = number
         if number == getattr(signal, "SIGHUP", None):
             _leave_terminal()
         with contextlib.suppress(OSError):
@@ -174,8 +184,8 @@ def leave(setups: list[Setup], what: str, stopped: int) -> None:
       stopped: the number of a signal, which gives the exit status, or TIME_IS_UP.
     """
     if stopped != TIME_IS_UP:
-        print(f"{what}; the same command continues", file=sys.stderr)
+        processes.say(f"{what}; the same command continues")
         sys.exit(128 + stopped)
-    for setup in setups:
+    for setup in setups if processes.is_first() else ():
         print(f"{what}; to continue: {continuation(setup.config, setup.program.defaults)}")
     sys.exit(0)

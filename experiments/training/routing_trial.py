@@ -7,7 +7,6 @@ that behind, and the next one streams.
 
 import hashlib
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -16,13 +15,14 @@ import jax
 from capsjax.routing import PassKernels
 from experiments.files import BadFile, read_json, write_json
 from experiments.tasks.base import Setup
-from experiments.training import pieces
+from experiments.training import agreement, pieces, processes
 from experiments.training.devices import cache_folder
 from kernels import api, approval, trial
 from kernels.approval import Shapes
 from kernels.trial import Verdict
 
 SECONDS = 10.0  # that all trials of a program may take
+STREAMS_ELSEWHERE = "another process of the run streams"
 UNFINISHED = "an earlier trial of pallas did not come to its end"
 _VERDICTS = ("pallas", "stream")
 
@@ -40,7 +40,7 @@ def settle(setup: Setup, runs: int = 1) -> None:
     chosen = getattr(setup.model_config, "routing_implementation", None)
     if setup.config.routing_implementation != "auto" or not isinstance(chosen, PassKernels):
         return
-    device, started = setup.devices[0], time.monotonic()
+    device, started = processes.own(setup.devices)[0], time.monotonic()
     routing = setup.model_config.make_routing()
     options = {
         "iterations": routing.passes,
@@ -54,12 +54,14 @@ def settle(setup: Setup, runs: int = 1) -> None:
         if verdict is None:
             left = SECONDS - (time.monotonic() - started)
             verdict = _try(shapes, options, left, path, facts)
+        kernels = verdict.implementation == "pallas"
+        if kernels != agreement.all_agree(kernels):
+            verdict = Verdict("stream", STREAMS_ELSEWHERE)
         approval.approve(shapes, verdict.implementation == "pallas")
         p = shapes.problem
-        print(
+        processes.say(
             f"routing of {p.I} to {p.J} capsules, batches of {p.B}: {verdict.implementation} "
-            f"({verdict.reason})",
-            file=sys.stderr,
+            f"({verdict.reason})"
         )
 
 

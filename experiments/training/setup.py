@@ -29,7 +29,14 @@ from experiments.data.image_folder import ImageOptions
 from experiments.data.subset import limit_training_examples
 from experiments.tasks.base import Program, Setup
 from experiments.tasks.objective import check_balance, make_objective
-from experiments.training import frozen_couplings, initial_weights, memory, pieces
+from experiments.training import (
+    frozen_couplings,
+    initial_weights,
+    memory,
+    pieces,
+    processes,
+    shards,
+)
 from experiments.training.devices import (
     cache_folder,
     find_devices,
@@ -87,6 +94,7 @@ def prepare(program: Program, config: Config, dataset: datasets.Dataset | None =
                 "routing with these votes has no kernels, use stream"
             )
         model_config = dataclasses.replace(model_config, routing_implementation="auto")
+    model_config = shards.divide_capsules(config, devices, model_config)
     try:
         model, loss, measure = make_objective(program.task, config, model_config, dataset)
         parameters = functional.count_parameters(jax.eval_shape(model.init, jax.random.key(0)))
@@ -232,7 +240,7 @@ def initial_state(setup: Setup, *, sources: bool = True) -> train.TrainState:
         compiler_options=quick_to_compile(setup.devices),
     )
     state = init(key)
-    if setup.config.init_from and sources:
+    if setup.config.init_from and sources and processes.is_first():
         state = initial_weights.load(setup, state)
     if setup.config.routing == "frozen" and sources:
         config, folder = frozen_couplings.find_source(setup)
@@ -241,7 +249,7 @@ def initial_state(setup: Setup, *, sources: bool = True) -> train.TrainState:
         state.params["classes"]["prior"] = prior
         if state.average:
             state.average["classes"]["prior"] = jnp.copy(prior)
-    return replicate(state, setup.devices)
+    return shards.place_state(setup, state)
 
 
 def training_inputs(setup: Setup) -> tuple[Any, jax.Array]:

@@ -17,7 +17,7 @@ from experiments.files import BadFile, is_integer, is_plain, read_json, write_js
 from experiments.tasks import confusion, figures, label_sets
 from experiments.tasks.base import Setup
 from experiments.tasks.hard_examples import contact_sheet
-from experiments.training import run_report, selection
+from experiments.training import collectives, processes, run_report, selection, shards
 from experiments.training.results import peak_memory_mb, versions
 from kernels.cli import commit
 
@@ -33,6 +33,8 @@ def write_summary(
     reported: Any = None,
 ) -> dict:
     """Evaluates the test set once, writes summary.json and the figures, and prints the table.
+
+    Several processes divide the evaluation, and the first one alone writes.
 
     A figure or a report that fails is named on standard error, and the run is complete without it.
 
@@ -82,22 +84,30 @@ def write_summary(
         "training_seconds": rows[-1]["seconds"],
         "wall_seconds": round(seconds, 1),
         "peak_memory_mb": _reported_peak(workdir, int(state.step))
-        or peak_memory_mb(setup.devices[0]),
+        or peak_memory_mb(processes.own(setup.devices)[0]),
         "accelerator": setup.devices[0].platform,
         "device_kind": setup.devices[0].device_kind,
         "num_devices": len(setup.devices),
+        "num_processes": processes.count(),
         "parallel": c.parallel,
         "together": together,
         "versions": versions(),
         "commit": commit(),
     }
+    if processes.is_first():
+        _write(setup, summary, labels, values, variables, rows, workdir)
+    return summary
+
+
+def _write(setup, summary, labels, values, variables, rows, workdir) -> None:
+    """Writes all that :func:`write_summary` has found out, and prints it; in one process alone."""
     _write_confusion(setup, labels, values, workdir)
     write_json(workdir / "summary.json", summary)
+    setup, variables = shards.undivided(setup), collectives.local(variables)
     parts = figures.of_finished_run(setup, variables, rows, values)
     if run_report.wanted(setup):
         parts.append(lambda: contact_sheet(setup, variables, values))
     _print_table(setup, summary, values, workdir, parts)
-    return summary
 
 
 def _print_table(

@@ -62,7 +62,7 @@ def run(program: Program, configs: list[Config]) -> None:
       UserError: see :func:`experiments.training.loop.run`.
     """
     started = time.monotonic()
-    setup = prepare(program, dataclasses.replace(configs[0], num_devices=1))
+    setup = prepare(program, dataclasses.replace(configs[0], num_devices=1, capsule_shards=1))
     selection.check(setup)
     initial_weights.check(setup)
     setup = pieces.choose(setup, chunks.chunk_body)  # the memory of a run decides how many fit

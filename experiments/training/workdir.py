@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from experiments.config import Config, UserError
 from experiments.files import BadFile, check_folder, is_plain, read_json, write_json
+from experiments.training import processes
 from experiments.training.checkpoints import copy_of_config, has_checkpoints
 from experiments.training.identity import FORM, RECORDED, differences, other_versions
 
@@ -28,7 +29,8 @@ def open_workdir(
 ) -> Iterator[Path]:
     """Creates the folder of a run, or opens it again, for one process at a time.
 
-    Nothing in an existing folder is changed.
+    Nothing in an existing folder is changed. Of several processes of one run the first one alone
+    opens it.
 
     Args:
       config: resolved.
@@ -38,6 +40,9 @@ def open_workdir(
       UserError: it can't be written, belongs to another configuration, or is in use.
     """
     workdir = config.folder()
+    if not processes.is_first():
+        yield workdir
+        return
     # The operating system releases the lock when the process ends, however that ends.
     lock = FileLock(workdir / ".lock", timeout=0)
     try:

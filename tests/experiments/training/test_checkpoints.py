@@ -11,7 +11,7 @@ import pytest
 from helpers import QUICK, metrics_rows, prepare_run, read_json, train
 
 from experiments.config import UserError
-from experiments.training import checkpoints
+from experiments.training import checkpoint_names
 from experiments.training.checkpoints import Checkpoints, damage_of, has_checkpoints
 from experiments.training.metrics import scan
 from experiments.training.setup import initial_state
@@ -62,7 +62,7 @@ def test_every_file_is_hashed_once(finished, tmp_path, monkeypatch):
         hashed.append(path.name)
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
-    monkeypatch.setattr(checkpoints, "sha256", count)
+    monkeypatch.setattr(checkpoint_names, "sha256", count)
     with Checkpoints(tmp_path) as opened:
         opened.save(state, 1)
     assert list(tmp_path.rglob("checksums.json")) == [tmp_path / "checkpoints/1/checksums.json"]

@@ -8,7 +8,7 @@ from helpers import prepare_run
 
 from experiments.config import Config, UserError
 from experiments.data import augment, batching, datasets
-from experiments.training import chunks
+from experiments.training import chunks, shards
 from experiments.training import evaluate as evaluate_module
 from experiments.training.devices import find_devices, parallelize, replicate
 from experiments.training.evaluate import make_evaluate
@@ -38,15 +38,8 @@ def setup(parallel, num_devices, **changes):
     labels = rng.integers(0, 10, 24, np.int32)
     arrays = images, labels, images[:0], labels[:0], images[:10], labels[:10]
     dataset = datasets.Dataset("noise", "noise", *arrays, tuple("0123456789"))
-    config = Config(
-        dataset="noise",
-        preset="tiny",
-        batch_size=8,
-        parallel=parallel,
-        num_devices=num_devices,
-        cache_dir="none",
-        **changes,
-    )
+    usual = {"dataset": "noise", "preset": "tiny", "batch_size": 8, "cache_dir": "none"}
+    config = Config(parallel=parallel, num_devices=num_devices, **usual | changes)
     return prepare_run(config, dataset)
 
 
@@ -59,6 +52,7 @@ def gradients(made):
     order = batching.epoch_orders(key, 0, 24)
     after, sums = chunks.make_chunk(made)(state, source, order, key, 1)
     assert int(after.step) == 1
+    assert all(x.is_fully_replicated for x in jax.tree.leaves(after.params))
     difference = jax.tree.map(lambda a, b: a - b, before, jax.device_get(after.params))
     return difference, {name: float(value) for name, value in sums.items()}
 
@@ -73,10 +67,14 @@ def one_device_gradients(one_device):
     return gradients(one_device)
 
 
-@pytest.mark.parametrize("parallel", ["jit", "shard_map", "pmap"])
-def test_four_devices_take_the_step_of_one(parallel, one_device_gradients):
+FOUR_DEVICES = [{"parallel": name} for name in ("jit", "shard_map", "pmap")]
+FOUR_DEVICES += [{"capsule_shards": 2}, {"capsule_shards": 4, "shard_optimizer": True}]
+
+
+@pytest.mark.parametrize("changes", FOUR_DEVICES, ids=str)
+def test_four_devices_take_the_step_of_one(changes, one_device_gradients):
     want, want_sums = one_device_gradients
-    got, sums = gradients(setup(parallel, 4))
+    got, sums = gradients(setup(**{"parallel": "jit", "num_devices": 4} | changes))
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(want), jax.tree.leaves(got), strict=True
     ):
@@ -85,6 +83,49 @@ def test_four_devices_take_the_step_of_one(parallel, one_device_gradients):
         # Differences of parameters lose digits of the gradient: 2^-24 of a weight near 0.3.
         np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * scale + 4e-8, err_msg=str(path))
     assert sums == pytest.approx(want_sums, rel=1e-5)
+
+
+def test_the_optimizer_is_divided_among_devices_and_its_moments_are_those_of_one(one_device):
+    states = []
+    for made in (one_device, setup("jit", 4, shard_optimizer=True)):
+        source, key = training_inputs(made)
+        order = batching.epoch_orders(key, 0, 24)
+        initial = initial_state(made)
+        states.append(chunks.make_chunk(made)(initial, source, order, key, 1)[0])
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(jax.device_get(states[0].opt_state)),
+        jax.tree.leaves(jax.device_get(states[1].opt_state)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * np.abs(a).max(), err_msg=str(path))
+    leaves = jax.tree.leaves(states[1].opt_state)
+    held = [x.addressable_shards[0].data.size for x in leaves]
+    # A quarter of all but the smallest arrays is on each device, and the parameters are on all.
+    assert sum(held) < 0.26 * sum(x.size for x in leaves)
+    assert all(x.is_fully_replicated for x in jax.tree.leaves(states[1].params))
+
+
+def test_the_compiler_divides_the_optimizer_under_jit_alone():
+    with pytest.raises(UserError, match="--shard_optimizer .* --parallel=jit, not shard_map"):
+        shards.check(setup("shard_map", 2, shard_optimizer=True))
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"parallel": "shard_map"}, "use --parallel=jit"),
+        ({"capsule_shards": 3}, "4 devices can't be divided by it"),
+        ({"routing_implementation": "naive"}, "use --routing_implementation=auto"),
+        ({"preset": "deep"}, "convolutional capsule layers keep all votes"),
+        ({"routing_schedule": "concurrent"}, "concurrent keep all votes"),
+        ({"model": "cnn"}, "applies only to capsule networks"),
+        ({"votes": "conv"}, "4 input capsules of 4 types can't be divided by it"),
+    ],
+    ids=str,
+)
+def test_capsules_that_cannot_be_divided_are_refused(changes, reason):
+    with pytest.raises(UserError, match=reason):
+        setup(**{"parallel": "jit", "num_devices": 4, "capsule_shards": 2} | changes)
 
 
 def test_a_chunk_of_any_length_equals_single_steps(one_device):
