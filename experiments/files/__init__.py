@@ -1,7 +1,7 @@
 """Files that may come from elsewhere, and files that are written: one reader and one writer."""
 
 from experiments.files.compiled import check_programs
-from experiments.files.limits import check_memory, check_private, local_path, size
+from experiments.files.limits import check_memory, check_private, free_bytes, local_path, size
 from experiments.files.reader import (
     BadFile,
     check,
@@ -21,6 +21,7 @@ __all__ = [
     "BadFile",
     "check",
     "formula_free",
+    "free_bytes",
     "fresh",
     "fresh_folder",
     "html",
