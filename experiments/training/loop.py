@@ -17,7 +17,7 @@ from experiments.files import write_json, write_text
 from experiments.plots.text_tables import comma_separated
 from experiments.tasks import routing_diagnostics
 from experiments.tasks.base import Program, Setup
-from experiments.training import frozen_couplings, guard, initial_weights, selection
+from experiments.training import frozen_couplings, guard, initial_weights, selection, windows
 from experiments.training.checkpoints import Checkpoints, has_checkpoints
 from experiments.training.chunks import chunk_body, make_chunk
 from experiments.training.evaluate import make_evaluate
@@ -74,6 +74,7 @@ def run(program: Program, config: Config) -> dict:
         frozen_couplings.find_source(setup)  # before anything is written
     initial_weights.check(setup)
     selection.check(setup)
+    windows.check(setup)
     with open_workdir(setup.config, record_of(setup)) as workdir:
         print(banner(setup), file=sys.stderr)
         setup = before_first_step(setup, chunk_body)
@@ -83,7 +84,7 @@ def run(program: Program, config: Config) -> dict:
             state, reported = resume(setup, checkpoints, workdir)
             runs = {0: start(setup, workdir, checkpoints, int(state.step), files, reported)}
             profile = Profile(setup.config.profile, workdir)
-            stepper = make_stepper(setup, evaluate)
+            stepper = make_stepper(setup, evaluate, int(state.step))
             state, stopped = fit(setup, runs, stepper, state, int(state.step), profile)
         if stopped:
             leave([setup], f"stopped after step {state.step}", stopped)
@@ -131,16 +132,20 @@ def start(
     return TrainingRun(setup, workdir, checkpoints, metrics, display, reported)
 
 
-def make_stepper(setup: Setup, evaluate: Callable) -> Stepper:
-    """Returns how a single run advances on its devices."""
+def make_stepper(setup: Setup, evaluate: Callable, step: int) -> Stepper:
+    """Returns how a single run advances on its devices, from a step on."""
     chunk, (source, key) = make_chunk(setup), training_inputs(setup)
     orders = jax.jit(functools.partial(make_orders, setup))
-    return Stepper(
+    stepper = Stepper(
         advance=lambda state, orders, count: chunk(state, source, orders, key, count),
         make_orders=lambda block: orders(key, block),
         select=lambda tree, n: tree,
         evaluate=lambda n, *examples: evaluate(*examples),
     )
+    if windows.is_stored(setup):
+        advance, start_block = windows.make_advance(setup, chunk, key, stepper.make_orders, step)
+        stepper = stepper._replace(advance=advance, make_orders=start_block)
+    return stepper
 
 
 def fit(

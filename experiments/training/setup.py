@@ -25,13 +25,11 @@ from experiments.config import (
 from experiments.config.fine_tuning import factor_of
 from experiments.config.flags import LARGEST
 from experiments.data import batching, datasets
-from experiments.data.image_folder import ImageOptions
-from experiments.data.subset import limit_training_examples
+from experiments.data.stored_images import StoredImages
 from experiments.tasks.base import InputPipeline, Program, Setup
 from experiments.tasks.objective import check_balance, make_objective
-from experiments.training import frozen_couplings, initial_weights, memory, pieces
+from experiments.training import frozen_couplings, initial_weights, memory, pieces, training_data
 from experiments.training.devices import (
-    cache_folder,
     find_devices,
     keep_compiled_programs,
     quick_to_compile,
@@ -57,16 +55,7 @@ def prepare(program: Program, config: Config, dataset: datasets.Dataset | None =
         config.folder()  # its name is checked before anything else
     keep_compiled_programs(config.cache_dir)
     devices = find_devices(config.accelerator, config.num_devices)
-    dataset = dataset or limit_training_examples(
-        datasets.load(
-            config.dataset,
-            data_dir=config.data_dir or None,
-            cache_dir=cache_folder(config.cache_dir),
-            validation_fraction=config.validation_fraction,
-            options=ImageOptions(*(getattr(config, name) for name in ImageOptions._fields)),
-        ),
-        config.train_examples,
-    )
+    dataset = dataset or training_data.load(config, devices)
     config = resolve(config, dataset.name)
     check_balance(config, dataset)
     pipeline = program.task.pipeline(config, dataset)
@@ -169,12 +158,13 @@ def banner(setup: Setup) -> str:
     """
     c, d = setup.config, setup.dataset
     device, shrunk = setup.devices[0], small_kernels(c, setup.model_config)
+    read = ", read by Grain" if isinstance(d.train_images, StoredImages) else ""
     return (
         f"capsjax {c.program} | {len(setup.devices)} x {device.device_kind} ({device.platform}), "
         f"JAX {jax.__version__}, Flax {flax.__version__} | {describe_network(setup)} "
         f"{setup.parameters:,} parameters, recipe {c.recipe} | "
         f"{d.name}: {len(d.train_labels):,} training, {len(d.validation_labels):,} validation, "
-        f"{len(d.test_labels):,} test images" + (f"\n{shrunk}" if shrunk else "")
+        f"{len(d.test_labels):,} test images{read}" + (f"\n{shrunk}" if shrunk else "")
     )
 
 
