@@ -79,4 +79,8 @@ def read_ahead(
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         batches = batches.mp_prefetch(options)
-    yield from batches
+    iterator = iter(batches)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()  # a run may end while batches are being read

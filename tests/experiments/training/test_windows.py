@@ -135,7 +135,7 @@ def test_statistics_of_averaged_weights(tmp_path, monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_workers_give_the_batches_in_order(workers, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (12, 6, 5, 1), np.uint8)
     for k, image in enumerate(images):
