@@ -127,9 +127,12 @@ def test_statistics_of_averaged_weights(tmp_path, monkeypatch):
     changes = {"conv_norm": "batch", "norm_place": "after"}
     tiny = dataclasses.replace(PRESETS["capsnet_tiny"], **changes)
     monkeypatch.setitem(PRESETS, "capsnet_tiny", tiny)
-    setups = [prepare_run(at(tmp_path, input=name, ema=0.9)) for name in ("device", "grain")]
+    config = at(tmp_path, model="capsnet", preset="tiny", ema=0.9)
+    inputs = ("device", "grain")
+    setups = [prepare_run(dataclasses.replace(config, input=name)) for name in inputs]
     state, key = initial_state(setups[0]), random_keys(SHORT)[1]
     source, _ = training_inputs(setups[0])
+    assert jax.tree.leaves(state.stats)
     want = selection.make_statistics(setups[0])(state.average, state.stats, source, key)
     got = selection.windows_statistics(setups[1])(state.average, state.stats, None, key)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
