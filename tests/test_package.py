@@ -101,6 +101,8 @@ def test_requirements_are_the_dependencies_and_extras():
     assert distributions(written) == distributions(packaged)
     ray = (ROOT / "requirements-ray.txt").read_text().splitlines()[-1]
     assert ray in EXTRAS["ray"]
+    grain = (ROOT / "requirements-grain.txt").read_text().splitlines()[-1]
+    assert EXTRAS["grain"][-1] == grain.replace('"', "'")
     onnx = (ROOT / "requirements-onnx.txt").read_text().splitlines()[1:]
     assert ["capsjax[run]", *onnx] == EXTRAS["onnx"]
 

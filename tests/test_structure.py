@@ -222,8 +222,9 @@ def test_requirements_cover_every_import_of_the_programs():
     ours = {"capsjax", "kernels", "experiments"} | STANDARD
     # NumPy comes with JAX, requests with TensorFlow Datasets, torch only with who compares, Ray
     # with who has several machines, h5py and the packages for ONNX with who reads or writes such
-    # files.
+    # files, Grain with who has data larger than the memory.
     ours |= {"numpy", "requests", "torch", "ray", "h5py", "jax2onnx", "onnx", "onnxruntime"}
+    ours |= {"grain"}
     for module, tree in MODULES.items():
         if module.split(".")[0] != "capsjax":
             for name in {i.split(".")[0] for i in imported(tree)} - ours:

@@ -16,6 +16,7 @@ from experiments.config.fine_tuning import FineTuning
 from experiments.config.flags import later_defaults, names_of, setting
 from experiments.config.optimization import RATE_SCHEDULES, Optimization
 from experiments.config.own_images import OwnImages, stem_of
+from experiments.config.reading import Reading
 from experiments.files import local_path
 
 AUGMENTATIONS = ("auto", "none", "shift", "flip", "affine", "strong")
@@ -24,7 +25,7 @@ PRESET_NAMES = tuple(dict.fromkeys(name.split("_", 1)[1] for name in PRESETS))
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(FineTuning, Optimization, OwnImages, Distribution):
+class Config(FineTuning, Optimization, OwnImages, Reading, Distribution):
     """The settings of a training run; every field with a :func:`setting` is a flag."""
 
     program: str = dataclasses.field(default="mnist", metadata={"flag": False})

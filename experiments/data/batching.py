@@ -10,6 +10,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from experiments.data.stored_images import StoredImages
+
+# Stored images that are on the device, the window: as many batches, unless that is more memory.
+# The size depends on nothing that may change when a run goes on, because programs for other sizes
+# may round otherwise.
+WINDOW_STEPS, WINDOW_BYTES = 10, 64 * 2**20
+FEWEST = 16  # images of a window: those that the guard looks at
 
 
 class ImageSource(NamedTuple):
@@ -25,6 +34,26 @@ class Batch(NamedTuple):
     images: jax.Array  # [B, h, w, c] float32
     labels: Any  # [B] int32, or a pytree of arrays [B, ...]
     key: jax.Array  # for dropout
+
+
+def image_source(
+    images: np.ndarray | StoredImages, labels: np.ndarray, batch_size: int
+) -> ImageSource:
+    """Returns what the device is given of the training data before training.
+
+    It is all of them or, of stored images, as many of the first ones as a window of whole batches
+    holds. Training exchanges the contents of the window, see :mod:`experiments.training.windows`.
+
+    Args:
+      images, labels: of the training data.
+      batch_size: B.
+    """
+    if not isinstance(images, StoredImages):
+        return ImageSource(images, labels)
+    fit = WINDOW_BYTES // (batch_size * int(np.prod(images.shape[1:])))
+    steps = max(1, -(-FEWEST // batch_size), min(WINDOW_STEPS, fit))
+    rows = np.arange(batch_size * steps) % len(images)
+    return ImageSource(images[rows], labels[rows])
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
@@ -78,6 +107,18 @@ def balanced_orders(
 
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, block * epochs + jnp.arange(epochs))
     return jax.vmap(one)(keys)
+
+
+def rows_of_steps(orders: np.ndarray, batch_size: int) -> np.ndarray:
+    """Returns the rows ``[steps, B]`` that :func:`make_batch` takes in the steps of a block.
+
+    Args:
+      orders: of the block, ``[E, N]``.
+      batch_size: B.
+    """
+    examples = orders.shape[1]
+    places = np.arange(steps_per_epoch(examples, batch_size) * batch_size) % examples
+    return orders[:, places].reshape(-1, batch_size)
 
 
 def make_batch(

@@ -1,43 +1,42 @@
-"""Image classification data sets as arrays in host memory, and their cache.
+"""Image classification data sets as arrays in host memory, or as stored images if they are large.
 
 :func:`load` returns a :class:`Dataset`: from TensorFlow Datasets (see
 :mod:`experiments.data.tfds`), from an .npz file (see :mod:`experiments.data.npz`), or the small
 digits that are bundled with scikit-learn.
 """
 
-import hashlib
+import math
 import os
-import pathlib
 import sys
-import tempfile
 from typing import NamedTuple
 
 import numpy as np
 
 from experiments import UserError
-from experiments.data import image_folder, labels, npz, tfds
-from experiments.data.errors import DatasetUnavailable, first_line
+from experiments.data import image_folder, labels, npz
+from experiments.data.dataset_cache import cached_or_read, checksum_of
+from experiments.data.errors import DatasetUnavailable
 from experiments.data.image_folder import ImageOptions
 from experiments.data.image_listing import is_folder, is_image_files
-from experiments.files import check_private
+from experiments.data.stored_images import StoredImages, leave_stored, take
 
-# What the checksum of a data set is about.
-CONTENTS = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
-CONTENTS += ("validation_images", "validation_labels")  # which not all have
 SPLITS = ("train", "validation", "test")
-DIGITS_SOURCE = "scikit-learn digits, 8x8 enlarged to 28x28"
+LOOKED_AT = 1000  # of stored images
 
 
 class Dataset(NamedTuple):
-    """Images uint8 [N, H, W, C], labels int32 [N] in 0..num_classes-1; disjoint splits."""
+    """Images uint8 [N, H, W, C], labels int32 [N] in 0..num_classes-1; disjoint splits.
+
+    The images of all splits are arrays, or all are stored ones, which training reads while it runs.
+    """
 
     name: str
     source: str
-    train_images: np.ndarray
+    train_images: np.ndarray | StoredImages
     train_labels: np.ndarray
-    validation_images: np.ndarray
+    validation_images: np.ndarray | StoredImages
     validation_labels: np.ndarray
-    test_images: np.ndarray
+    test_images: np.ndarray | StoredImages
     test_labels: np.ndarray
     class_names: tuple[str, ...]
     checksum: str = ""  # of the arrays and names before they are divided; empty: not known
@@ -59,7 +58,15 @@ class Dataset(NamedTuple):
         return len(self.class_names)
 
 
-def load(name, *, data_dir=None, cache_dir, validation_fraction=0.05, options=None):
+def load(
+    name,
+    *,
+    data_dir=None,
+    cache_dir,
+    validation_fraction=0.05,
+    options=None,
+    resident_bytes=math.inf,
+):
     """Loads a :class:`Dataset` from the cache, else from a prepared TFDS folder, else by download.
 
     Args:
@@ -71,6 +78,8 @@ def load(name, *, data_dir=None, cache_dir, validation_fraction=0.05, options=No
       validation_fraction: fraction in [0, 1) of the training examples that is held out for
         validation, the same examples for all seeds.
       options: :class:`~experiments.data.image_folder.ImageOptions`, how image files are read.
+      resident_bytes: the most that all images together may have to become arrays in memory; more
+        are stored images, see :mod:`experiments.data.stored_images`.
 
     What is probably not meant, see :func:`doubts`, is said on standard error.
 
@@ -85,45 +94,31 @@ def load(name, *, data_dir=None, cache_dir, validation_fraction=0.05, options=No
     loaded, skipped = "mnist" if name == "auto" else name, ()
     try:
         if name.endswith(".npz"):
-            arrays = npz.read(name)
+            arrays = npz.read(name, resident_bytes)
         elif is_image_files(name):
             # A slash at the end tells a folder from a name of TensorFlow Datasets.
             loaded = name.rstrip("/\\") + "/" if is_folder(name) else name
-            arrays, skipped = _from_files(loaded, options, validation_fraction)
+            arrays, skipped = _from_files(loaded, options, validation_fraction, resident_bytes)
         else:
-            arrays = _cached_or_read(loaded, data_dir, cache_dir)
+            arrays = cached_or_read(loaded, data_dir, cache_dir, resident_bytes)
     except DatasetUnavailable as error:
         if name != "auto":
             raise
         print(f"WARNING: scikit-learn's small digits instead of MNIST: {error}", file=sys.stderr)
-        loaded, arrays = "digits", _cached_or_read("digits", None, cache_dir)
+        loaded, arrays = "digits", cached_or_read("digits", None, cache_dir)
+    digest = str(arrays["checksum"]) if "checksum" in arrays else checksum_of(arrays)
+    arrays = leave_stored(arrays, resident_bytes)
     dataset = hold_out_validation(loaded, arrays, validation_fraction)._replace(
-        checksum=checksum(*_contents(arrays)),
-        skipped=skipped,
+        checksum=digest, skipped=skipped
     )
     for doubt in doubts(dataset):
         print(f"--dataset={loaded}: {doubt}", file=sys.stderr)
     return dataset
 
 
-def checksum(*arrays):
-    """Returns 32 hexadecimal digits that identify the contents of arrays: part of a SHA-256."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        # Text is as wide as its longest word, whoever has made the array.
-        array = np.char.encode(array, "utf-8") if array.dtype.kind == "U" else array
-        digest.update(f"{array.dtype.str} {array.shape};".encode())
-        digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()[:32]
-
-
-def _contents(arrays):
-    return [np.asarray(arrays[name]) for name in CONTENTS if name in arrays]
-
-
-def _from_files(name, options, validation_fraction):
+def _from_files(name, options, validation_fraction, resident_bytes):
     """The arrays of image files, by the same conversions as those of a file of arrays."""
-    found = image_folder.read(name, options, validation_fraction)
+    found = image_folder.read(name, options, validation_fraction, resident_bytes)
     try:
         arrays, notes = npz.complete(name, found.arrays)
     except ValueError as error:
@@ -142,7 +137,9 @@ def doubts(dataset):
             found.append(absent)
     if absent := labels.absent_classes(dataset.train_labels, dataset.class_names):
         found.append(absent)
-    if (largest := dataset.train_images.max(initial=0)) <= 1:
+    images = dataset.train_images
+    some = images[:LOOKED_AT] if isinstance(images, StoredImages) else images
+    if (largest := some.max(initial=0)) <= 1:
         found.append(
             f"the largest pixel is {largest} of 255, nearly black; save the images times 255 as "
             "an .npz file"
@@ -171,74 +168,8 @@ def hold_out_validation(name, arrays, fraction):
     return Dataset(
         name,
         str(parts[5]),
-        *(part[~chosen] for part in parts[:2]),
-        *(part[chosen] for part in parts[:2]),
+        *(take(part, ~chosen) for part in parts[:2]),
+        *(take(part, chosen) for part in parts[:2]),
         *parts[2:4],
         tuple(parts[4].tolist()),
     )
-
-
-def enlarged_digits():
-    """Returns the arrays of scikit-learn's digits, enlarged to 28x28 pixels."""
-    from scipy import ndimage
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    digits = load_digits()
-    large = ndimage.zoom(digits.images, (1, 3.5, 3.5), order=1, mode="nearest", grid_mode=True)
-    # 8 of 16 is a tie at 127.5: the margin sends it up whatever the rounding errors.
-    images = np.floor(large * (255 / 16) + 0.5 + 1e-6).astype(np.uint8)[..., None]
-    classes = digits.target.astype(np.int32)
-    parts = train_test_split(images, classes, test_size=360, random_state=0, stratify=classes)
-    names = digits.target_names.astype(str)
-    return dict(
-        zip(npz.ARRAY_SPECS, (*parts[::2], *parts[1::2], names, DIGITS_SOURCE), strict=True)
-    )
-
-
-def cache_file(name, cache_dir):
-    """Returns the path under which a data set is cached in a cache folder."""
-    return os.path.join(os.path.expanduser(cache_dir), "datasets", name.replace("/", "+") + ".npz")
-
-
-def _cached_or_read(name, data_dir, cache_dir):
-    path = cache_file(name, cache_dir)
-    for folder in (os.path.dirname(path), os.path.dirname(os.path.dirname(path))):
-        check_private(pathlib.Path(folder))
-    arrays = _read_cache(path, name) if os.path.exists(path) else None
-    if name == "digits":  # cached because the import of scikit-learn takes seconds
-        arrays = arrays or _write_cache(path, enlarged_digits())
-    elif not arrays or (data_dir and not str(arrays["source"]).endswith(f" from {data_dir}")):
-        arrays = _write_cache(path, tfds.read(name, data_dir, path))
-    return arrays
-
-
-def _read_cache(path, name):
-    try:
-        with npz.opened(path) as stored:
-            arrays = npz.check({key: stored[key] for key in npz.ARRAY_SPECS})
-            digest = str(stored["checksum"]) if "checksum" in stored else ""
-        if digest and digest != checksum(*_contents(arrays)):
-            raise ValueError("its arrays have another checksum")
-        start = DIGITS_SOURCE if name == "digits" else f"tfds {name} "
-        if not str(arrays["source"]).startswith(start):
-            raise ValueError(f"it does not hold {name}")
-    except Exception as error:  # zipfile, zlib and NumPy raise many types for a damaged file
-        raise UserError(
-            f"bad data set cache {path}: {first_line(error)}; delete this file"
-        ) from error
-    return arrays
-
-
-def _write_cache(path, arrays):
-    """Writes the arrays where possible, and returns them."""
-    folder = os.path.dirname(path)
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            digest = checksum(*_contents(arrays))
-            np.savez(os.path.join(scratch, "whole.npz"), **arrays, checksum=digest)
-            os.replace(os.path.join(scratch, "whole.npz"), path)
-    except OSError as error:
-        print(f"continuing without a cache: cannot write {path} ({error})", file=sys.stderr)
-    return arrays

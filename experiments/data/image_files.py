@@ -1,5 +1,6 @@
 """Reading image files with Pillow, and converting them to the inputs of a trained network."""
 
+import contextlib
 import functools
 import io
 import stat
@@ -69,7 +70,7 @@ def find(paths: Iterable[str]) -> list[Path]:
     return found
 
 
-def read(source: Path | bytes) -> np.ndarray:
+def read(source: Path | bytes, *, known: bool = False) -> np.ndarray:
     """Returns an image, float32 ``[H, W]`` or ``[H, W, 3]`` in 0..1, upright, at most LARGEST.
 
     Of several frames it is the first. Transparent pixels become black if the image is bright, and
@@ -77,12 +78,13 @@ def read(source: Path | bytes) -> np.ndarray:
 
     Args:
       source: a file, or its contents.
+      known: it was read before, without warnings; only then may threads read at the same time.
 
     Raises:
       UnreadableImage: the file is missing or damaged, has too few pixels, has so many that Pillow
         warns, more than LARGEST_FILE bytes, or its pixels have no known range.
     """
-    return _opened(source, lambda file: _pixels(ImageOps.exif_transpose(file)))
+    return _opened(source, lambda file: _pixels(ImageOps.exif_transpose(file)), known)
 
 
 def size_of(source: Path | bytes) -> tuple[int, int]:
@@ -99,8 +101,9 @@ def size_of(source: Path | bytes) -> tuple[int, int]:
     return _opened(source, upright)
 
 
-def _opened(source, function):
+def _opened(source, function, known=False):
     """Calls a function of an opened image, and names what is wrong with the file."""
+    strict = contextlib.nullcontext() if known else warnings.catch_warnings(action="error")
     try:
         if isinstance(source, bytes):
             size, source = len(source), io.BytesIO(source)
@@ -113,8 +116,7 @@ def _opened(source, function):
             raise UnreadableImage("an empty file")
         if size > LARGEST_FILE:
             raise UnreadableImage(f"larger than {LARGEST_FILE // 2**20} MiB")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
+        with strict:
             with Image.open(source, formats=FORMATS) as file:
                 if min(file.size) < SMALLEST:
                     raise UnreadableImage(f"{file.width}x{file.height} pixels are too few")

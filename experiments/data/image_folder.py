@@ -1,6 +1,7 @@
 """Image files as the arrays of a data set: ``--dataset=FOLDER`` or a table of paths and labels."""
 
 import hashlib
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -9,8 +10,9 @@ import numpy as np
 import psutil
 
 from experiments import UserError
-from experiments.data import image_files, image_size
-from experiments.data.image_listing import SPLITS, ListedImage, Listing, leads_out, list_images
+from experiments.data import image_files, image_size, image_splits
+from experiments.data.image_listing import SPLITS, Listing, leads_out, list_images
+from experiments.data.stored_images import StoredImages, take
 
 NAMED = 10  # unreadable files, at most
 MEMORY_SHARE = 0.5  # of the free memory that images may take
@@ -37,12 +39,69 @@ class Skipped(NamedTuple):
 class ImageArrays(NamedTuple):
     """The arrays of a data set, as :func:`experiments.data.npz.complete` takes them."""
 
-    arrays: dict[str, np.ndarray]  # with validation_images and validation_labels
+    arrays: dict[str, np.ndarray | StoredImages]  # with validation_images and validation_labels
     notes: list[str]  # that the user should know
     skipped: tuple[Skipped, ...]
 
 
-def read(dataset: str, options: ImageOptions, validation_fraction: float) -> ImageArrays:
+class Seen(NamedTuple):
+    """What is known of an image that has been read."""
+
+    colours: bool
+    codes: dict[int, bytes]  # of its pixels with 1 and 3 channels, if they are not kept
+    pixels: np.ndarray | None
+
+
+class InFiles:
+    """Images of files that have been read before, see :class:`StoredImages`.
+
+    Args:
+      paths: of N files.
+      shape: height and width that the images get.
+      channels: of all images, 1 or 3.
+      resize: how they get their size.
+    """
+
+    decodes = True
+
+    def __init__(self, paths: list[Path], shape: tuple[int, int], channels: int, resize: str):
+        self.paths, self.resize = paths, resize
+        self.shape = (len(paths), *shape, channels)
+
+    def __call__(self, row: int) -> np.ndarray:
+        """Returns an image.
+
+        Raises:
+          UserError: the file has changed and can't be read any more.
+        """
+        path, (_, height, width, channels) = self.paths[row], self.shape
+        try:
+            pixels = decode(path, (height, width), self.resize, known=True)
+        except image_files.UnreadableImage as error:
+            raise UserError(f"{path} could be read before and can't any more: {error}") from error
+        return _with_channels(pixels, channels)
+
+
+def decode(path: Path, shape: tuple[int, int], resize: str, known: bool = False) -> np.ndarray:
+    """Returns the image of a file in a size, uint8 ``[H, W, C]``, C being 3 if it has colours.
+
+    Args:
+      path, known: see :func:`experiments.data.image_files.read`.
+      shape: H and W.
+      resize: how it gets this size.
+    """
+    image = image_files.read(path, known=known)
+    colours = image_size.has_colours(image)
+    image = image_files.with_channels(image, 3 if colours else 1)
+    return np.uint8(np.rint(255 * image_size.RESIZE[resize](image, shape)))
+
+
+def read(
+    dataset: str,
+    options: ImageOptions,
+    validation_fraction: float,
+    resident_bytes: float = math.inf,
+) -> ImageArrays:
     """Reads all images of a folder or a table, brings them to one size, and splits them.
 
     Labels are numbers in the order of ``class_names``, or with several for an image ``[N, J]``.
@@ -51,6 +110,8 @@ def read(dataset: str, options: ImageOptions, validation_fraction: float) -> Ima
       dataset: the value of ``--dataset``.
       options: how images are read and split.
       validation_fraction: of each class, for validation, where the data set has no such split.
+      resident_bytes: if images have more together, they are not kept: they are stored images, which
+        are read again when they are asked for.
 
     Raises:
       UserError: there are no such images, or too many unreadable ones.
@@ -61,37 +122,46 @@ def read(dataset: str, options: ImageOptions, validation_fraction: float) -> Ima
     sizes, skipped = _readable(listing.images, folder, image_files.size_of)
     _check_skipped(dataset, listing, skipped, options)
     shape, how = image_size.choose(options.image_size, list(sizes.values()))
-    _check_memory(dataset, len(sizes), shape)
+    most_channels = 1 if options.channels == "1" else 3
+    stored = most_channels * len(sizes) * shape[0] * shape[1] > resident_bytes
+    if not stored:
+        _check_memory(dataset, len(sizes), shape)
 
-    def small(path):
-        image = image_files.read(path)
-        colours = image_size.has_colours(image)
-        image = image_files.with_channels(image, 3 if colours else 1)
-        return np.uint8(np.rint(255 * image_size.RESIZE[options.resize](image, shape)))
+    def look(path):
+        pixels = decode(path, shape, options.resize)
+        codes = {n: _code(_with_channels(pixels, n)) for n in (1, 3)} if stored else {}
+        return Seen(pixels.shape[2] == 3, codes, None if stored else pixels)
 
     kept = [image for image in listing.images if image in sizes]
-    found, damaged = _readable(kept, folder, small)
+    found, damaged = _readable(kept, folder, look)
     skipped = tuple(sorted(skipped + damaged))
     _check_skipped(dataset, listing, skipped, options)
     kept = [image for image in kept if image in found]
-    colours = any(pixels.shape[2] == 3 for pixels in found.values())
+    colours = any(seen.colours for seen in found.values())
     channels = int(options.channels) if options.channels != "auto" else 3 if colours else 1
-    pixels = np.stack([_with_channels(found[image], channels) for image in kept])
-    codes = [hashlib.sha256(one.tobytes()).digest() for one in pixels]
-    splits = _splits(kept, codes, options, validation_fraction)
+    if stored:
+        codes = [found[image].codes[channels] for image in kept]
+        pixels = StoredImages(
+            InFiles([image.path for image in kept], shape, channels, options.resize)
+        )
+    else:
+        pixels = np.stack([_with_channels(found[image].pixels, channels) for image in kept])
+        codes = [_code(one) for one in pixels]
+    fractions = {"test": options.test_fraction, "validation": validation_fraction}
+    splits = image_splits.choose(kept, codes, fractions, options.split_seed)
     labels = _labels(kept, listing)
     notes = [
         f"{len(kept):,} images of {listing_words(listing)}, {shape[0]}x{shape[1]} pixels ({how}), "
         f"{channels} channel{'s' * (channels > 1)}, --resize={options.resize}",
         *_words_about_skipped(skipped),
         *_words_about_splits(kept, splits, listing),
-        *duplicates(kept, codes, splits),
+        *image_splits.duplicates(kept, codes, splits),
     ]
     arrays = {"class_names": np.array(listing.class_names)}
     arrays["multi_label"] = np.array(listing.multi_label)
     for split in SPLITS:
         rows = np.flatnonzero(splits == split)
-        arrays |= {f"{split}_images": pixels[rows], f"{split}_labels": labels[rows]}
+        arrays |= {f"{split}_images": take(pixels, rows), f"{split}_labels": labels[rows]}
     return ImageArrays(arrays, notes, skipped)
 
 
@@ -128,6 +198,10 @@ def _check_memory(dataset, count, shape) -> None:
         )
 
 
+def _code(pixels):
+    return hashlib.sha256(pixels.tobytes()).digest()
+
+
 def _with_channels(pixels, channels):
     if pixels.shape[2] == channels:
         return pixels
@@ -145,76 +219,6 @@ def _labels(images, listing: Listing) -> np.ndarray:
     for row, image in zip(labels, images, strict=True):
         row[[number[label] for label in image.labels]] = 1
     return labels
-
-
-def _splits(
-    images: list[ListedImage], codes: list[bytes], options: ImageOptions, validation_fraction: float
-) -> np.ndarray:
-    """Returns the split of each image: that of the data set, or else one by class and seed."""
-    given = [image.split for image in images]
-    splits = np.array([split or "train" for split in given], dtype="U10")
-    classes = [image.labels for image in images]
-    fractions = {"test": options.test_fraction, "validation": validation_fraction}
-    for salt, (split, fraction) in enumerate(fractions.items()):
-        if split not in given:
-            rows = np.flatnonzero(splits == "train")
-            # The seed of each split is its own: their orders are independent.
-            chosen = stratified(
-                [classes[k] for k in rows],
-                [codes[k] for k in rows],
-                fraction,
-                np.random.RandomState([options.split_seed, salt]),
-            )
-            splits[rows[chosen]] = split
-    return splits
-
-
-def stratified(
-    classes: list, codes: list[bytes], fraction: float, random: np.random.RandomState
-) -> list[int]:
-    """Returns the rows of a random part of each class: its fraction, rounded, or one of two images.
-
-    At least one image of each class stays behind. Equal images stay together.
-
-    Args:
-      classes: of each image; sets of labels count as classes.
-      codes: equal where images are.
-      fraction: in [0, 1).
-      random: draws the rows; its numbers are frozen, those of ``np.random.Generator`` may change.
-    """
-    groups = {}
-    for row, (which, code) in enumerate(zip(classes, codes, strict=True)):
-        groups.setdefault(which, {}).setdefault(code, []).append(row)
-    first, chosen = {code: row for row, code in reversed(list(enumerate(codes)))}, []
-    for which in sorted(groups):
-        own = [rows for rows in groups[which].values() if classes[first[codes[rows[0]]]] == which]
-        count = round(fraction * len(own)) or (fraction > 0 and len(own) > 1)
-        order = random.permutation(len(own))[: min(count, len(own) - 1)]
-        chosen += [row for k in order for row in own[k]]
-    picked = {codes[row] for row in chosen}
-    return [row for row, code in enumerate(codes) if code in picked]
-
-
-def duplicates(images: list[ListedImage], codes: list[bytes], splits: np.ndarray) -> list[str]:
-    """Returns lines about equal images in different splits, or with different labels."""
-    first, shared, differ = {}, [], []
-    order = sorted(range(len(codes)), key=lambda k: list(SPLITS).index(splits[k]))
-    for row in order:
-        other = first.setdefault(codes[row], row)
-        pair = f"{images[row].name} and {images[other].name}"
-        if splits[row] != splits[other]:
-            shared.append(pair)
-        if images[row].labels != images[other].labels:
-            differ.append(pair)
-    lines = []
-    if shared:
-        lines.append(
-            f"{len(shared)} images of validation or test are also among those before them, such as "
-            f"{shared[0]}: errors on them say nothing about new images"
-        )
-    if differ:
-        lines.append(f"{len(differ)} equal images have different labels, such as {differ[0]}")
-    return lines
 
 
 def listing_words(listing: Listing) -> str:

@@ -1,10 +1,13 @@
 """The arrays of a data set, and reading them from a file: ``--dataset=path/to/arrays.npz``."""
 
+import collections
 import contextlib
 import math
 import os
 import stat
+import struct
 import sys
+import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 
@@ -13,6 +16,7 @@ import numpy as np
 from experiments import UserError
 from experiments.data import labels, pixels
 from experiments.data.errors import first_line
+from experiments.data.stored_images import StoredImages
 from experiments.files import check_memory
 from experiments.files.forms import MOST_CLASSES
 
@@ -24,11 +28,12 @@ ARRAY_SPECS = {  # dtype and rank
     "class_names": (np.str_, 1),
     "source": (np.str_, 0),
 }
+_ZIP_SIZES = 26  # bytes from the start of a local header of a ZIP file to two lengths, 16 bits each
 _FLAGS = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_BINARY"))
 SPLITS = ("train", "test", "validation")  # the last one is optional
 
 
-def read(path: str) -> dict[str, np.ndarray]:
+def read(path: str, resident_bytes: float = math.inf) -> dict[str, np.ndarray]:
     """Returns the images, labels, class names and source of a file of ``numpy.savez``.
 
     The file contains train_images, train_labels, test_images and test_labels, and optionally
@@ -37,11 +42,15 @@ def read(path: str) -> dict[str, np.ndarray]:
     :func:`experiments.data.labels.as_labels` say what they may hold. What is converted is said on
     standard error.
 
+    Args:
+      path: of the file.
+      resident_bytes: see :func:`opened`.
+
     Raises:
       UserError: the file cannot be read or contains something else.
     """
     try:
-        with opened(os.path.expanduser(path)) as stored:
+        with opened(os.path.expanduser(path), resident_bytes) as stored:
             arrays, notes = complete(path, stored)
         check(arrays)
     except Exception as error:  # zipfile, zlib and NumPy raise many types for a damaged file
@@ -53,8 +62,13 @@ def read(path: str) -> dict[str, np.ndarray]:
 
 
 @contextlib.contextmanager
-def opened(path: str) -> Iterator:
+def opened(path: str, resident_bytes: float = math.inf) -> Iterator[Mapping[str, np.ndarray]]:
     """Gives the arrays of a file of ``numpy.savez`` after a look at their sizes.
+
+    Args:
+      path: of the file.
+      resident_bytes: if images have more bytes together, those that are stored as uint8 and without
+        compression are memory maps in place of arrays in memory.
 
     Raises:
       ValueError: it is no regular file, or its arrays would not fit into the memory.
@@ -67,25 +81,57 @@ def opened(path: str) -> Iterator:
         if not hasattr(found, "zip"):
             raise ValueError("a single array; save several with numpy.savez")
         with found as stored:
-            need = sum(_bytes(stored.zip, name) for name in stored.zip.namelist())
+            need = {name: _bytes(stored.zip, name) for name in stored.zip.namelist()}
+            images = [name for name in need if name.endswith("_images.npy")]
+            large = sum(need[name] for name in images) > resident_bytes
+            maps = {name: _mapped(file, stored.zip, name) for name in images if large}
+            maps = {name: array for name, array in maps.items() if array is not None}
             # An array is there twice while it is converted.
-            check_memory(2 * need, "unpacking the arrays", "save fewer or smaller images")
-            yield stored
+            loaded = sum(need[name] for name in need.keys() - maps.keys())
+            check_memory(2 * loaded, "unpacking the arrays", "save fewer or smaller images")
+            maps = {name.removesuffix(".npy"): array for name, array in maps.items()}
+            yield collections.ChainMap(maps, stored) if maps else stored
+
+
+def _mapped(file, archive, name: str) -> np.memmap | None:
+    """Maps an array of images, or returns None where its bytes are not those of the file.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    entry = archive.getinfo(name)
+    if entry.compress_type != zipfile.ZIP_STORED:
+        return None
+    with archive.open(name) as member:  # which also checks the header of the entry
+        shape, fortran, dtype = _header(member)
+        header = member.tell()
+    if dtype != np.uint8 or fortran or not math.prod(shape):
+        return None
+    if header + math.prod(shape) != entry.file_size:
+        raise ValueError(f"{name} has {entry.file_size} bytes and not those of {shape}")
+    # The sizes of the local header may differ from those of the directory of the archive.
+    file.seek(entry.header_offset + _ZIP_SIZES)
+    start = file.tell() + 4 + sum(struct.unpack("<HH", file.read(4)))
+    return np.memmap(file, dtype, "r", start + header, shape)
 
 
 def _bytes(archive, name: str) -> int:
     """The size of an array, by its header and as the archive says."""
     with archive.open(name) as file:
         try:
-            version = np.lib.format.read_magic(file)
-            read = getattr(np.lib.format, f"read_array_header_{version[0]}_0", None)
-            shape, _, dtype = read(file)
+            shape, _, dtype = _header(file)
         except (ValueError, TypeError, EOFError):  # reported when the array is read
             return archive.getinfo(name).file_size
     return max(math.prod(shape) * dtype.itemsize, archive.getinfo(name).file_size)
 
 
-def check(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _header(file) -> tuple:
+    """Shape, order and type of an array, from the beginning of its file."""
+    version = np.lib.format.read_magic(file)
+    return getattr(np.lib.format, f"read_array_header_{version[0]}_0", None)(file)
+
+
+def check(arrays: dict) -> dict:
     """Returns the arrays unchanged after checking types, ranks, lengths, shapes and labels.
 
     Raises:
@@ -147,7 +193,9 @@ def complete(path: str, stored: Mapping[str, np.ndarray]) -> tuple[dict, list[st
         raise ValueError(f"{len(arrays['class_names']):,} classes, more than {MOST_CLASSES:,}")
     checksum = 0
     for name in names:
-        checksum = zlib.crc32(np.ascontiguousarray(arrays[name]), checksum)
+        # The checksum of the data set says more, and stored images would be read twice for it.
+        if not isinstance(arrays[name], StoredImages):
+            checksum = zlib.crc32(np.ascontiguousarray(arrays[name]), checksum)
     arrays["source"] = np.array(f"arrays {checksum:08x} from {path}")
     return check(arrays), notes + said
 

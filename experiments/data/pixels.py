@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from experiments.data.stored_images import StoredImages
+
 SMALLEST_SIDE = 4  # pixels of an image
 MOST_ROWS_AS_CHANNELS = 4  # a second axis this short is channels where the last one is longer
 ROUNDING = 1e-4  # by which floats in 0..1 may leave this range
@@ -9,6 +11,8 @@ ROUNDING = 1e-4  # by which floats in 0..1 may leave this range
 
 def as_images(name: str, images: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Converts images to uint8 ``[N, H, W, C]``, where it is clear what they mean.
+
+    Stored images are returned as they are: readers give uint8.
 
     Args:
       name: of the array, for messages.
@@ -22,6 +26,8 @@ def as_images(name: str, images: np.ndarray) -> tuple[np.ndarray, list[str]]:
       ValueError: they mean something else, or it is not clear what; the message says how to convert
         them.
     """
+    if isinstance(images, StoredImages):
+        return images, []
     images, notes = _with_channels(name, images)
     pixels, how = _to_uint8(name, images)
     if pixels.size and pixels.max() <= 1:
@@ -64,7 +70,7 @@ def _to_uint8(name, images):
     """Returns the pixels as uint8, and how they were converted if they were."""
     kind, dtype = images.dtype.kind, images.dtype
     if dtype == np.uint8 or not images.size:
-        return images.astype(np.uint8), ""
+        return images.astype(np.uint8, copy=False), ""
     if kind == "b":
         return images.astype(np.uint8) * np.uint8(255), "True taken as white (255)"
     if kind not in "iuf":

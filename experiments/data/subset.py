@@ -7,6 +7,7 @@ import numpy as np
 from experiments import UserError
 from experiments.data.datasets import Dataset
 from experiments.data.labels import absent_classes
+from experiments.data.stored_images import take
 
 
 def limit_training_examples(dataset: Dataset, count: int) -> Dataset:
@@ -25,7 +26,7 @@ def limit_training_examples(dataset: Dataset, count: int) -> Dataset:
     if len(np.unique(kept)) < len(np.unique(labels)):
         absent = absent_classes(kept, dataset.class_names)
         print(f"--train_examples={count}: {absent}", file=sys.stderr)
-    return dataset._replace(train_images=dataset.train_images[rows], train_labels=kept)
+    return dataset._replace(train_images=take(dataset.train_images, rows), train_labels=kept)
 
 
 def balanced_order(labels: np.ndarray) -> np.ndarray:

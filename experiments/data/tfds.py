@@ -7,31 +7,36 @@ which takes TensorFlow and a network.
 import contextlib
 import difflib
 import importlib.util
+import math
 import os
 import pathlib
 import re
 import sys
 import threading
+from types import MappingProxyType
 
 import numpy as np
 
 from experiments import UserError
 from experiments.data import npz
 from experiments.data.errors import DatasetUnavailable, first_line
+from experiments.data.tfds_records import IMAGE_KEYS, LABEL_KEYS, read_split, stored_split
 from experiments.files import read_json
 
-IMAGE_KEYS = ("image", "image2")  # names of features in TFDS
+LABELS = ("train_labels", "test_labels")
 OWN_CLASSES = "tensorflow_datasets.core.features."
-LABEL_KEYS = ("label", "label_category")
 
 
-def read(name, data_dir, cache_path):
+def read(name, data_dir, cache_path, resident_bytes=math.inf, known=MappingProxyType({})):
     """Returns the arrays of a data set of TFDS, which prepares it first if that is necessary.
 
     Args:
       name: 'name[/config][:version]'.
       data_dir: folder that contains the prepared data set, or None for TFDS's default folder.
       cache_path: where the caller will cache the arrays; it is only mentioned to the user.
+      resident_bytes: if the images have more together and are in ArrayRecord files, they are not
+        read: the arrays of images are stored images.
+      known: train_labels, test_labels, source and checksum of an earlier call, for stored images.
 
     Raises:
       DatasetUnavailable: it is not prepared and cannot be downloaded, or TFDS is missing.
@@ -71,13 +76,30 @@ def read(name, data_dir, cache_path):
             "Linux and for Macs with Apple silicon; elsewhere use a data set that was prepared as "
             "tfrecord, or --dataset=digits"
         )
-    print(f"reading {name} from {folder} (once; cached in {cache_path})", file=sys.stderr)
     source = f"tfds {name} {builder.version} from {data_dir or builder.data_dir_root}"
+    splits, texts = ("train", test), (np.asarray(label.names), np.asarray(source))
     try:
-        values = *_read_split(builder, "train"), *_read_split(builder, test), label.names, source
-        return npz.check(dict(zip(npz.ARRAY_SPECS, map(np.asarray, values), strict=True)))
+        if _is_larger(builder, splits, images, resident_bytes):
+            known = known if str(known.get("source")) == source else {}
+            if not known:
+                print(f"reading {name} from {folder} (once, for its labels)", file=sys.stderr)
+            skip, labels = tfds.decode.SkipDecoding(), map(known.get, LABELS)
+            parts = [stored_split(builder, *which, skip) for which in zip(splits, labels)]
+            arrays = {"checksum": known["checksum"]} if known else {}
+        else:
+            print(f"reading {name} from {folder} (once; cached in {cache_path})", file=sys.stderr)
+            parts, arrays = [read_split(builder, split) for split in splits], {}
+        values = *parts[0], *parts[1], *texts
+        return npz.check(dict(zip(npz.ARRAY_SPECS, values, strict=True))) | arrays
     except Exception as error:  # TFDS, array_record and PIL raise many types
         raise UserError(f"cannot read {name} from {folder}: {first_line(error)}") from error
+
+
+def _is_larger(builder, splits, images, most):
+    """Returns whether images have more bytes and can be read by rows."""
+    count = sum(builder.info.splits[split].num_examples for split in splits)
+    size = count * len(images) * math.prod(images[0].shape)
+    return size > most and builder.info.file_format.value == "array_record"
 
 
 def _open_builder(tfds, name, data_dir):
@@ -182,38 +204,3 @@ def network_problem(url, seconds=4):
     thread.start()
     thread.join(seconds + 1)
     return outcome[0] and f"no network: {outcome[0]} from {url.split('/')[2]}"
-
-
-def _read_split(builder, split):
-    features, record = builder.info.features, builder.info.splits[split]
-    image_keys, (label_key, *_) = (
-        [key for key in keys if key in features] for keys in (IMAGE_KEYS, LABEL_KEYS)
-    )
-    size, shape = record.num_examples, features[image_keys[0]].shape
-    if builder.info.file_format.value == "tfrecord":
-        examples = map(features.deserialize_example_np, _tfrecords(record.filepaths))
-    else:
-        source = builder.as_data_source(split=split, file_format="array_record")
-        examples = (
-            example
-            for start in range(0, size, 1000)
-            for example in source.__getitems__(range(start, min(start + 1000, size)))
-        )
-    channels = shape[-1]
-    images = np.empty((size, *shape[:-1], channels * len(image_keys)), np.uint8)
-    labels = np.empty(size, np.int32)
-    for index, example in zip(range(size), examples, strict=True):
-        for n, key in enumerate(image_keys):
-            if example[key].shape != shape:  # which NumPy might broadcast
-                raise ValueError(f"{split} image {index} is {example[key].shape}, not {shape}")
-            images[index, ..., n * channels : (n + 1) * channels] = example[key]
-        labels[index] = example[label_key]
-    return images, labels
-
-
-def _tfrecords(paths):
-    """Yields the records of TFRecord files, without TensorFlow and without checking checksums."""
-    for path in paths:
-        with open(path, "rb") as file:
-            while header := file.read(12):  # length of the record, checksum of the length
-                yield file.read(int.from_bytes(header[:8], "little") + 4)[:-4]  # checksum

@@ -5,6 +5,7 @@ from experiments.files.limits import (
     check_addresses,
     check_memory,
     check_private,
+    free_bytes,
     local_path,
     size,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "BadFile",
     "check",
     "formula_free",
+    "free_bytes",
     "fresh",
     "fresh_folder",
     "html",

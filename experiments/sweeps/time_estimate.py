@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.config import Config
 from experiments.data import batching
-from experiments.data.datasets import cache_file
+from experiments.data.dataset_cache import cache_file
 from experiments.sweeps import grouping
 from experiments.sweeps.plan import PlannedRun
 from experiments.tasks.base import Setup

@@ -14,7 +14,7 @@ from experiments.data.affnist_images import (
     translate_images,
 )
 from experiments.data.augment import random_shifts_on_canvas
-from experiments.data.batching import ImageSource
+from experiments.data.batching import image_source
 from experiments.data.datasets import Dataset
 from experiments.tasks import response_curves
 from experiments.tasks.base import Figure, InputPipeline, Setup, Task
@@ -80,7 +80,7 @@ def canvas_pipeline(config: AffnistConfig, dataset: Dataset) -> InputPipeline:
         return to_unit(pad(pixels, (height + 2 * BORDER - pixels.shape[0]) // 2))
 
     shape = (height + 2 * BORDER, width + 2 * BORDER, channels)
-    source = ImageSource(dataset.train_images, dataset.train_labels)
+    source = image_source(dataset.train_images, dataset.train_labels, config.batch_size)
     steps = (("pad", BORDER), ("unit",))
     return InputPipeline(shape, source, example, held_out, to_input, steps=steps)
 

@@ -10,7 +10,7 @@ from capsjax.models import CapsNetConfig
 from capsjax.models import Config as ModelConfig
 from experiments.config import Config, UserError
 from experiments.data.augment import Preprocessing, random_shifts
-from experiments.data.batching import ImageSource
+from experiments.data.batching import image_source
 from experiments.data.datasets import Dataset
 from experiments.tasks.base import InputPipeline, Objective, Task
 from experiments.tasks.figures import of_decoder
@@ -39,7 +39,7 @@ def image_pipeline(
             shape = jax.eval_shape(evaluate, raw).shape
         except ValueError as error:
             raise UserError(f"--dataset={dataset.name}: {error}") from error
-        source = ImageSource(dataset.train_images, dataset.train_labels)
+        source = image_source(dataset.train_images, dataset.train_labels, config.batch_size)
         return InputPipeline(shape, source, example, held_out, evaluate, steps=evaluate.steps)
 
     return pipeline

@@ -11,7 +11,7 @@ from typing import Any
 from experiments import UserError
 from experiments.config import Config
 from experiments.data import affnist_images
-from experiments.data.datasets import checksum
+from experiments.data.dataset_cache import checksum
 from experiments.data.image_listing import is_own
 from experiments.files import BadFile, read_json
 from experiments.files.forms import SUMMARY

@@ -25,7 +25,9 @@ from experiments.training import (
     selection,
     shards,
     shared_files,
+    windows,
 )
+from experiments.training.banner import banner
 from experiments.training.checkpoints import Checkpoints, has_checkpoints
 from experiments.training.chunks import chunk_body, make_chunk
 from experiments.training.evaluate import make_evaluate
@@ -35,7 +37,6 @@ from experiments.training.metrics import Metrics
 from experiments.training.profiling import Profile
 from experiments.training.progress import Display, Stop, leave
 from experiments.training.setup import (
-    banner,
     initial_state,
     make_orders,
     prepare,
@@ -90,6 +91,7 @@ def _run(program: Program, config: Config) -> dict:
     selection.check(setup)
     shards.check(setup)
     agreement.check(setup)
+    windows.check(setup)
     with open_workdir(setup.config, record_of(setup)) as workdir:
         processes.say(banner(setup))
         setup = before_first_step(setup, chunk_body)
@@ -99,7 +101,7 @@ def _run(program: Program, config: Config) -> dict:
             state, reported = resume(setup, checkpoints, workdir)
             runs = {0: start(setup, workdir, checkpoints, int(state.step), files, reported)}
             profile = Profile(setup.config.profile, workdir)
-            stepper = make_stepper(setup, evaluate)
+            stepper = make_stepper(setup, evaluate, int(state.step))
             state, stopped = fit(setup, runs, stepper, state, int(state.step), profile)
         if stopped:
             leave([setup], f"stopped after step {state.step}", stopped)
@@ -148,16 +150,20 @@ def start(
     return TrainingRun(setup, workdir, checkpoints, metrics, display, reported)
 
 
-def make_stepper(setup: Setup, evaluate: Callable) -> Stepper:
-    """Returns how a single run advances on its devices."""
+def make_stepper(setup: Setup, evaluate: Callable, step: int) -> Stepper:
+    """Returns how a single run advances on its devices, from a step on."""
     chunk, (source, key) = make_chunk(setup), training_inputs(setup)
     orders = jax.jit(functools.partial(make_orders, setup))
-    return Stepper(
+    stepper = Stepper(
         advance=lambda state, orders, count: chunk(state, source, orders, key, count),
         make_orders=lambda block: orders(key, block),
         select=lambda tree, n: tree,
         evaluate=lambda n, *examples: evaluate(*examples),
     )
+    if windows.is_stored(setup):
+        advance, start_block = windows.make_advance(setup, chunk, key, stepper.make_orders, step)
+        stepper = stepper._replace(advance=advance, make_orders=start_block)
+    return stepper
 
 
 def fit(

@@ -3,17 +3,20 @@
 Test data have no part in it.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from capsjax.functional import join
 from capsjax.train import TrainState
 from experiments.config import Config, UserError
 from experiments.data import batching
 from experiments.tasks.base import Setup
+from experiments.training import windows
 from experiments.training.setup import random_keys, steps_per_epoch, training_inputs
 
 STATISTICS_BATCHES = 100  # most batches over which the statistics of averaged weights are computed
@@ -44,7 +47,10 @@ def make_current(setup: Setup) -> Callable[[Config, TrainState], Any]:
         return lambda config, state: state.variables
     if not setup.model.has_state:
         return lambda config, state: state.average
-    statistics, (source, _) = jax.jit(make_statistics(setup)), training_inputs(setup)
+    if windows.is_stored(setup):
+        statistics, source = windows_statistics(setup), None
+    else:
+        statistics, (source, _) = jax.jit(make_statistics(setup)), training_inputs(setup)
 
     def current(config, state):
         _, key = random_keys(config)
@@ -63,19 +69,45 @@ def make_statistics(setup: Setup) -> Callable:
 
     def statistics(params, stats, source, key):
         orders = batching.epoch_orders(key, 0, len(setup.dataset.train_labels))
-
-        def add(n, total):
-            batch = batching.make_batch(
-                setup.pipeline.example, source, orders, key, n, batch_size=setup.config.batch_size
-            )
-            mode = {"train": True, "momentum": 0.0}  # statistics of this batch alone
-            *_, own = setup.loss(join(params, stats), *batch, 1.0, **mode)
-            return jax.tree.map(jnp.add, total, own)
-
-        total = jax.lax.fori_loop(0, count, add, jax.tree.map(jnp.zeros_like, stats))
+        total = _sum_of_statistics(setup, params, stats, source, orders, key, 0, count)
         return jax.tree.map(lambda x: x / count, total)
 
     return statistics
+
+
+def windows_statistics(setup: Setup) -> Callable:
+    """Returns the function of :func:`make_statistics` for stored images; it ignores ``source``."""
+    count = min(steps_per_epoch(setup), STATISTICS_BATCHES)
+    orders = jax.jit(lambda key: batching.epoch_orders(key, 0, len(setup.dataset.train_labels)))
+    of_steps = jax.jit(functools.partial(_sum_of_statistics, setup))
+    places = windows.orders_in_window(setup)
+
+    def statistics(params, stats, source, key):
+        rows = batching.rows_of_steps(np.asarray(orders(key)), setup.config.batch_size)[:count]
+        next_window, total, done = windows.make_next_window(setup, rows, 0), None, 0
+        while done < count:
+            window = next_window(count)
+            end = window.first + window.count
+            own = of_steps(params, stats, window.source, places, key, window.first, end)
+            total = own if total is None else jax.tree.map(jnp.add, total, own)
+            done = end
+        return jax.tree.map(lambda x: x / count, total)
+
+    return statistics
+
+
+def _sum_of_statistics(setup, params, stats, source, orders, key, first, end):
+    """The sum of the statistics of the batches of some steps, each computed by itself."""
+
+    def add(n, total):
+        batch = batching.make_batch(
+            setup.pipeline.example, source, orders, key, n, batch_size=setup.config.batch_size
+        )
+        mode = {"train": True, "momentum": 0.0}  # statistics of this batch alone
+        *_, own = setup.loss(join(params, stats), *batch, 1.0, **mode)
+        return jax.tree.map(jnp.add, total, own)
+
+    return jax.lax.fori_loop(first, end, add, jax.tree.map(jnp.zeros_like, stats))
 
 
 def choose(config: Config, earlier: Any, current: Any, rows: list[dict], validated: bool) -> Any:

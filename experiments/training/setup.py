@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import optax
@@ -20,13 +19,10 @@ from experiments.config import (
     choose_input_norm,
     network_config,
     resolve,
-    small_kernels,
 )
 from experiments.config.fine_tuning import factor_of
 from experiments.config.flags import LARGEST
 from experiments.data import batching, datasets
-from experiments.data.image_folder import ImageOptions
-from experiments.data.subset import limit_training_examples
 from experiments.tasks.base import Program, Setup
 from experiments.tasks.objective import check_balance, make_objective
 from experiments.training import (
@@ -36,9 +32,9 @@ from experiments.training import (
     pieces,
     processes,
     shards,
+    training_data,
 )
 from experiments.training.devices import (
-    cache_folder,
     find_devices,
     keep_compiled_programs,
     quick_to_compile,
@@ -62,16 +58,7 @@ def prepare(program: Program, config: Config, dataset: datasets.Dataset | None =
         config.folder()  # its name is checked before anything else
     keep_compiled_programs(config.cache_dir)
     devices = find_devices(config.accelerator, config.num_devices)
-    dataset = dataset or limit_training_examples(
-        datasets.load(
-            config.dataset,
-            data_dir=config.data_dir or None,
-            cache_dir=cache_folder(config.cache_dir),
-            validation_fraction=config.validation_fraction,
-            options=ImageOptions(*(getattr(config, name) for name in ImageOptions._fields)),
-        ),
-        config.train_examples,
-    )
+    dataset = dataset or training_data.load(config, devices)
     config = resolve(config, dataset.name)
     check_balance(config, dataset)
     pipeline = program.task.pipeline(config, dataset)
@@ -160,28 +147,6 @@ def number_of_steps(config: Config, examples: int) -> int:
     if total > LARGEST:
         raise UserError(f"--epochs={config.epochs} are {total:,} steps, more than {LARGEST:,}")
     return total
-
-
-def banner(setup: Setup) -> str:
-    """Returns device, versions, network and data in one line.
-
-    A second line says which kernels are smaller than those of the preset, if there are any.
-    """
-    c, d = setup.config, setup.dataset
-    device, shrunk = setup.devices[0], small_kernels(c, setup.model_config)
-    return (
-        f"capsjax {c.program} | {len(setup.devices)} x {device.device_kind} ({device.platform}), "
-        f"JAX {jax.__version__}, Flax {flax.__version__} | {describe_network(setup)} "
-        f"{setup.parameters:,} parameters, recipe {c.recipe} | "
-        f"{d.name}: {len(d.train_labels):,} training, {len(d.validation_labels):,} validation, "
-        f"{len(d.test_labels):,} test images" + (f"\n{shrunk}" if shrunk else "")
-    )
-
-
-def describe_network(setup: Setup) -> str:
-    """Returns the network in a few words."""
-    m = setup.model_config
-    return f"capsnet, {m.routing} routing," if isinstance(m, CapsNetConfig) else setup.config.model
 
 
 def random_keys(config: Config) -> tuple[jax.Array, jax.Array]:

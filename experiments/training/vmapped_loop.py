@@ -23,7 +23,8 @@ from experiments.config import Config, UserError, names_of, resolve
 from experiments.files import write_text
 from experiments.tasks.base import Program, Setup, Task
 from experiments.tasks.objective import make_objective
-from experiments.training import chunks, initial_weights, loop, pieces, selection
+from experiments.training import chunks, initial_weights, loop, pieces, selection, windows
+from experiments.training.banner import banner
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.evaluate import make_evaluate
 from experiments.training.first_step import before_first_step
@@ -32,7 +33,6 @@ from experiments.training.loop import Stepper, TrainingRun
 from experiments.training.profiling import Profile
 from experiments.training.progress import leave
 from experiments.training.setup import (
-    banner,
     first_state,
     make_optimizer,
     make_orders,
@@ -51,8 +51,8 @@ def run(program: Program, configs: list[Config]) -> None:
     """Trains several runs, or as many of the first ones as the memory holds.
 
     A run whose loss is no longer finite gets an error.txt, and the others go on. The first run
-    is trained on its own where the runs were stopped at different steps, and where training may
-    end early.
+    is trained on its own where the runs were stopped at different steps, where training may end
+    early, and where images are read in training.
 
     Args:
       program: the command whose runs they are.
@@ -80,7 +80,8 @@ def run(program: Program, configs: list[Config]) -> None:
             checkpoints = [files.enter_context(Checkpoints(workdir)) for workdir in workdirs]
             same_step = len({one.latest() for one in checkpoints}) == 1
             ends = setup.task.should_stop is not Task.should_stop or setup.config.early_stopping
-            together = len(configs) > 1 and same_step and not ends
+            alone = ends or windows.is_stored(setup)  # each run would read other batches
+            together = len(configs) > 1 and same_step and not alone
             if together:
                 state, reported = _restore(setup, configs, checkpoints)
                 step = int(state.step[0])

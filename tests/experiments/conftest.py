@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.data.datasets import enlarged_digits
+from experiments.data.small_digits import enlarged_digits
 
 
 @pytest.fixture

@@ -119,3 +119,15 @@ def test_augmentation_changes_with_the_step():
         batch(bright, order, KEY, jnp.int32(s), batch_size=4, max_shift=2).images for s in (0, 1)
     )
     assert (np.asarray(first) != np.asarray(second)).any()
+
+
+@pytest.mark.parametrize("examples, batch, epochs", [(10, 3, 2), (8, 4, 1), (3, 7, 2)])
+def test_rows_of_steps_are_those_of_their_batches(examples, batch, epochs):
+    orders = batching.epoch_orders(KEY, 0, examples, epochs)
+    rows = batching.rows_of_steps(np.asarray(orders), batch)
+    assert len(rows) == epochs * batching.steps_per_epoch(examples, batch)
+    source = batching.ImageSource(jnp.zeros((examples, 1)), jnp.arange(examples))
+    for step, want in enumerate(rows):
+        one = (lambda key, source, row: (source.images[row], source.labels[row]), source, orders)
+        found = batching.make_batch(*one, KEY, jnp.int32(step), batch_size=batch)
+        np.testing.assert_array_equal(found.labels, want)

@@ -10,7 +10,7 @@ import pytest
 import scipy.io
 
 from experiments.config import UserError
-from experiments.data import affnist_images, datasets, npz, tfds
+from experiments.data import affnist_images, dataset_cache, datasets, npz, tfds
 
 
 def test_arrays_that_unpack_to_more_than_the_memory_are_refused_by_their_headers(tmp_path):
@@ -36,7 +36,7 @@ def test_what_is_no_archive_is_refused_without_waiting(tmp_path):
 def test_a_cache_with_other_pixels_is_refused(tmp_path):
     first = datasets.load("digits", cache_dir=str(tmp_path))
     assert datasets.load("digits", cache_dir=str(tmp_path)).checksum == first.checksum
-    path = datasets.cache_file("digits", str(tmp_path))
+    path = dataset_cache.cache_file("digits", str(tmp_path))
     with np.load(path) as stored:
         arrays = dict(stored)
     # Older versions have no checksum.

@@ -10,7 +10,7 @@ import pytest
 from helpers import QUICK, load_digits, read_json, train
 
 from experiments.config import UserError
-from experiments.data.datasets import checksum
+from experiments.data.dataset_cache import checksum
 from experiments.training import identity
 
 
