@@ -120,7 +120,7 @@ def divide_capsules(
     unit = network.primary_types if VOTES[network.votes].by_types else 1
     reasons = {
         "the compiler divides them: use --parallel=jit": config.parallel != "jit",
-        f"{len(devices)} devices can't be divided by it": len(devices) % count,
+        f"the number of devices, {len(devices)}, is no multiple of it": len(devices) % count,
         "it streams: use --routing_implementation=auto": (
             config.routing_implementation not in ("auto", "stream")
         ),

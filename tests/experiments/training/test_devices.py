@@ -114,7 +114,7 @@ def test_the_compiler_divides_the_optimizer_under_jit_alone():
     "changes, reason",
     [
         ({"parallel": "shard_map"}, "use --parallel=jit"),
-        ({"capsule_shards": 3}, "4 devices can't be divided by it"),
+        ({"capsule_shards": 3}, "the number of devices, 4, is no multiple of it"),
         ({"routing_implementation": "naive"}, "use --routing_implementation=auto"),
         ({"preset": "deep"}, "convolutional capsule layers keep all votes"),
         ({"routing_schedule": "concurrent"}, "concurrent keep all votes"),
