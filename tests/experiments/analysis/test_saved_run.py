@@ -109,7 +109,9 @@ def test_settings_of_a_machine_are_not_read_from_a_run(copy):
     """A folder that somebody sends could name a cache of compiled programs inside itself."""
     there = {"cache_dir": str(copy / "cache"), "data_dir": "/data", "workdir": "/other"}
     there |= {"accelerator": "tpu", "num_devices": 8, "parallel": "pmap", "max_minutes": 7.0}
-    there |= {"microbatch": 8}
+    there |= {"microbatch": 8, "input": "grain", "input_workers": 3, "shard_optimizer": True}
+    there |= {"distributed": True, "coordinator": "other:1", "num_processes": 2, "process_id": 1}
+    there |= {"capsule_shards": 2}
     assert there.keys() == set(names_of(MNIST, "local"))
     rewrite("config.json", **there)(copy)
     read = stored_config(copy)
