@@ -68,7 +68,6 @@ def run(
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # Orbax logs every step of every save
             logging.get_absl_logger().addFilter(_not_of_orbax)
-            sys.unraisablehook = _not_of_a_closed_loop
         try:
             main(*argv[1:])
         except errors as error:
@@ -99,16 +98,6 @@ def run(
 def _not_of_orbax(record) -> bool:
     """Returns whether to show a line of the log: Orbax raises every error that it logs."""
     return "orbax" not in Path(record.pathname).parts
-
-
-def _not_of_a_closed_loop(unraisable) -> None:
-    """Prints an exception that nobody can catch, except for those after a failed checkpoint.
-
-    Orbax raises the first error of its writes and closes the event loop that the others, in
-    threads of TensorStore, still call.
-    """
-    if str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)
 
 
 def _check_flag_files(words: list[str], seen: set[str]) -> None:
@@ -169,9 +158,9 @@ def _take_signals() -> None:
     """
     if threading.current_thread() is not threading.main_thread():
         return
+    sys.unraisablehook = _unraisable
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, _interrupt)
-        sys.unraisablehook = _unraisable
     hangup = getattr(signal, "SIGHUP", None)
     if hangup and signal.getsignal(hangup) != signal.SIG_IGN:
         signal.signal(hangup, _stop)
@@ -190,10 +179,16 @@ def _stop(number: int = signal.SIGINT, *_) -> None:
 
 
 def _unraisable(found) -> None:
-    """Ends the process if Ctrl-C came where no exception can be raised, such as in ``__del__``."""
+    """Prints an exception that can be raised to nobody, such as in ``__del__``.
+
+    If it is Ctrl-C, the process ends. Orbax raises the first error of the writes of a checkpoint
+    and closes the event loop that the others, in threads of TensorStore, still call: these are
+    left out.
+    """
     if issubclass(found.exc_type, KeyboardInterrupt):
         _stop()
-    sys.__unraisablehook__(found)
+    if str(found.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(found)
 
 
 def commit() -> str | None:
