@@ -85,6 +85,16 @@ def test_cases_differ_in_every_numeric_setting():
     assert set(OTHER) == {"seed", *names_of(Config, "numeric")}
 
 
+def assert_same_but_for_rounding(got, want):
+    """Few numbers may differ by more than rounding, and none by as much as a step of Adam.
+
+    Adam divides by the size of the gradient: where that is almost zero its rounding, which depends on
+    the processor, decides on the update.
+    """
+    difference = np.abs(got - want)
+    assert difference.max() < 2e-4 and np.mean(difference > 2e-5) < 1e-4
+
+
 def test_metrics_and_parameters_are_those_of_runs_alone(finished):
     folder, alone, together = finished
     for n in range(2):
@@ -96,7 +106,7 @@ def test_metrics_and_parameters_are_those_of_runs_alone(finished):
                 np.testing.assert_allclose(b[name], a[name], rtol=2e-4, err_msg=name)
         want, got = parameters(alone[n]), parameters(together[n])
         start = initial_state(prepare_run(alone[n])).params
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, want)
+        jax.tree.map(assert_same_but_for_rounding, got, want)
         moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), want, start)
         assert max(jax.tree.leaves(moved)) > 1e-3, "the tolerance would hide a step"
     first, second = (parameters(config)["conv"]["kernel"] for config in together)
