@@ -88,8 +88,8 @@ def test_cases_differ_in_every_numeric_setting():
 def assert_same_but_for_rounding(got, want):
     """Few numbers may differ by more than rounding, and none by as much as a step of Adam.
 
-    Adam divides by the size of the gradient: where that is almost zero its rounding, which depends on
-    the processor, decides on the update.
+    Adam divides by the size of the gradient: where that is almost zero its rounding, which depends
+    on the processor, decides on the update.
     """
     difference = np.abs(got - want)
     assert difference.max() < 2e-4 and np.mean(difference > 2e-5) < 1e-4
