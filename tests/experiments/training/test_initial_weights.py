@@ -6,7 +6,15 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from helpers import QUICK, config_of, parse_mnist, prepare_run, read_json, train
+from helpers import (
+    QUICK,
+    config_of,
+    keep_rounding_small,
+    parse_mnist,
+    prepare_run,
+    read_json,
+    train,
+)
 
 import capsjax
 from capsjax.pretrained.weights import named_variables
@@ -164,7 +172,8 @@ def test_flags_are_repeated_and_the_first_match_counts():
 
 
 @pytest.mark.slow
-def test_runs_that_are_trained_together_start_from_the_source(pretrained, tmp_path):
+def test_runs_that_are_trained_together_start_from_the_source(pretrained, tmp_path, monkeypatch):
+    keep_rounding_small(monkeypatch)
     start = dataclasses.replace(QUICK, init_from=str(pretrained[0]), freeze="^primary")
     alone, *together = (
         dataclasses.replace(start, seed=seed, workdir=str(tmp_path / name))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers import (
     QUICK,
+    keep_rounding_small,
     metrics_rows,
     prepare_run,
     read_json,
@@ -33,16 +34,14 @@ from experiments.training.setup import initial_state, training_inputs
 def with_batch_norm():
     """The preset tiny has batch normalization, and no figures are drawn.
 
-    Before the ReLU it would cancel the bias, whose gradient would be rounding errors, of which
-    Adam makes whole steps.
+    Before the ReLU it would cancel the bias, whose gradient would be rounding errors.
     """
     changes = {"conv_norm": "batch", "norm_place": "after", "norm_momentum": 0.5}
     tiny = dataclasses.replace(PRESETS["capsnet_tiny"], **changes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "capsnet_tiny", tiny)
         patch.setattr(figures, "of_finished_run", lambda *_: [])
-        # The form of convolutions with the smallest rounding errors, see test_vmapped_loop.py.
-        patch.setattr("capsjax.conv._fastest", lambda *_: "im2col")
+        keep_rounding_small(patch)
         yield
 
 
@@ -139,7 +138,7 @@ def test_runs_trained_together_equal_runs_alone(platforms, tmp_path, monkeypatch
         want, got = final_state(one), final_state(other)
         stats.append(jax.tree.leaves(got.stats)[0])
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
         losses = [
             read_json(pathlib.Path(c.workdir) / "summary.json")["test_loss"] for c in (one, other)
         ]
