@@ -79,7 +79,9 @@ def programs(name: str, dtype: str, implementation) -> dict[str, tuple]:
     }
     if network := NETWORKS.get(name.split("_")[0]):
         options = {"dtype": dtype, "routing_implementation": implementation}
-        out["step"] = _step(p, dataclasses.replace(network, **options))
+        network = dataclasses.replace(network, **options)
+        assert network.input_capsules == p.I, network
+        out["step"] = plan.training_step(network, p.B)
     return out
 
 
@@ -89,17 +91,6 @@ def _naive_pass(inputs, V, normalizer):
     prior = 0 if inputs.prior is None else inputs.prior[:, :, None]
     logits = jnp.einsum("jdib,jdb->jib", votes, V) + prior
     return jnp.einsum("jib,jdib->jdb", normalize(logits, normalizer, axis=0), votes)
-
-
-def _step(problem, config):
-    """Returns the training step of a network, and its arguments."""
-    assert config.input_capsules == problem.I, config
-    model, optimizer = capsjax.create_model(config), capsjax.adam()
-    step = capsjax.make_train_step(capsjax.capsnet_loss(model), optimizer)
-    key = jax.eval_shape(jax.random.key, 0)
-    state = jax.eval_shape(lambda key: capsjax.init_state(model, optimizer, key), key)
-    images = jax.ShapeDtypeStruct((problem.B, *config.image_shape), "float32")
-    return step, state, images, jax.ShapeDtypeStruct((problem.B,), "int32"), key
 
 
 def describe(compiled: jax.stages.Compiled, votes: int) -> dict:
@@ -238,10 +229,15 @@ def _plan(F: flags.FlagValues) -> list[dict]:
     """Prints and returns a row of every topology."""
     if len(TARGETS[F.target]) > 1:
         raise ValueError("--step needs one --target")
-    implementation = F.implementation[0] if F["implementation"].present else "pallas"
+    name, *others = F.implementation if F["implementation"].present else ["pallas"]
+    if others:
+        raise ValueError("--step needs one --implementation")
     network = capsjax.preset(F.network, dtype=F.dtype)
+    if isinstance(network, capsjax.CapsNetConfig):
+        kernels = _implementation(name, F.target)
+        network = dataclasses.replace(network, routing_implementation=kernels)
     print(f"{F.target}, {F.network}, {F.dtype}, {F.batch_size:,} images\n")
-    return plan.table(network, F.batch_size, F.target, F.topology, implementation)
+    return plan.table(network, F.batch_size, F.target, F.topology)
 
 
 if __name__ == "__main__":

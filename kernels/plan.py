@@ -8,11 +8,9 @@ step takes at least: the longer one of its arithmetic and its memory traffic at 
 is measured.
 """
 
-import dataclasses
 import math
-import re
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,64 +18,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import capsjax
 from capsjax.models import Config
-from kernels import api, targets
+from kernels import targets
+from kernels.collectives import collectives
 from kernels.hardware import HARDWARE
 
 AXIS = "data"
 HOP = 1e-6  # seconds, an assumption: from a device to its neighbour, however few the bytes
-
-
-class Collective(NamedTuple):
-    """A collective operation of a compiled program."""
-
-    kind: str  # such as all-reduce
-    result: int  # bytes of its result on one device
-    devices: int  # that take part together
-
-    @property
-    def sent(self) -> float:
-        """Bytes that a device sends, by the algorithms that send the fewest (rings)."""
-        share = (self.devices - 1) / self.devices
-        if self.kind == "all-reduce":
-            return 2 * share * self.result
-        if self.kind == "reduce-scatter":
-            return (self.devices - 1) * self.result
-        return self.result if self.kind == "collective-permute" else share * self.result
-
-
-_KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all"
-_OPERATION = re.compile(rf" = (.+?) ({_KINDS})(?:-start)?\((.*)")
-_ARRAY = re.compile(r"\b(pred|bf16|[fsuc]\d\w*)\[([\d,]*)\]")
-
-
-def collectives(text: str) -> list[Collective]:
-    """Returns the collective operations of a compiled program of XLA, those of loops once."""
-    found = []
-    for line in text.splitlines():
-        if match := _OPERATION.search(line):
-            shape, kind, rest = match.groups()
-            found.append(Collective(kind, _bytes(shape), _group(rest)))
-    return found
-
-
-def _bytes(shape: str) -> int:
-    total = 0
-    for name, sides in _ARRAY.findall(shape):
-        bits = 8 if name == "pred" else int(re.search(r"\d+", name)[0])
-        total += math.prod(map(int, filter(None, sides.split(",")))) * bits // 8
-    return total
-
-
-def _group(rest: str) -> int:
-    """The devices of a group, from any of the forms that XLA writes."""
-    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
-        return len(listed[1].split(","))
-    if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
-        return int(counted[1])
-    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
-        return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", named[2]))
-    return 2  # pairs of a permutation
 
 
 def count_flops(jaxpr: Any) -> int:
@@ -118,7 +64,23 @@ def _inner(values: Iterable) -> Iterable:
             yield value.jaxpr
 
 
-def row(network: Config, batch_size: int, target: str, topology: str, implementation: str) -> dict:
+def training_step(network: Config, batch_size: int, axis_name: str | None = None) -> tuple:
+    """Returns the training step of a network and the shapes of its arguments.
+
+    Args:
+      network: see :func:`capsjax.create_model`.
+      batch_size: number of images.
+      axis_name: see :func:`capsjax.make_train_step`.
+    """
+    model, optimizer = capsjax.create_model(network), capsjax.adam()
+    step = capsjax.make_train_step(capsjax.capsnet_loss(model), optimizer, axis_name=axis_name)
+    key = jax.eval_shape(jax.random.key, 0)
+    state = jax.eval_shape(lambda key: capsjax.init_state(model, optimizer, key), key)
+    images = jax.ShapeDtypeStruct((batch_size, *network.image_shape), "float32")
+    return step, state, images, jax.ShapeDtypeStruct((batch_size,), "int32"), key
+
+
+def row(network: Config, batch_size: int, target: str, topology: str) -> dict:
     """Compiles the training step of a network and returns what it needs.
 
     Args:
@@ -126,7 +88,6 @@ def row(network: Config, batch_size: int, target: str, topology: str, implementa
       batch_size: of all devices together.
       target: one of :data:`kernels.targets.TARGETS`.
       topology: see :func:`kernels.targets.devices`.
-      implementation: of routing, ``pallas`` or ``stream``.
 
     Raises:
       ValueError: there is no such topology, or the batch can't be divided among its devices.
@@ -135,15 +96,7 @@ def row(network: Config, batch_size: int, target: str, topology: str, implementa
     if batch_size % devices.size:
         raise ValueError(f"--batch_size={batch_size} can't be divided among {devices.size} devices")
     mesh = Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
-    if isinstance(network, capsjax.CapsNetConfig) and implementation == "pallas":
-        kernels = api.pass_kernels("tpu" if target in targets.TPUS else "gpu")
-        network = dataclasses.replace(network, routing_implementation=kernels)
-    model, optimizer = capsjax.create_model(network), capsjax.adam()
-    step = capsjax.make_train_step(capsjax.capsnet_loss(model), optimizer, axis_name=AXIS)
-    key = jax.eval_shape(jax.random.key, 0)
-    state = jax.eval_shape(lambda key: capsjax.init_state(model, optimizer, key), key)
-    images = jax.ShapeDtypeStruct((batch_size, *network.image_shape), "float32")
-    labels = jax.ShapeDtypeStruct((batch_size,), "int32")
+    step, *arguments = training_step(network, batch_size, AXIS)
     everywhere, divided = PartitionSpec(), PartitionSpec(AXIS)
     specs = everywhere, divided, divided, everywhere
     # Its mesh is that of :func:`kernels.targets.lower`.
@@ -155,7 +108,7 @@ def row(network: Config, batch_size: int, target: str, topology: str, implementa
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
         )
 
-    call = [place(tree, spec) for tree, spec in zip((state, images, labels, key), specs)]
+    call = [place(tree, spec) for tree, spec in zip(arguments, specs)]
     jitted, axes = jax.jit(mapped, donate_argnums=0), {AXIS: devices.size}
     jaxpr, lowered = targets.lower(jitted, *call, target=target, axes=axes)
     about = {"target": target, "topology": topology, "devices": devices.size}
@@ -169,10 +122,10 @@ def needs(compiled: jax.stages.Compiled, flops: int, about: dict) -> dict:
     Args:
       compiled: of all devices.
       flops: of one device.
-      about: target, topology and dtype.
+      about: target, topology, devices and dtype.
     """
     text, memory = compiled.as_text(), compiled.memory_analysis()
-    hardware, found = HARDWARE[about["target"]], collectives(text)
+    hardware, found = HARDWARE[about["target"]], collectives(text, about["devices"])
     # New parameters are written over the old ones.
     peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -214,8 +167,9 @@ def cells(row: dict, first: dict) -> list[str]:
     kinds = [one["kind"] for one in row["collectives"]]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
     bound = "> " if row["loops"] else ""  # bodies of loops count once
-    times = ("arithmetic_seconds", "memory_seconds", "communication_seconds", "step_seconds")
-    arithmetic, memory, communication, step = (f"{1e3 * row[name]:.3f}" for name in times)
+    memory_time = f"{bound}{1e3 * row['memory_seconds']:.3f}" if row["accessed"] else "-"
+    times = ("arithmetic_seconds", "communication_seconds", "step_seconds")
+    arithmetic, communication, step = (f"{1e3 * row[name]:.3f}" for name in times)
     return [
         row["topology"],
         str(row["devices"]),
@@ -224,7 +178,7 @@ def cells(row: dict, first: dict) -> list[str]:
         counts or "none",
         f"{row['sent'] / 1e6:,.1f}",
         arithmetic,
-        f"{bound}{memory}",
+        memory_time,
         communication,
         step,
         f"{images:,.0f}",
@@ -232,13 +186,11 @@ def cells(row: dict, first: dict) -> list[str]:
     ]
 
 
-def table(
-    network: Config, batch_size: int, target: str, topologies: Iterable[str], implementation: str
-) -> list[dict]:
+def table(network: Config, batch_size: int, target: str, topologies: Iterable[str]) -> list[dict]:
     """Prints the row of each topology as soon as it is known, and returns them; see :func:`row`."""
     print(f"|{'|'.join(HEADINGS)}|\n{'|---' * len(HEADINGS)}|", flush=True)
     rows: list[dict] = []
     for topology in topologies:
-        rows.append(row(network, batch_size, target, topology, implementation))
+        rows.append(row(network, batch_size, target, topology))
         print(f"|{'|'.join(cells(rows[-1], rows[0]))}|", flush=True)
     return rows

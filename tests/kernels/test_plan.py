@@ -9,8 +9,9 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from kernels import plan, targets
+from kernels.collectives import Collective, collectives
 from kernels.hardware import HARDWARE
-from kernels.plan import Collective, collectives, count_flops
+from kernels.plan import count_flops
 
 HLO = """
   %a = f32[10,8]{1,0} all-reduce(%x), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add
@@ -19,6 +20,7 @@ replica_groups=[2,8]<=[16], to_apply=%add
   %c = u8[16]{0} all-gather(%x), replica_groups=mesh['data'=4,'model'=8] {'model'}, dimensions={0}
   %d = pred[] all-reduce(%x), replica_groups=mesh['a'=2,'b'=3] {'a','b'}, to_apply=%and
   %e = s32[5]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
+  %h = f32[7]{0} all-reduce(%x), replica_groups={}, to_apply=%add
   %f = f32[3]{0} fusion(%a), kind=kLoop, calls=%all-reduce.1
   ROOT %g = (f32[2]{0}) tuple(%a)
 """
@@ -29,12 +31,13 @@ def test_every_target_has_its_rates():
 
 
 def test_collectives_of_a_program():
-    assert collectives(HLO) == [
+    assert collectives(HLO, 16) == [
         Collective("all-reduce", 10 * 8 * 4, 4),
         Collective("all-reduce", 6 * 4 + 12 * 2, 8),
         Collective("all-gather", 16, 8),
         Collective("all-reduce", 1, 6),
         Collective("collective-permute", 20, 2),
+        Collective("all-reduce", 28, 16),
     ]
 
 
@@ -96,7 +99,7 @@ def planned(target, topology, function, *specs, split):
     mapped = jax.shard_map(function, in_specs=split, out_specs=PartitionSpec(), check_vma=False)
     axes = {"data": devices.size}
     jaxpr, lowered = targets.lower(jax.jit(mapped), *placed, target=target, axes=axes)
-    about = {"target": target, "topology": topology, "dtype": "float32"}
+    about = {"target": target, "topology": topology, "dtype": "float32", "devices": devices.size}
     return plan.needs(lowered.compile(), count_flops(jaxpr), about)
 
 
