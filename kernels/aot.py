@@ -29,8 +29,7 @@ from absl import flags
 import capsjax
 from capsjax.routing import normalize
 from capsjax.routing.agreement import PassInputs
-from capsjax.routing.stream import STREAM
-from kernels import api, cli, plan, targets
+from kernels import cli, plan, targets
 from kernels.problems import PROBLEMS
 
 IMPLEMENTATIONS = ("naive", "stream", "pallas")
@@ -132,7 +131,7 @@ def table(target: str, name: str, dtype: str, implementations: list[str]) -> lis
     print("|---" * 7 + "|")
     rows = []
     for label in implementations:
-        for function, call in programs(name, dtype, _implementation(label, target)).items():
+        for function, call in programs(name, dtype, plan.implementation(label, target)).items():
             rows.append({"target": target, "implementation": label, "function": function})
             try:
                 rows[-1] |= describe(targets.compile(*call, target=target), votes)
@@ -140,12 +139,6 @@ def table(target: str, name: str, dtype: str, implementations: list[str]) -> lis
                 rows[-1]["error"] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             print(_markdown(rows[-1]), flush=True)
     return rows
-
-
-def _implementation(name, target):
-    if name == "pallas":
-        return api.pass_kernels("tpu" if target in targets.TPUS else "gpu")
-    return STREAM if name == "stream" else name
 
 
 def _markdown(row):
@@ -175,20 +168,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         **common,
     )
     flags.DEFINE_string("json", None, "file to write the rows to", **common)
-    flags.DEFINE_bool("step", False, "plan a training step on many devices instead", **common)
-    flags.DEFINE_list(
-        "topology",
-        "1x1",
-        "with --step: the devices, comma-separated. TPUs: sides of the slice, such as 4x4. GPUs: "
-        "hosts times GPUs of a host, such as 2x8",
-        **common,
-    )
-    flags.DEFINE_enum(
-        "network", "capsnet_mnist", list(capsjax.PRESETS), "with --step: a preset", **common
-    )
-    flags.DEFINE_integer(
-        "batch_size", 32_768, "with --step: images of all devices together", 1, 2**31 - 1, **common
-    )
+    plan.define_flags(flag_values)
 
 
 def main():
@@ -208,7 +188,7 @@ def main():
         "commit": cli.commit(),
     }
     if F.step:
-        rows = _plan(F)
+        rows = plan.from_flags(F)
     else:
         rows = [
             row | {"problem": F.problem, "dtype": F.dtype}
@@ -221,23 +201,9 @@ def main():
 
 def _own(flag_values: flags.FlagValues) -> list[flags.Flag]:
     """The flags of this command that decide what is computed."""
-    names = "target problem dtype implementation step topology network batch_size".split()
+    names = "target problem dtype implementation step topology network batch_size"
+    names = [*names.split(), "capsule_shards"]
     return [flag_values[name] for name in names]
-
-
-def _plan(F: flags.FlagValues) -> list[dict]:
-    """Prints and returns a row of every topology."""
-    if len(TARGETS[F.target]) > 1:
-        raise ValueError("--step needs one --target")
-    name, *others = F.implementation if F["implementation"].present else ["pallas"]
-    if others:
-        raise ValueError("--step needs one --implementation")
-    network = capsjax.preset(F.network, dtype=F.dtype)
-    if isinstance(network, capsjax.CapsNetConfig):
-        kernels = _implementation(name, F.target)
-        network = dataclasses.replace(network, routing_implementation=kernels)
-    print(f"{F.target}, {F.network}, {F.dtype}, {F.batch_size:,} images\n")
-    return plan.table(network, F.batch_size, F.target, F.topology)
 
 
 if __name__ == "__main__":

@@ -1,70 +1,40 @@
 """What a training step needs on many devices, from their compilers alone.
 
 ``python -m kernels.aot --step --target=tpu_v5e --topology=4x4,16x16`` compiles the training step
-of a network for devices that need not be present, with the batch divided among them. A row of the
-table has the memory of a device, the collective operations and their bytes, and the time that a
-step takes at least: the longer one of its arithmetic and its memory traffic at the rates of
+of a network for devices that need not be present. The batch is divided among all of them, and with
+``--capsule_shards`` the weights of the class capsules too. A row of the table has the memory of a
+device, the collective operations and their bytes, and the time that a step takes at least: the
+longer one of its arithmetic and its memory traffic at the rates of
 :data:`kernels.hardware.HARDWARE`, and after that the communication. Nothing is run, hence nothing
 is measured.
 """
 
-import math
+import dataclasses
 from collections.abc import Iterable
-from typing import Any
 
 import jax
 import numpy as np
+from absl import flags
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import capsjax
 from capsjax.models import Config
-from kernels import targets
+from capsjax.models.sharding import weight_specs
+from capsjax.routing import PassKernels
+from capsjax.routing.stream import STREAM
+from kernels import api, targets
 from kernels.collectives import collectives
+from kernels.flops import count_flops
 from kernels.hardware import HARDWARE
 
-AXIS = "data"
+AXIS, CAPSULES = "data", "capsules"  # of the mesh of devices
+EACH = 128  # images on a device
 HOP = 1e-6  # seconds, an assumption: from a device to its neighbour, however few the bytes
 
 
-def count_flops(jaxpr: Any) -> int:
-    """Returns the operations of all matrix products and convolutions of a jaxpr.
-
-    A multiplication and an addition count as two. Bodies of ``scan`` count as often as they run;
-    those of ``while``, whose number of turns is unknown, once; the longest branch of ``cond``.
-    Kernels of Pallas count what one block does, times the blocks.
-    """
-    total = 0
-    for equation in jaxpr.eqns:
-        name, given = equation.primitive.name, equation.params
-        if name == "dot_general":
-            (contracted, _), _ = given["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            total += 2 * equation.outvars[0].aval.size * math.prod(left[n] for n in contracted)
-        elif name == "conv_general_dilated":
-            kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.size
-            features = kernel[given["dimension_numbers"].rhs_spec[0]]
-            total += 2 * out * math.prod(kernel) // features // given["batch_group_count"]
-        elif name == "cond":
-            total += max(count_flops(branch.jaxpr) for branch in given["branches"])
-        else:
-            times = given["length"] if name == "scan" else 1
-            if name == "pallas_call":
-                times = math.prod(given["grid_mapping"].grid)
-            total += times * sum(map(count_flops, _inner(given.values())))
-    return total
-
-
-def _inner(values: Iterable) -> Iterable:
-    for value in values:
-        if isinstance(value, (tuple, list)):
-            yield from _inner(value)
-        elif hasattr(value, "eqns"):
-            yield value
-        elif hasattr(value, "jaxpr"):
-            yield value.jaxpr
-
-
-def training_step(network: Config, batch_size: int, axis_name: str | None = None) -> tuple:
+def training_step(
+    network: Config, batch_size: int, axis_name: str | tuple[str, ...] | None = None
+) -> tuple:
     """Returns the training step of a network and the shapes of its arguments.
 
     Args:
@@ -80,40 +50,48 @@ def training_step(network: Config, batch_size: int, axis_name: str | None = None
     return step, state, images, jax.ShapeDtypeStruct((batch_size,), "int32"), key
 
 
-def row(network: Config, batch_size: int, target: str, topology: str) -> dict:
+def row(network: Config, batch_size: int, target: str, topology: str, shards: int = 1) -> dict:
     """Compiles the training step of a network and returns what it needs.
 
     Args:
-      network: its batch is divided among the devices, its parameters are on all of them.
+      network: its batch is divided among the devices.
       batch_size: of all devices together.
       target: one of :data:`kernels.targets.TARGETS`.
       topology: see :func:`kernels.targets.devices`.
+      shards: number of parts into which the input capsules of the class capsules, their weights
+        and the moments of those are divided. All other parameters are on all devices.
 
     Raises:
-      ValueError: there is no such topology, or the batch can't be divided among its devices.
+      ValueError: there is no such topology, or something can't be divided among its devices.
     """
     devices = np.array(targets.devices(target, topology))
+    if devices.size % shards:
+        raise ValueError(f"--capsule_shards={shards}: {topology} has {devices.size} devices")
     if batch_size % devices.size:
         raise ValueError(f"--batch_size={batch_size} can't be divided among {devices.size} devices")
-    mesh = Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
-    step, *arguments = training_step(network, batch_size, AXIS)
-    everywhere, divided = PartitionSpec(), PartitionSpec(AXIS)
-    specs = everywhere, divided, divided, everywhere
-    # Its mesh is that of :func:`kernels.targets.lower`.
-    mapped = jax.shard_map(step, in_specs=specs, out_specs=everywhere, check_vma=False)
+    axes = {AXIS: devices.size // shards, CAPSULES: shards}
+    mesh = Mesh(devices.reshape(*axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * 2)
+    if shards > 1:
+        # Its mesh is that of :func:`kernels.targets.lower`.
+        parts = capsjax.routing.CapsuleShards(targets.abstract_mesh(target, axes), CAPSULES)
+        network = dataclasses.replace(network, routing_implementation=parts)
+    step, state, *others = training_step(network, batch_size, None if shards > 1 else tuple(axes))
+    everywhere, divided = PartitionSpec(), PartitionSpec(tuple(axes))
+    specs = weight_specs(network, state), divided, divided, everywhere
+    if shards == 1:
+        step = jax.shard_map(step, in_specs=specs, out_specs=everywhere, check_vma=False)
 
-    def place(tree, spec):
-        sharding = NamedSharding(mesh, spec)
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-        )
+    def place(x, spec):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
 
-    call = [place(tree, spec) for tree, spec in zip(arguments, specs)]
-    jitted, axes = jax.jit(mapped, donate_argnums=0), {AXIS: devices.size}
+    state = jax.tree.map(place, state, specs[0])
+    results = jax.tree.map(lambda x: x.sharding, state), NamedSharding(mesh, everywhere)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=results)
+    call = state, *map(place, others, specs[1:])
     jaxpr, lowered = targets.lower(jitted, *call, target=target, axes=axes)
     about = {"target": target, "topology": topology, "devices": devices.size}
-    about |= {"batch_size": batch_size, "dtype": network.dtype}
-    return about | needs(lowered.compile(), count_flops(jaxpr), about)
+    about |= {"batch_size": batch_size, "capsule_shards": shards, "dtype": network.dtype}
+    return about | needs(lowered.compile(), count_flops(jaxpr) // devices.size, about)
 
 
 def needs(compiled: jax.stages.Compiled, flops: int, about: dict) -> dict:
@@ -186,11 +164,77 @@ def cells(row: dict, first: dict) -> list[str]:
     ]
 
 
-def table(network: Config, batch_size: int, target: str, topologies: Iterable[str]) -> list[dict]:
-    """Prints the row of each topology as soon as it is known, and returns them; see :func:`row`."""
+def table(
+    network: Config, batch_size: int | None, target: str, topologies: Iterable[str], shards: int = 1
+) -> list[dict]:
+    """Prints the row of each topology as soon as it is known, and returns them.
+
+    Args:
+      batch_size: of all devices; None: :data:`EACH` images on each.
+      network, target, topologies, shards: see :func:`row`.
+    """
     print(f"|{'|'.join(HEADINGS)}|\n{'|---' * len(HEADINGS)}|", flush=True)
     rows: list[dict] = []
     for topology in topologies:
-        rows.append(row(network, batch_size, target, topology))
+        together = batch_size or EACH * len(targets.devices(target, topology))
+        rows.append(row(network, together, target, topology, shards))
         print(f"|{'|'.join(cells(rows[-1], rows[0]))}|", flush=True)
     return rows
+
+
+def implementation(name: str, target: str) -> str | PassKernels:
+    """Returns what the library takes as an implementation of routing that is named in a flag."""
+    if name == "pallas":
+        return api.pass_kernels("tpu" if target in targets.TPUS else "gpu")
+    return STREAM if name == "stream" else name
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """Defines the flags that :func:`from_flags` reads, besides those of :mod:`kernels.aot`."""
+    common = {"flag_values": flag_values}
+    flags.DEFINE_bool("step", False, "plan a training step on many devices instead", **common)
+    flags.DEFINE_list(
+        "topology",
+        "1x1",
+        "with --step: the devices, comma-separated. TPUs: sides of the slice, such as 4x4. GPUs: "
+        "hosts times GPUs of a host, such as 2x8",
+        **common,
+    )
+    flags.DEFINE_enum(
+        "network", "capsnet_mnist", list(capsjax.PRESETS), "with --step: a preset", **common
+    )
+    numbers = {"lower_bound": 1, "upper_bound": 2**31 - 1, **common}
+    flags.DEFINE_integer(
+        "batch_size",
+        None,
+        f"with --step: images of all devices together; by default {EACH} on each",
+        **numbers,
+    )
+    flags.DEFINE_integer(
+        "capsule_shards",
+        1,
+        "with --step: parts into which the input capsules of the class capsules are divided",
+        **numbers,
+    )
+
+
+def from_flags(F: flags.FlagValues) -> list[dict]:
+    """Prints and returns a row of every topology.
+
+    Raises:
+      ValueError: flags that do not fit each other, or see :func:`row`.
+    """
+    if F.target == "all":
+        raise ValueError("--step needs one --target")
+    network = capsjax.preset(F.network, dtype=F.dtype)
+    is_capsnet, given = isinstance(network, capsjax.CapsNetConfig), F["implementation"].present
+    if F.capsule_shards > 1 and (given or not is_capsnet):
+        raise ValueError("--capsule_shards needs a capsule network, and streams")
+    name, *others = F.implementation if given else ["pallas"]
+    if others:
+        raise ValueError("--step needs one --implementation")
+    if is_capsnet and F.capsule_shards == 1:
+        kernels = implementation(name, F.target)
+        network = dataclasses.replace(network, routing_implementation=kernels)
+    print(f"{F.target}, {F.network}, {F.dtype}, capsules in {F.capsule_shards} parts\n")
+    return table(network, F.batch_size, F.target, F.topology, F.capsule_shards)

@@ -113,17 +113,26 @@ def lower(
     Returns:
       The jaxpr and the lowered function.
     """
-    (device, *_), axes = devices(target), axes or {}
+    with jax.sharding.use_abstract_mesh(abstract_mesh(target, axes or {})):
+        traced = function.trace(*specs)
+        return traced.jaxpr.jaxpr, traced.lower(lowering_platforms=(platform(target),))
+
+
+def abstract_mesh(target: str, axes: dict[str, int]) -> jax.sharding.AbstractMesh:
+    """Returns the mesh of devices of a target for :func:`lower`.
+
+    Args:
+      target: one of :data:`TARGETS`.
+      axes: names and sizes of its axes, which are left to the compiler.
+    """
+    (device, *_) = devices(target)
     # Pallas asks the abstract mesh which device it writes a kernel for.
     cores = device.core_count if target in GPUS else device.num_cores
     abstract = jax.sharding.AbstractDevice(device.device_kind, cores, platform(target))
     kinds = (jax.sharding.AxisType.Auto,) * len(axes)
-    mesh = jax.sharding.AbstractMesh(
+    return jax.sharding.AbstractMesh(
         tuple(axes.values()), tuple(axes), axis_types=kinds, abstract_device=abstract
     )
-    with jax.sharding.use_abstract_mesh(mesh):
-        traced = function.trace(*specs)
-        return traced.jaxpr.jaxpr, traced.lower(lowering_platforms=(platform(target),))
 
 
 def gpu_config(target: str) -> str:

@@ -81,6 +81,23 @@ PRESETS: dict[str, Config] = {
         decoder=(64, 32, 16),
         decoder_kind="transposed",
     ),
+    # For a thousand classes of photographs of 224 pixels: the layers of ResNet-18 down to 14x14
+    # positions, a convolutional capsule layer, and 1.2 billion weights from its 4,608 capsules to
+    # the class capsules. Training them takes 19 GB before the first image, see docs/plans.md.
+    "capsnet_backbone_224": CapsNetConfig(
+        image_shape=(224, 224, 3),
+        num_classes=1000,
+        conv_channels=64,
+        conv_kernel=7,
+        conv_stride=2,
+        padding="SAME",
+        conv_norm="group",
+        trunk=((64, 2, 2), (128, 2, 2), (256, 2, 2)),
+        primary_kernel=3,
+        primary_stride=1,
+        capsule_layers=((32, 3, 1),),
+        decoder=None,
+    ),
     "capsnet_tiny": CapsNetConfig(
         conv_channels=16, primary_types=4, primary_kernel=9, decoder=(32, 64)
     ),

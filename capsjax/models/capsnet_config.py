@@ -195,6 +195,15 @@ class CapsNetConfig:
         return height * width * self.primary_types
 
     @property
+    def class_inputs(self) -> tuple[int, int]:
+        """The number of capsules below the class capsules, and of their types."""
+        height, width = self.primary_grid
+        for _, kernel, stride in self.capsule_layers:
+            height, width = ((n - kernel) // stride + 1 for n in (height, width))
+        types = self.capsule_layers[-1][0] if self.capsule_layers else self.primary_types
+        return height * width * types, types
+
+    @property
     def windows(self) -> list[Window]:
         """The windows of all layers that slide one over their input, lowest first.
 

@@ -16,6 +16,7 @@ from capsjax.normalization import BatchNorm, ExampleNorm, GroupNorm, InstanceNor
 from capsjax.placed_capsules import PlacedCapsules
 from capsjax.plain_layers import Conv, Decoder
 from capsjax.primary_capsules import PrimaryCapsules
+from capsjax.routing import CapsuleShards
 
 # The authors' code has no factor on the sum of the votes. Their networks need none within a factor
 # of four; others, of two or a hundred classes, get it.
@@ -104,21 +105,25 @@ def make_routed_layers(
     """Make the convolutional capsule layers, lowest first, and the class capsules."""
     options = {
         "gradient": config.routing_gradient,
-        "implementation": config.routing_implementation,
         # Networks of matrix capsules with initial weights of their own start without identity.
         "identity": not kernel_options(config.init, "capsules"),
         **_common(config, rngs),
     }
     routing = config.make_routing(classes=False)
     grid, types, pose = config.primary_grid, config.primary_types, config.primary_pose
+    # Convolutional layers share their weights among positions, so that all devices have room.
+    classes = lower = config.routing_implementation
+    if isinstance(classes, CapsuleShards):
+        lower = "auto"
     layers = []
     for types_out, kernel, stride in config.capsule_layers:
         sizes = (grid, types, pose, types_out, config.class_pose, kernel, stride)
         own = {"votes": config.layer_votes, **kernel_options(config.init, "capsules", kernel)}
-        layers.append(ConvCapsules(*sizes, routing=routing, **own, **options))
+        layers.append(ConvCapsules(*sizes, routing=routing, implementation=lower, **own, **options))
         grid, types, pose = layers[-1].grid, types_out, config.class_pose
     sizes = (grid[0] * grid[1] * types, pose, config.num_classes, config.class_pose)
     options |= {"routing": config.make_routing(), **kernel_options(config.init, "classes")}
+    options["implementation"] = classes
     if config.init == "official":
         options["tolerance"] = OFFICIAL_TOLERANCE
     make = RoutedCapsules

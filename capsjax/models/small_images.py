@@ -33,7 +33,8 @@ def fit_image(config: CapsNetConfig, image_shape: tuple[int, int, int]) -> CapsN
     )
     sizes = [(window.kernel, window.stride) for window in windows]
     count = len(config.convs)
-    primary = count + len(config.trunk)  # which is padded, and stays as it is
+    primary = count + len(config.trunk)
+    trunk = zip(config.trunk, sizes[count:primary], strict=True)
     more = [(c[0], *size) for c, size in zip(config.more_convs, sizes[1:count], strict=True)]
     deep = zip(config.capsule_layers, sizes[primary + 1 :], strict=True)
     (conv_kernel, conv_stride), (primary_kernel, primary_stride) = sizes[0], sizes[primary]
@@ -43,6 +44,7 @@ def fit_image(config: CapsNetConfig, image_shape: tuple[int, int, int]) -> CapsN
         conv_kernel=conv_kernel,
         conv_stride=conv_stride,
         more_convs=tuple(more),
+        trunk=tuple((width, blocks, stride) for (width, blocks, _), (_, stride) in trunk),
         primary_kernel=primary_kernel,
         primary_stride=primary_stride,
         capsule_layers=tuple((layer[0], *size) for layer, size in deep),

@@ -11,7 +11,7 @@ from experiments.data import batching
 from experiments.tasks.base import Setup
 from experiments.training import pieces, shards
 from experiments.training.devices import parallelize
-from experiments.training.setup import total_steps
+from experiments.training.setup import first_state, total_steps
 
 
 def make_chunk(setup: Setup) -> Callable:
@@ -20,7 +20,11 @@ def make_chunk(setup: Setup) -> Callable:
     The chunk returns the state after ``count`` steps (a traced number, so that one compiled
     program serves chunks of any length up to ``log_every``) and the sums of the metrics.
     """
-    body, state = functools.partial(chunk_body, setup), shards.state_shardings(setup)
+    body, state = functools.partial(chunk_body, setup), None
+    if shards.divides_state(setup):
+        shapes = jax.eval_shape(functools.partial(first_state, setup), jax.random.key(0))
+        # Without them the compiler would choose, and might divide what is to be whole.
+        state = shards.state_shardings(setup, shapes)
     return parallelize(body, setup.config.parallel, setup.devices, state)
 
 

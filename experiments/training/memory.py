@@ -1,5 +1,6 @@
 """The memory that a run needs at least, compared with what there is before it is allocated."""
 
+import math
 import sys
 
 import jax
@@ -7,6 +8,8 @@ import numpy as np
 
 from capsjax.models import CapsNetConfig
 from capsjax.models import Config as ModelConfig
+from capsjax.routing import CapsuleShards
+from capsjax.votes import VOTES
 from experiments.config import Config, UserError
 from experiments.data import batching
 from experiments.data.datasets import Dataset
@@ -47,7 +50,7 @@ def check_fits(
     moments = MOMENTS / len(devices) if config.shard_optimizer else MOMENTS
     copies = COPIES - MOMENTS + moments
     copies = COPIES_OF_A_SIMULATED_DEVICE * simulated if simulated > 1 else copies
-    state = copies * FLOAT * parameters
+    state = copies * FLOAT * (parameters - _elsewhere(network) * (simulated == 1))
     what = f"the state of {parameters:,} parameters"
     cure = "a smaller --preset, fewer --primary_types or smaller images need less"
     if simulated > 1:
@@ -85,6 +88,17 @@ def check_fits(
             f"--routing_iterations={config.routing_iterations}: compiling them takes minutes",
             file=sys.stderr,
         )
+
+
+def _elsewhere(network: ModelConfig) -> int:
+    """The parameters of a divided layer of capsules that other devices have."""
+    shards = getattr(network, "routing_implementation", None)
+    if not isinstance(shards, CapsuleShards) or not VOTES[network.votes].per_input_capsule:
+        return 0
+    (I, T), J, D = network.class_inputs, network.num_classes, network.class_pose
+    K = D if network.capsule_layers else network.primary_pose
+    weights = math.prod(VOTES[network.votes].shape(I, J, D, K, T))
+    return weights * (shards.count - 1) // shards.count
 
 
 def _numbers_of_an_example(network: ModelConfig, shape: tuple[int, int, int]) -> int:

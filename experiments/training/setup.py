@@ -200,11 +200,14 @@ def initial_state(setup: Setup, *, sources: bool = True) -> train.TrainState:
       sources: whether to read what ``--routing=frozen`` and ``--init_from`` take of other runs.
     """
     key, _ = random_keys(setup.config)
-    init = jax.jit(
-        functools.partial(first_state, setup),
-        compiler_options=quick_to_compile(setup.devices),
-    )
-    state = init(key)
+    init = functools.partial(first_state, setup)
+    make = functools.partial(jax.jit, init, compiler_options=quick_to_compile(setup.devices))
+    from_others = setup.config.init_from or setup.config.routing == "frozen"
+    if shards.divides_capsules(setup) and not from_others:
+        # Made where it belongs, because a device need not have room for all of it.
+        shapes = jax.eval_shape(init, key)
+        return make(out_shardings=shards.state_shardings(setup, shapes))(key)
+    state = make()(key)
     if setup.config.init_from and sources and processes.is_first():
         state = initial_weights.load(setup, state)
     if setup.config.routing == "frozen" and sources:

@@ -1,14 +1,15 @@
 """What devices divide besides the batch: the state of the optimizer, and input capsules."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from capsjax.functional import split
 from capsjax.models import CapsNetConfig
+from capsjax.models.sharding import weight_specs
 from capsjax.routing import CapsuleShards
 from capsjax.train import TrainState
 from capsjax.votes import VOTES
@@ -16,7 +17,7 @@ from experiments.config import Config, UserError
 from experiments.tasks.base import Setup
 from experiments.tasks.objective import make_objective
 from experiments.training import collectives
-from experiments.training.devices import AXIS, mesh_of, replicate
+from experiments.training.devices import AXIS, mesh_of
 
 
 def check(setup: Setup) -> None:
@@ -36,70 +37,68 @@ def _divides_optimizer(setup: Setup) -> bool:
     return setup.config.shard_optimizer and len(setup.devices) > 1
 
 
-def divided_shardings(tree: Any, devices: list[jax.Device]) -> Any:
-    """Returns shardings by which each device holds an equal part of the leaves of a pytree.
+def _among_all(mesh: Mesh, x: Any, spec: PartitionSpec) -> PartitionSpec:
+    """Divides an array equally among all devices, along its first axis that can be divided so.
 
-    A leaf is divided along its first axis whose size is a multiple of the number of devices. One
-    that has none is on all of them.
+    One that is divided already is divided further along the same axis, so that each device has a
+    part of its own part. An array without such an axis stays as it is.
     """
-    mesh = mesh_of(devices)
+    (first,) = tuple(spec) or (None,)
+    if first:
+        others = [name for name in mesh.axis_names if name != first]
+        return spec if x.shape[0] % mesh.size else PartitionSpec((first, *others))
+    axes = [n for n, size in enumerate(x.shape) if size and size % mesh.size == 0]
+    return PartitionSpec(*[None] * axes[0], mesh.axis_names) if axes else spec
 
-    def of(x):
-        axes = [n for n, size in enumerate(x.shape) if size and size % len(devices) == 0]
-        spec = PartitionSpec(*[None] * axes[0], AXIS) if axes else PartitionSpec()
-        return NamedSharding(mesh, spec)
 
-    return jax.tree.map(of, tree)
+def divides_capsules(setup: Setup) -> bool:
+    """Returns whether a device has a part of the input capsules alone."""
+    return setup.config.capsule_shards > 1
+
+
+def divides_state(setup: Setup) -> bool:
+    """Returns whether a device has a part of the state alone."""
+    return _divides_optimizer(setup) or divides_capsules(setup)
+
+
+def state_shardings(setup: Setup, state: TrainState) -> TrainState:
+    """Returns the sharding of each leaf of a state.
+
+    With ``--capsule_shards`` a device has the weights between its own input capsules and the class
+    capsules, and their moments. With ``--shard_optimizer`` moments are divided among all devices.
+    All else is on every device.
+
+    Args:
+      setup: of the run.
+      state: its arrays or their shapes.
+    """
+    mesh, specs = mesh_of(setup.devices), weight_specs(setup.model_config, state)
+    if divides_capsules(setup):
+        mesh = setup.model_config.routing_implementation.mesh
+    if _divides_optimizer(setup):
+        moments = functools.partial(_among_all, mesh)
+        specs = specs._replace(opt_state=jax.tree.map(moments, state.opt_state, specs.opt_state))
+    return jax.tree.map(functools.partial(NamedSharding, mesh), specs)
 
 
 def place_state(setup: Setup, state: TrainState) -> TrainState:
     """Puts the first process's initial state on the devices of a run, each leaf where it stays."""
     # Other machines might round random numbers otherwise.
     state = collectives.arrays_of_first(state)
-    placed = replicate(state._replace(opt_state=()), setup.devices)
-    if not _divides_optimizer(setup):
-        return placed._replace(opt_state=replicate(state.opt_state, setup.devices))
-    shardings = divided_shardings(state.opt_state, setup.devices)
-    opt_state = jax.tree.map(collectives.place, state.opt_state, shardings)
-    return placed._replace(opt_state=opt_state)
+    return jax.tree.map(collectives.place, state, state_shardings(setup, state))
 
 
 def keep_divided(setup: Setup) -> Callable[[TrainState], TrainState]:
-    """Returns a function of the state inside jit by which ``--shard_optimizer`` holds in each step.
+    """Returns a function of the state inside jit that keeps each part of it where it belongs.
 
-    From its two annotations the compiler concludes that a device needs the gradient of its part
-    alone, updates that, and gets the other parts of the new parameters from the others: ZeRO-1 of
-    Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models"
-    (2020). Without the flag the function changes nothing.
+    From the annotations of ``--shard_optimizer`` the compiler concludes that a device needs the
+    gradient of its part alone, updates that, and gets the other parts of the new parameters from
+    the others: ZeRO-1 of Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion
+    Parameter Models" (2020). Where nothing is divided the function changes nothing.
     """
-    if not _divides_optimizer(setup):
+    if not divides_state(setup):
         return lambda state: state
-    whole = NamedSharding(mesh_of(setup.devices), PartitionSpec())
-
-    def keep(state):
-        divided = divided_shardings(state.opt_state, setup.devices)
-        return state._replace(
-            params=jax.lax.with_sharding_constraint(state.params, whole),
-            opt_state=jax.lax.with_sharding_constraint(state.opt_state, divided),
-        )
-
-    return keep
-
-
-def state_shardings(setup: Setup) -> TrainState | None:
-    """Returns the shardings of a state after each call, a prefix of it; None if nothing is divided.
-
-    Without them the compiler would choose, and might leave parameters divided.
-    """
-    if not _divides_optimizer(setup) and setup.config.capsule_shards == 1:
-        return None
-    whole = NamedSharding(mesh_of(setup.devices), PartitionSpec())
-    placed = TrainState(whole, whole, whole, whole, whole)
-    if not _divides_optimizer(setup):
-        return placed
-    shapes = jax.eval_shape(setup.model.init, jax.random.key(0))
-    opt_state = jax.eval_shape(setup.optimizer.init, split(shapes)[0])
-    return placed._replace(opt_state=divided_shardings(opt_state, setup.devices))
+    return lambda state: jax.lax.with_sharding_constraint(state, state_shardings(setup, state))
 
 
 def divide_capsules(
@@ -107,8 +106,8 @@ def divide_capsules(
 ) -> CapsNetConfig:
     """Returns a network whose input capsules are divided among devices by ``--capsule_shards``.
 
-    The devices are the mesh ``[data, capsules]``. Before the routed layer they all divide the
-    batch.
+    They are those of the class capsules. The devices are the mesh ``[data, capsules]``; before
+    the class capsules they all divide the batch.
 
     Raises:
       UserError: something can't be divided, with the reason.
@@ -116,21 +115,20 @@ def divide_capsules(
     count = config.capsule_shards
     if count == 1:
         return network
-    capsules = network.primary_grid[0] * network.primary_grid[1] * network.primary_types
-    unit = network.primary_types if VOTES[network.votes].by_types else 1
+    capsules, types = network.class_inputs
+    unit = types if VOTES[network.votes].by_types else 1
     reasons = {
         "the compiler divides them: use --parallel=jit": config.parallel != "jit",
         f"the number of devices, {len(devices)}, is no multiple of it": len(devices) % count,
         "it streams: use --routing_implementation=auto": (
             config.routing_implementation not in ("auto", "stream")
         ),
-        "convolutional capsule layers keep all votes": network.capsule_layers,
         "layers with --routing_schedule=concurrent keep all votes": (
             network.routing_schedule != "sequential"
         ),
         "layers with coordinates keep all votes": network.coordinates != "none",
         "the networks of an --ensemble are not divided": getattr(config, "ensemble", 1) > 1,
-        f"{capsules} input capsules of {network.primary_types} types can't be divided by it": (
+        f"{capsules} input capsules of {types} types can't be divided by it": (
             capsules % (count * unit)
         ),
     }

@@ -94,6 +94,8 @@ def write_summary(
         "versions": versions(),
         "commit": commit(),
     }
+    if shards.divides_capsules(setup):
+        variables = collectives.gathered(variables)
     if processes.is_first():
         _write(setup, summary, labels, values, variables, rows, workdir)
     return summary

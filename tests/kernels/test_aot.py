@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from kernels import aot, api, targets
+from kernels import aot, api, plan, targets
 from kernels.problems import PROBLEMS
 
 MAIN = ("tpu_v5e", "tpu_v6e", "tpu_7x", "h100", "h200")
@@ -20,7 +20,7 @@ def row(target, problem, implementation, function, dtype="float32"):
     """Returns the row of kernels.aot for a compiled program."""
     if reason := targets.why_unavailable(target):
         pytest.skip(reason)
-    how = aot._implementation(implementation, target)
+    how = plan.implementation(implementation, target)
     call = aot.programs(problem, dtype, how)[function]
     return aot.describe(targets.compile(*call, target=target), PROBLEMS[problem].votes_bytes // 4)
 
@@ -74,7 +74,7 @@ def test_routing_needs_an_eighth_of_the_memory_of_votes(target):
 def test_seeds_in_one_program_compile(target):
     if reason := targets.why_unavailable(target):
         pytest.skip(reason)
-    problem, how = PROBLEMS["mnist_b128"], aot._implementation("pallas", target)
+    problem, how = PROBLEMS["mnist_b128"], plan.implementation("pallas", target)
 
     def loss(x):
         return (problem.route(x, 2, implementation=how).pose ** 2).sum()

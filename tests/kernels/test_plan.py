@@ -1,5 +1,6 @@
 """Plans of training steps on many devices: what is counted, and what the compilers say."""
 
+import dataclasses
 import math
 
 import jax
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+import capsjax
 from kernels import plan, targets
 from kernels.collectives import Collective, collectives
+from kernels.flops import count_flops
 from kernels.hardware import HARDWARE
-from kernels.plan import count_flops
 
 HLO = """
   %a = f32[10,8]{1,0} all-reduce(%x), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add
@@ -86,6 +88,17 @@ def test_operations_of_loops_branches_and_devices():
     assert flops(mapped, x) == once
 
 
+def test_operations_of_several_devices():
+    """Four rows are divided among two devices, or among four if they are two at a time."""
+    devices = np.array(jax.devices()[:4]).reshape(2, 2)
+    mesh = Mesh(devices, ("rows", "others"), axis_types=(AxisType.Auto,) * 2)
+    x, rows = jnp.ones((4, 3)), PartitionSpec("rows")
+    mapped = jax.shard_map(
+        lambda x: x @ x.T, mesh=mesh, in_specs=rows, out_specs=rows, axis_names={"rows"}
+    )
+    assert flops(mapped, x) == 2 * (2 * 2 * 2 * 3)
+
+
 def planned(target, topology, function, *specs, split):
     """Returns the plan of a function whose arguments are divided as ``split`` says."""
     if reason := targets.why_unavailable(target):
@@ -100,7 +113,7 @@ def planned(target, topology, function, *specs, split):
     axes = {"data": devices.size}
     jaxpr, lowered = targets.lower(jax.jit(mapped), *placed, target=target, axes=axes)
     about = {"target": target, "topology": topology, "dtype": "float32", "devices": devices.size}
-    return plan.needs(lowered.compile(), count_flops(jaxpr), about)
+    return plan.needs(lowered.compile(), count_flops(jaxpr) // devices.size, about)
 
 
 @pytest.mark.parametrize("target, topology", [("tpu_v5e", "2x2"), ("h200", "1x4")])
@@ -143,3 +156,26 @@ def test_a_topology_that_does_not_exist(target, topology):
         pytest.skip(reason)
     with pytest.raises(ValueError, match=f"{target} has no topology {topology}: "):
         targets.devices(target, topology)
+
+
+def test_a_step_with_divided_capsules():
+    """Two parts of the capsules: half of W and of its moments on each, the same arithmetic."""
+    if reason := targets.why_unavailable("tpu_v5e"):
+        pytest.skip(reason)
+    network = capsjax.preset("capsnet_tiny", decoder=None, num_classes=100)
+    whole, divided = (
+        plan.row(dataclasses.replace(network, routing_implementation=how), 16, "tpu_v5e", *where)
+        for how, where in (("stream", ("2x2",)), ("auto", ("2x2", 2)))
+    )
+    # Each part computes the state that routing starts from, of one capsule.
+    start = 2 * (16 // 4) * 100 * 16 * 8
+    assert 0 < divided["flops"] - whole["flops"] <= start
+    weights = 4 * network.input_capsules * 100 * 16 * 8
+    # Beside parameters and moments there are gradients, which may take the place of others.
+    assert 3 * weights / 2 <= whole["memory"] - divided["memory"] < 3 * weights
+    assert {one["kind"] for one in whole["collectives"]} == {"all-reduce"}
+    assert whole["capsule_shards"] == 1 and divided["capsule_shards"] == 2
+    # Sums over capsules: one of the class capsules' [J, D, B] for each iteration, and gradients.
+    assert len(divided["collectives"]) > len(whole["collectives"])
+    with pytest.raises(ValueError, match="--capsule_shards=3: 2x2 has 4 devices"):
+        plan.row(network, 16, "tpu_v5e", "2x2", 3)

@@ -126,6 +126,19 @@ DECODER = (160 * 128 + 128) + (128 * 256 + 256) + (256 * 784 + 784)
             + 2,
         ),
         (
+            "capsnet_backbone_224",
+            (7 * 7 * 3 * 64 + 3 * 64)  # a bias, a scale and an offset of each channel
+            + (2 * 9 * 64 * 64 + 64 * 64 + 3 * 3 * 64)  # with a way around
+            + (2 * 9 * 64 * 64 + 2 * 3 * 64)
+            + (9 * 64 * 128 + 9 * 128 * 128 + 64 * 128 + 3 * 3 * 128)
+            + (2 * 9 * 128 * 128 + 2 * 3 * 128)
+            + (9 * 128 * 256 + 9 * 256 * 256 + 128 * 256 + 3 * 3 * 256)
+            + (2 * 9 * 256 * 256 + 2 * 3 * 256)
+            + (9 * 256 * 256 + 256)  # primary capsules, 32 x 8
+            + (9 * 32) * 32 * 16 * 8
+            + (12 * 12 * 32) * 1000 * 16 * 16,
+        ),
+        (
             "cnn_small",
             (9 * 9 * 128 + 128)
             + (5 * 5 * 128 * 64 + 64)
@@ -161,7 +174,7 @@ def test_every_preset_builds_a_network(name):
             assert out.pose.shape == (3, config.num_classes, config.class_pose)
             drawn = x.shape if config.decoder is not None else None
             assert getattr(out.reconstruction, "shape", None) == drawn
-            without = "efficient_smallnorb matrix matrix_small gritzman vb m5".split()
+            without = "backbone_224 efficient_smallnorb matrix matrix_small gritzman vb m5".split()
             assert (drawn is None) == (name.removeprefix("capsnet_") in without)
         else:
             assert out.pose is None and out.reconstruction is None

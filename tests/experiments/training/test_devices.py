@@ -1,14 +1,17 @@
 """Accelerators, and the three ways to divide a batch among four simulated devices."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import optax
 import pytest
 from helpers import prepare_run
 
+from capsjax.models import PRESETS
 from experiments.config import Config, UserError
 from experiments.data import augment, batching, datasets
-from experiments.training import chunks, shards
+from experiments.training import chunks, memory, shards
 from experiments.training import evaluate as evaluate_module
 from experiments.training.devices import find_devices, parallelize, replicate
 from experiments.training.evaluate import make_evaluate
@@ -43,6 +46,12 @@ def setup(parallel, num_devices, **changes):
     return prepare_run(config, dataset)
 
 
+def leaves(tree):
+    """Returns pairs of the path and the value of each leaf."""
+    pairs = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in pairs]
+
+
 def gradients(made):
     """Returns what one step of gradient descent with rate 1 subtracts from the parameters."""
     made = made._replace(optimizer=optax.sgd(1.0))
@@ -52,7 +61,9 @@ def gradients(made):
     order = batching.epoch_orders(key, 0, 24)
     after, sums = chunks.make_chunk(made)(state, source, order, key, 1)
     assert int(after.step) == 1
-    assert all(x.is_fully_replicated for x in jax.tree.leaves(after.params))
+    whole = {path: leaf.is_fully_replicated for path, leaf in leaves(after.params)}
+    assert whole.pop("['classes']['kernel']") == (made.config.capsule_shards == 1)
+    assert all(whole.values())
     difference = jax.tree.map(lambda a, b: a - b, before, jax.device_get(after.params))
     return difference, {name: float(value) for name, value in sums.items()}
 
@@ -75,6 +86,11 @@ FOUR_DEVICES += [{"capsule_shards": 2}, {"capsule_shards": 4, "shard_optimizer":
 def test_four_devices_take_the_step_of_one(changes, one_device_gradients):
     want, want_sums = one_device_gradients
     got, sums = gradients(setup(**{"parallel": "jit", "num_devices": 4} | changes))
+    assert_same_step(got, want)
+    assert sums == pytest.approx(want_sums, rel=1e-5)
+
+
+def assert_same_step(got, want):
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(want), jax.tree.leaves(got), strict=True
     ):
@@ -82,7 +98,6 @@ def test_four_devices_take_the_step_of_one(changes, one_device_gradients):
         assert scale > 0, path
         # Differences of parameters lose digits of the gradient: 2^-24 of a weight near 0.3.
         np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * scale + 4e-8, err_msg=str(path))
-    assert sums == pytest.approx(want_sums, rel=1e-5)
 
 
 def test_the_optimizer_is_divided_among_devices_and_its_moments_are_those_of_one(one_device):
@@ -116,7 +131,6 @@ def test_the_compiler_divides_the_optimizer_under_jit_alone():
         ({"parallel": "shard_map"}, "use --parallel=jit"),
         ({"capsule_shards": 3}, "the number of devices, 4, is no multiple of it"),
         ({"routing_implementation": "naive"}, "use --routing_implementation=auto"),
-        ({"preset": "deep"}, "convolutional capsule layers keep all votes"),
         ({"routing_schedule": "concurrent"}, "concurrent keep all votes"),
         ({"model": "cnn"}, "applies only to capsule networks"),
         ({"votes": "conv"}, "4 input capsules of 4 types can't be divided by it"),
@@ -126,6 +140,41 @@ def test_the_compiler_divides_the_optimizer_under_jit_alone():
 def test_capsules_that_cannot_be_divided_are_refused(changes, reason):
     with pytest.raises(UserError, match=reason):
         setup(**{"parallel": "jit", "num_devices": 4, "capsule_shards": 2} | changes)
+
+
+def test_convolutional_capsule_layers_are_whole_below_divided_ones(monkeypatch):
+    deep = dataclasses.replace(
+        PRESETS["capsnet_tiny"], primary_kernel=5, capsule_layers=((4, 2, 1),), conv_norm="layer"
+    )
+    monkeypatch.setitem(PRESETS, "capsnet_tiny", deep)
+    want, want_sums = gradients(setup("jit", 1))
+    got, sums = gradients(setup("jit", 4, capsule_shards=2))
+    assert_same_step(got, want)
+    assert sums == pytest.approx(want_sums, rel=1e-5)
+
+
+def test_each_device_has_the_weights_of_its_own_capsules(one_device):
+    start = jax.device_get(initial_state(one_device))
+    for zero, parts in ((False, 2), (True, 4)):
+        made = setup("jit", 4, capsule_shards=2, shard_optimizer=zero)
+        state = initial_state(made)
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), start)
+        source, key = training_inputs(made)
+        order = batching.epoch_orders(key, 0, 24)
+        after = chunks.make_chunk(made)(initial_state(made), source, order, key, 1)[0]
+        for one in (state, after):
+            held = {path: [s.data.size for s in x.addressable_shards] for path, x in leaves(one)}
+            size = one.params["classes"]["kernel"].size
+            assert held[".params['classes']['kernel']"] == [size // 2] * 4
+            for name in ("mu", "nu"):
+                assert held[f".opt_state[0].{name}['classes']['kernel']"] == [size // parts] * 4
+
+
+def test_memory_counts_the_weights_that_a_device_has():
+    whole, divided = (
+        memory._elsewhere(setup("jit", 4, capsule_shards=n).model_config) for n in (1, 4)
+    )
+    assert (whole, divided) == (0, 3 * 4 * 10 * 16 * 8 // 4)
 
 
 def test_a_chunk_of_any_length_equals_single_steps(one_device):
