@@ -8,10 +8,11 @@ from typing import Any
 def count_flops(jaxpr: Any) -> int:
     """Returns the operations of all matrix products and convolutions of a jaxpr, on all devices.
 
-    A multiplication and an addition count as two. Bodies of ``scan`` count as often as they run;
-    those of ``while``, whose number of turns is unknown, once; the longest branch of ``cond``.
-    Kernels of Pallas count what one block does, times the blocks; ``shard_map`` what one device
-    does, times the devices.
+    A multiplication and an addition count as two; those with the zeros of padding and of dilation,
+    as in the gradient of a strided convolution by its image, do not count. Bodies of ``scan`` count
+    as often as they run; those of ``while``, whose number of turns is unknown, once; the longest
+    branch of ``cond``. Kernels of Pallas count what one block does, times the blocks; ``shard_map``
+    what one device does, times the devices.
     """
     total = 0
     for equation in jaxpr.eqns:
@@ -21,9 +22,7 @@ def count_flops(jaxpr: Any) -> int:
             left = equation.invars[0].aval.shape
             total += 2 * equation.outvars[0].aval.size * math.prod(left[n] for n in contracted)
         elif name == "conv_general_dilated":
-            kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.size
-            features = kernel[given["dimension_numbers"].rhs_spec[0]]
-            total += 2 * out * math.prod(kernel) // features // given["batch_group_count"]
+            total += _of_convolution(equation)
         elif name == "cond":
             total += max(count_flops(branch.jaxpr) for branch in given["branches"])
         else:
@@ -33,6 +32,19 @@ def count_flops(jaxpr: Any) -> int:
             elif name == "shard_map":
                 times = math.prod(given["mesh"].shape[axis] for axis in given["newly_manual_axes"])
             total += times * sum(map(count_flops, _inner(given.values())))
+    return total
+
+
+def _of_convolution(equation: Any) -> int:
+    images, kernel = (x.aval.shape for x in equation.invars)
+    out, given = equation.outvars[0].aval.shape, equation.params
+    of_images, of_kernel, of_out = given["dimension_numbers"]
+    total = 2 * out[of_out[0]] * out[of_out[1]] * kernel[of_kernel[1]]
+    settings = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
+    for n, (stride, (low, _), apart, spread) in enumerate(zip(*map(given.get, settings)), 2):
+        side, size, count = images[of_images[n]], kernel[of_kernel[n]], out[of_out[n]]
+        places = (stride * i + spread * k - low for i in range(count) for k in range(size))
+        total *= sum(place % apart == 0 and 0 <= place // apart < side for place in places)
     return total
 
 

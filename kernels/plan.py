@@ -53,6 +53,8 @@ def training_step(
 def row(network: Config, batch_size: int, target: str, topology: str, shards: int = 1) -> dict:
     """Compiles the training step of a network and returns what it needs.
 
+    If the compiler says that the memory of a device is too small, the row has its reason alone.
+
     Args:
       network: its batch is divided among the devices.
       batch_size: of all devices together.
@@ -91,7 +93,13 @@ def row(network: Config, batch_size: int, target: str, topology: str, shards: in
     jaxpr, lowered = targets.lower(jitted, *call, target=target, axes=axes)
     about = {"target": target, "topology": topology, "devices": devices.size}
     about |= {"batch_size": batch_size, "capsule_shards": shards, "dtype": network.dtype}
-    return about | needs(lowered.compile(), count_flops(jaxpr) // devices.size, about)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in (reason := str(error).splitlines()[0]):
+            raise
+        return about | {"fits": False, "error": reason}
+    return about | needs(compiled, count_flops(jaxpr) // devices.size, about)
 
 
 def needs(compiled: jax.stages.Compiled, flops: int, about: dict) -> dict:
@@ -140,6 +148,9 @@ HEADINGS += ("images/s", "efficiency")
 
 def cells(row: dict, first: dict) -> list[str]:
     """Returns a row as the table shows it; its efficiency is that of the first row's devices."""
+    begin = [row["topology"], str(row["devices"]), f"{row['batch_size'] // row['devices']:,}"]
+    if "error" in row:
+        return [*begin, "too much", *["-"] * (len(HEADINGS) - 4)]
     images = row["batch_size"] / row["step_seconds"]
     alone = first["batch_size"] / first["step_seconds"] / first["devices"]
     kinds = [one["kind"] for one in row["collectives"]]
@@ -149,9 +160,7 @@ def cells(row: dict, first: dict) -> list[str]:
     times = ("arithmetic_seconds", "communication_seconds", "step_seconds")
     arithmetic, communication, step = (f"{1e3 * row[name]:.3f}" for name in times)
     return [
-        row["topology"],
-        str(row["devices"]),
-        f"{row['batch_size'] // row['devices']:,}",
+        *begin,
         f"{row['memory'] / 1e6:,.0f}" + ("" if row["fits"] else ", too much"),
         counts or "none",
         f"{row['sent'] / 1e6:,.1f}",
@@ -178,7 +187,8 @@ def table(
     for topology in topologies:
         together = batch_size or EACH * len(targets.devices(target, topology))
         rows.append(row(network, together, target, topology, shards))
-        print(f"|{'|'.join(cells(rows[-1], rows[0]))}|", flush=True)
+        first = next((row for row in rows if "error" not in row), rows[0])
+        print(f"|{'|'.join(cells(rows[-1], first))}|", flush=True)
     return rows
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +74,25 @@ def test_operations_of_products_and_convolutions():
 
     assert flops(conv, images, kernel) == 2 * (2 * 7 * 7 * 10) * (3 * 2 * 6)
     assert flops(lambda *x: conv(*x, 2), images, kernel[:, :, :3]) == 2 * (2 * 49 * 10) * 18
+
+
+@pytest.mark.parametrize(
+    "stride, padding, groups", [(2, "VALID", 1), (3, "SAME", 1), (1, "SAME", 3)]
+)
+def test_gradients_of_convolutions_have_the_operations_of_the_convolution(stride, padding, groups):
+    """Each product of a pixel and a weight is in the result and in both gradients, once each."""
+    images, kernel = jnp.ones((2, 11, 8, 6)), jnp.ones((3, 4, 6 // groups, 9))
+
+    def conv(images, kernel):
+        layout = ("NHWC", "HWIO", "NHWC")
+        options = {"dimension_numbers": layout, "feature_group_count": groups}
+        return jax.lax.conv_general_dilated(images, kernel, (stride,) * 2, padding, **options)
+
+    # With pixels and weights of one, the sum of the result is the number of its products.
+    products = int(conv(images, kernel).sum())
+    assert flops(conv, images, kernel) == 2 * products
+    gradient = jax.grad(lambda *x: conv(*x).sum(), (0, 1))
+    assert flops(jax.jit(gradient), images, kernel) == 3 * 2 * products
 
 
 def test_operations_of_loops_branches_and_devices():
@@ -179,3 +199,33 @@ def test_a_step_with_divided_capsules():
     assert len(divided["collectives"]) > len(whole["collectives"])
     with pytest.raises(ValueError, match="--capsule_shards=3: 2x2 has 4 devices"):
         plan.row(network, 16, "tpu_v5e", "2x2", 3)
+
+
+def test_a_step_that_does_not_fit_is_a_row(monkeypatch, capsys):
+    """The table goes on, and efficiency is that of the first devices that have room."""
+    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 104G exceeds 16G\nmore")
+
+    def lower(*_, **__):
+        def compile():
+            raise error
+
+        return jax.make_jaxpr(lambda: 0)().jaxpr, types.SimpleNamespace(compile=compile)
+
+    devices = jax.devices()[:2]
+    monkeypatch.setattr(targets, "devices", lambda *_: devices)
+    monkeypatch.setattr(targets, "lower", lower)
+    network = capsjax.preset("capsnet_tiny")
+    found = plan.row(network, 16, "tpu_v5e", "1x2")
+    assert not found["fits"] and found["error"] == "RESOURCE_EXHAUSTED: 104G exceeds 16G"
+    error = jax.errors.JaxRuntimeError("INTERNAL: a fault")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a fault"):
+        plan.row(network, 16, "tpu_v5e", "1x2")
+    good = {"topology": "2x2", "devices": 4, "batch_size": 8, "fits": True, "loops": False}
+    good |= {"memory": 1e6, "accessed": 1.0, "collectives": [], "sent": 0.0, "step_seconds": 0.5}
+    good |= {f"{name}_seconds": 0.1 for name in ("arithmetic", "memory", "communication")}
+    rows = iter([found, good])
+    monkeypatch.setattr(plan, "row", lambda *_: next(rows))
+    plan.table(network, 8, "tpu_v5e", ["1x2", "2x2"])
+    bad, fits = (line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:])
+    assert bad == ["1x2", "2", "8", "too much", *"--------"]
+    assert fits[-2:] == ["16", "1.00"] and len(fits) == len(plan.HEADINGS)
