@@ -63,6 +63,7 @@ def stubs(quick, monkeypatch):
     monkeypatch.setattr(throughput, "capsjax_implementations", lambda setup: found)
 
 
+@pytest.mark.slow
 def test_program(quick, tmp_path, capsys):
     run("--batch_size=2", f"--output={tmp_path / 'b'}")
     out, err = capsys.readouterr()

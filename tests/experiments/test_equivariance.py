@@ -28,6 +28,7 @@ def cnn_run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_features_are_the_poses_of_the_labels(tiny_run, cnn_run, monkeypatch):
     """Checks three calls with a padded last batch; of a CNN, the input of the last layer."""
     monkeypatch.setattr(feature_paths, "BATCH", 32)
@@ -52,6 +53,7 @@ def test_features_are_the_poses_of_the_labels(tiny_run, cnn_run, monkeypatch):
             np.testing.assert_allclose(logits, prediction.scores, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_program(tiny_run, cnn_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(feature_paths, "STEPS", 5)
     monkeypatch.setattr(equivariance_report, "STEPS", 5)

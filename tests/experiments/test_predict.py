@@ -127,6 +127,7 @@ def test_predictions_below_one_half_are_not_confident(ten_digits):
     assert predict.describe(unsure) == ("none with confidence (cat 0.499)", "dog 0.250")
 
 
+@pytest.mark.slow
 def test_cnn_predicts_probabilities(folder, ten_digits, tmp_path, capsys):
     config = dataclasses.replace(TINY, model="cnn", steps=1, workdir=str(tmp_path / "run"))
     train(config)

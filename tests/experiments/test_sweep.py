@@ -172,6 +172,7 @@ def test_dry_run_prints_commands_and_their_time(run_sweep, workers, tmp_path, ca
     assert capsys.readouterr().err == "4 runs, 2 missing: 30 s\n"
 
 
+@pytest.mark.slow
 def test_default_folder_is_the_same_for_the_same_flags(run_sweep, capsys):
     def folder(*arguments):
         run_sweep("--grid=seed=0", "--dry_run", *arguments)
@@ -413,6 +414,7 @@ def end(child):
     return subprocess.CompletedProcess([], child.returncode, out, err)
 
 
+@pytest.mark.slow
 def test_sweep_with_a_failing_run(tmp_path):
     arguments = [
         "--grid=learning_rate=0.001,1e30",

@@ -344,6 +344,7 @@ def patterns(config, count):
 
 
 @pytest.mark.parametrize("name", ["vb", "hvc"])
+@pytest.mark.slow
 def test_small_published_networks_learn_and_keep_statistics(name):
     config = small(name)
     x, labels = patterns(config, 12)

@@ -59,7 +59,11 @@ def assert_same(found, wanted):
         np.testing.assert_allclose(b, a, rtol=0, atol=atol, err_msg=str(path))
 
 
-@pytest.mark.parametrize("name", ROUTINGS)
+QUICK = ("dynamic", "em", "kmeans", "self", "heinsen")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in sorted(set(ROUTINGS) - set(QUICK))]
+
+
+@pytest.mark.parametrize("name", [*QUICK, *SLOW])
 def test_every_algorithm_gives_the_values_and_gradients_of_one_device(name, x64):
     # Two passes: one from the initial state, and one whose state has a gradient.
     routing = make_routing(name, **({"iterations": 2} if "iterations" in options_of(name) else {}))

@@ -54,6 +54,7 @@ def test_a_run_opens_without_data_and_is_not_changed(tiny_run, monkeypatch):
 
 
 @pytest.mark.parametrize("written", ["auto", None])
+@pytest.mark.slow
 def test_colour_images_are_normalized_as_in_training(written, stored, tmp_path):
     """Runs from before colour images were normalized say auto, or nothing, and are not."""
     folder = tmp_path / "run"

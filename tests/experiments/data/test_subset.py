@@ -52,6 +52,7 @@ def test_few_training_examples():
         subset.limit_training_examples(whole, 1366)
 
 
+@pytest.mark.slow
 def test_a_run_on_few_examples(tmp_path):
     config = dataclasses.replace(
         TINY,

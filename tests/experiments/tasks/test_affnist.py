@@ -114,6 +114,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(response_curves, "CURVES", few)
 
 
+@pytest.mark.slow
 def test_program(quick, tmp_path, capsys):
     """The run stops early, stays finished, continues without a target, and reads official files."""
     config = dataclasses.replace(

@@ -47,6 +47,7 @@ def test_ensemble_members_train_independently(stored, tmp_path):
     assert sums["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_ensemble_averages_scores(stored, tmp_path):
     made = prepare_run(short("cifar10", stored(arrays((28, 28), 10)), tmp_path, ensemble=3))
     params = jax.device_get(initial_state(made).params)

@@ -73,6 +73,7 @@ def test_loss_and_metrics_are_those_of_loops(model):
     assert "score_0" not in jax.eval_shape(setup.loss, variables, x, labels, key)[1]
 
 
+@pytest.mark.slow
 def test_a_table_of_sets_trains_reports_and_predicts(tmp_path, capsys):
     rows = ["path,labels"]
     images, labels = made_up(32)

@@ -74,6 +74,7 @@ def test_the_balanced_sampler_visits_classes_and_their_examples_equally():
     np.testing.assert_array_equal(again[0], orders[0])  # epoch 5 is the first of block 1
 
 
+@pytest.mark.slow
 def test_a_resumed_balanced_run_is_the_same_bit_for_bit(tmp_path):
     config = dataclasses.replace(QUICK, sampler="balanced", class_weights="balanced", log_every=1)
     whole = dataclasses.replace(config, steps=3, workdir=str(tmp_path / "whole"))
@@ -88,6 +89,7 @@ def test_a_resumed_balanced_run_is_the_same_bit_for_bit(tmp_path):
     assert losses[0] == losses[1] and len(losses[0]) == 3
 
 
+@pytest.mark.slow
 def test_runs_from_before_the_flags_are_continued(tmp_path):
     config = dataclasses.replace(QUICK, steps=1, workdir=str(tmp_path))
     train(config)

@@ -16,6 +16,7 @@ from experiments.training.checkpoints import Checkpoints
 from experiments.training.setup import initial_state
 
 
+@pytest.mark.slow
 def test_frozen_names_the_command_to_run_first(tmp_path, monkeypatch):
     """After the named command, the run without --frozen_from works."""
     monkeypatch.chdir(tmp_path)

@@ -132,6 +132,7 @@ def test_the_state_before_training_is_written_once(setup):
 
 
 # Bug: the largest activation was taken over the images, where there is an axis of networks.
+@pytest.mark.slow
 def test_networks_of_an_ensemble_are_looked_at_together(stored, tmp_path):
     setup = prepare_run(short("cifar10", stored(arrays((28, 28), 10)), tmp_path, ensemble=2))
     variables, source = initial_state(setup).variables, setup.pipeline.source

@@ -92,6 +92,7 @@ def test_arrays_of_other_shapes_stay_random(pretrained, tmp_path, capsys):
     assert "replaced" in told and "primary.conv" in told and told.count("kept") == 3
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_not_need_its_source(source, tmp_path):
     """Bit-exact with frozen parameters, factors, averaged weights and two devices."""
     copy = shutil.copytree(source.workdir, tmp_path / "source")

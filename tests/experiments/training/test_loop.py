@@ -12,6 +12,7 @@ from experiments.training import chunks
 from experiments.training.setup import initial_state, training_inputs
 
 
+@pytest.mark.slow
 def test_validation_within_epochs_does_not_change_training(tmp_path):
     """Uses epochs of three steps, of which two at a time draw their order together."""
     config = dataclasses.replace(
@@ -37,6 +38,7 @@ def test_validation_within_epochs_does_not_change_training(tmp_path):
         ("pallas_interpret", 3, 4),
     ],
 )
+@pytest.mark.slow
 def test_implementations_of_routing_give_the_same_losses(implementation, steps, batch_size):
     losses = []
     for name in ("naive", implementation):

@@ -4,9 +4,11 @@ import dataclasses
 import gzip
 import json
 
+import pytest
 from helpers import QUICK, metrics_rows, train
 
 
+@pytest.mark.slow
 def test_profile_traces_the_second_chunk_without_changing_results(tmp_path):
     config = dataclasses.replace(QUICK, steps=9, log_every=2)
     plain, traced = (

@@ -75,6 +75,7 @@ def interrupt(command, workdir, number, after_rows):
     return child.returncode, err
 
 
+@pytest.mark.slow
 def test_diagnostics_of_every_epoch_equal_numpy(undisturbed):
     """Recomputes the last row from the checkpoint in NumPy."""
     workdir, _ = undisturbed
