@@ -25,7 +25,8 @@ def make_chunk(setup: Setup) -> Callable:
         shapes = jax.eval_shape(functools.partial(first_state, setup), jax.random.key(0))
         # Without them the compiler would choose, and might divide what is to be whole.
         state = shards.state_shardings(setup, shapes)
-    return parallelize(body, setup.config.parallel, setup.devices, state)
+    parts = setup.config.capsule_shards
+    return parallelize(body, setup.config.parallel, setup.devices, state, parts)
 
 
 def chunk_body(setup: Setup, axis_name: str | None, parts: int, constrain: Callable) -> Callable:

@@ -14,7 +14,7 @@ from experiments.config import UserError
 from experiments.files import check_addresses, check_private, check_programs, local_path
 from experiments.training import collectives, memory, processes
 
-AXIS = "data"
+AXIS, CAPSULES = "data", "capsules"  # of the mesh of devices
 _INSTALL = {"gpu": 'pip install -U "jax[cuda13]"', "tpu": 'pip install -U "jax[tpu]"'}
 
 
@@ -104,24 +104,40 @@ def quick_to_compile(devices: list[jax.Device]) -> dict[str, int]:
     return {"xla_backend_optimization_level": 1} if devices[0].platform == "cpu" else {}
 
 
-def mesh_of(devices: list[jax.Device]) -> Mesh:
-    """Returns a mesh with one data axis."""
+def mesh_of(devices: list[jax.Device], parts: int = 1) -> Mesh:
+    """Returns a mesh with one data axis, and one of capsules if they have several parts.
+
+    All arrays of a run have the same mesh, as JAX 0.10 requires.
+    """
     # Explicit axes would reject the reshape into capsules.
-    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    if parts == 1:
+        return mesh
+    axes = (AXIS, CAPSULES)
+    return Mesh(mesh.devices.reshape(-1, parts), axes, axis_types=(AxisType.Auto,) * 2)
 
 
-def replicate(tree, devices: list[jax.Device]):
-    """Copies a pytree to every device."""
-    return collectives.place(tree, NamedSharding(mesh_of(devices), PartitionSpec()))
+def _among_all(mesh: Mesh) -> NamedSharding:
+    """The sharding whose first axis is divided among all devices."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
-def split_batch(tree, devices: list[jax.Device]):
-    """Divides the first axis of every leaf among the devices."""
-    return collectives.place(tree, NamedSharding(mesh_of(devices), PartitionSpec(AXIS)))
+def replicate(tree, devices: list[jax.Device], parts: int = 1):
+    """Copies a pytree to every device of :func:`mesh_of`."""
+    return collectives.place(tree, NamedSharding(mesh_of(devices, parts), PartitionSpec()))
+
+
+def split_batch(tree, devices: list[jax.Device], parts: int = 1):
+    """Divides the first axis of every leaf among the devices of :func:`mesh_of`."""
+    return collectives.place(tree, _among_all(mesh_of(devices, parts)))
 
 
 def parallelize(
-    make_body: Callable, strategy: str, devices: list[jax.Device], state: Any = None
+    make_body: Callable,
+    strategy: str,
+    devices: list[jax.Device],
+    state: Any = None,
+    parts: int = 1,
 ) -> Callable:
     """Spreads one step body over devices.
 
@@ -135,14 +151,15 @@ def parallelize(
         device runs the body on its part).
       devices: at least one.
       state: shardings of the state that jit returns, where it is not the same on all devices.
+      parts: of the capsules, see :func:`mesh_of`; jit alone has several.
 
     Returns:
       ``run(state, *inputs)``. jit and shard_map take over the memory of ``state``.
     """
     count = len(devices)
-    mesh = mesh_of(devices)
+    mesh = mesh_of(devices, parts)
     if strategy == "jit":
-        divided = NamedSharding(mesh, PartitionSpec(AXIS))
+        divided = _among_all(mesh)
 
         def constrain(batch):
             return jax.lax.with_sharding_constraint(batch, divided) if count > 1 else batch

@@ -31,7 +31,9 @@ def make_evaluate(setup: Setup) -> Callable:
 
     # The results of the devices of other processes come to this one. Without others they stay.
     several = processes.count() > 1
-    results = NamedSharding(mesh_of(setup.devices), PartitionSpec()) if several else None
+    parts = setup.config.capsule_shards
+    whole = NamedSharding(mesh_of(setup.devices, parts), PartitionSpec())
+    results = whole if several else None
 
     @functools.partial(jax.jit, out_shardings=results)
     def evaluate_batches(variables, images, labels, count):
@@ -52,7 +54,7 @@ def make_evaluate(setup: Setup) -> Callable:
         def many(examples, count):
             # Batch n is column n, so that the rows can be divided among devices.
             columns = (x.reshape(BATCHES, size, *x.shape[1:]).swapaxes(0, 1) for x in examples)
-            images, labels = split_batch(tuple(columns), setup.devices)
+            images, labels = split_batch(tuple(columns), setup.devices, parts)
             out = evaluate_batches(variables, images, labels, -(-count // size))
             return jax.tree.map(lambda x: np.asarray(x).T.ravel(), out)
 

@@ -95,7 +95,8 @@ def make_measure(setup: Setup) -> Callable | None:
         return states
 
     def call(variables):
-        states = jax.device_get(measure(variables, replicate(setup.pipeline.source, setup.devices)))
+        source = replicate(setup.pipeline.source, setup.devices, setup.config.capsule_shards)
+        states = jax.device_get(measure(variables, source))
         lowest_first = sorted(states, key=lambda path: (path == "classes", path != "primary", path))
         return {path: LayerState(*map(float, states[path])) for path in lowest_first}
 

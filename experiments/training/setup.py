@@ -223,4 +223,5 @@ def initial_state(setup: Setup, *, sources: bool = True) -> train.TrainState:
 def training_inputs(setup: Setup) -> tuple[Any, jax.Array]:
     """Returns the training data and the key of batches and augmentation, on all devices."""
     _, key = random_keys(setup.config)
-    return replicate((setup.pipeline.source, key), setup.devices)
+    parts = setup.config.capsule_shards
+    return replicate((setup.pipeline.source, key), setup.devices, parts)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from capsjax.models import CapsNetConfig
 from capsjax.models.sharding import weight_specs
@@ -17,7 +17,7 @@ from experiments.config import Config, UserError
 from experiments.tasks.base import Setup
 from experiments.tasks.objective import make_objective
 from experiments.training import collectives
-from experiments.training.devices import AXIS, mesh_of
+from experiments.training.devices import CAPSULES, mesh_of
 
 
 def check(setup: Setup) -> None:
@@ -72,9 +72,8 @@ def state_shardings(setup: Setup, state: TrainState) -> TrainState:
       setup: of the run.
       state: its arrays or their shapes.
     """
-    mesh, specs = mesh_of(setup.devices), weight_specs(setup.model_config, state)
-    if divides_capsules(setup):
-        mesh = setup.model_config.routing_implementation.mesh
+    mesh = mesh_of(setup.devices, setup.config.capsule_shards)
+    specs = weight_specs(setup.model_config, state)
     if _divides_optimizer(setup):
         moments = functools.partial(_among_all, mesh)
         specs = specs._replace(opt_state=jax.tree.map(moments, state.opt_state, specs.opt_state))
@@ -135,9 +134,8 @@ def divide_capsules(
     for reason, holds in reasons.items():
         if holds:
             raise UserError(f"--capsule_shards={count}: {reason}")
-    grid = mesh_of(devices).devices.reshape(-1, count)
-    mesh = Mesh(grid, (AXIS, "capsules"), axis_types=(AxisType.Auto,) * 2)
-    return dataclasses.replace(network, routing_implementation=CapsuleShards(mesh, "capsules"))
+    shards = CapsuleShards(mesh_of(devices, count), CAPSULES)
+    return dataclasses.replace(network, routing_implementation=shards)
 
 
 def undivided(setup: Setup) -> Setup:

@@ -82,7 +82,8 @@ def make_next_window(setup: Setup, rows: np.ndarray, first: int) -> Callable[[in
             for part, values in zip(parts, batch, strict=True):
                 part[step % steps] = values
             found.append(step)
-        return Window(replicate(whole, setup.devices), found[0], len(found))
+        images = replicate(whole, setup.devices, setup.config.capsule_shards)
+        return Window(images, found[0], len(found))
 
     return next_window
 
@@ -101,7 +102,7 @@ def make_advance(
       make_orders: ``(number of a block of epochs) -> orders``.
       step: with which training begins, or continues.
     """
-    places = replicate(orders_in_window(setup), setup.devices)
+    places = replicate(orders_in_window(setup), setup.devices, setup.config.capsule_shards)
     steps = steps_per_block(setup)
 
     def start_block(block):

@@ -16,6 +16,7 @@ CAPSNETS = [name for name, config in PRESETS.items() if isinstance(config, CapsN
 # By the kernels and strides of the presets, where it is not 17.
 SMALLEST = {
     "capsnet_backbone": 1,
+    "capsnet_backbone_224": 33,
     "capsnet_cifar10": 1,
     "capsnet_deep": 27,
     "capsnet_efficient": 27,
