@@ -156,7 +156,7 @@ def test_headlines_have_a_verdict_and_an_interval():
 def test_single_runs_are_quoted_as_measured():
     """Errors of runs with one seed, with the files and pages that have them."""
     quoted = (
-        "mnist/paper_5_epochs",
+        "mnist/paper_20_epochs",
         "mnist/digits",
         "mnist/fashion_mnist_small",
         "multimnist/small_capsnet",
