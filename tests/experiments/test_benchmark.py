@@ -159,6 +159,7 @@ def test_image_sizes(quick):
     assert setup.model_config.image_shape == (24, 24, 1)
 
 
+@pytest.mark.slow
 def test_share_of_limit(quick, monkeypatch):
     """The share is 1 for images that take as long as their operations in a matrix product."""
     flop = throughput.flops_per_image(preset("capsnet_tiny"))

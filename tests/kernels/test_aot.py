@@ -12,8 +12,6 @@ import pytest
 from kernels import aot, api, plan, targets
 from kernels.problems import PROBLEMS
 
-MAIN = ("tpu_v5e", "tpu_v6e", "tpu_7x", "h100", "h200")
-
 
 @functools.cache
 def row(target, problem, implementation, function, dtype="float32"):
@@ -33,18 +31,18 @@ def test_kernels_compile(target, problem, dtype):
         assert row(target, problem, "pallas", function, dtype)["votes"] == "no"
 
 
-@pytest.mark.parametrize(
-    "target",
-    [
-        target if target in MAIN else pytest.param(target, marks=pytest.mark.slow)
-        for target in targets.TARGETS
-    ],
-)
+def mostly_slow(*quick):
+    """Returns all targets, of which others than some are for slow tests: steps take a minute."""
+    slow = pytest.mark.slow
+    return [t if t in quick else pytest.param(t, marks=slow) for t in targets.TARGETS]
+
+
+@pytest.mark.parametrize("target", mostly_slow("tpu_v5e", "h200"))
 def test_the_training_step_compiles_without_votes(target):
     assert row(target, "mnist_b128", "pallas", "step")["votes"] == "no"
 
 
-@pytest.mark.parametrize("target", ["tpu_v5e", "h200"])
+@pytest.mark.parametrize("target", [pytest.param("tpu_v5e", marks=pytest.mark.slow), "h200"])
 def test_the_training_step_on_cifar_has_no_votes(target):
     assert row(target, "cifar_b128", "pallas", "step")["votes"] == "no"
     # The same check finds the votes of a step that materializes them.

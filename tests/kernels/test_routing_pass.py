@@ -109,7 +109,7 @@ def test_votes_and_their_gradients(platform, name):
 
 
 @pytest.mark.parametrize("platform", api.PLATFORMS)
-@pytest.mark.parametrize("name", ["em", "vb", "kde"])
+@pytest.mark.parametrize("name", ["em", pytest.param("vb", marks=pytest.mark.slow), "kde"])
 def test_algorithms_that_need_votes_take_them_from_the_kernel(name, platform):
     problem = PROBLEMS["tiny"]
     x = problem.arrays()

@@ -134,7 +134,11 @@ FEW = dataclasses.replace(
 )
 
 
-@pytest.mark.parametrize("config", [SMALL, fit_image(FEW, (17, 22, 3))], ids=["backbone", "224"])
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(SMALL, marks=pytest.mark.slow), fit_image(FEW, (17, 22, 3))],
+    ids=["backbone", "224"],
+)
 def test_a_few_steps_lower_the_loss(config):
     """Stripes along or across, of random phase and colour."""
     labels = np.arange(16, dtype=np.int32) % 2

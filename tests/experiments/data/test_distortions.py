@@ -132,6 +132,7 @@ def test_augmentation_of_a_canvas():
     assert_same(inputs(augment.random_shifts_on_canvas(2, 1, "none"), 1)[0], canvas)
 
 
+@pytest.mark.slow
 def test_augmentation_of_crops():
     make = functools.partial(augment.square_crops, 9, flip=True, standardized=False)
     unit = np.float32(IMAGE) / np.float32(255)

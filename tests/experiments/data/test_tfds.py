@@ -119,6 +119,7 @@ def test_tfrecord_files_are_read_without_tensorflow(prepared, tmp_path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="needs TensorFlow")
+@pytest.mark.slow
 def test_tfrecord_files_hold_the_same_in_the_same_order(prepared, tmp_path):
     """In another process: TensorFlow is slow to import and has no business in this one."""
     run(

@@ -100,6 +100,7 @@ def assert_same_step(got, want):
         np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * scale + 4e-8, err_msg=str(path))
 
 
+@pytest.mark.slow
 def test_the_optimizer_is_divided_among_devices_and_its_moments_are_those_of_one(one_device):
     states = []
     for made in (one_device, setup("jit", 4, shard_optimizer=True)):

@@ -84,6 +84,7 @@ def test_chosen_variables():
     assert chosen(best, earlier, [3, 2], validated=False) == 0, "those were other weights"
 
 
+@pytest.mark.slow
 def test_statistics_of_averaged_weights_are_means_over_batches(monkeypatch):
     """Each from an update of zeros with momentum m, which gives 1 - m of those of the batch."""
     tiny = dataclasses.replace(PRESETS["capsnet_tiny"], conv_norm="batch", norm_momentum=0.75)
