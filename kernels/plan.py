@@ -239,7 +239,7 @@ def from_flags(F: flags.FlagValues) -> list[dict]:
     network = capsjax.preset(F.network, dtype=F.dtype)
     is_capsnet, given = isinstance(network, capsjax.CapsNetConfig), F["implementation"].present
     if F.capsule_shards > 1 and (given or not is_capsnet):
-        raise ValueError("--capsule_shards needs a capsule network, and streams")
+        raise ValueError("--capsule_shards needs a CapsNet, and no --implementation")
     name, *others = F.implementation if given else ["pallas"]
     if others:
         raise ValueError("--step needs one --implementation")

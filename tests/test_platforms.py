@@ -39,7 +39,9 @@ def run(platform, folder, command, *arguments):
     return done
 
 
-@pytest.mark.parametrize("platform", ["Windows", pytest.param("macOS", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "platform", [p if p == "Windows" else pytest.param(p, marks=pytest.mark.slow) for p in MISSING]
+)
 def test_the_digits_train_to_the_end(platform, tmp_path):
     run(platform, tmp_path, "mnist", "--steps=2", f"--workdir={tmp_path}")
     assert (tmp_path / "summary.json").exists()

@@ -182,11 +182,7 @@ class CapsNetConfig:
     @property
     def primary_grid(self) -> tuple[int, int]:
         """The height and width of the grid of primary capsules."""
-        height, width = self.image_shape[:2]
-        for kernel, stride, padded in self.windows[: len(self.convs) + len(self.trunk) + 1]:
-            lost = 0 if padded else kernel - 1
-            height, width = (-(-(n - lost) // stride) for n in (height, width))
-        return height, width
+        return self._grid(self.windows[: len(self.convs) + len(self.trunk) + 1])
 
     @property
     def input_capsules(self) -> int:
@@ -197,11 +193,17 @@ class CapsNetConfig:
     @property
     def class_inputs(self) -> tuple[int, int]:
         """The number of capsules below the class capsules, and of their types."""
-        height, width = self.primary_grid
-        for _, kernel, stride in self.capsule_layers:
-            height, width = ((n - kernel) // stride + 1 for n in (height, width))
+        height, width = self._grid(self.windows)
         types = self.capsule_layers[-1][0] if self.capsule_layers else self.primary_types
         return height * width * types, types
+
+    def _grid(self, windows: list[Window]) -> tuple[int, int]:
+        """The height and width that windows, lowest first, make of an image."""
+        height, width = self.image_shape[:2]
+        for kernel, stride, padded in windows:
+            lost = 0 if padded else kernel - 1
+            height, width = (-(-(n - lost) // stride) for n in (height, width))
+        return height, width
 
     @property
     def windows(self) -> list[Window]:

@@ -50,11 +50,6 @@ def local(tree: Any) -> Any:
     return jax.tree.map(own, tree)
 
 
-def gathered(tree: Any) -> Any:
-    """Returns arrays that this process can read: whole ones of NumPy if others have parts."""
-    return tree if processes.count() == 1 else to_host(tree)
-
-
 def to_host(tree: Any) -> Any:
     """Returns arrays of several processes, divided or not, as whole arrays of NumPy."""
 

@@ -95,7 +95,7 @@ def write_summary(
         "commit": commit(),
     }
     if shards.divides_capsules(setup):
-        variables = collectives.gathered(variables)
+        variables = collectives.to_host(variables)
     if processes.is_first():
         _write(setup, summary, labels, values, variables, rows, workdir)
     return summary
