@@ -79,6 +79,29 @@ class StoredImages:
         return np.asarray(self[:], dtype)
 
 
+class InPart:
+    """Stored images of which some places of every batch are read, and the others are zero.
+
+    Args:
+      images: all of them.
+      places: of a batch, those to read.
+      batch_size: of the batches that are indexed, one or several at a time.
+    """
+
+    def __init__(self, images: StoredImages, places: np.ndarray, batch_size: int):
+        self._images, self._places, self._size = images, places, batch_size
+        self.shape = images.shape
+
+    def __len__(self):
+        return len(self._images)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        read = np.isin(np.arange(len(rows)) % self._size, self._places)
+        found = np.zeros((len(rows), *self.shape[1:]), np.uint8)
+        found[read] = self._images[rows[read]]
+        return found
+
+
 def take(images: np.ndarray | StoredImages, index: np.ndarray) -> np.ndarray | StoredImages:
     """Returns some rows of images: of those in memory a copy, of stored ones the same reader."""
     if isinstance(images, StoredImages):

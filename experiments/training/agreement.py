@@ -27,7 +27,6 @@ def check(setup: Setup) -> None:
         return
     for flag, wrong, cure in (
         ("parallel=pmap", config.parallel == "pmap", "use jit or shard_map"),
-        ("input=grain", config.input == "grain", "use device"),
         ("microbatch=auto", config.microbatch == "auto", "name a number of images"),
         ("routing=frozen", config.routing == "frozen", "train it in one process"),
     ):

@@ -132,6 +132,12 @@ def split_batch(tree, devices: list[jax.Device], parts: int = 1):
     return collectives.place(tree, _among_all(mesh_of(devices, parts)))
 
 
+def own_rows(count: int, devices: list[jax.Device], parts: int = 1) -> np.ndarray:
+    """Returns which rows of ``count`` the devices of this process get of :func:`split_batch`."""
+    places = _among_all(mesh_of(devices, parts)).addressable_devices_indices_map((count,))
+    return np.unique(np.concatenate([np.arange(count)[index] for index in places.values()]))
+
+
 def parallelize(
     make_body: Callable,
     strategy: str,

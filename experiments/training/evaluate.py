@@ -12,9 +12,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from capsjax import map_batches, train
+from experiments.data.stored_images import InPart, StoredImages
 from experiments.tasks.base import Setup
 from experiments.training import processes
-from experiments.training.devices import mesh_of, split_batch
+from experiments.training.devices import mesh_of, own_rows, split_batch
 
 BATCH = 128
 BATCHES = 8  # in one call, which fetches its scratch memory once
@@ -24,7 +25,7 @@ def make_evaluate(setup: Setup) -> Callable:
     """Returns ``evaluate(variables, images, labels)``, the metrics of raw examples, NumPy ``[N]``.
 
     Every example counts once: the last batch is filled up and the filling is cut off. Several
-    processes divide the batches, and all have all metrics.
+    processes divide the batches, and all have all metrics. Of stored images each reads its part.
     """
     size = -(-BATCH // len(setup.devices)) * len(setup.devices)
     step, pipeline = train.make_eval_step(setup.measure), setup.pipeline
@@ -51,6 +52,9 @@ def make_evaluate(setup: Setup) -> Callable:
         return jax.lax.fori_loop(0, count, put, out)
 
     def evaluate(variables, images, labels):
+        if several and isinstance(images, StoredImages):
+            images = InPart(images, own_rows(size, setup.devices, parts), size)
+
         def many(examples, count):
             # Batch n is column n, so that the rows can be divided among devices.
             columns = (x.reshape(BATCHES, size, *x.shape[1:]).swapaxes(0, 1) for x in examples)

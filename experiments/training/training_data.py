@@ -9,7 +9,7 @@ from experiments.data import datasets
 from experiments.data.image_folder import ImageOptions
 from experiments.data.subset import limit_training_examples
 from experiments.files import free_bytes
-from experiments.training import processes
+from experiments.training import collectives, processes
 from experiments.training.devices import cache_folder
 
 RESIDENT_SHARE = 0.3  # of the free memory that images may take; a CPU has them up to three times
@@ -41,14 +41,14 @@ def resident_bytes(where: str, devices: list[jax.Device]) -> float:
       where: the value of ``--input``.
       devices: of the run. Each of them has all training images; simulated ones share a memory.
     """
-    # Several processes would have to decide alike.
-    if where == "device" or (where == "auto" and processes.count() > 1):
+    if where == "device":
         return math.inf
     if where == "grain":
         return 0
-    have, stats = free_bytes(), devices[0].memory_stats()
+    own = processes.own(devices)
+    have, stats = free_bytes(), own[0].memory_stats()
     if stats:
         have = min(have, stats["bytes_limit"] - stats["bytes_in_use"])
-    elif devices[0].platform == "cpu":
-        have /= len(devices)
-    return RESIDENT_SHARE * have
+    elif own[0].platform == "cpu":
+        have /= len(own)
+    return RESIDENT_SHARE * collectives.value_of_first(have)  # all processes must decide alike

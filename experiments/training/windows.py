@@ -5,6 +5,10 @@ for data on the device: step t finds its batch in place t modulo the steps of a 
 and therefore batches are those of data on the device. Nothing of the reader is saved, because it is
 a function of the number of the step (:mod:`experiments.data.read_ahead`), which is in every
 checkpoint.
+
+Of several processes each reads its part of every batch. The images of a window are therefore in
+the order of their places in the batch, and then of the steps: divided among the devices, each
+device has those of its process.
 """
 
 import itertools
@@ -21,14 +25,15 @@ from experiments.data.batching import ImageSource
 from experiments.data.read_ahead import check_grain, read_ahead
 from experiments.data.stored_images import StoredImages
 from experiments.tasks.base import Setup
-from experiments.training.devices import replicate
+from experiments.training import processes
+from experiments.training.devices import own_rows, replicate, split_batch
 from experiments.training.setup import steps_per_block
 
 
 class Window(NamedTuple):
-    """The batches of some steps, on all devices."""
+    """The batches of some steps: on every device, or divided among those of several processes."""
 
-    source: ImageSource
+    source: ImageSource  # arrays [B * steps, ...]
     first: int  # step
     count: int  # of steps
 
@@ -54,9 +59,10 @@ def check(setup: Setup) -> None:
     check_grain(setup.dataset.name)
 
 
-def orders_in_window(setup: Setup) -> jax.Array:
+def orders_in_window(setup: Setup) -> np.ndarray:
     """Returns the orders ``[1, N]`` that let a chunk find its batches in a window of N images."""
-    return jnp.arange(len(setup.pipeline.source.images))[None]
+    places = np.arange(len(setup.pipeline.source.images), dtype=np.int32)
+    return places.reshape(setup.config.batch_size, -1).T.reshape(1, -1)
 
 
 def make_next_window(setup: Setup, rows: np.ndarray, first: int) -> Callable[[int], Window]:
@@ -69,20 +75,23 @@ def make_next_window(setup: Setup, rows: np.ndarray, first: int) -> Callable[[in
     """
     data, source = setup.dataset, setup.pipeline.source
     size = setup.config.batch_size
-    steps = len(source.images) // size
-    batches = read_ahead(data.train_images, data.train_labels, rows, setup.config.input_workers)
+    steps, parts = len(source.images) // size, setup.config.capsule_shards
+    own = own_rows(size, setup.devices, parts)  # of a batch
+    workers = setup.config.input_workers
+    batches = read_ahead(data.train_images, data.train_labels, rows[:, own], workers)
     numbered = zip(itertools.count(first), batches)
+    place = replicate if processes.count() == 1 else split_batch
 
     def next_window(most):
         # On a CPU the device works on this memory itself, which therefore can't be used again.
         whole = ImageSource(*(np.zeros(x.shape, x.dtype) for x in source))
-        parts = [x.reshape(steps, size, *x.shape[1:]) for x in whole]
+        columns = [x.reshape(size, steps, *x.shape[1:]) for x in whole]
         found = []
         for step, batch in itertools.islice(numbered, min(most, steps)):
-            for part, values in zip(parts, batch, strict=True):
-                part[step % steps] = values
+            for column, values in zip(columns, batch, strict=True):
+                column[own, step % steps] = values
             found.append(step)
-        images = replicate(whole, setup.devices, setup.config.capsule_shards)
+        images = place(whole, setup.devices, parts)
         return Window(images, found[0], len(found))
 
     return next_window

@@ -135,13 +135,14 @@ def runs(tmp_path_factory):
         arguments("2x4 jit", 6, "--num_devices=4"),
         arguments("2x4 shards", 6, "--num_devices=4", "--shard_optimizer", "--capsule_shards=2"),
         arguments("2x4 shard_map", 6, "--num_devices=4", "--parallel=shard_map"),
+        arguments("2x4 grain", 6, "--num_devices=4", "--input=grain"),
         arguments("continued", 6, "--num_devices=4"),
         processes=2,
     )
     return folder, arguments, train_here
 
 
-NAMES = ("1x8", "2x4 jit", "2x4 shards", "2x4 shard_map", "continued")
+NAMES = ("1x8", "2x4 jit", "2x4 shards", "2x4 shard_map", "2x4 grain", "continued")
 
 
 @pytest.mark.slow

@@ -15,10 +15,17 @@ from experiments.config import UserError
 from experiments.data import batching
 from experiments.data.image_folder import InFiles
 from experiments.data.read_ahead import read_ahead
-from experiments.data.stored_images import StoredImages
+from experiments.data.stored_images import InArray, InPart, StoredImages
 from experiments.tasks import figures
 from experiments.tasks.registry import find_program
-from experiments.training import loop, selection, training_data, vmapped_loop, windows
+from experiments.training import (
+    loop,
+    processes,
+    selection,
+    training_data,
+    vmapped_loop,
+    windows,
+)
 from experiments.training.banner import banner
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.setup import initial_state, random_keys, training_inputs
@@ -45,6 +52,44 @@ def small_windows():
         patch.setattr(batching, "WINDOW_BYTES", 2 * 16 * 28 * 28)
         keep_rounding_small(patch)
         yield
+
+
+def test_each_process_reads_its_part_of_a_window(monkeypatch):
+    """The parts of two processes together are the window of one, and no row is read twice."""
+    setup = prepare_run(dataclasses.replace(SHORT, input="grain"))
+    rows, asked = np.random.default_rng(0).permutation(48).reshape(3, 16), []
+
+    def recorded(images, labels, rows, workers):
+        asked.append(rows)
+        return read_ahead(images, labels, rows, workers)
+
+    monkeypatch.setattr(windows, "read_ahead", recorded)
+    whole = windows.make_next_window(setup, rows, 0)(2)
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    parts = []
+    for own in np.split(np.arange(16), 2):
+        monkeypatch.setattr(windows, "own_rows", lambda *_, own=own: own)
+        parts.append(windows.make_next_window(setup, rows, 0)(2))
+    np.testing.assert_array_equal(np.concatenate(asked[1:], axis=1), rows)
+    for part in parts:
+        assert (part.first, part.count) == (whole.first, whole.count) == (0, 2)
+    for name in ("images", "labels"):
+        one, first, second = (np.asarray(getattr(w.source, name)) for w in (whole, *parts))
+        np.testing.assert_array_equal(np.concatenate([first[:16], second[16:]]), one)
+        assert not first[16:].any() and not second[:16].any()
+    order = windows.orders_in_window(setup)[0]
+    np.testing.assert_array_equal(
+        np.asarray(whole.source.images)[order], setup.dataset.train_images[rows[:2].ravel()]
+    )
+
+
+def test_each_process_reads_its_places_of_held_out_batches():
+    images = np.random.default_rng(0).integers(1, 256, (11, 3, 3, 1), np.uint8)
+    part = InPart(StoredImages(InArray(images)), np.array([1, 2]), batch_size=4)
+    rows = np.arange(8, 16) % 11  # two batches, of which the last is filled up
+    wanted = images[rows] * np.array([0, 1, 1, 0] * 2, np.uint8).reshape(-1, 1, 1, 1)
+    np.testing.assert_array_equal(part[rows], wanted)
+    assert part.shape == images.shape and len(part) == 11
 
 
 def at(folder, **changes):
