@@ -3,8 +3,10 @@
 import contextlib
 import functools
 import io
+import re
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +14,7 @@ from tqdm import tqdm
 
 from experiments.config import Config, UserError
 from experiments.data import datasets
+from experiments.data.image_folder import ImageOptions
 from experiments.files import one_line
 from experiments.sweeps import executors, grouping, ledger, plan, time_estimate
 from experiments.sweeps.plan import PlannedRun
@@ -19,6 +22,10 @@ from experiments.sweeps.report import REPORTED
 from experiments.sweeps.studies import Study
 from experiments.training.devices import cache_folder
 from experiments.training.identity import check_same_data
+
+# On which the contents of a data set depend, apart from the folders of the machine.
+DATA_FLAGS = ("dataset", "validation_fraction", *ImageOptions._fields)
+FLAG = re.compile(r"--(\w+)=(.*?)(?= --| #|$)")  # of a key
 
 
 class Sweep(NamedTuple):
@@ -53,20 +60,26 @@ class Sweep(NamedTuple):
         """
         found = ledger.merge(ledger.read(self.folder), ledger.read(*self.merge))
         found = {key: entry for key, entry in found.items() if _is_whole(key, entry)}
-        usual = self.given.get("dataset", self.defaults.dataset)
         known = any("data_checksum" in entry.get("summary", {}) for entry in found.values())
-        for name in (
-            {dict(p).get("dataset", usual) for p in self.study.rows.values()} if known else ()
-        ):
-            data = _checksum(name, self.given.get("data_dir", ""), self.given.get("cache_dir", ""))
+        rows = [self.given | dict(flags) for flags in self.study.rows.values()] if known else ()
+        for data in {_data_of(flags, self.defaults) for flags in rows}:
+            name = data[0]
+            places = (self.given.get("data_dir", ""), self.given.get("cache_dir", ""))
+            found_here = _checksum(data, *places)
             if name.endswith(".npz"):
-                found = ledger.with_path_of(data, name, found)
-            flag = f" --dataset={name} " if name != self.defaults.dataset else ""
+                found = ledger.with_path_of(found_here, name, found)
             for key, entry in found.items():
                 own = f"{key} ".startswith(f"python -m experiments.{self.defaults.program} ")
-                if own and (flag in f"{key} " if flag else "--dataset=" not in key):
-                    check_same_data(name, entry.get("summary", {}).get("data_checksum", ""), data)
+                if own and _data_of(dict(FLAG.findall(key)), self.defaults) == data:
+                    before = entry.get("summary", {}).get("data_checksum", "")
+                    check_same_data(name, before, found_here)
         return found
+
+
+def _data_of(flags: Mapping, defaults: Config) -> tuple:
+    """Returns the values of the flags of a run that decide which data it has, ``DATA_FLAGS``."""
+    usual = {name: getattr(defaults, name) for name in DATA_FLAGS}
+    return tuple(type(usual[name])(flags.get(name, usual[name])) for name in DATA_FLAGS)
 
 
 def _is_whole(key: str, entry: dict) -> bool:
@@ -78,12 +91,14 @@ def _is_whole(key: str, entry: dict) -> bool:
 
 
 @functools.cache
-def _checksum(name: str, data_dir: str, cache_dir: str) -> str:
-    """The checksum of a data set, or nothing where it is not on this machine."""
+def _checksum(data: tuple, data_dir: str, cache_dir: str) -> str:
+    """The checksum of the data of :func:`_data_of`, or nothing where they are not here."""
+    name, fraction, *options = data
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             places = {"data_dir": data_dir or None, "cache_dir": cache_folder(cache_dir)}
-            return datasets.load(name, **places).checksum
+            how = {"validation_fraction": fraction, "options": ImageOptions(*options)}
+            return datasets.load(name, **places, **how).checksum
     except UserError:
         return ""
 

@@ -138,7 +138,7 @@ def cells(study: Study, table: Sequence[Row]) -> tuple[list[str], list[list[str]
     """Returns the headings and the cells of a table as text."""
     compared = any(row.comparison for row in table)
     headings = [*name_headings(study), "test error, %", "95% interval", "seeds"]
-    headings += ["difference", "p", "against the first"] * compared
+    headings += ["difference", "its 95% interval", "p", "against the first"] * compared
     for heading in table[0].extra_columns:
         headings += [heading] + ["difference (95% interval)"] * compared
     headings += ["validation error, %", "parameters", "images/s"]
@@ -149,7 +149,8 @@ def cells(study: Study, table: Sequence[Row]) -> tuple[list[str], list[list[str]
         line += [f"{row.interval.low:.2f} to {row.interval.high:.2f}", str(len(row.errors))]
         if compared:
             c = row.comparison
-            line += [f"{c.difference:+.2f}", f"{c.p:.2g}", c.verdict] if c else ["", "", ""]
+            line += [f"{c.difference:+.2f}", _interval(c)] if c else ["", ""]
+            line += [f"{c.p:.2g}", c.verdict] if c else ["", ""]
         for heading, values in row.extra_columns.items():
             line += [_with_deviation(values)]
             if compared:
@@ -160,6 +161,12 @@ def cells(study: Study, table: Sequence[Row]) -> tuple[list[str], list[list[str]
         line += [f"{row.peak_memory_mb:.0f}", f"{row.seconds:.0f}"]
         lines.append(line)
     return headings, lines
+
+
+def _interval(c: Comparison) -> str:
+    """Formats the interval of a difference over seeds; nothing for a single seed."""
+    # In brackets, because a spreadsheet takes a cell that begins with a sign for a formula.
+    return f"({c.interval.low:+.2f} to {c.interval.high:+.2f})" if c.interval else ""
 
 
 def _with_deviation(values: dict[str, float]) -> str:

@@ -1,9 +1,14 @@
 """Sweeps whose runs stop before their end, or failed before."""
 
+import numpy as np
 import pytest
 from helpers import MNIST
 from made_up_sweep import correct, entry
+from PIL import Image
 
+from experiments.config import UserError
+from experiments.data import datasets
+from experiments.data.image_folder import ImageOptions
 from experiments.sweeps import executors, ledger, plan, runner
 from experiments.sweeps.studies import product
 
@@ -57,3 +62,29 @@ def test_lines_about_failures_decide_nothing(tmp_path, monkeypatch):
     assert sorted(run["key"] for run in started) == sorted(run.key for run in runs)
     entries = sweep.entries()
     assert all("summary" in entries[run.key] and "error" not in entries[run.key] for run in runs)
+
+
+def test_results_on_image_files_are_of_the_same_data_whatever_the_flags_are(tmp_path):
+    """The contents of such a data set depend on how images are read and split."""
+    folder = tmp_path / "pictures"
+    for n, name in enumerate(["cat", "dog"] * 10):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(n).integers(0, 256, (18, 24), np.uint8)
+        Image.fromarray(pixels).save(folder / name / f"{n}.png")
+    given = {"dataset": f"{folder}/", "preset": "tiny", "image_size": "20,20", "max_shift": 1}
+    given |= {"validation_fraction": 0.25, "test_fraction": 0.3}
+    study = product({"resize": ("pad", "crop")}, ("0",))
+    where = (MNIST, (0, 1), "auto", 1, "local", ())
+    sweep = runner.Sweep("grid", study, given, tmp_path, *where)
+    for run in sweep.runs(plan.candidates(study), ("0",)):
+        options = ImageOptions(**{n: getattr(run.config, n) for n in ImageOptions._fields})
+        data = datasets.load(
+            f"{folder}/", cache_dir=tmp_path, validation_fraction=0.25, options=options
+        )
+        own = {"data_checksum": data.checksum, "dataset": data.name}
+        ledger.append(sweep.ledger, entry(run.key, correct(3, 0), seed=0, **own))
+    assert len({one["summary"]["data_checksum"] for one in sweep.entries().values()}) == 2
+    Image.new("L", (24, 18), 7).save(folder / "dog" / "1.png")
+    runner._checksum.cache_clear()
+    with pytest.raises(UserError, match="with the checksum"):
+        sweep.entries()

@@ -5,6 +5,7 @@ import io
 
 import pytest
 from made_up_sweep import IMAGES, STUDY, WRONG, correct, entry, runs_of
+from scipy import stats
 
 from experiments.plots import text_tables as text_tables_module
 from experiments.plots.text_tables import comma_separated
@@ -69,7 +70,11 @@ def test_three_text_forms_agree(made):
     headings, lines = tables.cells(STUDY, made.tables[0])
     assert headings[:4] == ["routing", "test error, %", "95% interval", "seeds"]
     assert lines[0][:4] == ["em", "2.50 ± 1.80", "0.00 to 6.98", "3"]
-    assert lines[1][4] == "+8.75" and lines[1][6] == "worse" and lines[0][4:7] == [""] * 3
+    em, vb = (list(row.errors.values()) for row in made.tables[0][:2])
+    low, high = stats.ttest_rel(vb, em).confidence_interval(0.95)
+    assert headings[4:6] == ["difference", "its 95% interval"]
+    assert lines[1][4:6] == ["+8.75", f"(+{low:.2f} to +{high:.2f})"]
+    assert lines[1][7] == "worse" and lines[0][4:8] == [""] * 4
     assert "1,234,567" in lines[0]
     markdown = text_tables_module.markdown(headings, lines).splitlines()
     assert [line.strip("| ").split(" | ")[0] for line in markdown] == [
