@@ -81,8 +81,8 @@ class ConvCapsules(RoutedCapsules):
             return run_routing(routing, params, capsules, gradient=gradient, trace=trace)
 
         out = jax.vmap(one)(jax.vmap(super().input_capsules)(seen))
-        B, D = x.pose.shape[0], out.pose.shape[-1]
-        pose, activation = out.pose.reshape(B, -1, D), out.activation.reshape(B, -1)
+        pose = jax.lax.collapse(out.pose, 1, out.pose.ndim - 1)
+        activation = jax.lax.collapse(out.activation, 1)
         return out._replace(pose=pose, activation=activation)
 
     def input_capsules(self, x: Capsules) -> InputCapsules:
@@ -118,8 +118,9 @@ class ConvCapsules(RoutedCapsules):
         coupling = out.coupling
         if coupling is not None:
             coupling = coupling.reshape(batch, positions, *coupling.shape[1:])
-        pose = out.pose.reshape(batch, -1, out.pose.shape[-1])
-        activation = out.activation.reshape(batch, -1)
+        _, J, D = out.pose.shape
+        pose = out.pose.reshape(batch, positions * J, D)
+        activation = out.activation.reshape(batch, positions * J)
         aux = out.aux
         if aux is not None:
             aux = jax.tree.map(
@@ -130,4 +131,4 @@ class ConvCapsules(RoutedCapsules):
 
 def _fold(seen: Capsules) -> Capsules:
     """Make positions further examples of the batch."""
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
+    return jax.tree.map(lambda x: jax.lax.collapse(x, 0, 2), seen)

@@ -157,7 +157,7 @@ class GroupNorm(nnx.Module):
         """Normalize ``[B, H, W, C]``; the result has its type."""
         chex.assert_rank(x, 4)
         wide = x.astype(accumulator(x.dtype))
-        parts = wide.reshape(*x.shape[:3], self.groups, -1)
+        parts = wide.reshape(*x.shape[:3], self.groups, x.shape[3] // self.groups)
         mean = jnp.mean(parts, (1, 2, 4), keepdims=True)
         centred = parts - mean
         var = jnp.mean(jnp.square(centred), (1, 2, 4), keepdims=True)

@@ -26,20 +26,25 @@ LossFn = Callable[..., tuple[jax.Array, Metrics]]
 ScoreLoss = Callable[[chex.Array, chex.Array, chex.Numeric], jax.Array]
 
 # The losses of class scores by name: functions of scores [J], targets [J] and the fraction of
-# training that is done. LOSSES are for scores in [0, 1], LOGIT_LOSSES for logits.
+# training that is done, 1 if it is not given. LOSSES are for scores in [0, 1], LOGIT_LOSSES for
+# logits.
 LOSSES: Mapping[str, ScoreLoss] = types.MappingProxyType(
     {
-        "margin": lambda lengths, targets, progress: margin_loss(lengths, targets),
-        "spread": lambda lengths, targets, progress: spread_loss(
+        "margin": lambda lengths, targets, progress=1.0: margin_loss(lengths, targets),
+        "spread": lambda lengths, targets, progress=1.0: spread_loss(
             lengths, targets, spread_margin(progress)
         ),
-        "cross_entropy": lambda lengths, targets, progress: cross_entropy_of_lengths(
+        "cross_entropy": lambda lengths, targets, progress=1.0: cross_entropy_of_lengths(
             lengths, targets
         ),
     }
 )
 LOGIT_LOSSES: Mapping[str, ScoreLoss] = types.MappingProxyType(
-    {"cross_entropy": lambda logits, targets, progress: cross_entropy_of_logits(logits, targets)}
+    {
+        "cross_entropy": lambda logits, targets, progress=1.0: cross_entropy_of_logits(
+            logits, targets
+        )
+    }
 )
 
 
@@ -51,8 +56,8 @@ def score_loss(name: str, *, logit: bool = False) -> ScoreLoss:
       logit: whether the scores are logits; otherwise they lie in [0, 1].
 
     Returns:
-      ``loss(scores [J], targets [J], progress) -> scalar``, where ``progress`` is the fraction of
-      training that is done, from 0 to 1. Only the margin of the spread loss depends on it.
+      ``loss(scores [J], targets [J], progress=1.0) -> scalar``, where ``progress`` is the fraction
+      of training that is done, from 0 to 1. Only the margin of the spread loss depends on it.
 
     Raises:
       ValueError: the name is unknown, or the loss does not apply to logits.

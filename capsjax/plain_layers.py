@@ -116,8 +116,8 @@ class Decoder(nnx.Module):
     def __call__(self, capsules: chex.Array) -> jax.Array:
         """Map masked capsules ``[B, J, D]`` to images ``[B, H, W, C]`` in [0, 1]."""
         chex.assert_rank(capsules, 3)
-        x = capsules.reshape(capsules.shape[0], -1)
+        x = jax.lax.collapse(capsules, 1)
         for layer in self.layers[:-1]:
             x = jax.nn.relu(layer(x))
         pixels = jax.nn.sigmoid(self.layers[-1](x).astype(jnp.float32))
-        return pixels.reshape(-1, *self.image_shape)
+        return pixels.reshape(pixels.shape[0], *self.image_shape)

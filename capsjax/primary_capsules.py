@@ -81,9 +81,10 @@ class PrimaryCapsules(nnx.Module):
     def __call__(self, x: chex.Array) -> Capsules:
         """Map a feature map ``[B, H, W, C]`` to capsules ``[B, I, K]``, I = H' W' types."""
         features = self.conv(x)
+        B, H, W, _ = features.shape
         if self.grouping == "positions":
             features = features.transpose(0, 3, 1, 2)
-        pose = features.reshape(features.shape[0], -1, self.pose)
+        pose = features.reshape(B, H * W * self.types, self.pose)
         if self.normalizes:
             pose = by_type(self.norms[0], pose, self.types)
         pose = self.squash(pose)
@@ -92,7 +93,7 @@ class PrimaryCapsules(nnx.Module):
             bounded = squash(pose) if unbounded else pose
             return Capsules(pose, safe_norm(bounded))
         present = self.present(x).astype(pose.dtype)
-        present = present.reshape(present.shape[0], -1)
+        present = jax.lax.collapse(present, 1)
         if self.normalizes:
             present = by_type(self.norms[1], present, self.types)
         return Capsules(pose, jax.nn.sigmoid(present + self.offset if self.offset else present))
@@ -106,5 +107,5 @@ def by_type(norm: nnx.Module, x: chex.Array, types: int) -> jax.Array:
       x: of I capsules, the T types at a position one after another.
       types: T.
     """
-    apart = jnp.moveaxis(x.reshape(x.shape[0], -1, types, *x.shape[2:]), 2, -1)
+    apart = jnp.moveaxis(x.reshape(x.shape[0], x.shape[1] // types, types, *x.shape[2:]), 2, -1)
     return jnp.moveaxis(norm(apart), -1, 2).reshape(x.shape)

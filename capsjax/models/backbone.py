@@ -104,7 +104,7 @@ class TransposedConv(nnx.Module):
         B, H, W, _ = x.shape
         kernel = self.kernel[...].astype(self.dtype)
         y = jnp.einsum("bijc,pqco->bipjqo", x.astype(self.dtype), kernel)
-        y = y.reshape(B, 2 * H, 2 * W, -1)
+        y = y.reshape(B, 2 * H, 2 * W, y.shape[-1])
         y = y.astype(accumulator(y.dtype)) + self.bias[...][None, None, None]
         return y.astype(self.dtype)
 
@@ -151,8 +151,8 @@ class TransposedDecoder(nnx.Module):
     def __call__(self, capsules: chex.Array) -> jax.Array:
         """Map masked capsules ``[B, J, D]`` to images ``[B, H, W, C]`` in [0, 1]."""
         chex.assert_rank(capsules, 3)
-        x = self.dense(capsules.reshape(capsules.shape[0], -1))
-        x = x.reshape(-1, *self.small)
+        x = self.dense(jax.lax.collapse(capsules, 1))
+        x = x.reshape(x.shape[0], *self.small)
         for enlarge, smooth in zip(self.enlarge, self.smooth):
             x = smooth(jax.nn.relu(enlarge(jax.nn.relu(x))))
         height, width, _ = self.image_shape

@@ -59,7 +59,7 @@ class CNN(nnx.Module):
             x = jax.nn.relu(conv(x))
             if self.config.pool:
                 x = nnx.max_pool(x, window_shape=(2, 2), strides=(2, 2))
-        x = x.reshape(x.shape[0], -1)
+        x = jax.lax.collapse(x, 1)
         for layer in self.dense[:-1]:
             x = jax.nn.relu(layer(x))
         return x

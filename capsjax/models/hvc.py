@@ -149,7 +149,7 @@ class HomogeneousCapsules(nnx.Module):
 
     def __call__(self, x: chex.Array) -> jax.Array:
         """Map feature maps ``[B, H, W, C]`` to class capsules ``[B, J, D]``."""
-        u = x.reshape(x.shape[0], -1, x.shape[3]).astype(self.dtype)
+        u = jax.lax.collapse(x, 1, 3).astype(self.dtype)
         axes = "bdi" if self.capsules == "channels" else "bid"
         W, wide = self.kernel[...].astype(self.dtype), accumulator(u.dtype)
         s = jnp.einsum(f"{axes},ijd->bjd", u, W, preferred_element_type=wide)
@@ -198,7 +198,7 @@ class HVCNet(nnx.Module):
     def features(self, images: chex.Array) -> jax.Array:
         """Map images to the class capsules of the last branch as one vector, ``[B, J D]``."""
         last = self.class_capsules(images)[-1]
-        return last.reshape(last.shape[0], -1)
+        return jax.lax.collapse(last, 1)
 
     def __call__(
         self, images: chex.Array, labels: chex.Array | None = None, key: chex.PRNGKey | None = None

@@ -123,7 +123,7 @@ def save_pretrained(
         network = dataclasses.replace(network, routing_implementation="auto")
     described = Description(
         network,
-        tuple(labels or map(str, range(network.num_classes))),
+        tuple(map(str, range(network.num_classes) if labels is None else labels)),
         preprocessing or Preprocessing(tuple(network.image_shape)),
         labels_per_image,
         facts,

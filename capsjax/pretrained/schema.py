@@ -78,6 +78,11 @@ def from_json(text: str) -> Description:
     _check_sizes(config)
     if not isinstance(labels, list) or not all(_is_text(name) for name in labels):
         raise ValueError("labels is not a list of texts")
+    if bad := [name for name in labels if not name or not name.isprintable()]:
+        raise ValueError(f"labels have {bad[0][:40]!r}, which is empty or not printable")
+    if len(set(labels)) < len(labels):
+        twice = next(name for name in labels if labels.count(name) > 1)
+        raise ValueError(f"two labels are {twice[:40]!r}")
     if len(labels) != config.num_classes or len(labels) > MOST_CLASSES:
         raise ValueError(f"labels are {len(labels)}, and the network has {config.num_classes}")
     if count is not None and (type(count) is not int or not 1 <= count <= 2):

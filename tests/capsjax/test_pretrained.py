@@ -102,6 +102,15 @@ def test_every_preset_has_a_description_that_is_read_again():
         assert schema.from_json(schema.to_json(described)) == described, name
 
 
+def test_labels_may_be_an_array_and_are_as_many_as_classes(tmp_path):
+    names = np.array(list("jihgfedcba"))
+    folder, _ = save(tmp_path / "x", labels=names)
+    assert capsjax.load_pretrained(folder).labels == tuple("jihgfedcba")
+    with pytest.raises(PretrainedError, match="labels are 0"):
+        save(tmp_path / "y", labels=[])
+    assert not (tmp_path / "y").exists()
+
+
 def test_numbers_that_are_not_finite_are_not_written(tmp_path):
     model = capsjax.create_model(TINY)
     for dtype, bad in (("float32", np.nan), ("float16", 7e4)):
@@ -152,6 +161,9 @@ BAD_CONFIGS = {
     "network: routing must be one of": changed("network.routing", "fastest"),
     "NaN is no number": changed("network.conv_slope", float("nan")),
     "labels is not a list of texts": changed("labels", [1] * 10),
+    "labels have '', which is empty": changed("labels", [*"abcdefghi", ""]),
+    "labels have 'a\\n', which is": changed("labels", [*"bcdefghij", "a\n"]),
+    "two labels are 'a'": changed("labels", [*"abcdefghi", "a"]),
     "labels_per_image is 3": changed("labels_per_image", 3),
     "preprocessing: steps: 'exec' is none of": changed("preprocessing.steps", [["exec", 1]]),
     "preprocessing: steps: 'crop' takes a number": changed("preprocessing.steps", [["crop"]]),

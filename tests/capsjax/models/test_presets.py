@@ -16,6 +16,14 @@ from capsjax import (
 )
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_batch_may_have_no_images(name):
+    model, config = create_model(preset(name)), preset(name)
+    variables = jax.eval_shape(model.init, KEY)
+    found = jax.eval_shape(model.apply, variables, jnp.zeros((0, *config.image_shape)))
+    assert found.scores.shape == (0, config.num_classes)
+
+
 @pytest.mark.parametrize(
     "config, parameters",
     [
