@@ -15,8 +15,8 @@ class OwnImages:
 
     image_size: str = setting(
         "auto",
-        "size of the images of a folder, H,W in pixels. auto: the most common one, or else the "
-        "middle one, at most 64",
+        "size of the images of a folder in pixels, one side or H,W. auto: the most common one, or "
+        "else the middle one, at most 64",
         roles="later",
     )
     resize: str = setting(

@@ -135,7 +135,10 @@ def doubts(dataset):
         own = getattr(dataset, f"{split}_labels")
         if absent := labels.absent_classes(own, dataset.class_names, split):
             found.append(absent)
-    if absent := labels.absent_classes(dataset.train_labels, dataset.class_names):
+    numbered = not is_image_files(dataset.name)
+    if absent := labels.absent_classes(
+        dataset.train_labels, dataset.class_names, numbered=numbered
+    ):
         found.append(absent)
     images = dataset.train_images
     some = images[:LOOKED_AT] if isinstance(images, StoredImages) else images

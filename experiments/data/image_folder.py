@@ -243,5 +243,8 @@ def _words_about_splits(images, splits, listing) -> list[str]:
     made = [split for split in made if np.any(splits == split)]
     lines = [f"{counts}" + (f"; {' and '.join(made)} drawn by class and --split_seed" * bool(made))]
     if "test" not in set(splits):
-        raise UserError("no image is left for testing; raise --test_fraction")
+        raise UserError(
+            "no image is left for testing: a class of one image keeps it for training; add images, "
+            "or raise --test_fraction"
+        )
     return lines

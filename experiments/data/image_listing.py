@@ -181,6 +181,10 @@ def _rows_of_csv(text):
         raise ValueError(
             f"the first line names the columns, path and label (or labels), not {', '.join(names)}"
         )
+    if twice := {name for name in names if name and names.count(name) > 1}:
+        raise ValueError(f"the first line has several columns {min(twice)}")
+    if {"label", "labels"} <= set(names):
+        raise ValueError("the first line has both label and labels: leave one of them out")
     reader.fieldnames = names
     for row in reader:
         if None in row:

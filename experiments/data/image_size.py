@@ -36,13 +36,13 @@ def choose(text: str, sizes: list[tuple[int, int]]) -> tuple[tuple[int, int], st
     """
     if text != "auto":
         try:
-            height, width = map(int, text.split(","))
+            height, width = map(int, text.split(",") if "," in text else (text, text))
         except ValueError:
             height = width = 0
         if not SMALLEST_SIDE <= min(height, width) <= max(height, width) <= LARGEST_SIDE:
             raise UserError(
-                f"--image_size={text}: give auto or H,W, in pixels from {SMALLEST_SIDE} to "
-                f"{LARGEST_SIDE}"
+                f"--image_size={text}: give auto, one side or H,W, in pixels from "
+                f"{SMALLEST_SIDE} to {LARGEST_SIDE}"
             )
         return (height, width), "as asked for"
     usual, count = collections.Counter(sizes).most_common(1)[0]

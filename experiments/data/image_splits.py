@@ -1,8 +1,15 @@
-"""The splits of image files into training, validation and test, by class and by content."""
+"""The splits of image files into training, validation and test, by class and by content.
+
+Where an image has any number of labels, each set of labels is a class, and rare sets are one.
+"""
+
+import collections
 
 import numpy as np
 
 from experiments.data.image_listing import SPLITS, ListedImage
+
+RARE = 10  # images with the same set of labels: sets that fewer have are divided together
 
 
 def choose(
@@ -19,6 +26,9 @@ def choose(
     given = [image.split for image in images]
     splits = np.array([split or "train" for split in given], dtype="U10")
     classes = [image.labels for image in images]
+    if any(len(labels) != 1 for labels in classes):
+        counts = collections.Counter(classes)
+        classes = [labels if counts[labels] >= RARE else ("",) for labels in classes]
     for salt, (split, fraction) in enumerate(fractions.items()):
         if split not in given:
             rows = np.flatnonzero(splits == "train")

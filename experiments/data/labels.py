@@ -76,14 +76,15 @@ def as_label_sets(
 
 
 def absent_classes(
-    labels: np.ndarray, class_names: tuple[str, ...], split: str = "training"
+    labels: np.ndarray, class_names: tuple[str, ...], split: str = "", *, numbered: bool = True
 ) -> str:
     """Returns in one line which classes have no images of a split, or nothing.
 
     Args:
       labels: ``[N]``, or sets of them ``[N, J]``.
       class_names: of all classes.
-      split: the word for it.
+      split: the word for it, by default training.
+      numbered: whether labels are numbers in the data, and not names.
     """
     present = np.unique(labels) if labels.ndim == 1 else np.flatnonzero(labels.any(axis=0))
     absent = np.setdiff1d(np.arange(len(class_names)), present)
@@ -91,9 +92,9 @@ def absent_classes(
         return ""
     names = ", ".join(class_names[k] for k in absent[:10]) + (", ..." if len(absent) > 10 else "")
     which = f"class {names} has" if len(absent) == 1 else f"{len(absent)} classes ({names}) have"
-    first = absent.tolist() == [0] and split == "training"
+    first = absent.tolist() == [0] and numbered and not split
     start = ": do labels start at 1? subtract 1" if first else ""
-    return f"{which} no {split} images{start}"
+    return f"{which} no {split or 'training'} images{start}"
 
 
 def _from_one_hot(name, values):

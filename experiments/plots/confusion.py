@@ -39,7 +39,7 @@ def _confusion_figure(matrix, class_names, title=""):
     axes.set_xticks(every, names, rotation=90)
     axes.set_yticks(every, names)
     axes.tick_params(labelsize=7, labelcolor=INK, length=0)
-    axes.set_xlabel("prediction", fontsize=8, color=GREY)
+    axes.set_xlabel("prediction (colour: errors)", fontsize=8, color=GREY)
     axes.set_ylabel("label", fontsize=8, color=GREY)
     axes.spines[:].set_visible(False)
     return page.figure

@@ -48,9 +48,9 @@ def _contact_sheet_figure(groups, title=""):
             for n, image in enumerate((frame.image, frame.reconstruction)):
                 if image is not None:
                     _draw_tile(page, image, left + n * (TILE + 0.04), y)
-            write_text(page, left, y + TILE + 0.1, _cut(f"is {frame.truth}"), color=GREY)
+            write_text(page, left, y + TILE + 0.1, cut(f"is {frame.truth}"), color=GREY)
             color = INK if frame.correct else RED
-            write_text(page, left, y + TILE + 0.25, _cut(frame.found), color=color)
+            write_text(page, left, y + TILE + 0.25, cut(frame.found), color=color)
         top += -(-len(frames) // COLUMNS) * (TILE + 0.5)
     return page.figure
 
@@ -61,5 +61,6 @@ def _draw_tile(page, image, x, y):
     draw_image(page, image, x + (TILE - wide) / 2, y + (TILE - high) / 2, wide, high)
 
 
-def _cut(text, limit=25):
+def cut(text: str, limit: int = 25) -> str:
+    """Shortens a text to a number of characters."""
     return text if len(text) <= limit else f"{text[: limit - 1]}…"

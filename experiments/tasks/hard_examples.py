@@ -6,12 +6,13 @@ import jax
 import numpy as np
 
 from experiments import plots
-from experiments.plots.contact_sheet import Frame, plot_contact_sheet
+from experiments.plots.contact_sheet import Frame, cut, plot_contact_sheet
 from experiments.tasks import figures
 from experiments.tasks.base import Figure, Setup
 from experiments.tasks.predictions import network_of, predict
 
 WRONG, UNSURE = 20, 12  # images, at most
+NAME = 6  # letters of a class, so that two of them and their scores fit below an image
 
 
 def hardest(values: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -47,7 +48,7 @@ def contact_sheet(setup: Setup, variables, values: dict[str, np.ndarray]) -> Ite
         truth = np.flatnonzero(truth) if setup.dataset.multi_label else truth
         best = np.argsort(-found.scores[k], kind="stable")[:2]
         chosen = found.named[k] if setup.dataset.multi_label else best
-        said = ", ".join(f"{names[n]} {found.scores[k, n]:.2f}" for n in chosen)
+        said = ", ".join(f"{cut(names[n], NAME)} {found.scores[k, n]:.2f}" for n in chosen)
         truth = " + ".join(names[n] for n in truth)
         return Frame(images[k], drawn[k], truth or "nothing", said or "none", k >= len(wrong))
 

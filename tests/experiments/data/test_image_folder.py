@@ -11,9 +11,17 @@ from PIL import ExifTags, Image
 
 from experiments import UserError
 from experiments.config import own_images
-from experiments.data import datasets, image_files, image_folder, image_listing, image_size, npz
+from experiments.data import (
+    datasets,
+    image_files,
+    image_folder,
+    image_listing,
+    image_size,
+    image_splits,
+    npz,
+)
 from experiments.data.image_folder import ImageOptions
-from experiments.data.image_listing import list_images
+from experiments.data.image_listing import ListedImage, list_images
 
 RNG = np.random.default_rng(0)
 
@@ -148,7 +156,25 @@ BAD_TABLES = {
     "path,label\nx.png,a\n": "one class only",
     "path,label\nx.png,a\x1b[2J\nx.png,b\n": "not printable",
     "path,label\nx\0.png,a\n": "",
+    "path,label,label\nx.png,a,b\n": "several columns label",
+    "path,label,labels\nx.png,a,b\n": "has both label and labels",
 }
+
+
+@pytest.mark.parametrize("labels", [6, 10, 20])
+def test_rare_sets_of_labels_are_divided_together(labels):
+    """Sets of many labels hardly occur twice, and yet a fifth of the images is for testing."""
+    has = np.random.default_rng(0).random((1000, labels)) < 0.3
+    images = [
+        ListedImage(None, str(k), tuple(np.flatnonzero(row).astype(str)), None)
+        for k, row in enumerate(has)
+    ]
+    codes = [str(k).encode() for k in range(1000)]
+    splits = image_splits.choose(images, codes, {"test": 0.2, "validation": 0.1}, seed=0)
+    assert 0.18 < np.mean(splits == "test") < 0.22
+    assert 0.07 < np.mean(splits == "validation") < 0.09
+    for split in ("train", "test"):  # no label is left to one of them
+        np.testing.assert_allclose(has[splits == split].mean(0), has.mean(0), atol=0.07)
 
 
 @pytest.mark.parametrize("text", BAD_TABLES, ids=range(len(BAD_TABLES)))
@@ -275,8 +301,9 @@ def test_sizes(tmp_path):
     shape, how = choose("auto", [(480, 640)] * 2)
     assert shape == (48, 64) and "the size of all (480x640), reduced to 64 at most" in how
     assert choose("5,7", [])[0] == (5, 7)
-    for text in ("5", "a,b", "3,9", "5,5,5", "9,2000"):
-        with pytest.raises(UserError, match="give auto or H,W"):
+    assert choose("5", [])[0] == (5, 5)
+    for text in ("3", "a", "a,b", "3,9", "5,5,5", "9,2000"):
+        with pytest.raises(UserError, match="give auto, one side or H,W"):
             choose(text, [])
     image = np.linspace(0, 1, 40, dtype=np.float32).reshape(4, 10, 1)
     for resize in image_size.RESIZE.values():
