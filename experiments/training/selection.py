@@ -17,7 +17,12 @@ from experiments.config import Config, UserError
 from experiments.data import batching
 from experiments.tasks.base import Setup
 from experiments.training import windows
-from experiments.training.setup import random_keys, steps_per_epoch, training_inputs
+from experiments.training.setup import (
+    make_orders,
+    random_keys,
+    steps_per_epoch,
+    training_inputs,
+)
 
 STATISTICS_BATCHES = 100  # most batches over which the statistics of averaged weights are computed
 
@@ -68,7 +73,7 @@ def make_statistics(setup: Setup) -> Callable:
     count = min(steps_per_epoch(setup), STATISTICS_BATCHES)
 
     def statistics(params, stats, source, key):
-        orders = batching.epoch_orders(key, 0, len(setup.dataset.train_labels))
+        orders = make_orders(setup, key, 0)
         total = _sum_of_statistics(setup, params, stats, source, orders, key, 0, count)
         return jax.tree.map(lambda x: x / count, total)
 
@@ -78,7 +83,7 @@ def make_statistics(setup: Setup) -> Callable:
 def windows_statistics(setup: Setup) -> Callable:
     """Returns the function of :func:`make_statistics` for stored images; it ignores ``source``."""
     count = min(steps_per_epoch(setup), STATISTICS_BATCHES)
-    orders = jax.jit(lambda key: batching.epoch_orders(key, 0, len(setup.dataset.train_labels)))
+    orders = jax.jit(lambda key: make_orders(setup, key, 0))
     of_steps = jax.jit(functools.partial(_sum_of_statistics, setup))
     places = windows.orders_in_window(setup)
 
