@@ -76,14 +76,15 @@ def test_two_classes_in_three_epochs(name, classes, limit, white, stored, tmp_pa
     assert summary["test_error"] < limit
 
 
-@pytest.mark.parametrize("classes, limit", [((3, 5), 45), ((0, 8), 35)], ids=str)
-def test_two_classes_of_photographs(classes, limit, stored, tmp_path):
-    """Cat and dog, airplane and ship: 2,000 images of each pair, in 90 steps.
+@pytest.mark.parametrize("classes, epochs, limit", [((3, 5), 12, 45), ((0, 8), 6, 35)], ids=str)
+def test_two_classes_of_photographs(classes, epochs, limit, stored, tmp_path):
+    """Cat and dog, airplane and ship: 2,000 images of each pair, 14 steps in an epoch.
 
-    Without --input_norm=image, their default, the first steps of Adam saturate the capsules.
+    Without --input_norm=image, their default, the first steps of Adam saturate the capsules. Cats
+    and dogs differ so little that a small convolutional network has 37% error after 12 epochs.
     """
     path = stored(only(load("cifar10"), classes))
-    summary = train_on(path, tmp_path, epochs=6)
+    summary = train_on(path, tmp_path, epochs=epochs)
     print(f"cifar10 {classes}: {summary['test_error']:.2f}% test error")
     assert summary["test_error"] < limit
 
