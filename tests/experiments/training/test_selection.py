@@ -85,12 +85,13 @@ def test_chosen_variables():
 
 
 @pytest.mark.slow
-def test_statistics_of_averaged_weights_are_means_over_batches(monkeypatch):
+@pytest.mark.parametrize("sampler", ["uniform", "balanced"])
+def test_statistics_of_averaged_weights_are_means_over_batches(sampler, monkeypatch):
     """Each from an update of zeros with momentum m, which gives 1 - m of those of the batch."""
     tiny = dataclasses.replace(PRESETS["capsnet_tiny"], conv_norm="batch", norm_momentum=0.75)
     monkeypatch.setitem(PRESETS, "capsnet_tiny", tiny)
     monkeypatch.setattr(selection, "STATISTICS_BATCHES", 3)
-    config = dataclasses.replace(CONFIG, ema=0.9)
+    config = dataclasses.replace(CONFIG, ema=0.9, sampler=sampler)
     setup = prepare_run(config)
     state = initial_state(setup)
     average = jax.tree.map(lambda x: x * 1.5, state.params)
@@ -99,7 +100,10 @@ def test_statistics_of_averaged_weights_are_means_over_batches(monkeypatch):
     assert isinstance(got, Variables)
     jax.tree.map(np.testing.assert_array_equal, got.params, average)
     _, key = random_keys(config)
-    orders = batching.epoch_orders(key, 0, len(setup.dataset.train_labels))
+    labels = jnp.asarray(setup.dataset.train_labels)
+    orders = batching.epoch_orders(key, 0, len(labels))
+    if sampler == "balanced":
+        orders = batching.balanced_orders(key, 0, labels, setup.dataset.num_classes)
     zeros = jax.tree.map(jnp.zeros_like, state.stats)
     apply = jax.jit(lambda images: setup.model.apply(Variables(average, zeros), images, train=True))
     total = jax.tree.map(lambda x: np.zeros(x.shape), zeros)
