@@ -27,8 +27,16 @@ class Table(NamedTuple):
     rows: Sequence[Sequence]
 
 
+class Picture(NamedTuple):
+    """A figure with a heading and a sentence that explains it."""
+
+    title: str
+    caption: str
+    content: bytes  # of a PNG file
+
+
 def html_report(
-    title: str, command: str, tables: Iterable[Table], figures: Iterable[tuple[str, bytes]]
+    title: str, command: str, tables: Iterable[Table], figures: Iterable[Picture]
 ) -> str:
     """Returns the text of an HTML file; all texts are escaped, figures are inside.
 
@@ -36,10 +44,10 @@ def html_report(
       title: of the page.
       command: that repeats the run.
       tables: in their order. Those without rows are left out.
-      figures: names and contents of PNG files, which come after the second table.
+      figures: come after the second table.
     """
     parts = [_table(table) for table in tables if table.rows]
-    drawn = [_figure(name, content) for name, content in figures]
+    drawn = [_figure(*figure) for figure in figures]
     body = [
         f"<h1>{escape(title)}</h1>",
         f"<pre>{escape(command)}</pre>",
@@ -75,9 +83,8 @@ def _cell(value, right, kind="td"):
     return f"<{kind}{' class=number' if right else ''}>{escape(str(value))}</{kind}>"
 
 
-def _figure(name, content):
+def _figure(title, caption, content):
     data = base64.b64encode(content).decode()
-    words = escape(name.replace("_", " "))
-    return (
-        f'<h2>{words}</h2>\n<figure><img alt="{words}" src="data:image/png;base64,{data}"></figure>'
-    )
+    image = f'<img alt="{escape(title)}" src="data:image/png;base64,{data}">'
+    text = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f"<h2>{escape(title)}</h2>\n<figure>{image}{text}</figure>"

@@ -53,7 +53,7 @@ def plot_perturbations(path, images, values, dims=None, title="", effects=None) 
 
 
 def _reconstructions_figure(columns, class_names, title=""):
-    names = [name if len(name) <= 18 else name[:17] + "…" for name in map(str, class_names)]
+    names = [name if len(name) <= 16 else name[:15] + "…" for name in map(str, class_names)]
     longest = max(len(names[k]) for column in columns for k in column[2:])
     least = max(0.55, longest * 0.075 + 0.1)  # inches; 0.075 a letter of bold 8 points
     limit = int(5.6 / least) // 2 * 2  # even, so that no line break separates a pair

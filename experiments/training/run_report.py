@@ -9,12 +9,37 @@ import numpy as np
 from experiments.config import names_of
 from experiments.data.image_listing import is_image_files
 from experiments.files import write_text
-from experiments.plots.html_report import Table, html_report
+from experiments.plots.html_report import Picture, Table, html_report
 from experiments.tasks import figures
 from experiments.tasks.base import Setup
 
 HIDDEN = ("command", "test_correct")  # in the table of results
 SPLITS = ("validation", "test")
+# The figures by name, in the order of the report. Others come after them.
+CAPTIONS = {
+    "contact_sheet": (
+        "Test images that are hard",
+        "The wrong ones and the least certain of the right ones, each beside its reconstruction, "
+        "with its class and the two largest class scores.",
+    ),
+    "confusion_matrix": (
+        "Confusion matrix",
+        "The number of test images of each class (row) that were given each class (column). Errors "
+        "are coloured.",
+    ),
+    "training_curves": (
+        "Training",
+        "The losses of training batches and the validation error over the epochs.",
+    ),
+    "reconstructions": (
+        "Reconstructions",
+        "Test images above what the decoder makes of one class capsule.",
+    ),
+    "perturbations": (
+        "Perturbations",
+        "What the decoder makes of a class capsule as one number of its pose is changed.",
+    ),
+}
 
 
 def wanted(setup: Setup) -> bool:
@@ -51,7 +76,7 @@ def write_report(
       setup: of the run. summary: of it.
       values: what the evaluation says of the test set.
       workdir: its folder.
-      paths: of its figures; the contact sheet comes first.
+      paths: of its figures.
     """
     lists = {name: value for name, value in summary.items() if isinstance(value, dict | list)}
     plain = {n: v for n, v in summary.items() if n not in lists and n not in HIDDEN}
@@ -72,12 +97,18 @@ def write_report(
         Table("Settings", ("flag", "value"), settings),
         Table("Versions", ("", ""), list(summary["versions"].items())),
     ]
-    paths = sorted(paths, key=lambda path: (path.stem != "contact_sheet", path.stem))
-    drawn = [(path.stem, path.read_bytes()) for path in paths if path.suffix == ".png"]
+    drawn = _pictures({path.stem: path for path in paths if path.suffix == ".png"})
     title = figures.title_of(setup)
     path = workdir / "report.html"
     write_text(path, html_report(title, summary["command"], tables, drawn))
     return path
+
+
+def _pictures(paths):
+    first = [name for name in CAPTIONS if name in paths]
+    for name in first + sorted(paths.keys() - CAPTIONS.keys()):
+        title = name.replace("_", " ").capitalize()
+        yield Picture(*CAPTIONS.get(name, (title, "")), paths[name].read_bytes())
 
 
 def _rows(setup, values):

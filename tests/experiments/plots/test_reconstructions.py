@@ -161,7 +161,7 @@ def test_images_may_be_tall_or_hold_nan(tmp_path):
 
 def test_a_name_too_long_for_a_column_is_cut():
     found = words(reconstructions._reconstructions_figure(columns(1, 0), ["x" * 40]))
-    assert "\n".join(["x" * 17 + "…"] * 3) in found
+    assert "\n".join(["x" * 15 + "…"] * 3) in found
 
 
 def tiles(levels, channels=()):

@@ -11,7 +11,7 @@ from helpers import TINY, prepare_run, read_json, train
 from PIL import Image
 
 from experiments.plots import contact_sheet
-from experiments.plots.html_report import Table, html_report
+from experiments.plots.html_report import Picture, Table, html_report
 from experiments.tasks import hard_examples
 from experiments.training import run_report
 
@@ -44,10 +44,10 @@ def png(size=(3, 2)):
 def test_all_texts_are_escaped_and_figures_inside():
     picture = png()
     tables = [Table(NASTY, (NASTY,), [(NASTY,)]), Table("empty", (), [])]
-    page = html_report(NASTY, NASTY, tables, [(NASTY, picture)])
+    page = html_report(NASTY, NASTY, tables, [Picture(NASTY, NASTY, picture)])
     found = Parser(page)
     assert "script" not in found.tags and "link" not in found.tags
-    assert sum(NASTY in text for text in found.texts) == 7  # all of them as they were written
+    assert sum(NASTY in text for text in found.texts) == 8  # all of them as they were written
     sources = [value for tag, name, value in found.values if name in ("src", "href")]
     (source,) = sources
     assert base64.b64decode(source.removeprefix("data:image/png;base64,")) == picture
