@@ -76,7 +76,7 @@ def test_figure(tmp_path):
     written = {tuple(map(int, text.get_position())): int(text.get_text()) for text in axes.texts}
     assert written == {(j, i): MATRIX[i, j] for i in range(4) for j in range(4) if MATRIX[i, j]}
     assert [text.get_text() for text in axes.get_yticklabels()] == list(NAMES)
-    assert axes.get_xlabel() == "prediction" and axes.get_ylabel() == "label"
+    assert axes.get_xlabel() == "prediction (colour: errors)" and axes.get_ylabel() == "label"
     many = tuple(f"class number {n} of many" for n in range(120))
     plot_confusion(tmp_path / "a.png", np.eye(120, dtype=int), many)
     assert (tmp_path / "a.png").stat().st_size > 1000
