@@ -19,6 +19,10 @@ The transforms are matrices that depend only on the sizes. Large tiles need fewe
 small tiles cheaper transforms but more copies; the cheapest number of tiles is found by counting.
 The transforms and their source are in :mod:`capsjax.interpolation`. Lavin and Gray (2016), "Fast
 Algorithms for Convolutional Neural Networks", have the tiles.
+
+Kernels of all phases are padded with zeros to one length. Without the padding a layer of 9 taps
+with stride 2 has a tenth fewer products, but they are several short ones for each phase, and sums
+of their results; steps of CapsNet take as long for 128 images, and with JAX 0.10.2 longer.
 """
 
 import functools
