@@ -32,7 +32,7 @@ def banner(setup: Setup) -> str:
 
 
 def _short(setup: Setup) -> str:
-    """Returns a line about a run of few steps, unless their number was asked for."""
+    """Returns a line about a run of few steps, unless they or few epochs were asked for."""
     c, total, per_epoch = setup.config, total_steps(setup), steps_per_epoch(setup)
     if c.steps or total >= FEW_STEPS or per_epoch >= c.epochs:
         return ""

@@ -15,8 +15,8 @@ from experiments.sweeps.studies import product
 GIVEN = {"dataset": "digits", "preset": "tiny", "max_minutes": 5.0}
 
 
-def make_sweep(folder, given):
-    study = product({"optimizer": ("adam", "lamb")}, ("0",))
+def make_sweep(folder, given, **axes):
+    study = product(axes or {"optimizer": ("adam", "lamb")}, ("0",))
     where = (MNIST, (0, 1), "auto", 1, "local", ())
     return runner.Sweep("grid", study, given, folder, *where)
 
@@ -73,10 +73,8 @@ def test_results_on_image_files_are_of_the_same_data_whatever_the_flags_are(tmp_
         Image.fromarray(pixels).save(folder / name / f"{n}.png")
     given = {"dataset": f"{folder}/", "preset": "tiny", "image_size": "20,20", "max_shift": 1}
     given |= {"validation_fraction": 0.25, "test_fraction": 0.3}
-    study = product({"resize": ("pad", "crop")}, ("0",))
-    where = (MNIST, (0, 1), "auto", 1, "local", ())
-    sweep = runner.Sweep("grid", study, given, tmp_path, *where)
-    for run in sweep.runs(plan.candidates(study), ("0",)):
+    sweep = make_sweep(tmp_path, given, resize=("pad", "crop"))
+    for run in sweep.runs(plan.candidates(sweep.study), ("0",)):
         options = ImageOptions(**{n: getattr(run.config, n) for n in ImageOptions._fields})
         data = datasets.load(
             f"{folder}/", cache_dir=tmp_path, validation_fraction=0.25, options=options
