@@ -135,6 +135,8 @@ def warnings(setup: Setup, states: dict[str, LayerState], when: str) -> list[str
     # algorithms are logits, or shares of one, which say nothing of the layer.
     bounded = setup.model_config.make_routing().traits.loss != "cross_entropy"
     strongest = max(state.gradient for state in states.values())
+    # The other squashes make short vectors shorter by their square, with a gradient that vanishes.
+    linear = setup.model_config.squash in ("exponential", "none")
     lines = []
     for path, state in states.items():
         if bounded and path != "primary" and state.mean > SATURATED:
@@ -143,7 +145,7 @@ def warnings(setup: Setup, states: dict[str, LayerState], when: str) -> list[str
             # Adam's first steps add up over all pixels that are bright in every image.
             if states["primary"].mean > 0.99 and setup.model_config.input_norm == "none":
                 cure = f"--input_norm=image, {cure}"
-        elif (bounded or path == "primary") and state.largest < DEAD:
+        elif (bounded or path == "primary") and not linear and state.largest < DEAD:
             wrong = f"dead (largest activations {state.largest:.1g} on the average)"
             cure = "--squash=exponential, --init=lecun or a smaller --learning_rate"
         elif not state.gradient > WEAK * strongest:

@@ -40,6 +40,16 @@ def test_a_bad_start_is_said_in_one_line(setup, factor, word):
     assert "; try --" in line or "; try a" in line
 
 
+def test_short_capsules_whose_squash_is_linear_learn(setup):
+    def found(squash):
+        config = dataclasses.replace(setup.model_config, squash=squash)
+        states = {name: guard.LayerState(0.005, 0.01, 0.5, 1.0) for name in ("primary", "classes")}
+        return guard.warnings(setup._replace(model_config=config), states, "before training")
+
+    assert len(found("paper")) == len(found("half")) == 2
+    assert not found("exponential")
+
+
 def test_states_are_those_of_the_layers(setup):
     params = initial_state(setup).params
     states = guard.make_measure(setup)(params)
