@@ -13,6 +13,10 @@ These differences between the recipe ``official`` and the authors' code have no 
 - The convolutional baseline of the code has 5x5 kernels without padding and is trained by the
   margin loss, applied to its logits; here it is the baseline of the paper's text.
 - MultiMNIST: the code tests on 1,000 pairs for each digit; here the pairs are drawn at random.
+
+Neither text nor code has the factor on s_j with which a routed layer starts here, see
+:mod:`capsjax.routing.initialization`. It is 1 for the paper's network for MNIST, and with
+``official`` for all networks of the paper.
 """
 
 import types
