@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import chex
 import jax
-import jax.numpy as jnp
 
 from capsjax.batches import map_batches
 from capsjax.functional import Model
+from capsjax.preprocessing import check_pixels
 
 
 class Classification(NamedTuple):
@@ -54,8 +54,7 @@ def classify(
       True
     """
     chex.assert_rank(images, 4)
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise TypeError(f"images must be floats in [0, 1], not {images.dtype}: divide by 255")
+    check_pixels(images)
     if not len(images):
         raise ValueError("no images")
     size = min(batch_size, len(images))

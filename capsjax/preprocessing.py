@@ -14,6 +14,19 @@ import jax.numpy as jnp
 FITS = ("pad", "crop", "stretch", "digit")
 
 
+def check_pixels(images: chex.Array) -> None:
+    """Refuse images of whole numbers, in which a network would see 255 times the brightness.
+
+    Args:
+      images: of any shape.
+
+    Raises:
+      TypeError: they are not floats.
+    """
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(f"images must be floats in [0, 1], not {images.dtype}: divide by 255")
+
+
 def to_unit(images: chex.Array) -> jax.Array:
     """Convert uint8 pixels to float32 in [0, 1]."""
     return images.astype(jnp.float32) / 255

@@ -145,7 +145,7 @@ def export(
         runners = {RUNTIMES[flags.format]: runner, "JAX": verification.reference(made)}
         command = shlex.join(["python", "-m", "experiments.export", *sys.argv[1:]])
         result = {
-            **provenance(command, jax.devices()[0]),
+            **provenance(command, 0, jax.devices()[0]),
             "network": source.name,
             "format": flags.format,
             "file_bytes": len(data),

@@ -112,7 +112,7 @@ def convert(flags: Flags) -> Imported:
     coupling = coupling if flags.coupling == "auto" else flags.coupling
     try:
         return mapped(arrays, coupling, flags.iterations)
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, ArithmeticError) as error:
         if isinstance(error, UserError):
             raise
         reason = f"arrays do not fit each other: {first_line(error)}"

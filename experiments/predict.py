@@ -102,6 +102,8 @@ def main(flags: Flags, *paths: str) -> None:
     measure = score_name(classifier.network.config)
     print(table(images, found, measure))
     try:
+        if output:
+            output.parent.mkdir(parents=True, exist_ok=True)
         if output and any(Path(path).is_dir() for path in paths):
             write_csv(output.with_suffix(".csv"), images, found, measure)
             print(f"table {output.with_suffix('.csv')}", file=sys.stderr)

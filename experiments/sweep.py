@@ -40,7 +40,9 @@ class Flags:
     study: str = setting("", "a named study: " + ", ".join(STUDIES))
     grid: str = setting("", "flags and values: 'routing=em,vb;seed=0..4'")
     program: str = setting("", "program to train; by default that of the study, or mnist")
-    seeds: int = setting(0, "seeds 0, 1, ... up to this number, instead of the study's", low=0)
+    seeds: int = setting(
+        0, "seeds 0, 1, ... up to this number, instead of the study's", low=0, high=10**6
+    )
     runs: str = setting("", "where runs are kept; by default under runs/", roles="local")
     output: str = setting("", "write OUTPUT.md, .csv, .tex, .png and .json", roles="local")
     merge: str = setting("", "include these ledgers, or folders with ledgers", roles="local")
@@ -106,6 +108,10 @@ def main() -> None:
             return
         runs = sweep.runs(plan.choose(tuning_runs, sweep.entries()), study.seeds)
     failed += complete(sweep, runs)
+    entries = sweep.entries()
+    if not failed and not any("summary" in entries.get(run.key, {}) for run in runs):
+        print(f"--shard={own.shard}: no run of this sweep belongs to this part")
+        return
     show_report(
         sweep, tuning_runs, runs, local_path(own.output or str(sweep.folder / "table"), "output")
     )

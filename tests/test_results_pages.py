@@ -71,6 +71,7 @@ def commits():
     for record in (record for path in RUNS for record in records(path)):
         commit = record["commit"]
         found |= {commit} if isinstance(commit, str) else set(commit)
+        found |= {record["against"]} if "against" in record else set()
     return found
 
 

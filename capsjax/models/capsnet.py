@@ -23,7 +23,7 @@ from capsjax.models.capsnet_layers import (
 )
 from capsjax.models.concurrent import route_concurrently
 from capsjax.precision import accumulator
-from capsjax.preprocessing import standardize
+from capsjax.preprocessing import check_pixels, standardize
 from capsjax.primary_capsules import by_type
 from capsjax.routing import RoutingOutput
 
@@ -70,6 +70,7 @@ class CapsNet(nnx.Module):
         """Compute the primary capsules of images ``[B, H, W, C]`` with pixels in [0, 1]."""
         c = self.config
         chex.assert_shape(images, (None, *c.image_shape))
+        check_pixels(images)
         x = images
         if c.input_norm == "batch":
             x = self.input_norm(images)

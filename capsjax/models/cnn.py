@@ -10,6 +10,7 @@ from flax import nnx
 from capsjax.models.capsnet import Prediction
 from capsjax.pieces import bernoulli
 from capsjax.plain_layers import Conv
+from capsjax.preprocessing import check_pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,7 @@ class CNN(nnx.Module):
     def features(self, images: chex.Array) -> jax.Array:
         """Map images ``[B, H, W, C]`` to the inputs ``[B, config.dense[-1]]`` of the last layer."""
         chex.assert_shape(images, (None, *self.config.image_shape))
+        check_pixels(images)
         x = images
         for conv in self.convs:
             x = jax.nn.relu(conv(x))

@@ -41,6 +41,7 @@ from capsjax.models.windows import Window, smallest_image
 from capsjax.normalization import BatchNorm
 from capsjax.plain_layers import Conv
 from capsjax.precision import accumulator
+from capsjax.preprocessing import check_pixels
 from capsjax.routing import check_choice
 from capsjax.squash import safe_norm
 
@@ -188,6 +189,7 @@ class HVCNet(nnx.Module):
     def class_capsules(self, images: chex.Array) -> list[jax.Array]:
         """Map images ``[B, H, W, C]`` to the class capsules ``[B, J, D]`` of each branch."""
         chex.assert_shape(images, (None, *self.config.image_shape))
+        check_pixels(images)
         x, heads, found = 2 * images - 1, iter(self.heads), []
         for n, (conv, norm) in enumerate(zip(self.convs, self.norms), 1):
             x = jax.nn.relu(norm(conv(x)))

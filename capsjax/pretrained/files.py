@@ -30,7 +30,7 @@ def find_folder(place: str | os.PathLike) -> Path:
     Raises:
       PretrainedError: there is no such network, or it can't be fetched.
     """
-    text = os.fspath(place)
+    text = os.path.expanduser(place)
     if text in packaged():
         return packaged()[text]
     if text.startswith(HUB):

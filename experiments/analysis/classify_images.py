@@ -123,6 +123,8 @@ def prepare_images(
 
 def _standard_input() -> bytes:
     """The contents of an image on standard input, up to the size that is refused."""
+    if sys.stdin is None:  # closed by what started this process
+        raise image_files.UnreadableImage("standard input is closed")
     return sys.stdin.buffer.read(image_files.LARGEST_FILE + 1)
 
 

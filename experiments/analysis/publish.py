@@ -45,7 +45,11 @@ def publish(run: SavedRun, folder: Path | str, dtype: str = "float32", fit: str 
     check_same_data(setup.dataset.name, summary.get("data_checksum", ""), setup.dataset.checksum)
     if getattr(setup.config, "ensemble", 1) > 1:
         raise UserError(f"{run.folder} is an ensemble; a pretrained network is a single one")
-    stored = weights.from_bytes(weights.to_bytes(run.variables, dtype), setup.model)
+    try:
+        data = weights.to_bytes(run.variables, dtype)
+    except ValueError as error:  # numbers that float16 has not
+        raise UserError(f"{error}; use --dtype=float32") from error
+    stored = weights.from_bytes(data, setup.model)
     evaluate, test = make_evaluate(setup), setup.pipeline.held_out("test")
     values = evaluate(stored, *test)
     facts = _facts(run, summary) | {

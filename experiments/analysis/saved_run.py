@@ -12,7 +12,7 @@ from jax.sharding import SingleDeviceSharding
 
 from experiments.config import Config, UserError, names_of
 from experiments.config.flags import parse_flags
-from experiments.data import datasets, image_files
+from experiments.data import datasets
 from experiments.files import BadFile, is_plain, local_path, one_line, read_json
 from experiments.files.forms import NETWORK
 from experiments.tasks.base import Setup
@@ -27,7 +27,7 @@ class SavedRun(NamedTuple):
 
     folder: Path
     setup: Setup  # on one device; without examples unless they were requested
-    facts: dict  # see experiments.data.image_files.dataset_facts
+    facts: dict  # see experiments.data.datasets.dataset_facts
     step: int  # of the variables
     variables: Any  # what the network's apply takes
 
@@ -64,7 +64,7 @@ def open_run(
         raise UserError(f"{folder} has no checkpoint yet; one is written after each validation")
     if examples:
         setup = prepare(program, config)
-        facts = image_files.dataset_facts(setup.dataset)
+        facts = datasets.dataset_facts(setup.dataset)
     else:
         facts = _facts(folder / "network.json")
         setup = prepare(program, config, _without_examples(config, facts))

@@ -234,8 +234,8 @@ class Config(FineTuning, Optimization, OwnImages, Reading, Distribution):
 
     def identity(self) -> dict:
         """Returns the fields that two runs must share to be the same run."""
-        free = set(names_of(self, "free"))
-        free -= {"epochs", "steps"} if RATE_SCHEDULES[self.schedule] else set()
+        whole_run = RATE_SCHEDULES[self.schedule] or self.loss == "spread"  # whose margin grows
+        free = set(names_of(self, "free")) - ({"epochs", "steps"} if whole_run else set())
         return {name: value for name, value in vars(self).items() if name not in free}
 
     def default_workdir(self) -> str:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments import UserError
-from experiments.data import image_folder, labels, npz
+from experiments.data import image_files, image_folder, labels, npz
 from experiments.data.dataset_cache import cached_or_read, checksum_of
 from experiments.data.errors import DatasetUnavailable
 from experiments.data.image_folder import ImageOptions
@@ -114,6 +114,21 @@ def load(
     for doubt in doubts(dataset):
         print(f"--dataset={loaded}: {doubt}", file=sys.stderr)
     return dataset
+
+
+def dataset_facts(dataset) -> dict:
+    """Returns what is needed about a data set to classify other images with its networks.
+
+    ``border`` is the range of the brightness of a training image's border, in 0..1: the 5th and
+    the 95th percentile, over the images, of the median of the outermost pixels.
+    """
+    medians = [image_files.border_brightness(image) for image in dataset.train_images[:1000]]
+    return {
+        "image_shape": list(dataset.image_shape),
+        "class_names": list(dataset.class_names),
+        "multi_label": dataset.multi_label,
+        "border": (np.quantile(medians, (0.05, 0.95)) / 255).round(4).tolist(),
+    }
 
 
 def _from_files(name, options, validation_fraction, resident_bytes):

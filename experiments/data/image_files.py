@@ -26,21 +26,6 @@ class UnreadableImage(Exception):
     """A file without a usable image; the message is one line that does not name the file."""
 
 
-def dataset_facts(dataset) -> dict:
-    """Returns what is needed about a data set to classify other images with its networks.
-
-    ``border`` is the range of the brightness of a training image's border, in 0..1: the 5th and
-    the 95th percentile, over the images, of the median of the outermost pixels.
-    """
-    medians = [border_brightness(image) for image in dataset.train_images[:1000]]
-    return {
-        "image_shape": list(dataset.image_shape),
-        "class_names": list(dataset.class_names),
-        "multi_label": dataset.multi_label,
-        "border": (np.quantile(medians, (0.05, 0.95)) / 255).round(4).tolist(),
-    }
-
-
 @functools.cache
 def suffixes() -> frozenset[str]:
     """Returns the suffixes of the kinds of image files that are read, in lower case."""
@@ -103,7 +88,7 @@ def size_of(source: Path | bytes) -> tuple[int, int]:
 
 def _opened(source, function, known=False):
     """Calls a function of an opened image, and names what is wrong with the file."""
-    strict = contextlib.nullcontext() if known else warnings.catch_warnings(action="error")
+    strict = contextlib.nullcontext() if known else _strict()
     try:
         if isinstance(source, bytes):
             size, source = len(source), io.BytesIO(source)
@@ -133,6 +118,13 @@ def _opened(source, function, known=False):
         raise UnreadableImage(f"damaged: {error or type(error).__name__}") from error
 
 
+@contextlib.contextmanager
+def _strict():
+    with warnings.catch_warnings(action="ignore"):  # of what is beside the pixels
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
 def _pixels(image):
     if image.mode.startswith("I"):
         values = np.asarray(image, np.float32) / 65535
@@ -149,7 +141,7 @@ def _pixels(image):
         raise UnreadableImage("pixels that are neither 8 nor 16 bits nor floats in 0..1")
     image = Image.fromarray(values)
     image.thumbnail((LARGEST, LARGEST))
-    return np.asarray(image)
+    return np.asarray(image).clip(0, 1)  # cubic interpolation overshoots at edges
 
 
 def _composite(color, alpha):
@@ -180,8 +172,8 @@ def is_negative(image: np.ndarray, borders: tuple[float, float]) -> bool:
 
     Args:
       image: ``[H, W, C]`` in 0..1.
-      borders: of the training images, see :func:`dataset_facts`. If they have no common
-        brightness, like those of photographs, the result is False.
+      borders: of the training images, see :func:`experiments.data.datasets.dataset_facts`.
+        If they have no common brightness, like those of photographs, the result is False.
     """
     low, high = borders
     usual, own = (low + high) / 2, border_brightness(image)

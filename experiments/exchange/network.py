@@ -85,9 +85,9 @@ def make_network(source: Source, *, couplings: bool = False, preprocess: bool = 
       UserError: there are no such couplings.
     """
     config = source.config
+    config = dataclasses.replace(config, dtype="float32")
     if isinstance(config, CapsNetConfig):
-        changes = {"routing_implementation": "naive", "dtype": "float32"}
-        config = dataclasses.replace(config, **changes)
+        config = dataclasses.replace(config, routing_implementation="naive")
     averaged = is_ensemble(source.variables)
     if couplings:
         _check_couplings(config, averaged)

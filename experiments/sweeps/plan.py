@@ -102,7 +102,7 @@ def parse_grid(text: str) -> dict[str, tuple[str, ...]]:
 
 
 def _values(text: str) -> Sequence:
-    ends = re.fullmatch(r"(-?\d+)\.\.(-?\d+)", text)
+    ends = re.fullmatch(r"(-?\d{1,18})\.\.(-?\d{1,18})", text)
     # A range that runs backwards is empty, which is reported like a missing value.
     return (range(int(ends[1]), int(ends[2]) + 1) or ("",)) if ends else (text,)
 

@@ -22,7 +22,7 @@ def _dynamic(config: Config) -> Config:
 
 def folder_of(config: Config) -> Path:
     """Returns the folder of the run whose couplings a (resolved) configuration takes."""
-    return Path(config.frozen_from or _dynamic(config).default_workdir())
+    return Path(config.frozen_from or _dynamic(config).default_workdir()).expanduser()
 
 
 def find_source(setup: Setup) -> tuple[Config, Path]:

@@ -8,6 +8,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from experiments import UserError
 from experiments.config import Config
 from experiments.data import affnist_images
@@ -26,6 +28,7 @@ FORM = {
     "affnist_dir?": str,
     "frozen_from?": str,
     "init_from?": str,
+    "random_numbers?": str,
     "versions?": {"*": str},
 }
 NUMERIC = ("jax", "flax", "optax", "numpy")  # packages whose versions may change numbers
@@ -41,6 +44,8 @@ def record_of(setup: Setup) -> dict[str, Any]:
     if config.init_from:
         record["init_from"] = initial_weights.checksum_of(config.init_from)
     record = {name: value for name, value in record.items() if value}
+    # With x64 JAX draws other random numbers: other batches and other changes of images.
+    record["random_numbers"] = f"{64 if jax.config.jax_enable_x64 else 32} bits"
     return record | {"versions": versions()}
 
 
@@ -62,6 +67,8 @@ def differences(config: Config, record: dict, stored: dict) -> list[str]:
       stored: the contents of config.json. Settings that it does not have, because an older version
         wrote it, have their defaults; contents that are not recorded are not compared.
     """
+    if (program := stored.get("program", config.program)) != config.program:
+        return [f"program={program} there, {config.program} here"]
     before, usual = stored.get(RECORDED, {}), type(config)()
     same = {name for name in record if name != "versions" and record[name] == before.get(name)}
     # Arrays and images of a user and another run may be at another place.
@@ -74,7 +81,12 @@ def differences(config: Config, record: dict, stored: dict) -> list[str]:
         if name not in moved and stored.get(name, getattr(usual, name)) != value
     ]
     flags = {"data": "dataset"}
-    for name in record.keys() & before.keys() - same - {"versions", "source"}:
+    if "random_numbers" in record.keys() & before.keys() - same:
+        found.append(
+            f"random numbers of {before['random_numbers']} there, {record['random_numbers']} here "
+            "(JAX_ENABLE_X64)"
+        )
+    for name in record.keys() & before.keys() - same - {"versions", "source", "random_numbers"}:
         flag = flags.get(name, name)
         found.append(
             f"the contents of --{flag}={getattr(config, flag)} have the checksum {before[name]} "

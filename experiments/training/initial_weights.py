@@ -128,7 +128,7 @@ def read_source(place: str) -> dict[str, np.ndarray]:
     Raises:
       UserError: there is neither, or it can't be read.
     """
-    folder = Path(place)
+    folder = Path(place).expanduser()
     if not place.startswith("hf://") and (folder / "checkpoints").is_dir():
         return _of_run(local_path(place, "init_from"))
     try:

@@ -11,7 +11,7 @@ import jax
 
 from capsjax import train
 from experiments.config import Config, UserError
-from experiments.data import image_files
+from experiments.data import datasets
 from experiments.files import write_json, write_text
 from experiments.plots.text_tables import comma_separated
 from experiments.tasks import routing_diagnostics
@@ -140,7 +140,7 @@ def start(
     """Writes config.json and network.json, and opens what a run writes from a step on."""
     if processes.is_first():
         write_config(setup.config, workdir, record_of(setup))
-        write_json(workdir / "network.json", image_files.dataset_facts(setup.dataset))
+        write_json(workdir / "network.json", datasets.dataset_facts(setup.dataset))
         if setup.dataset.skipped:
             table = comma_separated(["file", "reason"], setup.dataset.skipped)
             write_text(workdir / "unreadable_files.csv", table)

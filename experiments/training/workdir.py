@@ -95,6 +95,10 @@ def _stored(config: Config, workdir: Path) -> dict | None:
     try:
         return read_json(path, form)
     except BadFile as error:
+        with contextlib.suppress(BadFile):
+            other = read_json(path, {"program": str, "*": lambda value: True})
+            if other["program"] != config.program:  # with settings that this one has not
+                return other
         copy = copy_of_config(workdir)
         if copy is None:
             raise UserError(

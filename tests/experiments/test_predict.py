@@ -158,7 +158,7 @@ def short(program, folder, **changes):
 def untrained(program, folder, **changes):
     """Returns a saved run as it is opened without its data, with initial variables."""
     config = short(program, folder, **changes)
-    facts = image_files.dataset_facts(load_digits())
+    facts = datasets.dataset_facts(load_digits())
     setup = prepare_run(config, saved_run._without_examples(config, facts))
     return saved_run.SavedRun(folder, setup, facts, 0, initial_state(setup).variables)
 
@@ -237,9 +237,15 @@ def test_standard_input_and_json(tiny_run, folder, tmp_path, monkeypatch, capsys
     assert read["classes"] == [best] and read["measure"] == "length"
     with pytest.raises(UserError, match="holds one image"):
         call(tiny_run, "-", "-")
-    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(b"hello")))
-    with pytest.raises(UserError, match="no image could be read"):
-        call(tiny_run, "-")
+    for closed in (types.SimpleNamespace(buffer=io.BytesIO(b"hello")), None):
+        monkeypatch.setattr(sys, "stdin", closed)
+        with pytest.raises(UserError, match="no image could be read"):
+            call(tiny_run, "-")
+
+
+def test_output_goes_to_a_new_folder(tiny_run, folder, tmp_path):
+    call(tiny_run, folder / "a.png", json=True, output=str(tmp_path / "new" / "p.png"))
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["p.json", "p.png"]
 
 
 def test_images_of_a_folder_are_fitted_as_in_training(tiny_run, tmp_path):

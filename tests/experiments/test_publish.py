@@ -16,6 +16,7 @@ from capsjax.pretrained import files
 from experiments import predict
 from experiments.analysis import publish, saved_run
 from experiments.config import UserError
+from experiments.training import initial_weights
 
 FOLDER = os.environ.get("CAPSJAX_TEST_ARRAYS", "")
 MOST_BYTES = 12 * 10**6  # of all packaged networks together
@@ -66,6 +67,12 @@ def test_changed_decisions_are_counted_and_refused(opened, tmp_path, monkeypatch
     assert not (tmp_path / "net").exists()
 
 
+def test_numbers_that_float16_has_not_are_refused(opened, tmp_path):
+    params = jax.tree.map(lambda x: x * 0 + 1e5, opened.variables)
+    with pytest.raises(UserError, match="not finite in float16; use --dtype=float32"):
+        publish.publish(opened._replace(variables=params), tmp_path / "net", "float16")
+
+
 def test_unfinished_runs_and_other_data_are_refused(opened, tmp_path):
     dataset = opened.setup.dataset._replace(checksum="another")
     other = opened._replace(setup=opened.setup._replace(dataset=dataset))
@@ -93,6 +100,15 @@ def test_predict_reads_a_pretrained_network_as_its_run(opened, tmp_path, capsys,
     before = sorted(os.listdir(tmp_path))
     predict.main(predict.Flags(model=str(net), cache_dir="none"), str(image))
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_home_folder_is_found(opened, tmp_path, monkeypatch):
+    publish.publish(opened, tmp_path / "net", "float32")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert capsjax.load_pretrained("~/net").labels == tuple("0123456789")
+    found = initial_weights.read_source("~/net")
+    assert found.keys() == initial_weights.read_source(str(tmp_path / "net")).keys()
+    assert initial_weights.read_source(str(opened.folder)).keys() == found.keys()
 
 
 def test_missing_flags():

@@ -318,6 +318,9 @@ def test_parts_of_a_sweep_share_a_folder_or_are_merged(run_sweep, workers, tmp_p
     parts = ",".join(str(tmp_path / f"ledger.{n}-of-2.jsonl") for n in range(2))
     run_sweep(GRID, f"--runs={tmp_path}/other", f"--merge={parts}")
     assert len(workers.runs()) == 4 and capsys.readouterr().out == whole
+    run_sweep("--grid=seed=0", f"--runs={tmp_path}/more", "--shard=0/2")
+    assert "--shard=0/2: no run of this sweep belongs to this part" in capsys.readouterr().out
+    assert len(workers.runs()) == 4
 
 
 TUNED = Study(

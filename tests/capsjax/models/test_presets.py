@@ -24,6 +24,14 @@ def test_a_batch_may_have_no_images(name):
     assert found.scores.shape == (0, config.num_classes)
 
 
+@pytest.mark.parametrize("name", ["capsnet_tiny", "cnn_tiny", "capsnet_hvc"])
+def test_images_of_whole_numbers_are_refused_under_jit_too(name):
+    model, config = create_model(preset(name)), preset(name)
+    variables = jax.eval_shape(model.init, KEY)
+    with pytest.raises(TypeError, match="floats in .*, not uint8: divide by 255"):
+        jax.eval_shape(model.apply, variables, jnp.zeros((2, *config.image_shape), jnp.uint8))
+
+
 @pytest.mark.parametrize(
     "config, parameters",
     [

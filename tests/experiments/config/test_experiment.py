@@ -3,6 +3,7 @@
 import dataclasses
 import zlib
 
+import pytest
 from helpers import MNIST, parse_mnist
 
 from experiments.config import names_of, resolve
@@ -46,3 +47,13 @@ def test_flags_that_came_later_leave_the_folders_of_earlier_runs():
     earlier = sorted(pair for pair in base.identity().items() if pair[0] not in later)
     code = zlib.crc32(repr(earlier).encode())
     assert base.default_workdir() == f"runs/mnist-digits-capsnet-{code:08x}"
+
+
+@pytest.mark.parametrize(
+    "flags, fixed",
+    [((), False), (("--schedule=cosine",), True), (("--routing=em",), True)],
+)
+def test_runs_whose_schedule_has_their_length_have_one_length(flags, fixed):
+    config = resolve(parse_mnist(*flags), "digits")
+    longer = dataclasses.replace(config, epochs=config.epochs + 1)
+    assert (longer.identity() != config.identity()) == fixed

@@ -62,6 +62,22 @@ def test_photographs_are_turned_upright_and_large_ones_made_smaller(tmp_path):
     assert large.mean() == pytest.approx(GREY.mean() / 255, rel=1e-3)
 
 
+def test_large_images_of_16_bits_stay_between_black_and_white(tmp_path):
+    stripes = np.tile(np.repeat(np.uint8([0, 255, 128]), 5), (1500, 100))
+    eight = image_files.read(written(tmp_path, of(stripes), "8.png"))
+    sixteen = image_files.read(written(tmp_path, of(np.uint16(stripes) * 257), "16.png"))
+    assert sixteen.shape == eight.shape == (1024, 1024)
+    assert sixteen.min() == 0 and sixteen.max() == 1
+    np.testing.assert_allclose(sixteen, eight, atol=1.5 / 255)
+
+
+def test_a_photograph_with_damaged_metadata_is_read(tmp_path):
+    file = written(tmp_path, of(GREY), "x.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\x09\0")
+    with pytest.warns(UserWarning, match="EXIF"), Image.open(file) as image:
+        image.getexif()
+    assert image_files.read(file).shape == GREY.shape
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_bad_files_are_named_in_one_line(name, tmp_path):
     make, message = BAD[name]

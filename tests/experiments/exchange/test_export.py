@@ -246,6 +246,26 @@ def test_the_command_writes_and_describes_a_network(tiny_run, tmp_path, capsys):
     assert done.returncode == 0 and "label" in done.stdout, done.stderr
 
 
+def test_the_command_measures_times(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(latency, "SECONDS", 0)
+    call(tmp_path / "out", run=str(tiny_run), format="stablehlo", time=True)
+    result = json.loads((tmp_path / "out" / "latency.json").read_text())
+    assert [row["batch"] for row in result["rows"]] == [1, 1, 128, 128]
+    assert result["device_kind"] == "cpu"
+
+
+@pytest.mark.parametrize("name", ["cnn_tiny", "capsnet_tiny"])
+def test_networks_of_bfloat16_are_exported_in_float32(name):
+    config = capsjax.preset(name)
+    exact = source(config)
+    rounded = exact._replace(config=dataclasses.replace(config, dtype="bfloat16"))
+    found, wanted = (
+        made.apply(made.variables, network.random_images(made, 4))["scores"]
+        for made in map(make_network, (rounded, exact))
+    )
+    np.testing.assert_array_equal(found, wanted)
+
+
 def test_failures_are_one_line_and_write_nothing(tiny_run, tmp_path, monkeypatch):
     def refuse(match, **flags):
         with pytest.raises(UserError, match=match) as caught:

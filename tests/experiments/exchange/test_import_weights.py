@@ -148,6 +148,8 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
     refuse(tmp_path, r"not \[any, any, 8, any\]", arrays | {W: np.zeros((2, 3, 4, 5))})
     refuse(tmp_path, "W has 15 input capsules", arrays | {W: np.zeros((4, 15, 8, 5))})
     refuse(tmp_path, "do not fit each other", arrays | {W: np.zeros((4, 16, 8, 5))})
+    nothing = arrays["decoder.0.weight"][:, :0]
+    refuse(tmp_path, "do not fit each other", arrays | {"decoder.0.weight": nothing})
     refuse(tmp_path, "no array of finite numbers", arrays | {W: arrays[W] * np.nan})
     refuse(tmp_path, "no array of finite numbers", arrays | {W: np.array(["text"])})
     refuse(tmp_path, "allow_pickle", arrays | {W: np.array([{}])})

@@ -65,11 +65,17 @@ def test_parse_grid(text, want):
         "seed=4..0",
         "seed=0..2,1",
         "seed=0..9999999999",
+        "seed=0..999999999999999999",
     ],
 )
 def test_invalid_grids_are_refused(text):
     with pytest.raises(UserError, match="--grid="):
         plan.parse_grid(text)
+
+
+def test_a_range_beyond_all_integers_is_a_text():
+    text = f"0..{'9' * 5000}"
+    assert plan.parse_grid(f"seed={text}") == {"seed": (text,)}
 
 
 def test_find_study():

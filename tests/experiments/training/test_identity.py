@@ -86,6 +86,24 @@ def test_other_versions_are_said(finished, tmp_path, capsys):
     assert "jax 0.1 before" in capsys.readouterr().err
 
 
+def test_other_random_numbers_are_another_run(finished):
+    config, folder = finished
+    stored = read_json(folder / "run" / "config.json")
+    record = dict(stored["recorded"])
+    assert record["random_numbers"] == "32 bits"
+    same = identity.differences(config, record, stored)
+    changed = identity.differences(config, record | {"random_numbers": "64 bits"}, stored)
+    assert changed == [*same, "random numbers of 32 bits there, 64 bits here (JAX_ENABLE_X64)"]
+
+
+def test_the_folder_of_another_command_is_named_as_such(finished, tmp_path):
+    config, folder = finished
+    path = shutil.copytree(folder / "run", tmp_path / "run") / "config.json"
+    path.write_text(json.dumps(read_json(path) | {"program": "cifar10", "ensemble": 7}))
+    with pytest.raises(UserError, match=r"another run \(program=cifar10 there, mnist here\)"):
+        train(dataclasses.replace(config, workdir=str(tmp_path / "run")))
+
+
 BAD = ["", "[]", "null", "{", "\0", "[" * 10**5, '{"program": 3}', '{"program": "mnist", "x": 1}']
 
 
