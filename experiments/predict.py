@@ -221,7 +221,6 @@ def write_csv(
     path: Path, images: list[PreparedImage], found: list[Classification], measure: str
 ) -> None:
     """Writes the table with all digits of the scores; several classes are joined by semicolons."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with fresh(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         names = ("file", "class", measure, "second", f"second_{measure}")

@@ -74,7 +74,7 @@ def finished_summary(folder: str) -> dict:
     Raises:
       UserError: there is none.
     """
-    path = Path(folder) / "summary.json"
+    path = Path(folder).expanduser() / "summary.json"
     try:
         if not path.exists():
             raise BadFile("no summary.json there")

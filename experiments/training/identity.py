@@ -36,7 +36,11 @@ NUMERIC = ("jax", "flax", "optax", "numpy")  # packages whose versions may chang
 
 def record_of(setup: Setup) -> dict[str, Any]:
     """Returns the checksums of everything that a run reads, and the versions of the packages."""
-    config, record = setup.config, {"data": setup.dataset.checksum, "source": setup.dataset.source}
+    config = setup.config
+    # With x64 JAX draws other random numbers: other batches and other changes of images.
+    bits = 64 if jax.config.jax_enable_x64 else 32
+    record = {"data": setup.dataset.checksum, "source": setup.dataset.source}
+    record["random_numbers"] = f"{bits} bits"
     if folder := getattr(config, "affnist_dir", ""):
         record["affnist_dir"] = checksum(*affnist_images.official_test_set(folder))
     if config.routing == "frozen":
@@ -44,8 +48,6 @@ def record_of(setup: Setup) -> dict[str, Any]:
     if config.init_from:
         record["init_from"] = initial_weights.checksum_of(config.init_from)
     record = {name: value for name, value in record.items() if value}
-    # With x64 JAX draws other random numbers: other batches and other changes of images.
-    record["random_numbers"] = f"{64 if jax.config.jax_enable_x64 else 32} bits"
     return record | {"versions": versions()}
 
 

@@ -5,9 +5,10 @@ import hashlib
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
-from helpers import QUICK, load_digits, read_json, train
+from helpers import QUICK, load_digits, prepare_run, read_json, train
 
 from experiments.config import UserError
 from experiments.data.dataset_cache import checksum
@@ -91,6 +92,8 @@ def test_other_random_numbers_are_another_run(finished):
     stored = read_json(folder / "run" / "config.json")
     record = dict(stored["recorded"])
     assert record["random_numbers"] == "32 bits"
+    with jax.enable_x64(True):
+        assert identity.record_of(prepare_run(config))["random_numbers"] == "64 bits"
     same = identity.differences(config, record, stored)
     changed = identity.differences(config, record | {"random_numbers": "64 bits"}, stored)
     assert changed == [*same, "random numbers of 32 bits there, 64 bits here (JAX_ENABLE_X64)"]
