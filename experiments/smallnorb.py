@@ -7,8 +7,9 @@
 
 The first paper uses its MNIST network unchanged and reports 2.7% test error; it does not state the
 schedule, and no result has been measured here. An epoch has 24,300 training images and takes about
-half as long as one of MNIST. The decoder ends in a sigmoid, so that with reconstruction pixels stay
-in [0, 1]; --noreconstruction standardizes them, as the authors' code does.
+half as long as one of MNIST. The network standardizes each image, as the authors' code does
+(--input_norm); the decoder, which ends in a sigmoid, sees pixels in [0, 1]. With --noreconstruction
+images are standardized before they reach the network.
 
 Images of less than 64x64 pixels are taken as prepared and not halved. The presets below have the
 crops and distortions of their authors; see :mod:`capsjax.models.matrix`,

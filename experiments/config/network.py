@@ -62,9 +62,9 @@ def resolve(config: Config, dataset: str) -> Config:
 def choose_input_norm(config: Config, channels: int, steps: Sequence[tuple]) -> Config:
     """Fills in ``--input_norm``, which depends on the images.
 
-    Pixels of colour photographs are all positive and alike, so that the first steps of Adam at
-    0.001 add up over the 20,736 inputs of a primary capsule and saturate it. The authors' code
-    standardizes the images of CIFAR-10, too.
+    Pixels of photographs are all positive and alike, so that the first steps of Adam at 0.001 add
+    up over the 20,736 inputs of a primary capsule and saturate it. The authors' code standardizes
+    the images of CIFAR-10 and smallNORB, too.
 
     Args:
       config: resolved.
@@ -78,7 +78,7 @@ def choose_input_norm(config: Config, channels: int, steps: Sequence[tuple]) -> 
     network = PRESETS.get(f"{config.model}_{config.preset}")
     plain = isinstance(network, CapsNetConfig) and network.input_norm == "none"
     normalized = any(name in NORMALIZING for name, *_ in steps)
-    if config.input_norm == "auto" and plain and channels >= 3 and not normalized:
+    if config.input_norm == "auto" and plain and channels >= 2 and not normalized:
         return dataclasses.replace(config, input_norm="image")
     if config.input_norm == "preset":
         return dataclasses.replace(config, input_norm="auto")

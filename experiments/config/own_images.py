@@ -58,7 +58,7 @@ class OwnImages:
         "auto",
         "normalization of the images inside the network, which the decoder does not see. image: "
         "each to mean zero and variance one. batch: by channel, over the batch. preset: as in the "
-        "preset. auto: image for images of three or more channels that nothing else normalizes, "
+        "preset. auto: image for images of two or more channels that nothing else normalizes, "
         "otherwise as in the preset",
         choices=("auto", "preset", *INPUT_NORMS),
         roles="capsules later",

@@ -265,7 +265,8 @@ def test_depth_is_no_change_of_kernels():
     "given, channels, step, recorded, network",
     [
         ("auto", 1, "unit", "auto", "none"),
-        ("auto", 2, "unit", "auto", "none"),
+        ("auto", 2, "unit", "image", "image"),
+        ("auto", 2, "standardize", "auto", "none"),
         ("auto", 3, "unit", "image", "image"),
         ("auto", 4, "unit", "image", "image"),
         ("auto", 3, "standardize", "auto", "none"),
@@ -274,7 +275,7 @@ def test_depth_is_no_change_of_kernels():
         ("batch", 1, "unit", "batch", "batch"),
     ],
 )
-def test_colour_images_are_normalized(given, channels, step, recorded, network):
+def test_images_of_several_channels_are_normalized(given, channels, step, recorded, network):
     config = resolve(parse_mnist(f"--input_norm={given}"), "digits")
     config = choose_input_norm(config, channels, [(step,)])
     assert config.input_norm == recorded
