@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from capsjax.backend import backend
 from capsjax.capsules import Capsules, as_capsules
 from capsjax.modules import RoutedCapsules
 from capsjax.routing import (
@@ -15,6 +16,9 @@ from capsjax.routing import (
     over_field,
     run_routing,
 )
+from capsjax.routing.mixture_field import route_field
+from capsjax.routing.passes import hold_constants
+from capsjax.votes import VOTES
 
 
 class ConvCapsules(RoutedCapsules):
@@ -73,17 +77,29 @@ class ConvCapsules(RoutedCapsules):
         if not self.routing.traits.compete_across_positions:
             out = super().__call__(_fold(seen), trace=trace)
             return self._unfold(out, x.pose.shape[0])
-        index = field_index(self.grid_in, self.types_in, self.size, self.stride)
-        routing = over_field(self.routing, index)
-        params, gradient = self.params(), self.options["gradient"]
-
-        def one(capsules):
-            return run_routing(routing, params, capsules, gradient=gradient, trace=trace)
-
-        out = jax.vmap(one)(jax.vmap(super().input_capsules)(seen))
+        out = self._route_field(seen, trace)
         pose = jax.lax.collapse(out.pose, 1, out.pose.ndim - 1)
         activation = jax.lax.collapse(out.activation, 1)
         return out._replace(pose=pose, activation=activation)
+
+    def _route_field(self, seen: Capsules, trace: bool) -> RoutingOutput:
+        """Route what all positions see, ``[B, P, I, K]``, as one mixture model per example."""
+        index = field_index(self.grid_in, self.types_in, self.size, self.stride)
+        params = hold_constants(self.routing, self.params())
+        gradient, implementation = self.options["gradient"], self.options["implementation"]
+        plain = implementation == "naive" or (implementation != "stream" and backend() != "cpu")
+        if trace or plain or self.routing.gaussians is None:
+            routing = over_field(self.routing, index)
+
+            def one(capsules):
+                return run_routing(routing, params, capsules, gradient=gradient, trace=trace)
+
+            return jax.vmap(one)(jax.vmap(super().input_capsules)(seen))
+        W, (I, K) = self.kernel[...].astype(self.dtype), seen.pose.shape[2:]
+        matrices = VOTES[self.votes].matrices(W, I, K).transpose(0, 3, 2, 1)
+        pose = seen.pose.astype(self.dtype)
+        activation = seen.activation.astype(matrices.dtype)
+        return route_field(self.routing, params, pose, activation, matrices, index, gradient)
 
     def input_capsules(self, x: Capsules) -> InputCapsules:
         """What each position sees, positions as further examples."""

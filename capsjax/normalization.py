@@ -44,10 +44,11 @@ class BatchNorm(nnx.Module):
         scale: bool = True,
         offset: bool = True,
     ):
-        zeros, ones = jnp.zeros(channels, jnp.float32), jnp.ones(channels, jnp.float32)
-        self.scale = nnx.Param(ones) if scale else None
-        self.bias = nnx.Param(zeros) if offset else None
-        self.mean, self.var = nnx.BatchStat(zeros), nnx.BatchStat(ones)
+        # Each has an array of its own: one that two share can't be donated.
+        self.scale = nnx.Param(jnp.ones(channels, jnp.float32)) if scale else None
+        self.bias = nnx.Param(jnp.zeros(channels, jnp.float32)) if offset else None
+        self.mean = nnx.BatchStat(jnp.zeros(channels, jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones(channels, jnp.float32))
         self.momentum, self.epsilon = momentum, epsilon
         self.use_running_average, self.axis_name = False, None
 

@@ -135,6 +135,11 @@ class Votes:
     by_types: bool = False  # W has a first axis T
     near_identity: bool = False  # layers add the identity to the initial W
 
+    def matrices(self, W: jax.Array, capsules: int, pose: int) -> jax.Array:
+        """Return the matrices ``[I, J, D, K]`` whose products with the poses are the votes."""
+        units = jnp.broadcast_to(jnp.eye(pose, dtype=W.dtype)[:, None], (pose, capsules, pose))
+        return jnp.moveaxis(jax.vmap(self.function, (0, None))(units, W), 0, -1)
+
     def unit(self, W: jax.Array) -> int:
         """Return the number of input capsules of which a block must hold a multiple."""
         return W.shape[0] if self.by_types else 1

@@ -28,7 +28,7 @@ def select_kernels(name: str) -> str | PassKernels:
     package, devices = find_companion("kernels"), _devices()
     if package and devices:
         api = importlib.import_module(f"{package}.api")
-        return api.select(name, devices, divided=len(devices) > 1 and not _inside_shard_map())
+        return api.select(name, devices, divided=divided())
     if name == "auto":
         return name
     raise ValueError(
@@ -36,6 +36,11 @@ def select_kernels(name: str) -> str | PassKernels:
         if devices
         else f"implementation {name!r} is for a present device: pass PassKernels for an absent one"
     )
+
+
+def divided() -> bool:
+    """Returns whether the compiler may divide a batch among devices."""
+    return len(_devices()) > 1 and not _inside_shard_map()
 
 
 def _devices() -> Sequence[jax.Device]:

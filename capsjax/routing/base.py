@@ -146,6 +146,9 @@ class Routing:
     # prior_ij + votes_ij . V_j and the statistics sum_i c_ij votes_ij, which is what the kernels
     # compute; see :func:`by_agreement`.
     query: Callable[[Params, State, int], jax.Array | None] | None = None
+    # (params, state) -> capsjax.routing.mixture.Gaussians. Where it is given, the logits are log
+    # densities and the statistics moments; see :func:`capsjax.routing.mixture.by_mixture`.
+    gaussians: Callable[[Params, State], Any] | None = None
     traits: RoutingTraits = RoutingTraits()
 
     def couple(self, logits: jax.Array, t: int) -> jax.Array:

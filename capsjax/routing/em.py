@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from capsjax.routing.base import Routing, RoutingTraits, check_choice, check_iterations
-from capsjax.routing.moments import moments, sums
+from capsjax.routing.mixture import Gaussians, by_mixture
+from capsjax.routing.moments import moments
 
 INPUTS_PER_OUTPUT = 100  # for which Gritzman (2019) takes the cost as it is
 
@@ -141,12 +142,11 @@ def em(
             constants=constants,
         )
 
-    return Routing(
+    return by_mixture(
         "em",
         iterations,
+        gaussians=_gaussians,
         init=functools.partial(_init, chosen),
-        logits=_logits,
-        accumulate=_accumulate,
         update=update,
         finalize=lambda params, state: (state.mean, jax.nn.sigmoid(state.activation_logit)),
         init_params=functools.partial(_initial_betas, chosen),
@@ -189,18 +189,11 @@ def _init(constants, params, first):
     return State(mean, jnp.ones_like(mean), zero)
 
 
-def _logits(params, capsules, state, t):
-    """The E-step before its softmax."""
-    if t == 0:
-        return jnp.zeros(capsules.votes.shape[:2], capsules.votes.dtype)
-    distance = jnp.square(capsules.votes - state.mean[None]) / (2 * state.variance[None])
+def _gaussians(params, state):
+    """What the E-step before its softmax consists of."""
     normalizer = jnp.sum(jnp.log(2 * jnp.pi * state.variance), -1) / 2
     log_a = jax.nn.log_sigmoid(state.activation_logit)
-    return (log_a - normalizer)[None] - jnp.sum(distance, -1)
-
-
-def _accumulate(params, capsules, coupling, state, t):
-    return sums(coupling * capsules.activation[:, None], capsules.votes, state.mean)
+    return Gaussians(state.mean, 2 * state.variance, log_a - normalizer, state.mean)
 
 
 def _m_step(constants, params, stats, state):

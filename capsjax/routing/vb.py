@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax.scipy.special import digamma
 
 from capsjax.routing.base import Routing, RoutingTraits, check_iterations
-from capsjax.routing.moments import moments, sums
+from capsjax.routing.mixture import Gaussians, by_mixture
+from capsjax.routing.moments import moments
 
 DEVIATIONS = 3  # of the energies before training, which their normalization adds to theirs
 
@@ -95,23 +96,11 @@ def vb(iterations: int = 3, *, standardized: bool = True) -> Routing:
         number = jnp.ones_like(pose[:, 0])
         return State(pose, pose, jnp.ones_like(pose), number, number, 0 * number, 0 * number)
 
-    def logits(params, capsules, state, t):
-        if t == 0:
-            return jnp.zeros(capsules.votes.shape[:2], capsules.votes.dtype)
-        distance = jnp.square(capsules.votes - state.m[None]) / state.inverse_scale[None]
-        quadratic = state.nu[None] * jnp.sum(distance, -1)
-        own = state.log_pi + (state.log_det - state.m.shape[1] / state.kappa) / 2
-        return own[None] - quadratic / 2
-
-    def accumulate(params, capsules, coupling, state, t):
-        return sums(coupling * capsules.activation[:, None], capsules.votes, state.shift)
-
-    return Routing(
+    return by_mixture(
         "vb",
         iterations,
+        gaussians=_gaussians,
         init=init,
-        logits=logits,
-        accumulate=accumulate,
         update=_update,
         finalize=functools.partial(_finalize, standardized=standardized),
         init_params=init_params,
@@ -127,6 +116,13 @@ def vb(iterations: int = 3, *, standardized: bool = True) -> Routing:
             init_scale=lambda sizes: 10 / sizes.K**0.5,
         ),
     )
+
+
+def _gaussians(params, state):
+    D = state.m.shape[1]
+    log_weight = state.log_pi + (state.log_det - D / state.kappa) / 2
+    twice_variance = 2 * state.inverse_scale / state.nu[:, None]
+    return Gaussians(state.m, twice_variance, log_weight, state.shift)
 
 
 def _update(params, stats, state, t):

@@ -21,6 +21,7 @@ from capsjax.routing import (
     field_index,
     field_softmax,
     make_routing,
+    mixture_field,
     over_field,
     run_routing,
 )
@@ -123,14 +124,16 @@ def differentiated(model, case, params, x):
     ],
     ids=lambda case: f"{case.routing}-{case.votes}-{case.stride}",
 )
-def test_values_and_gradients(x64, case):
-    model = layer(case)
+@pytest.mark.parametrize("implementation", ["auto", "naive"])
+def test_values_and_gradients(x64, case, implementation):
+    model = layer(case, implementation=implementation)
     params, x = example(model, case.stride)
     out, gradients = differentiated(model, case, params, x)
     exact = [expected(case, params, *one) for one in zip(*x)]
     B, P, n = len(exact), np.prod(OUT[case.stride]), KERNEL * KERNEL * T
-    assert out.coupling.shape == (B, P, n, J)
-    for got, true in zip(out[:3], zip(*exact)):
+    assert out.coupling is None or out.coupling.shape == (B, P, n, J)
+    assert (out.coupling is None) == (case.routing in ("em", "vb") and implementation == "auto")
+    for got, true in zip(out[: 3 if out.coupling is not None else 2], zip(*exact)):
         assert got.dtype == np.float64
         # Positions row by row, then types.
         np.testing.assert_allclose(got, np.reshape(true, got.shape), rtol=1e-10, atol=1e-12)
@@ -162,7 +165,7 @@ def test_values_and_gradients(x64, case):
 def test_couplings_of_a_field_as_constants(x64):
     """With gradient=stop, the last M-step is differentiated with constant couplings."""
     case = Case("em", 1, {"iterations": 2}, gradient="stop")
-    model = layer(case)
+    model = layer(case, implementation="naive")
     params, x = example(model, batch=1)
     out, (gradients, _) = differentiated(model, case, params, x)
     capsules, _ = loops.patches(x.pose[0].reshape(*GRID[1], T, K), KERNEL, 1)
@@ -197,14 +200,25 @@ def test_one_position_equals_a_routed_layer(x64, routing):
     params, x = example(model)
     x = Capsules(x.pose[:, :n], x.activation[:, :n])
     got, exact = (compiled(m.apply, params, x)(params, x) for m in (model, alone))
-    for a, b in zip(got[:3], exact[:3], strict=True):
+    for a, b in zip(got[:2], exact[:2], strict=True):
         np.testing.assert_allclose(a.reshape(b.shape), b, rtol=1e-10)
 
 
 @pytest.mark.parametrize(
     "case",
-    [Case("dynamic", 1, FULLEST), Case("self", 2, {}, "conv")],
-    ids=["passes", "tiles"],
+    [
+        Case("dynamic", 1, FULLEST),
+        Case("self", 2, {}, "conv"),
+        Case("em", 1, {"iterations": 3}, "conv"),
+        Case("em", 1, {"iterations": 1}, "shared"),
+        Case("em", 1, {"constants": "hinton"}, "conv_matrix"),
+        Case("em", 2, {"iterations": 2}, gradient="stop"),
+        Case("em", 1, {"iterations": 2}, gradient="last"),
+        Case("vb", 1, {"iterations": 3}, "elementwise"),
+        Case("vb", 1, {"iterations": 2, "standardized": False}, "matrix", "stop"),
+        Case("vb", 2, {"iterations": 3}, gradient="last"),
+    ],
+    ids=lambda case: "-".join(map(str, case)),
 )
 def test_stream_equals_naive(x64, case):
     naive, stream = (layer(case, implementation=how) for how in ("naive", "stream"))
@@ -216,6 +230,40 @@ def test_stream_equals_naive(x64, case):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("routing", ["em", "vb"])
+def test_examples_of_a_field_together_equal_one_after_another(x64, routing, monkeypatch):
+    case = Case(routing, 1, {"iterations": 2})
+    model = layer(case)
+    params, x = example(model, batch=3)
+    exact = jax.tree.leaves(differentiated(model, case, params, x))
+    asked = []
+    monkeypatch.setattr(mixture_field, "divided", lambda: asked.append(1) or True)
+    got = jax.tree.leaves(differentiated(layer(case), case, params, x))
+    assert asked
+    for a, b in zip(got, exact, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_votes_of_a_field_are_multiplied_in_bfloat16():
+    sizes, routing = ((4, 3), T, K, J, D, KERNEL), make_routing("em", iterations=2)
+    options = {"routing": routing, "votes": "matrix", "dtype": jnp.bfloat16}
+    models = [
+        from_module(
+            lambda rngs, how=how: ConvCapsules(*sizes, implementation=how, **options, rngs=rngs)
+        )
+        for how in ("stream", "naive")
+    ]
+    params, x = jax.tree.map(np.float32, example(models[0]))
+    got, exact = (compiled(m.apply, params, x)(params, x) for m in models)
+    for a, b in zip(got[:2], exact[:2], strict=True):
+        assert a.dtype == np.float32
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    wide = from_module(
+        lambda rngs: ConvCapsules(*sizes, **options | {"dtype": jnp.float32}, rngs=rngs)
+    )
+    assert abs(compiled(wide.apply, params, x)(params, x).pose - exact.pose).max() > 1e-3
+
+
 @pytest.mark.parametrize("routing", ["dynamic", "em"])
 def test_output_does_not_depend_on_other_examples_in_the_batch(x64, routing):
     model = layer(Case(routing))
@@ -223,7 +271,7 @@ def test_output_does_not_depend_on_other_examples_in_the_batch(x64, routing):
     apply = compiled(model.apply, params, x)
     others = jax.tree.map(np.copy, x)
     others.pose[1:], others.activation[1:] = 7, 0.5
-    for a, b in zip(apply(params, x)[:3], apply(params, others)[:3], strict=True):
+    for a, b in zip(apply(params, x)[:2], apply(params, others)[:2], strict=True):
         np.testing.assert_allclose(b[0], a[0], rtol=1e-11)
         assert abs(b[1] - a[1]).max() > 1e-3
 
@@ -289,7 +337,7 @@ def shares(coupling, index):
 @pytest.mark.parametrize("routing, stride", [("em", 1), ("em", 2), ("vb", 1), ("dynamic", 1)])
 def test_an_input_capsule_is_shared_once(x64, routing, stride):
     """Mixture models share it among all positions, other routings at each position that sees it."""
-    model = layer(Case(routing, stride, {"iterations": 2}))
+    model = layer(Case(routing, stride, {"iterations": 2}), implementation="naive")
     params, x = example(model, stride, batch=1)
     coupling = np.asarray(compiled(model.apply, params, x)(params, x).coupling[0])
     index = field_index(GRID[stride], T, KERNEL, stride)
