@@ -27,8 +27,10 @@ class ConvCapsules(RoutedCapsules):
     Every position of the output grid routes the input capsules that it sees, a square of
     positions with all their types, to its own; all positions share parameters. Algorithms that
     are mixture models (EM, variational Bayes) let an input capsule compete for the output
-    capsules at all positions that see it, see :func:`capsjax.routing.over_field`; they
-    materialize their votes, whatever the implementation.
+    capsules at all positions that see it, see :func:`capsjax.routing.over_field`. With the
+    implementation ``naive``, and with ``auto`` on accelerators, they hold the votes of the batch;
+    with ``stream``, and with ``auto`` on CPU, those of one example at a time, and have the
+    backward rule of :mod:`capsjax.routing.mixture_field`.
 
     Args:
       grid_in: height and width (H, W) of the grid of input capsules.

@@ -18,6 +18,7 @@ from capsjax.routing.engine import IMPLEMENTATIONS, has_pass_kernels, route
 from capsjax.routing.equations import agreement, weighted_sum
 from capsjax.routing.field import field_index, field_softmax, over_field
 from capsjax.routing.fixed import log_mean_coupling
+from capsjax.routing.mixture import Gaussians, by_mixture
 from capsjax.routing.normalizers import NORMALIZERS, normalize
 from capsjax.routing.passes import initial_routing_state, routing_pass, run_routing
 from capsjax.routing.procedure import dynamic_routing
@@ -27,6 +28,7 @@ from capsjax.routing.shards import CapsuleShards
 __all__ = [
     "CapsuleShards",
     "GRADIENTS",
+    "Gaussians",
     "IMPLEMENTATIONS",
     "InputCapsules",
     "NORMALIZERS",
@@ -40,6 +42,7 @@ __all__ = [
     "Trace",
     "agreement",
     "by_agreement",
+    "by_mixture",
     "check_choice",
     "dynamic",
     "dynamic_routing",

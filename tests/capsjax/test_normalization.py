@@ -57,6 +57,13 @@ def test_batch_norm_equals_numpy(options, momentum, epsilon):
     np.testing.assert_allclose(y, normalized(x, params, mean, var, epsilon), rtol=1e-5, atol=1e-4)
 
 
+# Bug: scale and variance were one array, so that a state could not be donated to a jitted step.
+def test_variables_of_batch_norm_have_memory_of_their_own():
+    arrays = jax.tree.leaves(batch_norm().init(jax.random.key(0)))
+    assert len(arrays) == 4
+    assert len({x.unsafe_buffer_pointer() for x in arrays}) == 4
+
+
 def test_batch_norm_of_a_constant_batch():
     model = batch_norm(momentum=0.5)
     params, state = model.init(jax.random.key(0))
