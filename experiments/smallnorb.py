@@ -2,6 +2,7 @@
 
     python -m experiments.smallnorb                            the paper reports 2.7% test error
     python -m experiments.smallnorb --noreconstruction         standardized pixels
+    python -m experiments.smallnorb --noreconstruction --model=cnn    as many parameters
     python -m experiments.smallnorb --preset=matrix            1.8%; also matrix_small, gritzman, vb
     python -m experiments.smallnorb --preset=efficient_smallnorb    crops of 48x48
 

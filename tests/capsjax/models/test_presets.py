@@ -44,6 +44,7 @@ def test_images_of_whole_numbers_are_refused_under_jit_too(name):
         (preset("cnn_multimnist"), 24_563_978),
         (preset("capsnet_affnist", routing_bias=True), 13_475_808),
         (preset("cnn_affnist"), 13_486_617),
+        (preset("cnn_smallnorb"), 9_326_477),
         (preset("capsnet_efficient", decoder=None), 161_824),
         (preset("capsnet_efficient_multimnist", decoder=None), 154_656),
         (preset("capsnet_efficient_smallnorb"), 151_664),
