@@ -6,7 +6,6 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from capsjax.backend import backend
 from capsjax.capsules import Capsules, as_capsules
 from capsjax.modules import RoutedCapsules
 from capsjax.routing import (
@@ -27,10 +26,9 @@ class ConvCapsules(RoutedCapsules):
     Every position of the output grid routes the input capsules that it sees, a square of
     positions with all their types, to its own; all positions share parameters. Algorithms that
     are mixture models (EM, variational Bayes) let an input capsule compete for the output
-    capsules at all positions that see it, see :func:`capsjax.routing.over_field`. With the
-    implementation ``naive``, and with ``auto`` on accelerators, they hold the votes of the batch;
-    with ``stream``, and with ``auto`` on CPU, those of one example at a time, and have the
-    backward rule of :mod:`capsjax.routing.mixture_field`.
+    capsules at all positions that see it, see :func:`capsjax.routing.over_field`. They
+    hold the votes of the batch, and with the implementation ``stream`` on CPU those of one example
+    at a time, with the backward rule of :mod:`capsjax.routing.mixture_field`.
 
     Args:
       grid_in: height and width (H, W) of the grid of input capsules.
@@ -89,8 +87,7 @@ class ConvCapsules(RoutedCapsules):
         index = field_index(self.grid_in, self.types_in, self.size, self.stride)
         params = hold_constants(self.routing, self.params())
         gradient, implementation = self.options["gradient"], self.options["implementation"]
-        plain = implementation == "naive" or (implementation != "stream" and backend() != "cpu")
-        if trace or plain or self.routing.gaussians is None:
+        if trace or implementation != "stream" or self.routing.gaussians is None:
             routing = over_field(self.routing, index)
 
             def one(capsules):

@@ -142,7 +142,11 @@ def _turned(x):
 
 def _alone(function: Callable, *arrays: Any) -> Any:
     """Compute a function in loops of its own: otherwise XLA mixes sums with what reads them."""
-    return materialize(function(*materialize(arrays)))
+    return _together(function(*_together(arrays)))
+
+
+def _together(tree):
+    return jax.lax.optimization_barrier(tree) if backend() == "cpu" else tree
 
 
 def _logits(g: Gaussians, votes, t):
@@ -197,7 +201,7 @@ def _moments_backward(weights, votes, shift, grads: Sums):
 
 def _vote_gradient(votes, parts: list[_Part]):
     total = 0
-    for part in materialize(parts):
+    for part in _together(parts):
         scaled = part.scale[:, None] * (votes - part.mean[:, None])
         total = total + part.weights[:, :, None] * (scaled + part.constant[:, None])
-    return materialize(total)
+    return _together(total)
