@@ -97,8 +97,7 @@ class ConvCapsules(RoutedCapsules):
         W, (I, K) = self.kernel[...].astype(self.dtype), seen.pose.shape[2:]
         matrices = VOTES[self.votes].matrices(W, I, K).transpose(0, 3, 2, 1)
         pose = seen.pose.astype(self.dtype)
-        activation = seen.activation.astype(matrices.dtype)
-        return route_field(self.routing, params, pose, activation, matrices, index, gradient)
+        return route_field(self.routing, params, pose, seen.activation, matrices, index, gradient)
 
     def input_capsules(self, x: Capsules) -> InputCapsules:
         """What each position sees, positions as further examples."""

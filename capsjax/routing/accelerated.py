@@ -28,7 +28,7 @@ def select_kernels(name: str) -> str | PassKernels:
     package, devices = find_companion("kernels"), _devices()
     if package and devices:
         api = importlib.import_module(f"{package}.api")
-        return api.select(name, devices, divided=divided())
+        return api.select(name, devices, divided=len(devices) > 1 and not _inside_shard_map())
     if name == "auto":
         return name
     raise ValueError(
@@ -39,8 +39,9 @@ def select_kernels(name: str) -> str | PassKernels:
 
 
 def divided() -> bool:
-    """Returns whether the compiler may divide a batch among devices."""
-    return len(_devices()) > 1 and not _inside_shard_map()
+    """Returns whether the compiler may divide a batch among devices, of the mesh or all visible."""
+    size = max(jax.sharding.get_abstract_mesh().size, len(jax.devices()))
+    return size > 1 and not _inside_shard_map()
 
 
 def _devices() -> Sequence[jax.Device]:

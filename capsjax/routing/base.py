@@ -147,7 +147,8 @@ class Routing:
     # compute; see :func:`by_agreement`.
     query: Callable[[Params, State, int], jax.Array | None] | None = None
     # (params, state) -> capsjax.routing.mixture.Gaussians. Where it is given, the logits are log
-    # densities and the statistics moments; see :func:`capsjax.routing.mixture.by_mixture`.
+    # densities and the statistics moments; see :func:`capsjax.routing.mixture.by_mixture`. Whoever
+    # replaces one of those two functions replaces this by None.
     gaussians: Callable[[Params, State], Any] | None = None
     traits: RoutingTraits = RoutingTraits()
 

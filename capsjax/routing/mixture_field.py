@@ -16,7 +16,13 @@ import numpy as np
 from capsjax.backend import backend, materialize
 from capsjax.precision import product
 from capsjax.routing.accelerated import divided
-from capsjax.routing.base import InputCapsules, Routing, RoutingOutput
+from capsjax.routing.base import (
+    GRADIENTS,
+    InputCapsules,
+    Routing,
+    RoutingOutput,
+    check_choice,
+)
 from capsjax.routing.field import over_field
 from capsjax.routing.mixture import Gaussians
 from capsjax.routing.moments import Sums
@@ -44,12 +50,13 @@ def route_field(
     """Routes a batch in a convolutional layer whose routing is a mixture model.
 
     On CPU the examples come one after another, so that what a pass reads stays in the cache, and
-    the backward rule computes the passes of an example again. Where the compiler may divide the
-    batch among devices, and on accelerators, they are computed together.
+    the backward rule computes the passes of an example again. Where more than one device is
+    visible, except inside ``shard_map``, and on accelerators, they are computed together. It is for
+    use inside ``jax.jit``: outside, every call compiles.
 
     Values and gradients are those of :func:`~capsjax.routing.run_routing` with
     :func:`~capsjax.routing.over_field`, without couplings in the output. There is no forward-mode
-    differentiation.
+    differentiation. States are floating, and all fields of the Gaussians have their full shapes.
 
     Args:
       routing: of one position, made by :func:`~capsjax.routing.mixture.by_mixture`.
@@ -59,7 +66,13 @@ def route_field(
       matrices: the transformation matrices, ``[I, K, D, J]``, of the type of the votes.
       index: :func:`~capsjax.routing.field_index`.
       gradient: full, stop or last, see :func:`~capsjax.routing.run_routing`.
+
+    Raises:
+      ValueError: unknown gradient.
     """
+
+    check_choice("gradient", gradient, GRADIENTS)
+    matrices = matrices.astype(jnp.result_type(matrices, *params.values()))
 
     def one(example):
         return _route_example(routing, params, *example, matrices, index, gradient)
@@ -75,7 +88,7 @@ def _route_example(routing, params, pose, activation, matrices, index, gradient)
     votes = product(turned, matrices.reshape(I, K, D * J), "ipk,ikn->ipn")
     votes = materialize(jnp.swapaxes(votes, 0, 1)).reshape(*index.shape, D, J)
     first = InputCapsules(_turned(votes[:, :1]), pose[:, :1], activation[:, :1])
-    inputs = FieldInputs(votes, activation, jax.lax.stop_gradient(first))
+    inputs = FieldInputs(votes, activation.astype(votes.dtype), jax.lax.stop_gradient(first))
     state = iterate((routing, field_passes(routing, index), gradient), params, inputs)
     return jax.vmap(routing.finalize, (None, 0))(params, state)
 
@@ -85,6 +98,9 @@ def field_passes(routing: Routing, index: np.ndarray) -> BatchedPasses:
     field = over_field(routing, index)
     gaussians = jax.vmap(routing.gaussians, (None, 0))
 
+    def shift_of(g):  # a constant, as in the plain form, also for gradients of this gradient
+        return _turned(jax.lax.stop_gradient(g.shift))
+
     def start(params, inputs):
         return initial_routing_state(field, params, inputs.first)
 
@@ -92,7 +108,7 @@ def field_passes(routing: Routing, index: np.ndarray) -> BatchedPasses:
         g = gaussians(params, state)
         coupling = field.couple(_logits(g, inputs.votes, t), t)
         weights = coupling * inputs.activation[:, :, None]
-        moments = _moments(weights, inputs.votes, _turned(g.shift))
+        moments = _moments(weights, inputs.votes, shift_of(g))
         return Sums(jnp.sum(weights, 1), *map(_turned, moments))
 
     def backward(params, inputs, state, grads, t, constant):
@@ -101,7 +117,7 @@ def field_passes(routing: Routing, index: np.ndarray) -> BatchedPasses:
         g, gaussians_vjp = jax.vjp(gaussians, params, state)
         coupling, coupling_vjp = jax.vjp(lambda b: field.couple(b, t), _logits(g, votes, t))
         weights = coupling * activation[:, :, None]
-        weight_grads, part = _moments_backward(weights, votes, _turned(g.shift), grads)
+        weight_grads, part = _moments_backward(weights, votes, shift_of(g), grads)
         parts, g_grads = [part], jax.tree.map(jnp.zeros_like, g)
         if t and not constant:
             (logit_grads,) = coupling_vjp(weight_grads * activation[:, :, None])

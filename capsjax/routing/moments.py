@@ -64,5 +64,22 @@ def moments(s: Sums, shift: chex.Array) -> Moments:
     chex.assert_equal_shape_prefix([s.weight, shift], 1)
     weight = jnp.maximum(s.weight, SMALLEST)[:, None]
     mean = s.first / weight
-    variance = jnp.maximum(s.second / weight - mean * mean, 0)
+    variance = _not_negative(s.second / weight - mean * mean)
     return Moments(s.weight, jax.lax.stop_gradient(shift) + mean, variance)
+
+
+@jax.custom_jvp
+def _not_negative(x):
+    """Raise x to zero, and decide once where that is needed.
+
+    Where one vote has nearly all weight, x is a rounding error of either sign. A compiler that
+    computes x again for each gradient may round it otherwise and differentiate the other branch,
+    and gradients that cancel no longer do. The barrier keeps one x for all of them.
+    """
+    return jnp.maximum(jax.lax.optimization_barrier(x), 0)
+
+
+@_not_negative.defjvp
+def _not_negative_jvp(primals, tangents):
+    y = _not_negative(*primals)
+    return y, jnp.where(jax.lax.stop_gradient(y) > 0, *tangents, 0)

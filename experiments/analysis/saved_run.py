@@ -57,7 +57,7 @@ def open_run(
     here |= {"routing_implementation": "auto", "workdir": str(folder)}
     here |= {n: v for n, v in (("data_dir", data_dir), ("cache_dir", cache_dir)) if v}
     config = stored_config(folder, **here)
-    if config.input_norm == "auto":  # what a run of colour images means that says so
+    if config.input_norm == "auto":  # what a run of images of several channels means
         config = dataclasses.replace(config, input_norm="preset")
     program = find_program(config.program)
     if not has_checkpoints(config):

@@ -87,8 +87,9 @@ class Config(FineTuning, Optimization, OwnImages, Reading, Distribution):
     )
     routing_implementation: str = setting(
         "auto",
-        "how routing is computed. naive: materialized votes. stream: tile by tile. pallas: kernels "
-        "for TPU and NVIDIA GPU. auto: the best one that runs. pallas_interpret: for tests",
+        "how routing is computed. naive: materialized votes. stream: tile by tile, or in "
+        "convolutional layers of em and vb example by example. pallas: kernels for TPU and NVIDIA "
+        "GPU. auto: the best one that runs. pallas_interpret: for tests",
         choices=IMPLEMENTATIONS,
         roles="fits_couplings",
     )

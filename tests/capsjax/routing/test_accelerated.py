@@ -50,6 +50,23 @@ def test_auto_takes_kernels_on_each_device_of_a_shard_map(monkeypatch):
     assert chosen and all(isinstance(one, PassKernels) for one in chosen)
 
 
+def test_a_batch_is_divided_except_inside_shard_map():
+    assert len(jax.devices()) > 1 and accelerated.divided()
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        assert accelerated.divided()
+    with jax.default_device(jax.devices()[0]):
+        assert accelerated.divided()
+    inside, spec = [], jax.sharding.PartitionSpec("data")
+
+    def body(x):
+        inside.append(accelerated.divided())
+        return x
+
+    jax.eval_shape(jax.shard_map(body, mesh=mesh, in_specs=spec, out_specs=spec), jnp.ones(4))
+    assert inside == [False]
+
+
 def test_the_library_works_without_the_package_of_kernels(monkeypatch):
     monkeypatch.setattr(accelerated, "find_companion", lambda name: None)
     devices(monkeypatch, TPU)
