@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from capsjax.backend import typical_size
 from capsjax.capsules import Capsules, as_capsules
 from capsjax.modules import RoutedCapsules
 from capsjax.routing import (
@@ -15,7 +16,7 @@ from capsjax.routing import (
     over_field,
     run_routing,
 )
-from capsjax.routing.mixture_field import route_field
+from capsjax.routing.mixture_field import route_field, runs_streamed
 from capsjax.routing.passes import hold_constants
 from capsjax.votes import VOTES
 
@@ -27,8 +28,9 @@ class ConvCapsules(RoutedCapsules):
     positions with all their types, to its own; all positions share parameters. Algorithms that
     are mixture models (EM, variational Bayes) let an input capsule compete for the output
     capsules at all positions that see it, see :func:`capsjax.routing.over_field`. They
-    hold the votes of the batch, and with the implementation ``stream`` on CPU those of one example
-    at a time, with the backward rule of :mod:`capsjax.routing.mixture_field`.
+    hold the votes of the batch, and with the implementation ``stream``, which ``auto`` is for votes
+    of more than 8 MiB inside ``jax.jit`` on one CPU device, those of one example at a time, with
+    the backward rule of :mod:`capsjax.routing.mixture_field`.
 
     Args:
       grid_in: height and width (H, W) of the grid of input capsules.
@@ -61,6 +63,7 @@ class ConvCapsules(RoutedCapsules):
         super().__init__(capsules_in, pose_in, types_out, pose_out, types=types_in, **others)
         self.grid_in, self.types_in, self.size, self.stride = grid_in, types_in, kernel, stride
         self.grid = tuple((n - kernel) // stride + 1 for n in grid_in)
+        self.numbers_out = types_out * pose_out  # of a position
 
     def __call__(self, x: Capsules | chex.Array, *, trace: bool = False) -> RoutingOutput:
         """Map capsules ``[B, H W T, K]`` to ``[B, H' W' J, D]``, positions row by row.
@@ -87,7 +90,8 @@ class ConvCapsules(RoutedCapsules):
         index = field_index(self.grid_in, self.types_in, self.size, self.stride)
         params = hold_constants(self.routing, self.params())
         gradient, implementation = self.options["gradient"], self.options["implementation"]
-        if trace or implementation != "stream" or self.routing.gaussians is None:
+        votes = 4 * typical_size(seen.pose.shape[0]) * index.size * self.numbers_out
+        if trace or not runs_streamed(implementation, self.routing, seen.pose, votes):
             routing = over_field(self.routing, index)
 
             def one(capsules):

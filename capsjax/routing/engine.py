@@ -87,8 +87,9 @@ def route(
         an accelerator, if one device is visible or inside ``shard_map``, ``auto`` is ``pallas`` for
         shapes that were approved (:mod:`kernels.approval`) and ``stream`` for others; otherwise
         ``stream`` for votes larger than a GiB, or than 8 MiB on CPU with pass kernels; otherwise
-        ``naive``. :class:`~capsjax.routing.CapsuleShards` streams on several devices, each over its
-        part of the input capsules.
+        ``naive``. (:class:`capsjax.ConvCapsules` with ``em`` or ``vb`` has a rule of its own.)
+        :class:`~capsjax.routing.CapsuleShards` streams on several devices, each over its part of
+        the input capsules.
       trace: also return a :class:`~capsjax.routing.Trace`; always ``naive``.
 
     Returns:

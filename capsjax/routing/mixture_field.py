@@ -9,6 +9,7 @@ times, and writes their gradient once.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,7 @@ from capsjax.routing.base import (
     RoutingOutput,
     check_choice,
 )
+from capsjax.routing.engine import VOTES_BYTES
 from capsjax.routing.field import over_field
 from capsjax.routing.mixture import Gaussians
 from capsjax.routing.moments import Sums
@@ -38,6 +40,23 @@ class FieldInputs(NamedTuple):
     first: InputCapsules  # the first input capsule of each position; a constant
 
 
+def runs_streamed(implementation: Any, routing: Routing, pose: chex.Array, votes: int) -> bool:
+    """Returns whether :func:`route_field` is meant by an implementation.
+
+    Args:
+      implementation: of :func:`~capsjax.routing.route`. ``stream`` means it, and ``auto`` on one
+        CPU device for votes that leave the cache, in functions that are transformed: outside
+        ``jax.jit`` every call would compile.
+      routing: the algorithm, which has to be a mixture model.
+      pose: the poses of a batch.
+      votes: bytes of its votes.
+    """
+    if implementation == "auto":
+        large = votes > VOTES_BYTES["cpu"] and isinstance(pose, jax.core.Tracer)
+        implementation = "stream" if large and backend() == "cpu" and not divided() else "naive"
+    return implementation == "stream" and routing.gaussians is not None
+
+
 def route_field(
     routing: Routing,
     params: dict[str, jax.Array],
@@ -51,8 +70,8 @@ def route_field(
 
     On CPU the examples come one after another, so that what a pass reads stays in the cache, and
     the backward rule computes the passes of an example again. Where more than one device is
-    visible, except inside ``shard_map``, and on accelerators, they are computed together. It is for
-    use inside ``jax.jit``: outside, every call compiles.
+    visible, except inside ``shard_map``, and on accelerators, they are computed together. Outside
+    ``jax.jit`` every call compiles.
 
     Values and gradients are those of :func:`~capsjax.routing.run_routing` with
     :func:`~capsjax.routing.over_field`, without couplings in the output. There is no forward-mode
@@ -70,7 +89,6 @@ def route_field(
     Raises:
       ValueError: unknown gradient.
     """
-
     check_choice("gradient", gradient, GRADIENTS)
     matrices = matrices.astype(jnp.result_type(matrices, *params.values()))
 

@@ -16,6 +16,7 @@ import reference_routing as loops
 from helpers import compiled
 
 from capsjax import Capsules, ConvCapsules, RoutedCapsules, from_module
+from capsjax.backend import portable
 from capsjax.routing import (
     InputCapsules,
     field_index,
@@ -332,6 +333,25 @@ def test_examples_of_a_field_together_equal_one_after_another(x64, routing, monk
     assert asked
     for a, b in zip(got, exact, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_auto_streams_a_field_whose_votes_leave_the_cache(monkeypatch):
+    monkeypatch.setattr(mixture_field, "VOTES_BYTES", {"cpu": 4 * 2 * 6 * 8 * J * D})
+    model = from_module(
+        lambda rngs: ConvCapsules((4, 3), T, K, J, D, KERNEL, routing=make_routing("em"), rngs=rngs)
+    )
+    params, x = jax.tree.map(np.float32, example(model, batch=3))
+
+    def streams(x):
+        return jax.eval_shape(lambda x: model.apply(params, x), x).coupling is None
+
+    assert streams(x)
+    assert not streams(jax.tree.map(lambda x: x[:2], x))
+    assert model.apply(params, x).coupling is not None
+    with portable():
+        assert not streams(x)
+    monkeypatch.setattr(mixture_field, "divided", lambda: True)
+    assert not streams(x)
 
 
 def test_votes_of_a_field_are_multiplied_in_bfloat16():
