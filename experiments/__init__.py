@@ -8,6 +8,9 @@ import os
 import signal
 import sys
 
+TUNABLES, HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
+STARTED_AGAIN = "CAPSJAX_STARTED_AGAIN"  # in the environment of processes that start others
+
 
 def _end_at_once(*_) -> None:
     os.write(2, b"interrupted\n")
@@ -20,7 +23,26 @@ def end_imports_at_once() -> None:
         signal.signal(signal.SIGINT, _end_at_once)
 
 
+def take_huge_pages() -> None:
+    """Starts this process again with huge pages, on Linux, unless GLIBC_TUNABLES is set.
+
+    A step computes in hundreds of megabytes that the C library of Linux hands back after it. The
+    kernel then clears them again for the next step, and does so several times as fast in pages of 2
+    MiB as in those of 4 KiB. The library reads what it is to do when a process starts.
+    """
+    if sys.platform == "linux" and sys.executable and TUNABLES not in os.environ:
+        os.environ |= {TUNABLES: HUGE_PAGES, STARTED_AGAIN: "1"}
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def inherited_environment() -> dict[str, str]:
+    """Returns the environment as it was before :func:`take_huge_pages`."""
+    ours = (TUNABLES, STARTED_AGAIN) if STARTED_AGAIN in os.environ else ()
+    return {name: value for name, value in os.environ.items() if name not in ours}
+
+
 if sys.argv[:1] == ["-m"]:  # a command is being imported, which takes seconds
+    take_huge_pages()
     end_imports_at_once()
 
 

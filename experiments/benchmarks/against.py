@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments import inherited_environment
 from experiments.benchmarks.measurement import summarize
 from experiments.config import Config, UserError, given_flags
 from experiments.plots.text_tables import markdown
@@ -126,6 +127,7 @@ def compare(config: Config, defaults: Config) -> dict:
         "accelerator": last["here"]["accelerator"],
         "device_kind": last["here"]["device_kind"],
         "cpu_count": last["here"]["cpu_count"],
+        "glibc_tunables": {side: last[side].get("glibc_tunables") for side in sides},
         "versions": {side: last[side]["versions"] for side in sides},
     }
 
@@ -147,7 +149,9 @@ def measure_side(folder: Path, name: str, arguments: list[str]) -> dict:
       UserError: it fails, for example at a flag that an old checkout does not have.
     """
     command = [sys.executable, "-m", "experiments.benchmark", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    # Each checkout starts as its users start it: this one takes huge pages by itself.
+    environment = inherited_environment()
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     lines = done.stdout.splitlines()
     if done.returncode or not lines:
         last = (done.stderr.strip().splitlines() or ["no result"])[-1]

@@ -9,6 +9,7 @@ import numpy as np
 
 from capsjax.models import CapsNetConfig
 from capsjax.models import Config as ModelConfig
+from experiments import TUNABLES
 from experiments.benchmarks import throughput
 from experiments.benchmarks.throughput import TRAINING, flops_per_image
 from experiments.benchmarks.variants import make_variants
@@ -89,6 +90,7 @@ def measure(
         "device_kind": device.device_kind,
         "num_devices": len(setup.devices),
         "cpu_count": os.cpu_count(),
+        "glibc_tunables": os.environ.get(TUNABLES),
         "versions": versions()
         | ({"torch": throughput.torch_capsnet().torch.__version__} if torch else {}),
     }
