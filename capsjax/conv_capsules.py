@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from capsjax.backend import typical_size
+from capsjax.backend import backend, typical_size
 from capsjax.capsules import Capsules, as_capsules
 from capsjax.modules import RoutedCapsules
 from capsjax.routing import (
@@ -16,7 +16,9 @@ from capsjax.routing import (
     over_field,
     run_routing,
 )
-from capsjax.routing.mixture_field import route_field, runs_streamed
+from capsjax.routing.accelerated import divided
+from capsjax.routing.engine import VOTES_BYTES
+from capsjax.routing.mixture_field import route_field
 from capsjax.routing.passes import hold_constants
 from capsjax.votes import VOTES
 
@@ -90,8 +92,9 @@ class ConvCapsules(RoutedCapsules):
         index = field_index(self.grid_in, self.types_in, self.size, self.stride)
         params = hold_constants(self.routing, self.params())
         gradient, implementation = self.options["gradient"], self.options["implementation"]
-        votes = 4 * typical_size(seen.pose.shape[0]) * index.size * self.numbers_out
-        if trace or not runs_streamed(implementation, self.routing, seen.pose, votes):
+        if implementation == "auto" and self._streams(seen.pose, index.size):
+            implementation = "stream"
+        if trace or implementation != "stream" or self.routing.gaussians is None:
             routing = over_field(self.routing, index)
 
             def one(capsules):
@@ -102,6 +105,16 @@ class ConvCapsules(RoutedCapsules):
         matrices = VOTES[self.votes].matrices(W, I, K).transpose(0, 3, 2, 1)
         pose = seen.pose.astype(self.dtype)
         return route_field(self.routing, params, pose, seen.activation, matrices, index, gradient)
+
+    def _streams(self, pose: chex.Array, capsules: int) -> bool:
+        """Return whether ``auto`` is ``stream`` for a batch and the capsules of all positions.
+
+        It is on one CPU device, for votes that leave the cache, in functions that are transformed:
+        outside ``jax.jit`` every call would compile.
+        """
+        votes_bytes = 4 * typical_size(pose.shape[0]) * capsules * self.numbers_out
+        large = votes_bytes > VOTES_BYTES["cpu"]
+        return large and isinstance(pose, jax.core.Tracer) and backend() == "cpu" and not divided()
 
     def input_capsules(self, x: Capsules) -> InputCapsules:
         """What each position sees, positions as further examples."""

@@ -9,7 +9,6 @@ times, and writes their gradient once.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,14 +16,7 @@ import numpy as np
 from capsjax.backend import backend, materialize
 from capsjax.precision import product
 from capsjax.routing.accelerated import divided
-from capsjax.routing.base import (
-    GRADIENTS,
-    InputCapsules,
-    Routing,
-    RoutingOutput,
-    check_choice,
-)
-from capsjax.routing.engine import VOTES_BYTES
+from capsjax.routing.base import GRADIENTS, InputCapsules, Routing, RoutingOutput, check_choice
 from capsjax.routing.field import over_field
 from capsjax.routing.mixture import Gaussians
 from capsjax.routing.moments import Sums
@@ -38,23 +30,6 @@ class FieldInputs(NamedTuple):
     votes: jax.Array  # [P, I, D, J]
     activation: jax.Array  # [P, I]
     first: InputCapsules  # the first input capsule of each position; a constant
-
-
-def runs_streamed(implementation: Any, routing: Routing, pose: chex.Array, votes: int) -> bool:
-    """Returns whether :func:`route_field` is meant by an implementation.
-
-    Args:
-      implementation: of :func:`~capsjax.routing.route`. ``stream`` means it, and ``auto`` on one
-        CPU device for votes that leave the cache, in functions that are transformed: outside
-        ``jax.jit`` every call would compile.
-      routing: the algorithm, which has to be a mixture model.
-      pose: the poses of a batch.
-      votes: bytes of its votes.
-    """
-    if implementation == "auto":
-        large = votes > VOTES_BYTES["cpu"] and isinstance(pose, jax.core.Tracer)
-        implementation = "stream" if large and backend() == "cpu" and not divided() else "naive"
-    return implementation == "stream" and routing.gaussians is not None
 
 
 def route_field(

@@ -87,9 +87,8 @@ class Config(FineTuning, Optimization, OwnImages, Reading, Distribution):
     )
     routing_implementation: str = setting(
         "auto",
-        "how routing is computed. naive: materialized votes. stream: tile by tile, or in "
-        "convolutional layers of em and vb example by example. pallas: kernels for TPU and NVIDIA "
-        "GPU. auto: the best one that runs. pallas_interpret: for tests",
+        "how routing is computed. naive: all votes. stream: a tile, or an example, after another. "
+        "pallas: kernels for TPU and GPU. auto: the best that runs. pallas_interpret: for tests",
         choices=IMPLEMENTATIONS,
         roles="fits_couplings",
     )

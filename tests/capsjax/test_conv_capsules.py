@@ -15,7 +15,7 @@ import reference
 import reference_routing as loops
 from helpers import compiled
 
-from capsjax import Capsules, ConvCapsules, RoutedCapsules, from_module
+from capsjax import Capsules, ConvCapsules, RoutedCapsules, conv_capsules, from_module
 from capsjax.backend import portable
 from capsjax.routing import (
     InputCapsules,
@@ -41,7 +41,8 @@ FULLEST = {"iterations": 3, "prior": "learned", "bias": True, "scale": 1.0}
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     """Computes fields as on one device: the tests see several."""
-    monkeypatch.setattr(mixture_field, "divided", lambda: False)
+    for module in (mixture_field, conv_capsules):
+        monkeypatch.setattr(module, "divided", lambda: False)
 
 
 class Case(NamedTuple):
@@ -336,7 +337,7 @@ def test_examples_of_a_field_together_equal_one_after_another(x64, routing, monk
 
 
 def test_auto_streams_a_field_whose_votes_leave_the_cache(monkeypatch):
-    monkeypatch.setattr(mixture_field, "VOTES_BYTES", {"cpu": 4 * 2 * 6 * 8 * J * D})
+    monkeypatch.setattr(conv_capsules, "VOTES_BYTES", {"cpu": 4 * 2 * 6 * 8 * J * D})
     model = from_module(
         lambda rngs: ConvCapsules((4, 3), T, K, J, D, KERNEL, routing=make_routing("em"), rngs=rngs)
     )
@@ -350,7 +351,7 @@ def test_auto_streams_a_field_whose_votes_leave_the_cache(monkeypatch):
     assert model.apply(params, x).coupling is not None
     with portable():
         assert not streams(x)
-    monkeypatch.setattr(mixture_field, "divided", lambda: True)
+    monkeypatch.setattr(conv_capsules, "divided", lambda: True)
     assert not streams(x)
 
 

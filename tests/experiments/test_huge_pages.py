@@ -1,0 +1,47 @@
+"""Commands on Linux start themselves again with huge pages."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+import experiments
+
+COMMAND = (
+    *(sys.executable, "-m", "experiments.benchmark", "--preset=tiny", "--batch_sizes=1"),
+    *("--repetitions=1", "--nofirst_step", "--cache_dir=none"),
+)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+@pytest.mark.parametrize("given, found", [(None, experiments.HUGE_PAGES), ("", "")])
+def test_a_command_has_huge_pages_unless_told_otherwise(given, found):
+    environment = {k: v for k, v in os.environ.items() if k != experiments.TUNABLES}
+    environment |= {} if given is None else {experiments.TUNABLES: given}
+    done = subprocess.run(COMMAND, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["glibc_tunables"] == found
+
+
+def test_only_its_own_variables_are_taken_back(monkeypatch):
+    monkeypatch.setenv(experiments.TUNABLES, experiments.HUGE_PAGES)
+    monkeypatch.delenv(experiments.STARTED_AGAIN, raising=False)
+    assert experiments.inherited_environment() == dict(os.environ)
+    monkeypatch.setenv(experiments.STARTED_AGAIN, "1")
+    kept = experiments.inherited_environment()
+    assert os.environ.keys() - kept.keys() == {experiments.TUNABLES, experiments.STARTED_AGAIN}
+
+
+def test_starting_again_keeps_the_command(monkeypatch):
+    started = []
+    monkeypatch.setattr(experiments.sys, "platform", "linux")
+    monkeypatch.setattr(experiments.sys, "orig_argv", ["python", "-X", "dev", "-m", "a.b", "--c"])
+    monkeypatch.setattr(experiments.os, "execv", lambda *call: started.append(call))
+    monkeypatch.setattr(experiments.os, "environ", {})
+    experiments.take_huge_pages()
+    experiments.take_huge_pages()  # which now has them
+    assert started == [(sys.executable, [sys.executable, "-X", "dev", "-m", "a.b", "--c"])]
+    assert experiments.os.environ[experiments.TUNABLES] == experiments.HUGE_PAGES
