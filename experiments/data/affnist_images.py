@@ -31,6 +31,9 @@ TRANSFORMATION_RANGES = {
     "scale_x": (0.8, 1.2),
     "scale_y": (0.8, 1.2),
 }
+# Of the digits that networks are trained on. shift: by up to 6 pixels across and down, as in the
+# paper. canvas: to any place where all ink is on the canvas, as affNIST's.
+PLACEMENTS = ("shift", "canvas")
 MOST_BYTES = 2**32  # of an unpacked file; the official ones have half a gigabyte
 BATCH_SIZE = 250  # images transformed at a time
 SUBFOLDERS = ("", "test_batches", "transformed/test_batches")  # that may contain *.mat
@@ -42,9 +45,38 @@ def pad_to_canvas(images: np.ndarray) -> np.ndarray:
     return np.pad(images, ((0, 0), border, border, (0, 0)))
 
 
-def translate_images(canvases: np.ndarray) -> np.ndarray:
-    """Translates each canvas uint8 by up to 6 pixels across and down (the paper's data)."""
-    return _map_images(_translate, canvases)
+def translate_images(canvases: np.ndarray, placement: str = "shift") -> np.ndarray:
+    """Translates each canvas uint8 by whole pixels, see :data:`PLACEMENTS`."""
+    return _map_images(_TRANSLATIONS[placement], canvases)
+
+
+def random_place(key: chex.PRNGKey, image: chex.Array) -> jax.Array:
+    """Translates an image ``[H, W, C]`` by whole pixels, uniform among those that keep all ink."""
+    low, high = (jnp.array(x) for x in zip(*(_play(image, axis) for axis in (0, 1))))
+    # What leaves the image on one side has no ink, and comes back on the other.
+    return jnp.roll(image, jax.random.randint(key, (2,), low, high + 1), (0, 1))
+
+
+def _play(image, axis):
+    """The least and the greatest translation along an axis; none without ink."""
+    ink = jnp.any(image > 0, axis=(1 - axis, 2))
+    before, after = jnp.argmax(ink), jnp.argmax(ink[::-1])
+    return -before, after
+
+
+def distances_from_centre(images: np.ndarray) -> np.ndarray:
+    """Returns how far the middle of the ink is from that of the image, in pixels ``[N]``.
+
+    Args:
+      images: ``[N, H, W, C]``. The middle of the ink is that of its bounding box, and distances
+        are the larger of that across and that down; zero without ink.
+    """
+    ink = np.asarray(images).any(axis=3)
+    along = []
+    for axis in (1, 2):
+        line = ink.any(axis=3 - axis)
+        along.append(line.argmax(axis=1) - line[:, ::-1].argmax(axis=1))  # twice the distance
+    return np.abs(along).max(axis=0) / 2
 
 
 def transform_images(canvases: np.ndarray) -> np.ndarray:
@@ -76,8 +108,10 @@ def random_transformation(key: chex.PRNGKey, image: chex.Array) -> Affine:
     return t._replace(shift_x=shift[0], shift_y=shift[1])
 
 
-def _translate(key, image):
-    return random_shift(key, image, BORDER)
+_TRANSLATIONS = {
+    "shift": lambda key, image: random_shift(key, image, BORDER),
+    "canvas": random_place,
+}
 
 
 def _transform(key, image):

@@ -9,7 +9,10 @@ from experiments.config import Config, UserError, setting
 from experiments.data import affnist_images
 from experiments.data.affnist_images import (
     BORDER,
+    PLACEMENTS,
+    distances_from_centre,
     pad_to_canvas,
+    random_place,
     transform_images,
     translate_images,
 )
@@ -19,7 +22,10 @@ from experiments.data.datasets import Dataset
 from experiments.tasks import response_curves
 from experiments.tasks.base import Figure, InputPipeline, Setup, Task
 from experiments.tasks.classification import classify
+from experiments.tasks.errors_in_bins import error_by_bin
 from experiments.tasks.figures import of_decoder
+
+DISTANCES = (0, 2, 4, 6, 8, 10, 20)  # edges of bins, in pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +36,12 @@ class AffnistConfig(Config):
         "",
         "official affNIST test files: test.mat, or a folder with test_batches",
         roles="free path",
+    )
+    placement: str = setting(
+        "shift",
+        "where training and held-out digits are. shift: up to --max_shift, held-out ones 6, pixels "
+        "from the middle. canvas: anywhere, as in affNIST",
+        choices=PLACEMENTS,
     )
     stop_at: float = setting(
         99.23,
@@ -55,6 +67,10 @@ def canvas_pipeline(config: AffnistConfig, dataset: Dataset) -> InputPipeline:
     """
     if config.stop_at and not config.validation_fraction:
         raise UserError(f"--stop_at={config.stop_at:g} needs a --validation_fraction")
+    if config.placement != "shift" and config.augmentation not in ("auto", "shift"):
+        raise UserError(
+            f"--placement={config.placement} needs --augmentation=auto, not {config.augmentation}"
+        )
     if config.affnist_dir and (dataset.image_shape != (28, 28, 1) or dataset.num_classes != 10):
         raise UserError(f"--affnist_dir requires MNIST, not --dataset={dataset.name}")
     # What is only needed after training fails before it.
@@ -65,6 +81,10 @@ def canvas_pipeline(config: AffnistConfig, dataset: Dataset) -> InputPipeline:
     height, width, channels = dataset.image_shape
 
     train, _ = random_shifts_on_canvas(BORDER, config.max_shift, config.augmentation)
+    if config.placement == "canvas":
+
+        def train(key, image):
+            return to_unit(random_place(key, pad(image, BORDER)))
 
     def example(key, source, row):
         return train(key, source.images[row]), source.labels[row]
@@ -73,7 +93,7 @@ def canvas_pipeline(config: AffnistConfig, dataset: Dataset) -> InputPipeline:
     def held_out(split):
         images = pad_to_canvas(getattr(dataset, f"{split}_images"))
         labels = getattr(dataset, f"{split}_labels")
-        return images if split == "train" else translate_images(images), labels
+        return images if split == "train" else translate_images(images, config.placement), labels
 
     def to_input(pixels):
         """Pixels of a canvas, or of a digit that is placed in its middle."""
@@ -100,7 +120,9 @@ def evaluate_affnist(setup: Setup, evaluate, rows: list[dict]) -> dict:
         name, examples = "official affNIST", affnist_images.official_test_set(config.affnist_dir)
     else:
         name, examples = "synthetic affNIST", (transform_images(digits), labels)
-    wrong = evaluate(*examples)["accuracy"] < 1
+    accuracy = evaluate(*examples)["accuracy"]
+    wrong = accuracy < 1
+    distance = distances_from_centre(examples[0])
     few = config.curve_images or len(labels)
     return {
         "stop_at": config.stop_at,
@@ -109,6 +131,9 @@ def evaluate_affnist(setup: Setup, evaluate, rows: list[dict]) -> dict:
         "affnist_examples": len(wrong),
         "affnist_errors": int(wrong.sum()),
         "affnist_error": round(100 * float(wrong.mean()), 4),
+        "affnist_error_by_distance": error_by_bin(
+            accuracy, distance, DISTANCES, ("distance", "images")
+        ),
         "response_images": len(labels[:few]),
         "response": response_curves.curves(evaluate, digits[:few], labels[:few]),
     }
@@ -128,11 +153,14 @@ def response_figure(setup: Setup, summary: dict) -> list[Figure]:
 
 
 def report(setup: Setup, summary: dict) -> list[str]:
-    """Returns a line with the affNIST error of each run."""
-    return [
+    """Returns a line with the affNIST error of each run, and one with that of this by distance."""
+    lines = [
         f"{one['affnist']}: {one['affnist_error']:.2f}% error, {one['model']} in {folder}"
         for folder, one in _compared(setup, summary).items()
     ]
+    bins = summary.get("affnist_error_by_distance", [])  # which older summaries do not have
+    errors = (f"{row['error']:.2f}% from {row['distance'][0]} pixels" for row in bins)
+    return [*lines, *(["by distance from the middle: " + ", ".join(errors)] if bins else [])]
 
 
 AFFNIST = Task(

@@ -7,6 +7,7 @@ import numpy as np
 from experiments import plots
 from experiments.tasks import figures
 from experiments.tasks.base import Figure, Setup
+from experiments.tasks.errors_in_bins import error_by_bin, percent
 
 EDGES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of bins of overlap
 RIGHT, WRONG, ABSENT = 8, 2, 4  # examples in the figure; wrong ones take two columns
@@ -25,7 +26,9 @@ def summary_fields(setup: Setup, values: dict[str, np.ndarray]) -> dict:
         "either_accuracy": percent(values["either"].mean()),
         "digit_error_by_class": error_by_class(setup, values),
         "overlap": round(float(values["overlap"].mean()), 4),
-        "test_error_by_overlap": error_by_overlap(values["accuracy"], values["overlap"]),
+        "test_error_by_overlap": error_by_bin(
+            values["accuracy"], values["overlap"], EDGES, ("overlap", "pairs")
+        ),
         "segmentation_accuracy": None,
         "shared_ink_accuracy": None,
         "reconstruction_mse": None,
@@ -47,26 +50,6 @@ def error_by_class(setup: Setup, values: dict[str, np.ndarray]) -> dict[str, flo
         own = missed[labels == n]
         errors[name] = percent(own.mean()) if len(own) else None
     return errors
-
-
-def percent(share: float) -> float:
-    """Returns a share in percent, rounded."""
-    return round(100 * float(share), 4)
-
-
-def error_by_overlap(accuracy: np.ndarray, overlap: np.ndarray) -> list[dict]:
-    """Returns the error in percent in each bin of overlap that has any pairs.
-
-    Args:
-      accuracy, overlap: of each pair, ``[N]``. A pair on the edge of two bins is in the higher.
-    """
-    rows = []
-    for low, high in zip(EDGES, EDGES[1:]):
-        inside = (low <= overlap) & ((overlap < high) | (high == EDGES[-1]))
-        if inside.any():
-            error = percent(1 - accuracy[inside].mean())
-            rows.append({"overlap": [low, high], "pairs": int(inside.sum()), "error": error})
-    return rows
 
 
 def of_pairs(setup: Setup, variables, values: dict) -> Iterator[Figure]:

@@ -33,6 +33,40 @@ def test_translation_is_by_whole_pixels_and_loses_nothing():
     assert {top for top, _ in places} == {left for _, left in places} == set(range(13))
 
 
+def test_digits_are_placed_wherever_their_ink_fits():
+    """Uniformly, by whole pixels; every ink of 3x2 pixels has 38x39 places on 40x40."""
+    image = np.zeros((40, 40, 1), np.uint8)
+    image[20:23, 11:13] = RNG.integers(1, 256, size=(3, 2, 1))
+    image[21, 11] = 0
+    placed = affnist_images.translate_images(np.repeat(image[None], 20_000, axis=0), "canvas")
+    counts = np.zeros((38, 39), int)
+    for canvas in placed:
+        top, left = (int(np.flatnonzero(canvas[..., 0].any(axis=a))[0]) for a in (1, 0))
+        np.testing.assert_array_equal(canvas[top : top + 3, left : left + 2], image[20:23, 11:13])
+        assert canvas.astype(int).sum() == image.astype(int).sum()
+        counts[top, left] += 1
+    mean = 20_000 / counts.size
+    chi_squared = np.sum((counts - mean) ** 2) / mean
+    assert abs(chi_squared - counts.size) < 5 * np.sqrt(2 * counts.size)
+
+
+@pytest.mark.parametrize("ink", [np.s_[:, :], np.s_[:0, :0]])
+def test_full_and_empty_canvases_stay(ink):
+    images = np.zeros((9, 40, 40, 1), np.uint8)
+    images[:, ink[0], ink[1]] = 7
+    np.testing.assert_array_equal(affnist_images.translate_images(images, "canvas"), images)
+
+
+def test_distances_are_those_of_the_middle_of_the_ink():
+    images = np.zeros((5, 40, 40, 3), np.uint8)
+    images[0, 19:21, 19:21] = 1
+    images[1, 0, 39] = 1
+    images[2, 10:14, 20, 1] = 1
+    images[3, 5:36, 30:] = 1
+    images[3, 20, 20, 2] = 9
+    assert affnist_images.distances_from_centre(images).tolist() == [0, 19.5, 8, 10, 0]
+
+
 def test_transformations_are_within_their_ranges_and_fill_them():
     keys = jax.random.split(jax.random.key(0), 500)
     images = jnp.asarray(affnist_images.pad_to_canvas(digits(500)), jnp.float32)

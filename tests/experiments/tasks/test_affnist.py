@@ -47,10 +47,32 @@ def test_canvas_pipeline():
         np.testing.assert_allclose(255 * stream.input(pixels), canvases[0], rtol=1e-6)
 
 
+def test_digits_anywhere_on_the_canvas():
+    some = dataset()
+    config = dataclasses.replace(affnist.PROGRAM.defaults, placement="canvas")
+    stream = affnist_task.canvas_pipeline(config, some)
+    source = jax.tree.map(jnp.asarray, stream.source)
+    keys = jax.random.split(jax.random.key(0), 30)
+    images, _ = jax.vmap(stream.example, (0, None, 0))(keys, source, jnp.arange(30))
+    held_out, _ = stream.held_out("test")
+    for placed, digits_ in (
+        (np.round(255 * images), some.train_images),
+        (held_out, some.test_images),
+    ):
+        totals = digits_.astype(int).sum(axis=(1, 2, 3))
+        np.testing.assert_array_equal(placed.astype(int).sum(axis=(1, 2, 3)), totals)
+        distances = affnist_images.distances_from_centre(placed)
+        assert distances.max() > 8 and distances.min() < 6
+
+
 @pytest.mark.parametrize(
     "changes, problem",
     [
         ({"validation_fraction": 0.0}, "--stop_at=99.23 needs a --validation_fraction"),
+        (
+            {"placement": "canvas", "augmentation": "affine"},
+            "--placement=canvas needs --augmentation=auto, not affine",
+        ),
         ({"affnist_dir": "x"}, "--affnist_dir requires MNIST, not --dataset=some"),
     ],
 )
@@ -141,6 +163,10 @@ def test_program(quick, tmp_path, capsys):
     assert first["validation_examples"] == 40 and first["test_examples"] == 40
     assert first["affnist"] == "synthetic affNIST" and first["affnist_examples"] == 40
     assert first["affnist_error"] == 100 * first["affnist_errors"] / 40
+    bins = first["affnist_error_by_distance"]
+    assert sum(row["images"] for row in bins) == 40
+    errors = sum(row["images"] * row["error"] for row in bins) / 100
+    assert errors == pytest.approx(first["affnist_errors"], abs=1e-3)
     assert first["response_images"] == 20 and set(first["response"]) == {
         "rotation",
         "shear",
@@ -151,6 +177,7 @@ def test_program(quick, tmp_path, capsys):
     assert "--curve_images" in first["command"] and "--preset=tiny" in first["command"]
     out = capsys.readouterr().out
     assert f"synthetic affNIST: {first['affnist_error']:.2f}% error" in out
+    assert "by distance from the middle: " in out
     assert str(tmp_path / "run" / "figures" / "response.png") in out
     again = summary_of()
     assert again["steps"] == 3 and again["affnist_errors"] == first["affnist_errors"]

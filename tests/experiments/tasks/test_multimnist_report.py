@@ -6,16 +6,6 @@ import pytest
 from experiments.tasks import multimnist_report
 
 
-def test_errors_by_overlap():
-    accuracy = np.array([1, 0, 1, 0, 0, 1.0])
-    rows = multimnist_report.error_by_overlap(accuracy, np.array([0.1, 0.5, 0.59, 0.95, 1.0, 0.95]))
-    assert rows == [
-        {"overlap": [0.0, 0.5], "pairs": 1, "error": 0.0},
-        {"overlap": [0.5, 0.6], "pairs": 2, "error": 50.0},
-        {"overlap": [0.9, 1.0], "pairs": 3, "error": 66.6667},
-    ]
-
-
 @pytest.mark.parametrize(
     "scores, labels, want",
     [
