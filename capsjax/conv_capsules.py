@@ -31,8 +31,8 @@ class ConvCapsules(RoutedCapsules):
     are mixture models (EM, variational Bayes) let an input capsule compete for the output
     capsules at all positions that see it, see :func:`capsjax.routing.over_field`. They
     hold the votes of the batch, and with the implementation ``stream``, which ``auto`` is for votes
-    of more than 8 MiB inside ``jax.jit`` on one CPU device, those of one example at a time, with
-    the backward rule of :mod:`capsjax.routing.mixture_field`.
+    of more than 8 MiB on one CPU device, those of one example at a time, with the backward rule of
+    :mod:`capsjax.routing.mixture_field`.
 
     Args:
       grid_in: height and width (H, W) of the grid of input capsules.
@@ -92,7 +92,7 @@ class ConvCapsules(RoutedCapsules):
         index = field_index(self.grid_in, self.types_in, self.size, self.stride)
         params = hold_constants(self.routing, self.params())
         gradient, implementation = self.options["gradient"], self.options["implementation"]
-        if implementation == "auto" and self._streams(seen.pose, index.size):
+        if implementation == "auto" and self._streams(seen.pose.shape[0], index.size):
             implementation = "stream"
         if trace or implementation != "stream" or self.routing.gaussians is None:
             routing = over_field(self.routing, index)
@@ -106,15 +106,14 @@ class ConvCapsules(RoutedCapsules):
         pose = seen.pose.astype(self.dtype)
         return route_field(self.routing, params, pose, seen.activation, matrices, index, gradient)
 
-    def _streams(self, pose: chex.Array, capsules: int) -> bool:
-        """Return whether ``auto`` is ``stream`` for a batch and the capsules of all positions.
+    def _streams(self, batch: int, capsules: int) -> bool:
+        """Return whether ``auto`` is ``stream``, for the number of capsules that positions see.
 
-        It is on one CPU device, for votes that leave the cache, in functions that are transformed:
-        outside ``jax.jit`` every call would compile.
+        It is on one CPU device, outside meshes, for votes that leave the cache.
         """
-        votes_bytes = 4 * typical_size(pose.shape[0]) * capsules * self.numbers_out
-        large = votes_bytes > VOTES_BYTES["cpu"]
-        return large and isinstance(pose, jax.core.Tracer) and backend() == "cpu" and not divided()
+        large = 4 * typical_size(batch) * capsules * self.numbers_out > VOTES_BYTES["cpu"]
+        alone = jax.sharding.get_abstract_mesh().empty and not divided()
+        return large and backend() == "cpu" and alone
 
     def input_capsules(self, x: Capsules) -> InputCapsules:
         """What each position sees, positions as further examples."""

@@ -24,13 +24,15 @@ def end_imports_at_once() -> None:
 
 
 def take_huge_pages() -> None:
-    """Starts this process again with huge pages, on Linux, unless GLIBC_TUNABLES is set.
+    """Starts this process, of ``python -m``, again with huge pages on Linux.
+
+    It does not where the user has set GLIBC_TUNABLES.
 
     A step computes in hundreds of megabytes that the C library of Linux hands back after it. The
     kernel then clears them again for the next step, and does so several times as fast in pages of 2
     MiB as in those of 4 KiB. The library reads what it is to do when a process starts.
     """
-    if sys.platform == "linux" and sys.executable and TUNABLES not in os.environ:
+    if sys.platform == "linux" and sys.executable and not {TUNABLES, STARTED_AGAIN} & {*os.environ}:
         os.environ |= {TUNABLES: HUGE_PAGES, STARTED_AGAIN: "1"}
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
@@ -42,7 +44,8 @@ def inherited_environment() -> dict[str, str]:
 
 
 if sys.argv[:1] == ["-m"]:  # a command is being imported, which takes seconds
-    take_huge_pages()
+    if any(part.removeprefix("-m").split(".")[0] == __name__ for part in sys.orig_argv):
+        take_huge_pages()
     end_imports_at_once()
 
 

@@ -6,7 +6,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from experiments import end_imports_at_once, take_huge_pages
+from experiments import end_imports_at_once
 
 USAGE = """usage: capsjax COMMAND [flags]
        capsjax COMMAND --help
@@ -55,8 +55,6 @@ def summaries() -> dict[str, str]:
 
 def run(name: str, flags: list[str]) -> None:
     """Runs the module of a command as ``python -m`` does."""
-    if name != "predict":  # one image takes no longer than starting again
-        take_huge_pages()
     sys.argv = [f"capsjax {name}", *flags]
     end_imports_at_once()
     try:

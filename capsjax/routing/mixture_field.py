@@ -6,6 +6,7 @@ form writes some ten arrays of the size of the votes in each pass. Here a pass r
 times, and writes their gradient once.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -45,8 +46,7 @@ def route_field(
 
     On CPU the examples come one after another, so that what a pass reads stays in the cache, and
     the backward rule computes the passes of an example again. Where more than one device is
-    visible, except inside ``shard_map``, and on accelerators, they are computed together. Outside
-    ``jax.jit`` every call compiles.
+    visible, except inside ``shard_map``, and on accelerators, they are computed together.
 
     Values and gradients are those of :func:`~capsjax.routing.run_routing` with
     :func:`~capsjax.routing.over_field`, without couplings in the output. There is no forward-mode
@@ -65,14 +65,19 @@ def route_field(
       ValueError: unknown gradient.
     """
     check_choice("gradient", gradient, GRADIENTS)
+    places, together = tuple(map(tuple, index.tolist())), backend() != "cpu" or divided()
     matrices = matrices.astype(jnp.result_type(matrices, *params.values()))
+    return _route_batch(routing, gradient, places, together, params, pose, activation, matrices)
 
+
+# Compiled once, also where nothing around it is.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _route_batch(routing, gradient, places, together, params, pose, activation, matrices):
     def one(example):
-        return _route_example(routing, params, *example, matrices, index, gradient)
+        return _route_example(routing, params, *example, matrices, np.array(places), gradient)
 
-    if backend() == "cpu" and not divided():
-        return RoutingOutput(*jax.lax.map(jax.checkpoint(one), (pose, activation)))
-    return RoutingOutput(*jax.vmap(one)((pose, activation)))
+    run = jax.vmap(one) if together else functools.partial(jax.lax.map, jax.checkpoint(one))
+    return RoutingOutput(*run((pose, activation)))
 
 
 def _route_example(routing, params, pose, activation, matrices, index, gradient):
@@ -173,15 +178,14 @@ def _logits(g: Gaussians, votes, t):
 
 def _logits_backward(g: Gaussians, votes, grads):
     """The gradients by the Gaussians, and the part of that by the votes."""
-    first, second = map(_turned, _moments(grads, votes, _turned(g.mean)))
-    scale = -2 / g.twice_variance
+    mean, scale = _turned(g.mean), -2 / g.twice_variance
+    first, second = map(_turned, _moments(grads, votes, mean))
     g_grads = Gaussians(
         mean=-scale * first,
         twice_variance=second / g.twice_variance / g.twice_variance,
         log_weight=jnp.sum(grads, 1),
         shift=jnp.zeros_like(g.shift),
     )
-    mean = _turned(g.mean)
     return g_grads, _Part(grads, _turned(scale), mean, jnp.zeros_like(mean))
 
 
@@ -209,8 +213,8 @@ def _moments_backward(weights, votes, shift, grads: Sums):
 
 
 def _vote_gradient(votes, parts: list[_Part]):
-    total = 0
-    for part in _together(parts):
+    def of(part):
         scaled = part.scale[:, None] * (votes - part.mean[:, None])
-        total = total + part.weights[:, :, None] * (scaled + part.constant[:, None])
-    return _together(total)
+        return part.weights[:, :, None] * (scaled + part.constant[:, None])
+
+    return _together(sum(map(of, _together(parts))))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import reference
 import reference_routing as loops
+from flax import nnx
 from helpers import compiled
 
 from capsjax import Capsules, ConvCapsules, RoutedCapsules, conv_capsules, from_module
@@ -347,12 +348,30 @@ def test_auto_streams_a_field_whose_votes_leave_the_cache(monkeypatch):
         return jax.eval_shape(lambda x: model.apply(params, x), x).coupling is None
 
     assert streams(x)
+    assert model.apply(params, x).coupling is None
     assert not streams(jax.tree.map(lambda x: x[:2], x))
-    assert model.apply(params, x).coupling is not None
     with portable():
+        assert not streams(x)
+    with jax.set_mesh(jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])):
         assert not streams(x)
     monkeypatch.setattr(conv_capsules, "divided", lambda: True)
     assert not streams(x)
+
+
+def test_a_field_is_traced_once_outside_jit(x64, monkeypatch):
+    traced, function = [], mixture_field._route_example
+    counted = lambda *arguments: traced.append(1) or function(*arguments)  # noqa: E731
+    monkeypatch.setattr(mixture_field, "_route_example", counted)
+    module = ConvCapsules((4, 3), T, K, J, D, KERNEL, routing="em", rngs=nnx.Rngs(0))
+    module.options["implementation"] = "stream"
+    x = jax.tree.map(np.float32, example(layer(Case("em")))[1])
+
+    def gradient():
+        return jax.grad(lambda pose: jnp.sum(module(Capsules(pose, x.activation)).pose))(x.pose)
+
+    first, times = gradient(), len(traced)
+    np.testing.assert_array_equal(gradient(), first)
+    assert times and len(traced) == times
 
 
 def test_votes_of_a_field_are_multiplied_in_bfloat16():
