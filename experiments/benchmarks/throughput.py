@@ -127,7 +127,10 @@ def torch_implementations(setup: Setup) -> Implementations:
     for name, fused in (("torch", False), ("torch, compiled", True)):
         model = baseline.CapsNet(m, params).to(device)
         if abs(baseline.loss(model, images, labels) / exact - 1) > 1e-4:
-            raise UserError("the PyTorch network computes a different loss from capsjax")
+            raise UserError(
+                "--compare=torch supports only the paper's network for MNIST: the loss of this one "
+                "differs in PyTorch, which has no factor on the sums of votes"
+            )
         train, infer = baseline.functions(model, images, labels, fused)
         found |= {(name, TRAINING): Implementation(train), (name, INFERENCE): Implementation(infer)}
     return found
