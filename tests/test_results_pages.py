@@ -164,7 +164,7 @@ def test_single_runs_are_quoted_as_measured():
         "multimnist/small_cnn",
         "cifar10/first_10000_small_ensemble",
         "smallnorb/capsnet_20_epochs",
-        "smallnorb/matrix_small_6_epochs",
+        "smallnorb/matrix_small_12_epochs",
         "routing_zoo/deep_self_no_pose_norm",
         "routing_zoo/deep_vb_no_pose_norm",
     )
