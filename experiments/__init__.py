@@ -28,9 +28,9 @@ def take_huge_pages() -> None:
 
     It does not where the user has set GLIBC_TUNABLES.
 
-    A step computes in hundreds of megabytes that the C library of Linux hands back after it. The
-    kernel then clears them again for the next step, and does so several times as fast in pages of 2
-    MiB as in those of 4 KiB. The library reads what it is to do when a process starts.
+    A call computes in hundreds of megabytes that the C library of Linux hands back after it. For
+    the next call the kernel has to provide them again, page by page, and pages of 2 MiB are fewer
+    than those of 4 KiB. The library reads what it is to do when a process starts.
     """
     if sys.platform == "linux" and sys.executable and not {TUNABLES, STARTED_AGAIN} & {*os.environ}:
         os.environ |= {TUNABLES: HUGE_PAGES, STARTED_AGAIN: "1"}

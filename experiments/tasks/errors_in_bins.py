@@ -19,12 +19,12 @@ def error_by_bin(
       accuracy: of each example, ``[N]``.
       values: the property of each example, ``[N]``. An example on the edge of two bins is in the
         higher.
-      edges: of the bins, from low to high; the last bin has its upper edge, too.
+      edges: of the bins, from low to high; the last bin has all that is above its lower edge.
       names: in the rows, of the property and of the examples.
     """
     rows = []
     for low, high in zip(edges, edges[1:]):
-        inside = (low <= values) & ((values < high) | (high == edges[-1]) & (values == high))
+        inside = (low <= values) & ((values < high) | (high == edges[-1]))
         if inside.any():
             error = percent(1 - accuracy[inside].mean())
             rows.append(dict(zip(names, ([low, high], int(inside.sum())))) | {"error": error})

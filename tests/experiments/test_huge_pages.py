@@ -19,7 +19,8 @@ COMMAND = (
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 @pytest.mark.parametrize("given, found", [(None, experiments.HUGE_PAGES), ("", "")])
 def test_a_command_has_huge_pages_unless_told_otherwise(given, found):
-    environment = {k: v for k, v in os.environ.items() if k != experiments.TUNABLES}
+    ours = (experiments.TUNABLES, experiments.STARTED_AGAIN)
+    environment = {k: v for k, v in os.environ.items() if k not in ours}
     environment |= {} if given is None else {experiments.TUNABLES: given}
     done = subprocess.run(COMMAND, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -44,4 +45,21 @@ def test_starting_again_keeps_the_command(monkeypatch):
     experiments.take_huge_pages()
     experiments.take_huge_pages()  # which now has them
     assert started == [(sys.executable, [sys.executable, "-X", "dev", "-m", "a.b", "--c"])]
-    assert experiments.os.environ[experiments.TUNABLES] == experiments.HUGE_PAGES
+    assert experiments.os.environ.pop(experiments.TUNABLES) == experiments.HUGE_PAGES
+    experiments.take_huge_pages()  # which something took back: once is enough
+    assert len(started) == 1
+
+
+def test_other_programs_are_not_started_again(tmp_path):
+    """Only the commands are, not a program that imports them, nor one that calls them."""
+    (tmp_path / "program").mkdir()
+    (tmp_path / "program" / "__init__.py").write_text("print('started')\nimport experiments\n")
+    call = "from experiments.__main__ import main\nmain(['no such command'])\n"
+    (tmp_path / "program" / "__main__.py").write_text(call)
+    ours = (experiments.TUNABLES, experiments.STARTED_AGAIN)
+    environment = {k: v for k, v in os.environ.items() if k not in ours}
+    environment["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{ROOT}"
+    command = [sys.executable, "-m", "program"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "no command 'no such command'" in done.stderr
+    assert done.stdout == "started\n"

@@ -55,11 +55,9 @@ def test_digits_anywhere_on_the_canvas():
     keys = jax.random.split(jax.random.key(0), 30)
     images, _ = jax.vmap(stream.example, (0, None, 0))(keys, source, jnp.arange(30))
     held_out, _ = stream.held_out("test")
-    for placed, digits_ in (
-        (np.round(255 * images), some.train_images),
-        (held_out, some.test_images),
-    ):
-        totals = digits_.astype(int).sum(axis=(1, 2, 3))
+    images = np.round(255 * images)
+    for placed, given in ((images, some.train_images), (held_out, some.test_images)):
+        totals = given.astype(int).sum(axis=(1, 2, 3))
         np.testing.assert_array_equal(placed.astype(int).sum(axis=(1, 2, 3)), totals)
         distances = affnist_images.distances_from_centre(placed)
         assert distances.max() > 8 and distances.min() < 6
