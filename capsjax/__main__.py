@@ -11,7 +11,7 @@ def main() -> None:
     package = find_companion("experiments")
     if package is None:
         sys.exit("capsjax: the commands are not installed with this copy of the library")
-    importlib.import_module(f"{package}.__main__").main(sys.argv[1:])
+    importlib.import_module(f"{package}.__main__").main(sys.argv[1:], alone=True)
 
 
 if __name__ == "__main__":

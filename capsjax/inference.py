@@ -38,7 +38,7 @@ def classify(
       batch_size: the largest number of images that are computed together.
 
     Raises:
-      ValueError: there are no images.
+      ValueError: there are no images, or the network has a single class.
       TypeError: the pixels are not floats.
       AssertionError: the images do not have four axes.
 
@@ -64,6 +64,8 @@ def classify(
 @functools.partial(jax.jit, static_argnums=0)
 def _classify(model, params, images):
     prediction = model.apply(params, images)
+    if prediction.scores.shape[1] < 2:
+        raise ValueError("a network of a single class has no second choice: use model.apply")
     lengths, classes = jax.lax.top_k(prediction.scores, 2)
     return Classification(
         scores=prediction.scores,

@@ -68,7 +68,8 @@ def make_gradient(loss: LossFn, *, axis_name: str | None = None, pieces: int = 1
       ``gradient(params, images, labels, key, progress=1) -> (grads, metrics)``, metrics scalars.
       With :class:`capsjax.Variables` in place of the parameters, it returns
       ``(grads, metrics, state)``: gradients of the parameters, and the new statistics. It raises
-      ValueError for statistics of a batch in pieces, and if the batch cannot be divided.
+      ValueError for a batch without examples, for statistics of a batch in pieces, and if the batch
+      cannot be divided.
     """
     full = _make_gradient(loss, axis_name, pieces)
 
@@ -88,6 +89,9 @@ def _make_gradient(loss, axis_name, pieces):
         return jnp.mean(losses), (jax.tree.map(jnp.mean, metrics), after[0] if stats else stats)
 
     def gradient(params, stats, images, labels, *rest):
+        if not jax.tree.leaves(images)[0].shape[0]:
+            raise ValueError("the batch has no examples, so its mean loss is undefined")
+
         def of_piece(examples):
             return jax.grad(mean_loss, has_aux=True)(params, stats, *examples, *rest)
 

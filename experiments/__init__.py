@@ -24,7 +24,7 @@ def end_imports_at_once() -> None:
 
 
 def take_huge_pages() -> None:
-    """Starts this process, of ``python -m``, again with huge pages on Linux.
+    """Starts the process of a command again with huge pages on Linux.
 
     It does not where the user has set GLIBC_TUNABLES.
 

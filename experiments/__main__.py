@@ -6,7 +6,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from experiments import end_imports_at_once
+from experiments import end_imports_at_once, take_huge_pages
 
 USAGE = """usage: capsjax COMMAND [flags]
        capsjax COMMAND --help
@@ -15,11 +15,16 @@ USAGE = """usage: capsjax COMMAND [flags]
 commands:"""
 
 
-def main(arguments: list[str]) -> None:
+# Commands that end before huge pages save the seconds that starting again costs.
+SHORT = ("predict", "figures", "publish", "export", "import_weights")
+
+
+def main(arguments: list[str], alone: bool = False) -> None:
     """Runs a command in this process, or lists the commands.
 
     Args:
       arguments: the name of a command and its flags.
+      alone: the process does nothing else, so that it may start again with huge pages.
 
     Raises:
       SystemExit: with status 2, after one line on standard error, if there is no such command or
@@ -42,6 +47,8 @@ def main(arguments: list[str]) -> None:
         near = difflib.get_close_matches(name, commands, 1)
         _fail(f"no command {name!r}; " + (f"did you mean {near[0]}?" if near else "see --help"))
     else:
+        if alone and name not in SHORT:
+            take_huge_pages()
         run(name, flags)
 
 

@@ -23,7 +23,7 @@ def banner(setup: Setup) -> str:
     read = ", read by Grain" if isinstance(d.train_images, StoredImages) else ""
     line = (
         f"capsjax {c.program} | {len(setup.devices)} x {device.device_kind} ({device.platform}), "
-        f"JAX {jax.__version__}, Flax {flax.__version__} | {describe_network(setup)} "
+        f"JAX {jax.__version__}, Flax {flax.__version__} | {describe_network(setup)}, "
         f"{setup.parameters:,} parameters, recipe {c.recipe} | "
         f"{d.name}: {len(d.train_labels):,} training, {len(d.validation_labels):,} validation, "
         f"{len(d.test_labels):,} test images{read}"
@@ -45,4 +45,4 @@ def _short(setup: Setup) -> str:
 def describe_network(setup: Setup) -> str:
     """Returns the network in a few words."""
     m = setup.model_config
-    return f"capsnet, {m.routing} routing," if isinstance(m, CapsNetConfig) else setup.config.model
+    return f"capsnet, {m.routing} routing" if isinstance(m, CapsNetConfig) else setup.config.model

@@ -72,6 +72,12 @@ def test_invalid_images_are_refused():
         classify(model, params, IMAGES[0])
 
 
+def test_a_network_of_one_class_is_refused():
+    model = create_model(preset("cnn_tiny", num_classes=1))
+    with pytest.raises(ValueError, match="single class"):
+        classify(model, model.init(jax.random.key(0)), IMAGES)
+
+
 BATCHED = {"x": np.arange(14.0).reshape(7, 2), "y": np.arange(7)}
 
 

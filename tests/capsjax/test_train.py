@@ -264,6 +264,15 @@ def test_dropout_only_in_training():
     assert abs(plain - one) > 1e-3
 
 
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_empty_batches_are_refused(pieces):
+    model = create_model(CNN)
+    images, labels = batch(CNN, 2)
+    gradient = make_gradient(cross_entropy_loss(model), pieces=pieces)
+    with pytest.raises(ValueError, match="no examples"):
+        gradient(filled(model), images[:0], labels[:0], KEY)
+
+
 def test_evaluation_is_per_example():
     model = create_model(CAPSNET)
     evaluate = jax.jit(make_eval_step(capsnet_loss(model)))

@@ -27,6 +27,25 @@ def test_a_command_has_huge_pages_unless_told_otherwise(given, found):
     assert json.loads(done.stdout.splitlines()[-1])["glibc_tunables"] == found
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+@pytest.mark.parametrize("name, found", [("benchmark", experiments.HUGE_PAGES), ("predict", None)])
+def test_long_commands_of_an_installation_have_huge_pages(name, found, tmp_path):
+    """The installed command starts again if that pays; here a module takes its place."""
+    ours = (experiments.TUNABLES, experiments.STARTED_AGAIN)
+    environment = {k: v for k, v in os.environ.items() if k not in ours}
+    script = tmp_path / "capsjax"
+    script.write_text(
+        "import os, runpy, sys\nfrom capsjax.__main__ import main\n"
+        "runpy.run_module = lambda *_, **__: print(sys.argv, os.environ.get('GLIBC_TUNABLES'))\n"
+        "main()\n"
+    )
+    command = [sys.executable, str(script), name, "--flag=1"]
+    environment["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{[f'capsjax {name}', '--flag=1']} {found}\n"
+
+
 def test_only_its_own_variables_are_taken_back(monkeypatch):
     monkeypatch.setenv(experiments.TUNABLES, experiments.HUGE_PAGES)
     monkeypatch.delenv(experiments.STARTED_AGAIN, raising=False)
