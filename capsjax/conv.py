@@ -50,9 +50,13 @@ def conv2d(
 
     Raises:
       ValueError: the implementation is unknown, or the image is smaller than the kernel.
+      TypeError: images or kernels are not floats.
       AssertionError: the ranks are not 4, the channels differ, or the kernel is not square.
     """
     chex.assert_rank([x, w], 4)
+    for what, array in (("images", x), ("kernels", w)):
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise TypeError(f"{what} must be floats, not {array.dtype}")
     B, H, W, C = x.shape
     k, _, _, O = w.shape
     chex.assert_shape(w, (k, k, C, O), custom_message=f"w must be [k, k, C, O], x is {x.shape}")

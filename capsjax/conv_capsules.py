@@ -140,7 +140,7 @@ class ConvCapsules(RoutedCapsules):
             x = jnp.concatenate(parts, axis=3)
             return x.reshape(x.shape[0], h * w, *x.shape[3:])
 
-        return Capsules(*map(gather, x))
+        return Capsules(gather(x.pose), gather(x.activation))
 
     def _unfold(self, out: RoutingOutput, batch: int) -> RoutingOutput:
         """Undo :func:`_fold`: make the capsules of all positions those of one layer."""

@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def check_labels(labels: chex.Array, num_classes: int | None = None) -> None:
-    """Refuse labels that are no class.
+def check_labels(labels: chex.Array, images: chex.Array, num_classes: int | None = None) -> None:
+    """Refuse labels that are no class, or not one for each image.
 
     Args:
       labels: ``[B]``. Inside ``jax.jit`` their values are unknown, and not checked.
+      images: ``[B, ...]``.
       num_classes: number J of classes, or None to check the shape and the type alone.
 
     Raises:
@@ -20,6 +21,8 @@ def check_labels(labels: chex.Array, num_classes: int | None = None) -> None:
     if shape is None or len(shape) != 1 or not jnp.issubdtype(dtype, jnp.integer):
         kind = type(labels).__name__ if shape is None else f"{dtype} of shape {list(shape)}"
         raise ValueError(f"labels are integers [B], one class for each image, not {kind}")
+    if shape[0] != len(images):
+        raise ValueError(f"there are {shape[0]} labels for {len(images)} images")
     if num_classes is None or isinstance(labels, jax.core.Tracer):
         return
     wrong = [label for label in np.asarray(labels).tolist() if not 0 <= label < num_classes]
@@ -39,7 +42,8 @@ def label_mask(label: chex.Array, num_classes: int) -> jax.Array:
     Returns:
       ``[J]`` (after the axes of the label), float32.
     """
-    return jax.nn.one_hot(label, num_classes, dtype=jnp.float32)
+    # A narrow type of integers would wrap the classes, too.
+    return jax.nn.one_hot(jnp.asarray(label).astype(jnp.int32), num_classes, dtype=jnp.float32)
 
 
 def argmax_mask(lengths: chex.Array) -> jax.Array:
@@ -64,6 +68,10 @@ def mask_capsules(pose: chex.Array, mask: chex.Array) -> jax.Array:
 
     Returns:
       ``[J, D]``.
+
+    Raises:
+      AssertionError: the ranks or the sizes J do not agree.
     """
     chex.assert_rank([pose, mask], [2, 1])
+    chex.assert_equal_shape_prefix([pose, mask], 1)
     return pose * mask[:, None]

@@ -26,6 +26,7 @@ from capsjax.routing import (
     route,
     routing_pass,
 )
+from capsjax.routing.base import check_choice
 from capsjax.routing.initialization import NORMAL, initial_votes
 from capsjax.routing.passes import hold_constants
 from capsjax.votes import VOTES
@@ -77,6 +78,7 @@ class RoutedCapsules(nnx.Module):
         rngs: nnx.Rngs,
     ):
         routing = make_routing(routing) if isinstance(routing, str) else routing or dynamic()
+        check_choice("votes", votes, VOTES)
         sizes = Sizes(capsules_in, capsules_out, pose_out, pose_in)
         shape = VOTES[votes].shape(*sizes, types)
         key = rngs.params()

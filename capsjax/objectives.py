@@ -111,7 +111,7 @@ def capsnet_loss(
       ``cross_entropy_loss``) and ``reconstruction_loss``, the last two unweighted. It raises
       ValueError for labels that are not integers ``[B]`` and, outside ``jax.jit``, for labels that
       are no class. Inside ``jax.jit`` their values are unknown: a label that is no class then has
-      a target of zeros, and is never counted as correct.
+      a target of zeros, or of its share of ``label_smoothing``, and is never counted as correct.
 
     Raises:
       ValueError: see :func:`score_loss`; ``margin_weight`` is another word; or labels of another
@@ -123,10 +123,10 @@ def capsnet_loss(
     margin_factor(margin_weight, classes=1)  # refuses other words before the first step
 
     def loss_of_network(variables, images, labels, key=None, progress=1.0, **mode):
-        check_labels(labels)
+        check_labels(labels, images)
         prediction, *state = outputs(model, variables, images, labels, key, **mode)
         classes = prediction.scores.shape[1]
-        check_labels(labels, classes)
+        check_labels(labels, images, classes)
         targets = _smoothed(label_mask(labels, classes), label_smoothing)
         losses = jax.vmap(loss_of_scores, (0, 0, None))(prediction.scores, targets, progress)
         metrics = {f"{loss}_loss": losses}
@@ -154,20 +154,22 @@ def cross_entropy_loss(
 
     Returns:
       A function like that of :func:`capsnet_loss`, with the metrics ``loss`` and ``accuracy``. It
-      checks labels in the same way; inside ``jax.jit`` the loss of a label of J or more is NaN, and
-      a negative label counts from the last class.
+      checks labels in the same way; inside ``jax.jit`` the loss of a label that is no class is NaN.
     """
 
     def loss(variables, images, labels, key=None, progress=1.0, **mode):
-        check_labels(labels)
+        check_labels(labels, images)
         prediction, *state = outputs(model, variables, images, labels, key, **mode)
         logits = prediction.scores
-        check_labels(labels, logits.shape[1])
+        check_labels(labels, images, logits.shape[1])
         if label_smoothing:
             targets = _smoothed(label_mask(labels, logits.shape[1]), label_smoothing)
-            total = optax.softmax_cross_entropy(logits, targets)
+            known = (labels >= 0) & (labels < logits.shape[1])
+            total = jnp.where(known, optax.softmax_cross_entropy(logits, targets), jnp.nan)
         else:
-            total = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            # Labels from -J to -1 would count from the last class.
+            classes = jnp.where(labels < 0, logits.shape[1], labels.astype(jnp.int32))
+            total = optax.softmax_cross_entropy_with_integer_labels(logits, classes)
         metrics = {"loss": total, "accuracy": _correct(logits, labels)}
         if predictions:
             metrics |= prediction_metrics(logits, True)

@@ -94,7 +94,8 @@ def make_schedule(
     if name == "exponential" and not warmup_steps:
         return lambda step: jnp.maximum(exponential(step), floor)
     if name == "one_cycle":
-        warmup_steps = warmup_steps or int(RISING_SHARE * total_steps)
+        least = 1 if total_steps > 1 else 0
+        warmup_steps = warmup_steps or max(int(RISING_SHARE * total_steps), least)
         rise = optax.cosine_decay_schedule(learning_rate / 25, max(warmup_steps, 1), alpha=25.0)
         rate = optax.cosine_decay_schedule(learning_rate, total_steps - warmup_steps, alpha=4e-6)
     elif name == "cosine":
@@ -197,9 +198,9 @@ def scale_by_adam_epsilon_hat(
     """
 
     def update(updates, state, params=None):
-        # `float` makes a weak type, which takes on that of the moments.
-        t = jax.lax.convert_element_type(state.count + 1, float)
+        t = jax.lax.convert_element_type(state.count + 1, float)  # of the default precision
         corrected = epsilon / jnp.sqrt(1 - b2**t)
-        return optax.scale_by_adam(b1, b2, corrected).update(updates, state, params)
+        found, state = optax.scale_by_adam(b1, b2, corrected).update(updates, state, params)
+        return jax.tree.map(lambda u, g: u.astype(g.dtype), found, updates), state
 
     return optax.GradientTransformation(optax.scale_by_adam(b1, b2).init, update)

@@ -38,7 +38,14 @@ def pad(image: chex.Array, pixels: int) -> jax.Array:
 
 
 def centre_crop(image: chex.Array, size: tuple[int, int]) -> jax.Array:
-    """Return the crop ``[h, w, C]`` from the middle of an image."""
+    """Return the crop ``[h, w, C]`` from the middle of an image.
+
+    Raises:
+      ValueError: the image is smaller than the crop.
+    """
+    (height, width), (h, w) = image.shape[:2], size
+    if height < h or width < w:
+        raise ValueError(f"{height}x{width} pixels are too few for crops of {h}x{w}")
     top, left = ((n - m) // 2 for n, m in zip(image.shape, size))
     return image[top : top + size[0], left : left + size[1]]
 
@@ -61,21 +68,29 @@ def standardize(image: chex.Array) -> jax.Array:
       image: pixels in [0, 1], or beyond after changes of contrast and brightness.
     """
     centred = image - jnp.mean(image)
-    deviation = jnp.sqrt(jnp.mean(jnp.square(centred)))
-    return centred / jnp.maximum(deviation, image.size**-0.5 / 255)
+    return centred / _root(jnp.mean(jnp.square(centred)), image.size)
 
 
 def standardize_channels(image: chex.Array) -> jax.Array:
-    """Normalize each channel of an image to mean zero and standard deviation one.
+    r"""Normalize each channel of an image to mean zero and standard deviation one.
 
-    The divisor is the root of the unbiased variance, at least 1e-8 (Ribeiro et al. 2020).
+    The divisor is the root of the unbiased variance (Ribeiro et al. 2020), for N pixels at least
+    :math:`N^{-1/2} / 255`, so that a constant channel becomes zero: less than the deviation of an
+    image of which one pixel differs by 1/255. Their code has 1e-8, which is below the rounding
+    errors of a mean.
 
     Args:
       image: ``[H, W, C]``.
     """
     centred = image - jnp.mean(image, axis=(0, 1), keepdims=True)
     square = jnp.sum(jnp.square(centred), axis=(0, 1), keepdims=True)
-    return centred / jnp.maximum(jnp.sqrt(square / (image[..., 0].size - 1)), 1e-8)
+    pixels = image.shape[0] * image.shape[1]
+    return centred / _root(square / max(pixels - 1, 1), pixels)
+
+
+def _root(variance, count):
+    """The standard deviation, with a floor whose derivative is finite where the variance is 0."""
+    return jnp.sqrt(jnp.maximum(variance, 1 / (count * 255**2)))
 
 
 def _halve(image, side):
@@ -89,9 +104,6 @@ def _resize(image, side):
 
 
 def _crop(image, side):
-    height, width = image.shape[:2]
-    if min(height, width) < side:
-        raise ValueError(f"{height}x{width} pixels are too few for crops of {side}x{side}")
     return centre_crop(image, (side, side))
 
 
@@ -134,7 +146,8 @@ class Preprocessing:
     square of this side from the middle; ``standardize`` and ``standardize_channels``, see the
     functions of these names; ``clip`` limits pixels to [0, 1].
 
-    Calling it applies the steps to images ``[..., H, W, C]``, uint8, and returns float32.
+    Calling it applies the steps to images ``[..., H, W, C]``, uint8, and returns float32; without
+    a step that computes, such as ``unit``, it returns uint8, which no network takes.
 
     Raises:
       ValueError: a step or a fit is unknown, or a number is missing.

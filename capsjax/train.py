@@ -59,10 +59,13 @@ def make_gradient(loss: LossFn, *, axis_name: str | None = None, pieces: int = 1
       loss: see :func:`capsjax.objectives.capsnet_loss`. It is called with ``train=True`` and
         ``axis_name`` if the network has statistics, and without these arguments otherwise.
       axis_name: name of the mapped axis over which the batch is divided into equal parts;
-        gradients and metrics are averaged over it. Under ``jax.shard_map`` this is correct only
+        gradients and metrics are averaged over it. What a loss draws with the same key is the same
+        in each part. Under ``jax.shard_map`` this is correct only
         with ``check_vma=False``: otherwise JAX sums the gradients over the axis a second time.
       pieces: the number of equal pieces in which the batch is computed one after another, with the
-        memory of one. Gradients and metrics are those of the whole batch.
+        memory of one. Gradients and metrics are those of the whole batch. A loss that draws, as for
+        dropout, must not contain ``jax.jit`` or ``jax.checkpoint`` of its own then: what they keep
+        for further calls would not know of pieces.
 
     Returns:
       ``gradient(params, images, labels, key, progress=1) -> (grads, metrics)``, metrics scalars.
@@ -89,7 +92,7 @@ def _make_gradient(loss, axis_name, pieces):
         return jnp.mean(losses), (jax.tree.map(jnp.mean, metrics), after[0] if stats else stats)
 
     def gradient(params, stats, images, labels, *rest):
-        if not jax.tree.leaves(images)[0].shape[0]:
+        if any(0 in leaf.shape[:1] for leaf in jax.tree.leaves(images)):
             raise ValueError("the batch has no examples, so its mean loss is undefined")
 
         def of_piece(examples):
@@ -155,7 +158,9 @@ def make_train_step(
             share = 1 - jnp.minimum(ema, (1 + t) / (10 + t))
             mixed = optax.incremental_update(params, average, share)
             # The average of equal numbers is that number, without rounding: frozen ones stay.
-            average = jax.tree.map(lambda p, a, m: jnp.where(p == a, p, m), params, average, mixed)
+            average = jax.tree.map(
+                lambda p, a, m: jnp.where(p == a, p, m.astype(p.dtype)), params, average, mixed
+            )
         return TrainState(state.step + 1, params, opt_state, stats, average), metrics
 
     return step

@@ -8,6 +8,7 @@ over seeds. It is written next to the file: few/digits_examples.png.
 """
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
 from experiments import plots
@@ -59,6 +60,18 @@ def main(flags: Flags) -> None:
         ) from error
     if not rows:
         raise UserError(f"--sweep={path} has no runs")
+    kinds = Counter((row["network"], row["train_examples"], row["seed"]) for row in rows)
+    (which, count), *_ = kinds.most_common(1)
+    if count > 1:
+        raise UserError(
+            f"--sweep={path} has {count} runs of {which[0]} with {which[1]} examples and seed "
+            f"{which[2]}, which differ in another flag than --model, --preset and --train_examples"
+        )
+    networks = {row["network"] for row in rows}
+    if len(networks) > plots.MOST_CURVES:
+        raise UserError(
+            f"--sweep={path} has {len(networks)} networks, more than {plots.MOST_CURVES} colours"
+        )
     seeds = len({row["seed"] for row in rows})
     figure = path.with_name(f"{path.stem}_examples.png")  # the sweep's own figure is STEM.png
     title = f"Learning from few examples, {seeds} seed{'s' * (seeds > 1)}"

@@ -133,12 +133,21 @@ def make_sweep(own: Flags) -> Sweep:
     study = plan.find_study(own.study, own.grid, own.seeds, own.yes)
     defaults = find_program(own.program or study.program).defaults
     given = plan.changed_flags(flags_module.from_flags(defaults), defaults)
+    if study.columns and own.program not in ("", study.program):
+        raise UserError(f"--program={own.program}: --study={own.study} is of {study.program}")
+    if own.seeds and own.grid and "seed" in plan.parse_grid(own.grid):
+        raise UserError(f"--grid={own.grid} has seeds: leave out --seeds={own.seeds}")
+    of_rows = {*study.tuning, *(flag for flags_of in study.rows.values() for flag in flags_of)}
+    of_rows |= {"seed"} if study.seeds else set()
+    for flag in sorted(of_rows & given.keys()):
+        raise UserError(f"--{flag}={given[flag]}: the runs of the sweep set --{flag}; leave it out")
     if study.tuning and given.get("validation_fraction", 1) == 0:
         raise UserError("tuning needs validation data: --validation_fraction above 0")
     if given.get("distributed"):
         raise UserError("--distributed trains one run; --shard divides a sweep among machines")
     paths = names_of(defaults, "path")
     shared = {name: value for name, value in given.items() if name not in paths}
+    shared |= {name: "PATH" for name in names_of(defaults, "contents") if name in given}
     name = own.study or "grid"
     code = zlib.crc32(repr((defaults.program, sorted(shared.items()))).encode())
     folder = local_path(own.runs or f"runs/sweep-{name}-{code:08x}", "runs").absolute()
@@ -208,6 +217,9 @@ def portable_command(arguments: list[str], defaults: Config) -> str:
         name, equals, _ = argument.lstrip("-").partition("=")
         if skip:
             skip = False
+        elif name in names_of(defaults, "contents"):
+            kept.append(f"--{name}=PATH")
+            skip = not equals
         elif name in local:
             skip = not equals and not isinstance(getattr(DEFAULTS, name, None), bool)
         else:

@@ -150,6 +150,13 @@ def preset(name: str, **changes) -> Config:
 
 
 def build(config: Config, *, rngs: nnx.Rngs) -> CapsNet | CNN | HVCNet:
-    """Make the network that a configuration describes."""
+    """Make the network that a configuration describes.
+
+    Raises:
+      TypeError: it is no configuration.
+    """
     networks = {CapsNetConfig: CapsNet, CNNConfig: CNN, HVCConfig: HVCNet}
-    return networks[type(config)](config, rngs=rngs)
+    for kind, network in networks.items():
+        if isinstance(config, kind):
+            return network(config, rngs=rngs)
+    raise TypeError(f"a network is made from a configuration, as of preset(name), not {config!r}")

@@ -21,6 +21,10 @@ def check_consistency(config: Any, routing: Routing) -> None:
     """
     if config.trunk and config.padding != "SAME":
         raise ValueError(f"a trunk of residual blocks needs padding SAME, not {config.padding}")
+    if config.num_classes < 1:
+        raise ValueError(f"num_classes must be 1 or more, not {config.num_classes}")
+    if config.decoder_kind == "transposed" and config.decoder == ():
+        raise ValueError("a decoder of transposed convolutions needs the channels of its layers")
     _check_image_size(config)
     _check_depthwise(config)
     _check_grouping(config)

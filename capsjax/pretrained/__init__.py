@@ -13,6 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
 from capsjax import models
 from capsjax.functional import Model, create_model
 from capsjax.preprocessing import Preprocessing
@@ -64,8 +67,13 @@ def load_pretrained(place: str | os.PathLike) -> Pretrained:
     folder = files.find_folder(place)
     path = folder / files.WEIGHTS
     description = _described(folder)
-    model = create_model(description.network)
-    most = weights.size_of(weights.shapes_of(model)) + files.MOST_CONFIG  # with names and shapes
+    try:
+        model = create_model(description.network)
+        size = weights.size_of(weights.shapes_of(model))
+    except Exception as error:  # of any kind: nobody has tried what the file describes
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise PretrainedError(f"{folder / files.CONFIG} is of no network: {reason[:99]}") from error
+    most = size + files.MOST_CONFIG  # with names and shapes
     data = files.read(path, min(most, files.MOST_WEIGHTS))
     try:
         params = weights.from_bytes(data, model)
@@ -131,11 +139,13 @@ def save_pretrained(
     try:
         text = to_json(described)
         described, model = from_json(text), create_model(network)
+        _check_inputs(described)
         data = weights.to_bytes(params, dtype)
         weights.from_bytes(data, model)
+        _check_limits(text, data)
     except (ValueError, TypeError) as error:
         raise PretrainedError(f"{os.fspath(folder)} is not written: {error}") from error
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     files.write(folder / files.WEIGHTS, data)
     files.write(folder / files.CONFIG, text.encode())
@@ -143,6 +153,25 @@ def save_pretrained(
     text = card.to_markdown(folder.resolve().name, described, shapes, dtype)
     files.write(folder / files.CARD, text.encode())
     return folder
+
+
+def _check_inputs(described: Description) -> None:
+    image = jax.ShapeDtypeStruct((1, *described.preprocessing.image_shape), np.uint8)
+    made, wanted = jax.eval_shape(described.preprocessing, image), described.network.image_shape
+    if made.shape[1:] != tuple(wanted) or made.dtype == np.uint8:
+        raise ValueError(
+            f"its preprocessing makes {made.dtype} {list(made.shape[1:])} of images, and the "
+            f"network takes floats {list(wanted)}"
+        )
+
+
+def _check_limits(text: str, data: bytes) -> None:
+    for name, size, most in (
+        (files.CONFIG, len(text.encode()), files.MOST_CONFIG),
+        (files.WEIGHTS, len(data), files.MOST_WEIGHTS),
+    ):
+        if size > most:
+            raise ValueError(f"{name} would have {size:,} bytes, and at most {most:,} are read")
 
 
 def _described(folder: Path) -> Description:

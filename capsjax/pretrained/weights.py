@@ -55,11 +55,13 @@ def to_bytes(variables: Any, dtype: str = "float32") -> bytes:
         raise ValueError(f"dtype must be one of {', '.join(TYPES)}, not {dtype!r}")
     arrays = {}
     for name, value in named_variables(variables).items():
+        if not hasattr(value, "dtype"):
+            raise ValueError(f"{name} is no array, but {type(value).__name__}")
         if value.dtype != np.float32:
             raise ValueError(f"{name} is {value.dtype}, not float32")
         kind = dtype if name.startswith("params.") else "float32"
         with np.errstate(over="ignore"):
-            array = np.ascontiguousarray(np.asarray(value).astype(kind))
+            array = np.asarray(value).astype(kind, order="C")
         if not np.isfinite(array).all():
             raise ValueError(f"{name} has numbers that are not finite in {kind}")
         arrays[name] = array

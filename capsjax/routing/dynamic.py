@@ -15,7 +15,7 @@ from capsjax.routing.base import (
     check_choice,
     check_iterations,
 )
-from capsjax.routing.equations import agreement, direction, weighted_sum
+from capsjax.routing.equations import agreement, direction, quotient, weighted_sum
 from capsjax.routing.initialization import agreement_length, scale_for
 from capsjax.routing.normalizers import NORMALIZERS
 from capsjax.squash import safe_norm, squash_by_name
@@ -24,7 +24,7 @@ from capsjax.squash import safe_norm, squash_by_name
 # where that of softmax is 1/J; with shorter votes they are not decided by the first agreement.
 INIT_SCALES = {"sparsemax": -0.5, "entmax": -0.25}
 OVER = ("outputs", "inputs")
-LARGEST_LOGIT = 80.0  # whose exponential, and sums of it over capsules, are finite in float32
+LARGEST_LOGIT = 50.0  # sums of its exponential, times votes, are finite in float32
 
 
 def dynamic(
@@ -60,7 +60,7 @@ def dynamic(
       over: the couplings of each input capsule sum to one over the ``outputs``, as in the paper.
         Those of each output capsule do over the ``inputs`` in public code that takes the softmax
         along the other axis; it is here for weights that were trained so. Logits are then relative
-        to their mean over the inputs and limited to 80 on both sides, and couplings in the output
+        to their mean over the inputs and limited to 50 on both sides, and couplings in the output
         are proportional to the shares.
       name: name of the variant.
 
@@ -148,7 +148,7 @@ def _over_inputs(routing: Routing) -> Routing:
 
     def update(params, stats, state, t):
         S, total, votes, count = stats
-        return routing.update(params, S / total[:, None], state[0], t), votes / count
+        return routing.update(params, quotient(S, total[:, None]), state[0], t), votes / count
 
     return dataclasses.replace(
         routing,
@@ -170,8 +170,7 @@ def kmeans(iterations: int = 3, *, squash: str = "half", scale: float | None = N
 
     Unlike in dynamic routing, logits do not accumulate, so more iterations do not bring the
     couplings closer to 0 and 1. No paper: public code names it k-means routing (leftthomas's
-    CapsuleLayer, bojone's Capsule), with this squash. No parameters; R passes. Safe for votes up to
-    1e15.
+    CapsuleLayer, bojone's Capsule), with this squash.
 
     Args:
       iterations: the number of passes, the first of which has even couplings.

@@ -180,6 +180,8 @@ def _check(routing, params, u, W, activation, votes) -> Sizes:
     """Checks types and shapes, and returns the sizes."""
     check_inputs(u, W, full=votes.name == "full")
     B, I, K = u.shape
+    if not I:
+        raise ValueError("there are no input capsules")
     _, J, D = jax.eval_shape(votes.function, jax.ShapeDtypeStruct((I, K), u.dtype), W).shape
     sizes = Sizes(I, J, D, K)
     if activation is not None:

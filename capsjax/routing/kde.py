@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from capsjax.routing.base import Routing, RoutingTraits, check_iterations
-from capsjax.routing.equations import agreement, weighted_sum
+from capsjax.routing.equations import agreement, quotient, weighted_sum
 from capsjax.routing.initialization import SQUASHED_LENGTHS, scale_for
 from capsjax.squash import safe_norm, squash_by_name
 
@@ -65,7 +65,7 @@ def kde(iterations: int = 3, *, squash: str = "half", scale: float | None = None
 
     def update(params, stats, state, t):
         weight, weighted = stats
-        mean = weighted / jnp.maximum(weight, jnp.finfo(weight.dtype).tiny)[:, None]
+        mean = quotient(weighted, jnp.maximum(weight, jnp.finfo(weight.dtype).tiny)[:, None])
         v = squash_fn(factor * mean)
         return State(v, state.total + v, state.squares + jnp.sum(v * v, -1))
 

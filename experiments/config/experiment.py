@@ -83,7 +83,7 @@ class Config(FineTuning, Optimization, OwnImages, Reading, Distribution):
         roles="capsules",
     )
     routing_gradient: str = setting(
-        "full", "which part of routing is differentiated", choices=GRADIENTS
+        "full", "which part of routing is differentiated", choices=GRADIENTS, roles="capsules"
     )
     routing_implementation: str = setting(
         "auto",

@@ -25,6 +25,7 @@ ROLES = {
     "neutral": "it has no part in the result of a run",
     "local": "it describes this machine: it is never read back from a saved run",
     "path": "it is a place or a limit on this machine: local, left out of commands for others",
+    "contents": "results depend on what is at the path: commands for others say PATH",
     "later": "runs from before there was the flag are runs with its default",
     "fits_couplings": "a run may differ in it from the run whose couplings it takes",
 }

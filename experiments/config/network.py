@@ -10,7 +10,6 @@ from capsjax.recipes import RECIPES
 from capsjax.routing import PassKernels, make_routing, options_of
 from experiments import UserError
 from experiments.config.experiment import Config
-from experiments.config.fine_tuning import PATTERNS
 from experiments.config.flags import names_of
 from experiments.config.optimization import check_optimization
 
@@ -73,15 +72,13 @@ def choose_input_norm(config: Config, channels: int, steps: Sequence[tuple]) -> 
 
     Returns:
       The configuration with ``image`` where ``auto`` means that. ``auto`` stands for the
-      normalization of the preset otherwise, as it does in saved runs, and in place of ``preset``.
+      normalization of the preset otherwise, as it does in saved runs.
     """
     network = PRESETS.get(f"{config.model}_{config.preset}")
     plain = isinstance(network, CapsNetConfig) and network.input_norm == "none"
     normalized = any(name in NORMALIZING for name, *_ in steps)
     if config.input_norm == "auto" and plain and channels >= 2 and not normalized:
         return dataclasses.replace(config, input_norm="image")
-    if config.input_norm == "preset":
-        return dataclasses.replace(config, input_norm="auto")
     return config
 
 
@@ -126,16 +123,21 @@ def given_flags(config: Config, defaults: Config) -> dict:
 
 def command(config: Config, defaults: Config) -> str:
     """Returns the command that gives this run on any machine, given its program's defaults."""
-    given = given_flags(config, defaults).items()
-    words = [shlex.quote(f"--{k}={v}") if k in PATTERNS else f"--{k}={v}" for k, v in given]
-    return " ".join([f"python -m experiments.{config.program}", *words])
+    usual = {name: getattr(defaults, name) for name in names_of(config, "contents")}
+    places = {name: "PATH" for name, value in usual.items() if getattr(config, name) != value}
+    return _command(config, given_flags(config, defaults) | places)
+
+
+def _command(config: Config, given: dict) -> str:
+    words = [f"--{name}={value}" for name, value in given.items()]
+    return shlex.join(["python", "-m", f"experiments.{config.program}", *words])
 
 
 def continuation(config: Config, defaults: Config) -> str:
     """Returns the command that continues this run on this machine."""
-    given = {n: getattr(config, n) for n in names_of(config, "path")}
-    places = [f"--{n}={v}" for n, v in given.items() if v != getattr(defaults, n)]
-    return " ".join([command(config, defaults), *map(shlex.quote, places)])
+    places = {n: getattr(config, n) for n in names_of(config, "path")}
+    places = {n: v for n, v in places.items() if v != getattr(defaults, n)}
+    return _command(config, given_flags(config, defaults) | places)
 
 
 def network_config(

@@ -87,7 +87,8 @@ class Optimization:
     )
     early_stopping: int = setting(
         0,
-        "stop after this number of validations in succession without a smaller error; 0: never",
+        "stop after this number of validations in succession without a smaller error or, at an "
+        "equal error, a smaller loss; 0: never",
         low=0,
         roles="later",
     )
@@ -104,13 +105,8 @@ def check_optimization(config) -> None:
     """Checks flags that contradict each other, in a (resolved) configuration.
 
     Raises:
-      UserError: label smoothing does not apply to the loss, or there are no validation data to
-        choose on.
+      UserError: label smoothing does not apply to the loss.
     """
-    for flag, given in (("keep", config.keep == "best"), ("early_stopping", config.early_stopping)):
-        if given and not config.validation_fraction:
-            value = getattr(config, flag)
-            raise UserError(f"--{flag}={value} needs validation data: raise --validation_fraction")
     loss = config.loss if config.model == "capsnet" else "cross_entropy"
     if config.label_smoothing and loss != "cross_entropy":
         raise UserError(

@@ -189,6 +189,9 @@ def complete(path: str, stored: Mapping[str, np.ndarray]) -> tuple[dict, list[st
     arrays |= dict(zip(classes, values, strict=True))
     if len(arrays["class_names"]) < 2:
         raise ValueError("there is one class only, and nothing to tell apart")
+    (name, count), *_ = collections.Counter(arrays["class_names"].tolist()).most_common(1)
+    if count > 1:
+        raise ValueError(f"class_names has {name!r} {count} times")
     if len(arrays["class_names"]) > MOST_CLASSES:
         raise ValueError(f"{len(arrays['class_names']):,} classes, more than {MOST_CLASSES:,}")
     checksum = 0

@@ -30,9 +30,11 @@ def _is_text(value) -> bool:
 
 
 SUMMARY = {
-    **{f"{name}?": str for name in ("program", "dataset", "model", "recipe", "device_kind")},
+    **{f"{name}?": str for name in ("program", "dataset", "model", "recipe")},
+    **{f"{name}?": str for name in ("accelerator", "device_kind")},
     **{f"{name}?": _or_none(_is_text) for name in ("routing", "votes", "squash", "loss", "commit")},
     **{f"{name}?": is_count for name in ("steps", "test_examples", "test_errors", "together")},
+    **{f"{name}?": is_count for name in ("num_devices", "num_processes")},
     **{f"{name}?": is_integer for name in ("parameters", "seed")},
     **{f"{name}?": is_duration for name in ("test_error", "affnist_error", "affine_error")},
     **{f"{n}?": _or_none(is_duration) for n in ("training_seconds", "images_per_second")},

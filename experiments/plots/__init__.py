@@ -14,7 +14,7 @@ from experiments.plots.reconstructions import (
     plot_perturbations,
     plot_reconstructions,
 )
-from experiments.plots.response_curves import plot_data_efficiency, plot_responses
+from experiments.plots.response_curves import MOST_CURVES, plot_data_efficiency, plot_responses
 from experiments.plots.routing import plot_coupling_matrix, plot_routing_diagnostics
 from experiments.plots.segmentation import PairColumn, plot_segmentation
 from experiments.plots.sweep_intervals import Dots, plot_intervals
@@ -22,6 +22,7 @@ from experiments.plots.throughput import plot_throughput
 from experiments.plots.training_curves import plot_logit_changes, plot_losses, plot_training_curves
 
 __all__ = [
+    "MOST_CURVES",
     "Dots",
     "Example",
     "PairColumn",

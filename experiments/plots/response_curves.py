@@ -17,6 +17,7 @@ from experiments.plots.page import (
 )
 
 COLORS = (BLUE, RED, INK, GREY)
+MOST_CURVES = len(COLORS)
 AXES = {
     "rotation": "rotation, degrees",
     "shear": "shear",
@@ -61,7 +62,7 @@ def _responses_figure(curves, ranges, title=""):
         values = np.concatenate([one[name]["values"] for one in curves.values()])
         axes.set(xlim=(values.min(), values.max()), ylim=(0, 102), yticks=range(0, 101, 25))
         style_axes(axes, label, "")
-    note = "Accuracy, %.\nShaded: what affNIST's digits have,\nand the shifts trained on."
+    note = "Accuracy, %.\nShaded: what affNIST's digits have,\nand the shifts of training."
     write_text(page, 4.95, top + 3.05, note, color=GREY)
     return page.figure
 

@@ -30,7 +30,7 @@ def measure(
         return {}, []
     column, without_checkpoint = {}, 0
     for run in (run for run in runs if "summary" in entries.get(run.key, {})):
-        key = f"{run.key} # affine"
+        key = f"{run.key}{ledger.MEASURED}affine"
         if key not in entries and not (run.workdir / "checkpoints").exists():
             without_checkpoint += 1  # it is on another machine
             continue

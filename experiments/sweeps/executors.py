@@ -21,9 +21,12 @@ STOPPED = (-signal.SIGINT, 128 + signal.SIGINT, 128 + signal.SIGTERM, 129)  # 12
 
 
 def task(program: str, runs: list[PlannedRun]) -> dict:
-    """Returns what :func:`perform` needs to know of a group of runs, as plain data."""
+    """Returns what :func:`perform` needs to know of a group of runs, as plain data.
+
+    Paths in flags are relative to the folder in which the user has started the sweep.
+    """
     rows = [{"key": r.key, "arguments": r.arguments, "workdir": str(r.workdir)} for r in runs]
-    return {"program": program, "runs": rows}
+    return {"program": program, "runs": rows, "folder": os.getcwd()}
 
 
 def perform(task: dict, started: Callable = lambda child: None) -> list[dict]:
@@ -52,7 +55,7 @@ def perform(task: dict, started: Callable = lambda child: None) -> list[dict]:
             todo.append(run)
     log, status = Path((todo or task["runs"])[0]["workdir"]) / "log.txt", 0
     if todo:
-        job = {"program": task["program"], "runs": [run["arguments"] for run in todo]}
+        job = task | {"runs": [run["arguments"] for run in todo]}
         status = _child(job, log, started)
     if status in STOPPED:
         raise KeyboardInterrupt
@@ -66,10 +69,13 @@ def perform(task: dict, started: Callable = lambda child: None) -> list[dict]:
 
 def _child(job: dict, log: Path, started: Callable) -> int:
     log.unlink(missing_ok=True)  # a link is not followed
+    places = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with open(log, "x", encoding="utf-8") as messages:
         child = subprocess.Popen(
-            [sys.executable, "-m", "experiments.sweeps.worker"],
-            cwd=ROOT,
+            # -P: modules are not taken from the folder of the user.
+            [sys.executable, "-P", "-m", "experiments.sweeps.worker"],
+            cwd=job["folder"],
+            env=os.environ | {"PYTHONPATH": places},
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=messages,

@@ -10,7 +10,7 @@ import base64
 import functools
 import json
 import os
-import re
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -23,6 +23,7 @@ from experiments.files import BadFile, check, check_folder, one_line, parse, rea
 from experiments.files.forms import ENTRY
 
 NAME = "ledger.jsonl"
+MEASURED = " # "  # in a key: what follows was measured of a finished run
 MOST_BYTES = 2**28  # of a ledger
 MOST_BYTES_OF_A_LINE = 2**24
 
@@ -151,9 +152,21 @@ def with_path_of(data: str, dataset: str, entries: dict[str, dict]) -> dict[str,
     found = {}
     for key, entry in entries.items():
         if data and entry.get("summary", {}).get("data_checksum") == data:
-            key = re.sub(r"--dataset=.*?\.npz(?= --| #|$)", lambda _: f"--dataset={dataset}", key)
+            _, mark, measured = key.partition(MEASURED)
+            there = (w.startswith("--dataset=") and w.endswith(".npz") for w in words_of(key))
+            here = zip(words_of(key), there)
+            key = shlex.join(f"--dataset={dataset}" if own else word for word, own in here)
+            key += mark + measured
         found.setdefault(key, entry | {"key": key})
     return found
+
+
+def words_of(key: str) -> list[str]:
+    """Returns the words of the command of a key; none of a key that is no command."""
+    try:
+        return shlex.split(key.partition(MEASURED)[0])
+    except ValueError:
+        return []
 
 
 def success(key: str, summary: dict, together: int) -> dict:

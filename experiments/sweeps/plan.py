@@ -134,17 +134,18 @@ def choose(
     """Returns for each row the tuned flags with the smallest validation error.
 
     Among equal errors the smallest validation loss decides. Rows without a successful run are
-    omitted.
+    omitted. Runs are those of :func:`candidates`, and entries those of the ledger.
 
-    Args:
-      tuning_runs: the runs of :func:`candidates`.
-      entries: of the ledger.
+    Raises:
+      UserError: there are no validation images.
     """
     best: dict[str, tuple] = {}
     for run in tuning_runs:
         summary = entries.get(run.key, {}).get("summary")
         if summary:
             score = summary["validation_error"], summary["validation_loss"]
+            if None in score:
+                raise UserError("tuning needs validation images, and there are none: add images")
             if run.row not in best or score < best[run.row][0]:
                 best[run.row] = score, run.tuned
     return {row: [tuned] for row, (_, tuned) in best.items()}

@@ -126,6 +126,7 @@ def to_json(report: StudyReport) -> dict:
             dict(f.study.rows[run.row])
             | run.tuned
             | {k: summary[k] for k in KEPT}
+            | {"model": run.config.model, "preset": run.config.preset}
             | {"row": run.row, "command": run.key}
             for run, summary in f.done
         ],

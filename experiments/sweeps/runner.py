@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import io
-import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -25,7 +24,6 @@ from experiments.training.identity import check_same_data
 
 # On which the contents of a data set depend, apart from the folders of the machine.
 DATA_FLAGS = ("dataset", "validation_fraction", *ImageOptions._fields)
-FLAG = re.compile(r"--(\w+)=(.*?)(?= --| #|$)")  # of a key
 
 
 class Sweep(NamedTuple):
@@ -70,7 +68,7 @@ class Sweep(NamedTuple):
                 found = ledger.with_path_of(found_here, name, found)
             for key, entry in found.items():
                 own = f"{key} ".startswith(f"python -m experiments.{self.defaults.program} ")
-                if own and _data_of(dict(FLAG.findall(key)), self.defaults) == data:
+                if own and _data_of(_flags_of(key), self.defaults) == data:
                     before = entry.get("summary", {}).get("data_checksum", "")
                     check_same_data(name, before, found_here)
         return found
@@ -82,9 +80,15 @@ def _data_of(flags: Mapping, defaults: Config) -> tuple:
     return tuple(type(usual[name])(flags.get(name, usual[name])) for name in DATA_FLAGS)
 
 
+def _flags_of(key: str) -> dict[str, str]:
+    words = ledger.words_of(key)
+    return dict(word[2:].split("=", 1) for word in words if word[:2] == "--" and "=" in word)
+
+
 def _is_whole(key: str, entry: dict) -> bool:
     """Whether an entry has what reports are made of; measurements of runs have less."""
-    missing = REPORTED - entry["summary"].keys() if "summary" in entry and "#" not in key else ()
+    whole = "summary" in entry and ledger.MEASURED not in key
+    missing = REPORTED - entry["summary"].keys() if whole else ()
     if missing:
         ledger.say(f"left out, because it has no {min(missing)}: {one_line(key)}")
     return not missing

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.data.image_folder import ImageOptions
 from experiments.sweeps.plan import PlannedRun
 from experiments.sweeps.statistics import Comparison, Interval, compare, corrected, of_mean, of_rate
 from experiments.sweeps.studies import Study
@@ -64,7 +65,8 @@ def rows(
 ) -> list[list[Row]]:
     """Returns the tables of a study: one, or one for every value of ``study.group_by``.
 
-    Runs that are missing or failed are omitted. If the first row has no runs, nothing is compared.
+    Runs that are missing or failed are omitted. If the first row has no runs, nothing is compared,
+    and no row with other test images than it.
 
     Args:
       study: whose rows these are.
@@ -80,7 +82,13 @@ def rows(
         done = {name: _finished(name, runs, entries) for name in names}
         table = [_row(study, name, done[name], extra_columns or {}) for name in names if done[name]]
         reference = _correct(done[names[0]])
-        pairs = [compare(_correct(done[name]), reference) for name in names[1:] if done[name]]
+        pairs = [
+            compare(_correct(done[name]), reference)
+            if _test_set(name, runs) == _test_set(names[0], runs)
+            else None
+            for name in names[1:]
+            if done[name]
+        ]
         first = [None] * bool(done[names[0]])
         known = iter(corrected([pair for pair in pairs if pair]))
         compared = first + [pair and next(known) for pair in pairs]
@@ -92,6 +100,12 @@ def _finished(name: str, runs: list[PlannedRun], entries: dict[str, dict]) -> di
     """Returns the entries of the runs of a row that succeeded, by seed."""
     planned = (run for run in runs if run.row == name)
     return {r.seed: entries[r.key] for r in planned if "summary" in entries.get(r.key, {})}
+
+
+def _test_set(name: str, runs: list[PlannedRun]) -> set[tuple]:
+    """Returns the values of the flags that decide which test images the runs of a row have."""
+    flags = ("dataset", *ImageOptions._fields)
+    return {tuple(getattr(r.config, flag) for flag in flags) for r in runs if r.row == name}
 
 
 def _correct(done: dict[str, dict]) -> dict[str, np.ndarray]:

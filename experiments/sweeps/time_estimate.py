@@ -8,6 +8,7 @@ import numpy as np
 from experiments.config import Config
 from experiments.data import batching
 from experiments.data.dataset_cache import cache_file
+from experiments.data.image_listing import is_image_files
 from experiments.sweeps import grouping
 from experiments.sweeps.plan import PlannedRun
 from experiments.tasks.base import Setup
@@ -61,8 +62,9 @@ def run_flops(setup: Setup) -> float:
 
 def _has_data(config: Config) -> bool:
     name = "mnist" if config.dataset == "auto" else config.dataset
+    here = name.endswith(".npz") or is_image_files(name)
     cached = cache_file(name, cache_folder(config.cache_dir))
-    return name == "digits" or Path(name if name.endswith(".npz") else cached).exists()
+    return name == "digits" or Path(name if here else cached).exists()
 
 
 def seconds_left(

@@ -35,7 +35,7 @@ class AffnistConfig(Config):
     affnist_dir: str = setting(
         "",
         "official affNIST test files: test.mat, or a folder with test_batches",
-        roles="free path",
+        roles="free path contents",
     )
     placement: str = setting(
         "shift",
@@ -65,12 +65,17 @@ def canvas_pipeline(config: AffnistConfig, dataset: Dataset) -> InputPipeline:
     Raises:
       UserError: flags contradict each other or the data set, or name files that can't be read.
     """
-    if config.stop_at and not config.validation_fraction:
-        raise UserError(f"--stop_at={config.stop_at:g} needs a --validation_fraction")
+    # A saved run that is opened without its data has no training digits either.
+    if config.stop_at and len(dataset.train_labels) and not len(dataset.validation_labels):
+        raise UserError(
+            f"--stop_at={config.stop_at:g} needs validation data: raise --validation_fraction"
+        )
     if config.placement != "shift" and config.augmentation not in ("auto", "shift"):
         raise UserError(
             f"--placement={config.placement} needs --augmentation=auto, not {config.augmentation}"
         )
+    if config.placement != "shift" and config.max_shift != BORDER:
+        raise UserError(f"--max_shift={config.max_shift} applies to --placement=shift")
     if config.affnist_dir and (dataset.image_shape != (28, 28, 1) or dataset.num_classes != 10):
         raise UserError(f"--affnist_dir requires MNIST, not --dataset={dataset.name}")
     # What is only needed after training fails before it.
@@ -148,7 +153,9 @@ def _compared(setup: Setup, summary: dict) -> dict[str, dict]:
 
 def response_figure(setup: Setup, summary: dict) -> list[Figure]:
     """Returns the figure of response curves, of this run and of the one it is compared with."""
-    arguments = response_curves.plot_arguments(_compared(setup, summary))
+    c = setup.config
+    shifts = c.max_shift if c.placement == "shift" and c.augmentation in ("auto", "shift") else None
+    arguments = response_curves.plot_arguments(_compared(setup, summary), shifts)
     return [("response", plots.plot_responses, arguments)]
 
 

@@ -58,11 +58,16 @@ def make_objective(
 
 
 def check_balance(config: Config, dataset: Dataset) -> None:
-    """Refuses flags that balance classes where an image has no single class.
+    """Refuses to balance classes twice, or where an image has no single class.
 
     Raises:
       UserError: as said.
     """
+    if config.class_weights != "none" and config.sampler == "balanced":
+        raise UserError(
+            "--class_weights=balanced and --sampler=balanced: rare classes would count twice over; "
+            "give one of them"
+        )
     if not dataset.multi_label:
         return
     for field in dataclasses.fields(config):

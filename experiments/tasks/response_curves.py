@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.config import UserError
 from experiments.data.affine import single_transformation, warp
-from experiments.data.affnist_images import BORDER, TRANSFORMATION_RANGES
+from experiments.data.affnist_images import TRANSFORMATION_RANGES
 from experiments.files import BadFile, check, is_number, is_plain, one_line, read_json
 from experiments.files.forms import SUMMARY, is_count, is_percentage
 
@@ -87,8 +87,13 @@ def finished_summary(folder: str) -> dict:
     raise UserError(f"--compare={folder} is not a finished run of affnist: {reason}")
 
 
-def plot_arguments(summaries: dict[str, dict]) -> tuple[dict, dict, str]:
-    """Returns the arguments of :func:`experiments.plots.plot_responses`, of runs by folder."""
+def plot_arguments(summaries: dict[str, dict], max_shift: int | None) -> tuple[dict, dict, str]:
+    """Returns the arguments of :func:`experiments.plots.plot_responses`, of runs by folder.
+
+    Args:
+      summaries: of the runs.
+      max_shift: in pixels, of the training digits; None where they were not only shifted.
+    """
     curves = {}
     for folder, summary in summaries.items():
         name = summary["model"] + (f", {summary['routing']}" if summary["routing"] else "")
@@ -100,7 +105,8 @@ def plot_arguments(summaries: dict[str, dict]) -> tuple[dict, dict, str]:
     counts = sorted({summary["response_images"] for summary in summaries.values()})
     images = " or ".join(f"{n:,}" for n in counts)
     ranges = TRANSFORMATION_RANGES | {"scale": TRANSFORMATION_RANGES["scale_x"]}
-    ranges |= dict.fromkeys(("shift_x", "shift_y"), (-BORDER, BORDER))
+    if max_shift is not None:
+        ranges |= dict.fromkeys(("shift_x", "shift_y"), (-max_shift, max_shift))
     return (
         curves,
         ranges,

@@ -13,13 +13,18 @@ from capsjax.models import CapsNetConfig
 from capsjax.train import TrainState
 from experiments.config import command
 from experiments.data.errors import first_line
-from experiments.files import BadFile, is_integer, is_plain, read_json, write_json, write_text
+from experiments.files import BadFile, read_json, write_json, write_text
+from experiments.files.forms import SUMMARY
 from experiments.tasks import confusion, figures, label_sets
 from experiments.tasks.base import Setup
 from experiments.tasks.hard_examples import contact_sheet
 from experiments.training import collectives, processes, run_report, selection, shards
 from experiments.training.results import peak_memory_mb, versions
 from kernels.cli import commit
+
+# What a summary says of the process that trained.
+OF_TRAINING = ("wall_seconds", "peak_memory_mb", "accelerator", "device_kind", "num_devices")
+OF_TRAINING += ("num_processes", "together", "versions", "commit")
 
 
 def write_summary(
@@ -83,8 +88,7 @@ def write_summary(
         "images_per_second": float(np.median(rates)),
         "training_seconds": rows[-1]["seconds"],
         "wall_seconds": round(seconds, 1),
-        "peak_memory_mb": _reported_peak(workdir, int(state.step))
-        or peak_memory_mb(processes.own(setup.devices)[0]),
+        "peak_memory_mb": peak_memory_mb(processes.own(setup.devices)[0]),
         "accelerator": setup.devices[0].platform,
         "device_kind": setup.devices[0].device_kind,
         "num_devices": len(setup.devices),
@@ -93,6 +97,7 @@ def write_summary(
         "together": together,
         "versions": versions(),
         "commit": commit(),
+        **_said_before(workdir, int(state.step)),
     }
     if shards.divides_capsules(setup):
         variables = collectives.to_host(variables)
@@ -182,17 +187,17 @@ def capsule_fields(setup: Setup) -> dict:
     return dict(zip(names, values, strict=True))
 
 
-def _reported_peak(workdir: Path, step: int) -> int | None:
-    """The peak memory that an earlier summary of the same step reports, if there is one.
+def _said_before(workdir: Path, step: int) -> dict:
+    """What an earlier summary of the same step says of the process that trained, if there is one.
 
     A process that only repeats a summary has not trained, and its memory says nothing.
     """
     try:
-        earlier = read_json(workdir / "summary.json", {"steps": is_integer, "*": is_plain})
+        earlier = read_json(workdir / "summary.json", SUMMARY)
     except BadFile:  # it is about to be written
-        return None
-    peak = earlier.get("peak_memory_mb")
-    return peak if earlier["steps"] == step and is_integer(peak) else None
+        return {}
+    again = earlier.get("steps") == step
+    return {name: earlier[name] for name in OF_TRAINING if again and name in earlier}
 
 
 def summary_table(summary: dict, report: Iterable[str], workdir: Path, paths: list[Path]) -> str:

@@ -371,3 +371,13 @@ def test_gradients_of_the_whole_loss(monkeypatch):
     for form, gradient in found.items():
         for got, exact in zip(jax.tree.leaves(gradient), jax.tree.leaves(plain), strict=True):
             assert relative_error(got, np.asarray(exact, np.float64)) < 1e-4, form
+
+
+@pytest.mark.parametrize("implementation", [None, "xla", "im2col", "winograd"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_whole_numbers_are_refused(which, implementation):
+    """Their products would wrap, or be rounded to zero."""
+    arrays = [np.ones((1, 8, 8, 1), np.float32), np.ones((3, 3, 1, 2), np.float32)]
+    arrays[which] = arrays[which].astype(np.uint8)
+    with pytest.raises(TypeError, match="must be floats, not uint8"):
+        conv2d(*arrays, implementation=implementation)

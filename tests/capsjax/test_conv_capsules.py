@@ -517,6 +517,17 @@ def test_positions_far_apart_do_not_compete(x64):
         np.testing.assert_allclose(a, b, rtol=1e-10)
 
 
+@pytest.mark.parametrize("implementation", ["naive", "stream"])
+def test_a_layer_takes_the_output_of_a_layer(implementation):
+    """It has couplings, too, which have no grid."""
+    options = {"routing": make_routing("dynamic"), "implementation": implementation}
+    first = ConvCapsules((4, 4), 2, 4, 2, 4, 2, **options, rngs=nnx.Rngs(0))
+    second = ConvCapsules((3, 3), 2, 4, 2, 4, 2, **options, rngs=nnx.Rngs(1))
+    out = first(jax.random.normal(jax.random.key(0), (1, 32, 4)))
+    alone = second(Capsules(out.pose, out.activation))
+    np.testing.assert_array_equal(second(out).pose, alone.pose)
+
+
 # Construction
 
 

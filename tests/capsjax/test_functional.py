@@ -127,3 +127,12 @@ def test_count_parameters():
     shapes = jax.eval_shape(lambda: {"a": jnp.zeros((3, 4)), "b": [jnp.zeros(5), jnp.zeros(())]})
     assert count_parameters(shapes) == 18
     assert count_parameters({}) == 0
+
+
+def test_a_network_is_made_from_a_configuration():
+    with pytest.raises(TypeError, match="as of preset.name., not 'capsnet_mnist'"):
+        create_model("capsnet_mnist")
+    with pytest.raises(ValueError, match="num_classes must be 1 or more"):
+        preset("capsnet_tiny", num_classes=0)
+    with pytest.raises(ValueError, match="needs the channels of its layers"):
+        preset("capsnet_tiny", decoder=(), decoder_kind="transposed")

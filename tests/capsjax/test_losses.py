@@ -76,6 +76,19 @@ def test_bug_margin_loss_is_squared_and_summed_over_the_classes():
     assert reference.margin_loss(jax.nn.softmax(perfect), np.eye(10)[0]) > 0.4
 
 
+@pytest.mark.parametrize(
+    "label, kept", [(np.uint8(3), [3]), (np.int8(-1), []), (np.int32(300), []), (np.int8(99), [99])]
+)
+def test_a_narrow_type_of_labels_chooses_one_class(label, kept):
+    np.testing.assert_array_equal(np.flatnonzero(label_mask(label, 300)), kept)
+
+
+def test_masks_are_of_as_many_capsules():
+    for pose, mask in (((1, 4), 3), ((3, 4), 1)):
+        with pytest.raises(AssertionError):
+            mask_capsules(jnp.ones(pose), jnp.ones(mask))
+
+
 @pytest.mark.parametrize("margin", [0.2, 0.55, 0.9])
 @pytest.mark.parametrize("J", CLASSES)
 def test_spread_loss(x64, J, margin):

@@ -23,6 +23,7 @@ from capsjax import (
     from_module,
     make_routing,
 )
+from capsjax.routing import dynamic, route
 
 
 def test_bug_capsules_are_cut_from_channels():
@@ -216,3 +217,12 @@ def test_inputs_that_are_no_capsules_are_refused_by_name(wrong, named):
     for apply in (model.apply, jax.jit(model.apply)):
         with pytest.raises(TypeError, match=rf"Capsules or an array of poses \[B, I, K\].*{named}"):
             apply(params, wrong)
+
+
+def test_layers_without_inputs_or_of_unknown_votes_are_refused():
+    with pytest.raises(ValueError, match="votes must be one of .* not 'ful'"):
+        RoutedCapsules(4, 4, 2, 4, votes="ful", rngs=nnx.Rngs(0))
+    for implementation in ("naive", "stream"):
+        with pytest.raises(ValueError, match="there are no input capsules"):
+            u, W = np.zeros((2, 0, 3), np.float32), np.zeros((0, 4, 5, 3), np.float32)
+            route(dynamic(), {}, u, W, implementation=implementation)

@@ -143,6 +143,17 @@ def test_losses_of_other_scores_are_rejected():
         capsnet_loss(Scores, loss="hinge")
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_label_that_is_no_class_has_no_number_inside_jit(smoothing):
+    model = create_model(CNN)
+    loss = jax.jit(cross_entropy_loss(model, label_smoothing=smoothing))
+    images, _ = batch(CNN, 5)
+    labels = np.array([0, CNN.num_classes, -1, -CNN.num_classes, 1])
+    losses, metrics = loss(filled(model), images, labels)
+    np.testing.assert_array_equal(np.isnan(losses), [False, True, True, True, False])
+    assert not metrics["accuracy"][1:4].any()
+
+
 def test_cross_entropy_loss():
     model = create_model(CNN)
     params = filled(model)
@@ -161,6 +172,8 @@ def test_cross_entropy_loss():
     [
         ([0, 1, 4], "label 4 is no class: 4 classes are 0 to 3"),
         ([0, -1, 2], "label -1 is no class"),
+        ([1], "there are 1 labels for 3 images"),
+        ([0, 1, 2, 3], "there are 4 labels for 3 images"),
         ([0.0, 1.0, 2.0], r"integers \[B\], .* not float64 of shape \[3\]"),
         (np.eye(4)[:3], r"not float64 of shape \[3, 4\]"),
     ],
@@ -179,8 +192,8 @@ def test_labels_that_are_no_class_are_refused_outside_jit(make, labels, message)
     with pytest.raises(ValueError, match=message):
         make_train_step(loss, optimizer)(state, images, labels, None)
     # Values are unknown inside, types and shapes are not.
-    if labels.dtype.kind == "f":
-        with pytest.raises(ValueError, match="integers"):
+    if labels.dtype.kind == "f" or len(labels) != len(images):
+        with pytest.raises(ValueError, match="integers|images"):
             jax.eval_shape(loss, params, images, labels)
     else:
         jax.eval_shape(loss, params, images, labels)

@@ -148,3 +148,20 @@ def test_members_of_an_ensemble_are_optimized_as_if_alone(name):
         alone = [descend(one, x[n], gradients[:, n]) for n in range(2)]
     for n in range(2):
         np.testing.assert_allclose(together[n], alone[n], rtol=1e-5, atol=1e-6)
+
+
+def test_a_short_cycle_rises_too():
+    """Of two steps or more, the first one has a 25th of the highest rate."""
+    for total in (2, 3, 4, 10):
+        schedule = make_schedule("one_cycle", 0.5, total_steps=total)
+        rates = [float(schedule(step)) for step in range(total)]
+        np.testing.assert_allclose([rates[0], max(rates)], [0.5 / 25, 0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [jnp.bfloat16, jnp.float32, jnp.float64], ids=str)
+def test_updates_have_the_type_of_the_gradients(kind, x64):
+    optimizer = adam(epsilon_hat=True)
+    params = {"w": jnp.ones(3, kind)}
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = optimizer.update({"w": jnp.ones(3, kind)}, optimizer.init(params), params)
+    assert updates["w"].dtype == kind

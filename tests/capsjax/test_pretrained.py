@@ -102,6 +102,62 @@ def test_every_preset_has_a_description_that_is_read_again():
         assert schema.from_json(schema.to_json(described)) == described, name
 
 
+@pytest.mark.parametrize("routing", capsjax.ROUTINGS)
+def test_networks_of_all_routings_are_read_again(routing, tmp_path):
+    """Some have parameters that are single numbers."""
+    changes = {"votes": "full", "image_shape": (12, 12, 1), "conv_kernel": 3, "primary_kernel": 3}
+    config = dataclasses.replace(TINY, routing=routing, **changes)
+    folder, variables = save(tmp_path / "net", config)
+    jax.tree.map(np.testing.assert_array_equal, capsjax.load_pretrained(folder).params, variables)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"facts": {"a": "x" * 600_000, "b": "y" * 600_000}}, "and at most 1,048,576 are read"),
+        ({"preprocessing": Preprocessing((32, 32, 1))}, "the network takes floats"),
+        ({"preprocessing": Preprocessing((28, 28, 1), ())}, "makes uint8"),
+    ],
+    ids=["size", "pixels", "type"],
+)
+def test_what_would_not_be_read_again_is_not_written(changes, said, tmp_path):
+    with pytest.raises(PretrainedError, match=said):
+        save(tmp_path / "net", **changes)
+    assert not (tmp_path / "net").exists()
+
+
+def test_the_state_of_training_is_not_the_parameters(tmp_path):
+    model = capsjax.create_model(TINY)
+    state = capsjax.init_state(model, capsjax.adam(), jax.random.key(0))
+    with pytest.raises(PretrainedError, match="is no array, but TrainState"):
+        capsjax.save_pretrained(tmp_path / "net", TINY, state)
+
+
+def test_the_home_folder_is_that_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    folder, _ = save("~/net")
+    assert folder == tmp_path / "net" and capsjax.load_pretrained("~/net")
+
+
+@pytest.mark.parametrize(
+    "config, changes",
+    [
+        (CNN, {"kernels": [5, 5, 5, 5, 5]}),
+        (TINY, {"decoder": [], "decoder_kind": "transposed"}),
+        (TINY, {"dtype": "foo"}),
+    ],
+    ids=["kernels", "decoder", "dtype"],
+)
+def test_configurations_of_no_network_are_refused(config, changes, tmp_path):
+    folder, _ = save(tmp_path / "net", config)
+    text = json.loads((folder / "config.json").read_text())
+    text["network"] |= changes
+    (folder / "config.json").write_text(json.dumps(text))
+    with pytest.raises(PretrainedError, match="config.json"):
+        capsjax.load_pretrained(folder)
+
+
 def test_labels_may_be_an_array_and_are_as_many_as_classes(tmp_path):
     names = np.array(list("jihgfedcba"))
     folder, _ = save(tmp_path / "x", labels=names)

@@ -70,6 +70,20 @@ def test_other_files_are_refused(text, tmp_path):
     assert not list(tmp_path.glob("*.png"))
 
 
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        ([rows()[0]], "2 runs of capsnet with 10 examples and seed 0"),
+        ([rows()[0] | {"preset": f"p{n}"} for n in range(3)], "5 networks, more than 4 colours"),
+    ],
+)
+def test_what_the_figure_cannot_tell_apart_is_refused(more, said, tmp_path):
+    path = tmp_path / "few.json"
+    path.write_text(json.dumps({"runs": rows() + more}))
+    with pytest.raises(UserError, match=said):
+        data_efficiency.main(Flags(sweep=str(path)))
+
+
 def test_networks_are_distinguished_by_model_and_preset(tmp_path, monkeypatch):
     drawn = []
 

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from absl import flags
 from helpers import MNIST, ROOT, read_json, run_command
+from npz_files import arrays
 
 from experiments import sweep
 from experiments.config import UserError, resolve
 from experiments.config.flags import parse_flags
 from experiments.sweeps import executors, grouping, ledger, plan, studies, time_estimate
 from experiments.sweeps.studies import Study
+from experiments.tasks.registry import find_program
 from experiments.training.summary import pack, unpack
 
 GRID = "--grid=routing=em,vb;seed=0,1"
@@ -109,6 +111,10 @@ def workers(monkeypatch):
         (["--grid=seed=0..9999"], "10,000 runs"),
         (["--grid=routing=em,vb", "--model=cnn"], "--routing applies only to capsule"),
         (["--grid=seed=0", "--workdir=x"], "--workdir is for one run"),
+        (["--grid=routing=em,vb", "--routing=kde"], "--routing=kde: the runs of the sweep set"),
+        (["--study=table1", "--seed=9"], "--seed=9: the runs of the sweep set --seed"),
+        (["--study=affnist", "--program=mnist"], "--study=affnist is of affnist"),
+        (["--grid=seed=5..7", "--seeds=2"], "leave out --seeds=2"),
         (["--grid=seed=0", "--shard=2/2"], "--shard=2/2"),
         (["--grid=seed=0", "--shard=1"], "--shard=1"),
         (["--grid=seed=0", "--vmap=0"], "--vmap=0"),
@@ -180,7 +186,7 @@ def test_default_folder_is_the_same_for_the_same_flags(run_sweep, capsys):
 
     same = folder("--epochs=1", "--cache_dir=a")
     assert "/runs/sweep-grid-" in same
-    assert same == folder("--epochs=1", "--cache_dir=b") == folder("--seeds=1", "--epochs=1")
+    assert same == folder("--epochs=1", "--cache_dir=b") == folder("--jobs=2", "--epochs=1")
     assert same != folder("--epochs=2")
 
 
@@ -375,6 +381,21 @@ def test_the_command_can_be_given_to_a_shell_elsewhere(run_sweep, workers, tmp_p
     assert text.endswith(f"`{command}`, commit abc\n") and str(tmp_path) not in text
 
 
+def test_results_on_other_files_are_other_runs(run_sweep, capsys, monkeypatch):
+    """Those of official affNIST are none of synthetic affNIST, in the same folder of runs."""
+    monkeypatch.setattr(time_estimate, "estimate_seconds", lambda runs, defaults: None)
+
+    def planned(*more):
+        run_sweep("--program=affnist", "--grid=seed=0", "--runs=here", "--dry_run", *more)
+        return capsys.readouterr().out.split("--workdir=")[1]
+
+    assert planned() != planned("--affnist_dir=x") == planned("--affnist_dir=y")
+    defaults = find_program("affnist").defaults
+    for given in (["--affnist_dir=x"], ["--affnist_dir", "x"]):
+        command = sweep.portable_command([*given, "--steps=2", "--compare=y"], defaults)
+        assert command == "python -m experiments.sweep --affnist_dir=PATH --steps=2"
+
+
 def test_command_line_names_the_program():
     assert sweep.program_of([]) == sweep.program_of(["--grid=program=x"]) == "mnist"
     assert sweep.program_of(["--seeds=3", "--program=abc"]) == "abc"
@@ -444,6 +465,20 @@ def test_sweep_with_a_failing_run(tmp_path):
     again = end(start(tmp_path, *arguments))
     assert again.returncode == 1 and again.stdout == done.stdout
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
+
+
+@pytest.mark.slow
+def test_paths_are_relative_to_the_folder_of_the_user(tmp_path):
+    """Modules are not: a file of the user that is named like one of ours is not run."""
+    np.savez(tmp_path / "own.npz", **arrays((8, 8, 1), 3))
+    (tmp_path / "experiments.py").write_text("raise SystemExit('a file of the user')")
+    command = [sys.executable, "-P", "-m", "experiments.sweep", "--grid=seed=0", *TINY[1:]]
+    command += ["--dataset=own.npz", "--steps=2", "--runs=runs", "--cache_dir=none"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    (entry,) = ledger.read(tmp_path / "runs").values()
+    assert entry["summary"]["test_examples"] == 30
 
 
 @pytest.mark.slow

@@ -50,6 +50,32 @@ def test_values_and_gradients_with_and_without_votes(x64, monkeypatch):
     np.testing.assert_allclose((naive[0][0] * step).sum(), change, rtol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e4, 1e12])
+def test_long_votes_have_finite_outputs_and_gradients(size):
+    rng = np.random.default_rng(0)
+    u, W = np.float32(size * rng.normal(size=(B, I, K))), np.float32(rng.normal(size=(I, J, D, K)))
+
+    def total(u):
+        return route(dynamic(3, over="inputs"), {}, u, W).pose.sum()
+
+    value, gradient = jax.value_and_grad(total)(u)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("largest", [10.0, 30.0, 45.0])
+def test_gradients_of_large_logits_equal_float64(largest, x64):
+    """Squares of sums of exponentials overflow in float32, and their inverses vanish."""
+    u, W = np.ones((1, 3, 1)), np.array([[[1.0], [0.0]], [[0.0], [1.0]], [[1.0], [1.0]]])[:, None]
+    prior = np.array([[largest], [largest + 0.3], [0.0]])
+    routing = dynamic(1, prior="learned", over="inputs")
+
+    def gradient(kind):
+        arrays = [array.astype(kind) for array in (prior, u, W)]
+        return jax.grad(lambda p, u, W: route(routing, {"prior": p}, u, W).pose[0, 0, 0])(*arrays)
+
+    np.testing.assert_allclose(gradient(np.float32), gradient(np.float64), rtol=1e-4, atol=1e-7)
+
+
 def test_other_normalizers_and_capsules_without_places_are_refused():
     with pytest.raises(ValueError, match="softmax, not leaky"):
         make_routing("leaky", over="inputs")

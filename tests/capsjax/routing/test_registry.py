@@ -487,6 +487,19 @@ def compiled_extremes(name, I, J, D, K):
     return compiled(everything, x, params), x, params
 
 
+def test_kde_has_finite_gradients_where_an_output_has_next_to_no_weight():
+    """Without a squash couplings reach 1e-30, whose square is zero in float32."""
+    routing = make_routing("kde", squash="none")
+    votes = np.random.default_rng(0).normal(size=(400, 4, 3, 4)).astype(np.float32)
+
+    def total(votes):
+        capsules = InputCapsules(votes, jnp.ones((4, 2)), jnp.ones(4))
+        return run_routing(routing, {}, capsules).pose[:, 0].sum()
+
+    for size in (1, 3, 6, 10):
+        assert np.isfinite(jax.vmap(jax.grad(total))(size * votes)).all(), size
+
+
 @pytest.mark.parametrize("name", ROUTINGS)
 def test_range_in_which_values_and_gradients_are_finite(name):
     """Votes from 1e-38 to the number that the docstring states, equal votes and outliers, too."""

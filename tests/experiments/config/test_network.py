@@ -2,15 +2,18 @@
 
 import dataclasses
 import re
+import shlex
 
 import pytest
 from helpers import MNIST, parse_mnist
 
 from capsjax import preset
 from capsjax.recipes import RECIPES
+from experiments import affnist
 from experiments.config import (
     UserError,
     choose_input_norm,
+    continuation,
     given_flags,
     network_config,
     resolve,
@@ -170,16 +173,32 @@ def test_defaults_depend_on_the_dataset():
             "--squash=none",
         ],
         ["--model=cnn", "--seed=1"],
+        ["--freeze=^(conv|primary)", "--test_fraction=0.1"],
     ],
     ids=" ".join,
 )
 def test_command_gives_the_same_run_again(given):
     resolved = resolve(parse_mnist("--dataset=digits", *given), "digits")
-    command = command_of(resolved, MNIST).split()
+    command = shlex.split(command_of(resolved, MNIST))
     assert command[:3] == ["python", "-m", "experiments.mnist"]
     assert "somewhere" not in command_of(resolved, MNIST)
     again = resolve(parse_mnist(*command[3:]), "digits")
     assert again == dataclasses.replace(resolved, data_dir="")
+
+
+def test_commands_can_be_given_to_a_shell():
+    config = parse_mnist("--dataset=my pets/", "--workdir=a b", "--freeze=^(conv|primary)")
+    for command in (command_of(config, MNIST), continuation(config, MNIST)):
+        assert {"--dataset=my pets/", "--freeze=^(conv|primary)"} < set(shlex.split(command))
+    assert "--workdir=a b" in shlex.split(command)
+
+
+def test_a_command_says_that_results_depend_on_files_of_this_machine():
+    defaults = affnist.PROGRAM.defaults
+    config = dataclasses.replace(defaults, affnist_dir="/here", compare="/there")
+    assert command_of(config, defaults) == "python -m experiments.affnist --affnist_dir=PATH"
+    assert "--affnist_dir=/here" in continuation(config, defaults)
+    assert "PATH" not in continuation(config, defaults)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +289,7 @@ def test_depth_is_no_change_of_kernels():
         ("auto", 3, "unit", "image", "image"),
         ("auto", 4, "unit", "image", "image"),
         ("auto", 3, "standardize", "auto", "none"),
-        ("preset", 3, "unit", "auto", "none"),
+        ("preset", 3, "unit", "preset", "none"),
         ("none", 3, "unit", "none", "none"),
         ("batch", 1, "unit", "batch", "batch"),
     ],

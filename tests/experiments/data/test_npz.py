@@ -58,6 +58,7 @@ def test_grey_arrays_and_classes_without_names(stored):
         ),
         (lambda a: a.update(class_names=np.array(["x", "y"])), "train_labels contain 2, which"),
         (lambda a: a.update(class_names=np.array([{}], object)), "array of Python objects"),
+        (lambda a: a.update(class_names=np.array(["x", "y", "x", "z"])), "has 'x' 2 times"),
         (
             lambda a: a.update(test_images=a["test_images"][:0], test_labels=a["test_labels"][:0]),
             "0 test images and 0 labels",

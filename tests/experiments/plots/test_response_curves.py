@@ -27,7 +27,7 @@ def summary(model="capsnet", name="synthetic affNIST", **changes):
 
 def test_response_curves_figure_shows_the_curves_of_summaries(tmp_path):
     both = {"a": summary(), "b": summary("cnn", "official affNIST", affnist_error=34.0)}
-    curves, ranges, title = response_curves.plot_arguments(both)
+    curves, ranges, title = response_curves.plot_arguments(both, 6)
     assert list(curves) == [
         "capsnet, dynamic: 99.23% translated, 79.00% synthetic affNIST",
         "cnn: 99.23% translated, 66.00% official affNIST",
@@ -42,5 +42,5 @@ def test_response_curves_figure_shows_the_curves_of_summaries(tmp_path):
     np.testing.assert_array_equal(
         rotation.lines[0].get_ydata(), curves[list(curves)[0]]["rotation"]["accuracy"]
     )
-    twice, *_ = response_curves.plot_arguments({"a": summary(), "b": summary()})
+    twice, *_ = response_curves.plot_arguments({"a": summary(), "b": summary()}, None)
     assert len(twice) == 2 and list(twice)[1].endswith(", b")

@@ -19,7 +19,7 @@ SUMMARY = {"wall_seconds": 2.0, "together": 1}
 
 def task(tmp_path, *names):
     rows = [{"key": name, "arguments": [], "workdir": str(tmp_path / name)} for name in names]
-    return {"program": "mnist", "runs": rows}
+    return {"program": "mnist", "runs": rows, "folder": str(tmp_path)}
 
 
 def finish(tmp_path, name):

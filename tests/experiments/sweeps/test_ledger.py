@@ -130,7 +130,8 @@ def test_own_results_win_and_differences_are_said(capsys):
 
 
 def test_equal_arrays_at_another_place_have_the_same_runs():
-    keys = [f"mnist --dataset=/{n} x.npz --seed=1" for n in "ab"] + ["mnist --dataset=/a x.npz"]
+    keys = [f"mnist '--dataset=/{n} x.npz' --seed=1" for n in "ab"]
+    keys += ["mnist '--dataset=/a x.npz'"]
     entries = {key: made_up(key, data_checksum=c) for key, c in zip(keys, "112", strict=True)}
     found = ledger.with_path_of("1", "/new.npz", entries)
     assert list(found) == ["mnist --dataset=/new.npz --seed=1", keys[2]]

@@ -150,9 +150,7 @@ def test_run_key_depends_only_on_what_decides_the_result():
     assert len({key(), key(epochs=3), key(steps=3), key(dataset="digits")}) == 4
 
 
-def test_a_row_comes_before_a_flag():
-    (run,) = grid("seed=3", seed=1, epochs=2)
-    assert (run.config.seed, run.config.epochs, run.seed) == (3, 2, "3")
+def test_the_seed_is_a_flag_like_others():
     (run,) = grid("depth=1", seed=4)
     assert run.config.seed == 4 and run.seed == "4"
 
@@ -245,6 +243,9 @@ def test_the_smallest_validation_error_is_chosen():
         for r in runs
         if (score := scores.get((r.row, r.tuned["learning_rate"])))
     }
+    unseen = {runs[0].key: {"summary": {"validation_error": None, "validation_loss": None}}}
+    with pytest.raises(UserError, match="tuning needs validation images"):
+        plan.choose(runs, entries | unseen)
     got = plan.choose(runs, entries)
     assert {row: t["learning_rate"] for row, (t,) in got.items()} == {
         "b": "0.01",

@@ -33,6 +33,20 @@ def test_rows(made):
     assert got == pytest.approx(statistics.holm(alone))
 
 
+def test_rows_with_other_test_images_are_not_compared():
+    """The sign test pairs images, and those of two data sets are no pairs."""
+    for axis, values in (("dataset", ("digits", "mnist")), ("split_seed", ("0", "1"))):
+        study = product({axis: values}, ("0", "1"))
+        runs = runs_of(study)
+        entries = {r.key: entry(r.key, correct(8, int(r.seed))) for r in runs}
+        ((first, second),) = tables.rows(study, runs, entries)
+        assert first.comparison is None and second.comparison is None
+    study = product({"train_examples": ("10", "20")}, ("0", "1"))
+    entries = {r.key: entry(r.key, correct(8, int(r.seed))) for r in runs_of(study)}
+    ((_, second),) = tables.rows(study, runs_of(study), entries)
+    assert second.comparison.difference == 0
+
+
 def test_runs_that_are_missing_or_failed_are_left_out(made):
     by_row = {name: [r for r in made.runs if r.row == name] for name in STUDY.rows}
     del made.entries[by_row["routing=em"][1].key]

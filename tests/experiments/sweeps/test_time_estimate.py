@@ -69,6 +69,7 @@ def test_datasets_on_this_machine_are_found(tmp_path):
     for path in (folder / "mnist.npz", tmp_path / "own.npz"):
         path.write_text("")
     assert at_hand(cache_dir=str(tmp_path)) and at_hand(dataset=f"{tmp_path}/own.npz")
+    assert at_hand(dataset=f"{folder}/") and not at_hand(dataset=f"{tmp_path}/none/")
 
 
 def test_time_in_words():

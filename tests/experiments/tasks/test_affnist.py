@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -66,11 +67,11 @@ def test_digits_anywhere_on_the_canvas():
 @pytest.mark.parametrize(
     "changes, problem",
     [
-        ({"validation_fraction": 0.0}, "--stop_at=99.23 needs a --validation_fraction"),
         (
             {"placement": "canvas", "augmentation": "affine"},
             "--placement=canvas needs --augmentation=auto, not affine",
         ),
+        ({"placement": "canvas", "max_shift": 3}, "--max_shift=3 applies to --placement=shift"),
         ({"affnist_dir": "x"}, "--affnist_dir requires MNIST, not --dataset=some"),
     ],
 )
@@ -80,6 +81,39 @@ def test_contradictory_flags_are_refused(changes, problem):
         affnist_task.canvas_pipeline(
             dataclasses.replace(affnist.PROGRAM.defaults, **changes), small
         )
+
+
+def test_an_early_end_needs_validation_data():
+    """Whatever --validation_fraction: a file may have its own, or the fraction leave none."""
+    few, defaults = dataset(), affnist.PROGRAM.defaults
+    without = dataclasses.replace(defaults, validation_fraction=0.0)
+    assert len(few.validation_labels)
+    affnist_task.canvas_pipeline(without, few)
+    none = few._replace(validation_images=few.test_images[:0], validation_labels=np.int32([]))
+    with pytest.raises(UserError, match="--stop_at=99.23 needs validation data"):
+        affnist_task.canvas_pipeline(defaults, none)
+    affnist_task.canvas_pipeline(dataclasses.replace(defaults, stop_at=0.0), none)
+
+
+@pytest.mark.parametrize(
+    "changes, shifts",
+    [
+        ({}, (-6, 6)),
+        ({"max_shift": 3}, (-3, 3)),
+        ({"placement": "canvas"}, None),
+        ({"augmentation": "affine"}, None),
+    ],
+    ids=str,
+)
+def test_the_figure_shades_the_shifts_of_training(changes, shifts):
+    config = dataclasses.replace(affnist.PROGRAM.defaults, workdir="here", **changes)
+    summary = {"model": "cnn", "routing": None, "test_error": 1.0, "affnist_error": 2.0}
+    summary |= {"affnist": "affNIST", "response": {}, "response_images": 3, "dataset": "mnist"}
+    ((_, _, (_, ranges, _)),) = affnist_task.response_figure(
+        types.SimpleNamespace(config=config), summary
+    )
+    assert ranges.get("shift_x") == ranges.get("shift_y") == shifts
+    assert ranges["rotation"] == affnist_images.TRANSFORMATION_RANGES["rotation"]
 
 
 def test_should_stop():

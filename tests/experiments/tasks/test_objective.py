@@ -110,6 +110,12 @@ def test_runs_from_before_the_flags_are_continued(tmp_path):
     )
 
 
+def test_classes_are_balanced_once():
+    twice = dataclasses.replace(QUICK, sampler="balanced", class_weights="balanced")
+    with pytest.raises(UserError, match="rare classes would count twice over"):
+        prepare_run(twice, made_up(LABELS))
+
+
 def test_sets_of_labels_have_no_balance():
     sets = np.eye(4, dtype=np.uint8)[LABELS]
     for flags in ({"sampler": "balanced"}, {"class_weights": "balanced"}):
