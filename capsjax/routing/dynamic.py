@@ -170,7 +170,8 @@ def kmeans(iterations: int = 3, *, squash: str = "half", scale: float | None = N
 
     Unlike in dynamic routing, logits do not accumulate, so more iterations do not bring the
     couplings closer to 0 and 1. No paper: public code names it k-means routing (leftthomas's
-    CapsuleLayer, bojone's Capsule), with this squash.
+    CapsuleLayer, bojone's Capsule), with this squash. No parameters; R passes. Safe for votes up to
+    1e15.
 
     Args:
       iterations: the number of passes, the first of which has even couplings.

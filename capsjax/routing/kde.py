@@ -65,7 +65,7 @@ def kde(iterations: int = 3, *, squash: str = "half", scale: float | None = None
 
     def update(params, stats, state, t):
         weight, weighted = stats
-        mean = quotient(weighted, jnp.maximum(weight, jnp.finfo(weight.dtype).tiny)[:, None])
+        mean = quotient(weighted, jnp.maximum(weight, jnp.finfo(weight.dtype).tiny ** 0.5)[:, None])
         v = squash_fn(factor * mean)
         return State(v, state.total + v, state.squares + jnp.sum(v * v, -1))
 
