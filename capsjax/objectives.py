@@ -160,16 +160,16 @@ def cross_entropy_loss(
     def loss(variables, images, labels, key=None, progress=1.0, **mode):
         check_labels(labels, images)
         prediction, *state = outputs(model, variables, images, labels, key, **mode)
-        logits = prediction.scores
-        check_labels(labels, images, logits.shape[1])
+        logits, J = prediction.scores, prediction.scores.shape[1]
+        check_labels(labels, images, J)
+        classes = labels.astype(jnp.int32)  # a narrow type may not hold J
         if label_smoothing:
-            targets = _smoothed(label_mask(labels, logits.shape[1]), label_smoothing)
-            known = (labels >= 0) & (labels < logits.shape[1])
-            total = jnp.where(known, optax.softmax_cross_entropy(logits, targets), jnp.nan)
+            total = optax.softmax_cross_entropy(
+                logits, _smoothed(label_mask(classes, J), label_smoothing)
+            )
         else:
-            # Labels from -J to -1 would count from the last class.
-            classes = jnp.where(labels < 0, logits.shape[1], labels.astype(jnp.int32))
             total = optax.softmax_cross_entropy_with_integer_labels(logits, classes)
+        total = jnp.where((classes >= 0) & (classes < J), total, jnp.nan)
         metrics = {"loss": total, "accuracy": _correct(logits, labels)}
         if predictions:
             metrics |= prediction_metrics(logits, True)

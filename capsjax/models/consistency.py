@@ -16,8 +16,9 @@ def check_consistency(config: Any, routing: Routing) -> None:
       routing: that of its class capsules.
 
     Raises:
-      ValueError: the image is too small for the kernels, the channels do not make up the primary
-        capsules, the routing has no such schedule, or votes have no such poses.
+      ValueError: there is no class, the image is too small for the kernels, the channels do not
+        make up the primary capsules, a decoder has no layers, the routing has no such schedule, or
+        votes have no such poses.
     """
     if config.trunk and config.padding != "SAME":
         raise ValueError(f"a trunk of residual blocks needs padding SAME, not {config.padding}")

@@ -69,13 +69,12 @@ def perform(task: dict, started: Callable = lambda child: None) -> list[dict]:
 
 def _child(job: dict, log: Path, started: Callable) -> int:
     log.unlink(missing_ok=True)  # a link is not followed
-    places = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with open(log, "x", encoding="utf-8") as messages:
         child = subprocess.Popen(
             # -P: modules are not taken from the folder of the user.
             [sys.executable, "-P", "-m", "experiments.sweeps.worker"],
             cwd=job["folder"],
-            env=os.environ | {"PYTHONPATH": places},
+            env=os.environ | _module_path(),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=messages,
@@ -90,6 +89,11 @@ def _child(job: dict, log: Path, started: Callable) -> int:
             except BrokenPipeError:  # its messages tell the reason
                 pass
             return child.wait()
+
+
+def _module_path() -> dict[str, str]:
+    """The environment variable by which a process finds this package wherever it is started."""
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
 
 
 def _interrupt(child: subprocess.Popen) -> None:
@@ -159,8 +163,7 @@ def on_ray(tasks: list[dict], jobs: int) -> Iterator[list[dict]]:
         ) from error
     if not ray.is_initialized():
         here = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": jobs}
-        places = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {"env_vars": {"PYTHONPATH": places}}
+        environment = {"env_vars": _module_path()}
         ray.init(log_to_driver=False, runtime_env=environment, include_dashboard=False, **here)
     needs = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
     remote = ray.remote(max_retries=0, **needs)(perform)

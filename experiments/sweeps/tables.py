@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data.image_folder import ImageOptions
 from experiments.sweeps.plan import PlannedRun
 from experiments.sweeps.statistics import Comparison, Interval, compare, corrected, of_mean, of_rate
 from experiments.sweeps.studies import Study
@@ -17,7 +16,8 @@ NOTE = (
     "mean over the same seeds; p of the exact sign test (with one seed McNemar's) of the test "
     "images on which one row is right for more seeds than the other, each image counted once "
     "however many seeds; Holm's correction over the rows. better or worse: p < 0.05, and the "
-    "difference over seeds is not zero with 95% confidence. Time is that of one run; runs trained "
+    "difference over seeds is not zero with 95% confidence. Rows whose test images are others than "
+    "those of the first row are not compared. Time is that of one run; runs trained "
     "together share theirs equally."
 )
 EXTRA_NOTE = (
@@ -103,8 +103,11 @@ def _finished(name: str, runs: list[PlannedRun], entries: dict[str, dict]) -> di
 
 
 def _test_set(name: str, runs: list[PlannedRun]) -> set[tuple]:
-    """Returns the values of the flags that decide which test images the runs of a row have."""
-    flags = ("dataset", *ImageOptions._fields)
+    """Returns the values of the flags that decide which test images the runs of a row have.
+
+    Images of another size are the same images.
+    """
+    flags = ("dataset", "test_fraction", "split_seed")
     return {tuple(getattr(r.config, flag) for flag in flags) for r in runs if r.row == name}
 
 

@@ -1,6 +1,7 @@
 """The process that trains one run of a sweep, or several together; started by the sweep.
 
-It reads one line of JSON, ``{"program": NAME, "runs": [[flag, ...], ...]}``, and ends as soon as
+It is started in the folder of the user, to which paths in flags are relative. It reads one line of
+JSON, ``{"program": NAME, "runs": [[flag, ...], ...]}``, and ends as soon as
 the process that wrote the line ends, so that a new sweep does not find its runs in use.
 """
 

@@ -100,14 +100,15 @@ def _run(program: Program, config: Config) -> dict:
             checkpoints = files.enter_context(shared_files.open_checkpoints(workdir))
             state, reported = resume(setup, checkpoints, workdir)
             runs = {0: start(setup, workdir, checkpoints, int(state.step), files, reported)}
-            profile = Profile(setup.config.profile, workdir)
-            stepper = make_stepper(setup, evaluate, int(state.step))
-            state, stopped = fit(setup, runs, stepper, state, int(state.step), profile)
+            profile, done = Profile(setup.config.profile, workdir), int(state.step)
+            stepper = make_stepper(setup, evaluate, done)
+            state, stopped = fit(setup, runs, stepper, state, done, profile)
         if stopped:
             leave([setup], f"stopped after step {state.step}", stopped)
         seconds = time.monotonic() - started
         rows, reported = runs[0].metrics.rows, runs[0].reported
-        return write_summary(setup, state, workdir, rows, evaluate, seconds, 1, reported)
+        trained = int(state.step) > done
+        return write_summary(setup, state, workdir, rows, evaluate, seconds, 1, reported, trained)
 
 
 def resume(setup: Setup, checkpoints: Checkpoints, workdir: Path) -> tuple[train.TrainState, Any]:

@@ -36,6 +36,7 @@ def write_summary(
     seconds: float,
     together: int = 1,
     reported: Any = None,
+    trained: bool = True,
 ) -> dict:
     """Evaluates the test set once, writes summary.json and the figures, and prints the table.
 
@@ -52,6 +53,7 @@ def write_summary(
       seconds: wall time of this process so far.
       together: number of runs that were trained at once with it, itself included.
       reported: the variables that it reports, if not those of its state.
+      trained: whether this process has trained, and does not only report a finished run again.
 
     Returns:
       The summary.
@@ -97,7 +99,7 @@ def write_summary(
         "together": together,
         "versions": versions(),
         "commit": commit(),
-        **_said_before(workdir, int(state.step)),
+        **({} if trained else _said_before(workdir, int(state.step))),
     }
     if shards.divides_capsules(setup):
         variables = collectives.to_host(variables)

@@ -150,7 +150,10 @@ def test_run_key_depends_only_on_what_decides_the_result():
     assert len({key(), key(epochs=3), key(steps=3), key(dataset="digits")}) == 4
 
 
-def test_the_seed_is_a_flag_like_others():
+def test_a_row_comes_before_a_flag():
+    """The command refuses flags that rows set; tuning sets a seed of its own."""
+    (run,) = grid("seed=3", seed=1, epochs=2)
+    assert (run.config.seed, run.config.epochs, run.seed) == (3, 2, "3")
     (run,) = grid("depth=1", seed=4)
     assert run.config.seed == 4 and run.seed == "4"
 

@@ -41,10 +41,11 @@ def test_rows_with_other_test_images_are_not_compared():
         entries = {r.key: entry(r.key, correct(8, int(r.seed))) for r in runs}
         ((first, second),) = tables.rows(study, runs, entries)
         assert first.comparison is None and second.comparison is None
-    study = product({"train_examples": ("10", "20")}, ("0", "1"))
-    entries = {r.key: entry(r.key, correct(8, int(r.seed))) for r in runs_of(study)}
-    ((_, second),) = tables.rows(study, runs_of(study), entries)
-    assert second.comparison.difference == 0
+    for axis, values in (("train_examples", ("10", "20")), ("image_size", ("24x24", "32x32"))):
+        study = product({axis: values}, ("0", "1"))
+        entries = {r.key: entry(r.key, correct(8, int(r.seed))) for r in runs_of(study)}
+        ((_, second),) = tables.rows(study, runs_of(study), entries)
+        assert second.comparison.difference == 0
 
 
 def test_runs_that_are_missing_or_failed_are_left_out(made):

@@ -43,14 +43,18 @@ def test_workdir_of_another_run_is_refused_and_unchanged(finished, changes, mess
     assert ((workdir / "config.json").read_text(), metrics_rows(workdir)) == before
 
 
-def test_damaged_checkpoint_is_set_aside_and_the_run_repeated(finished, tmp_path, capsys):
+def test_damaged_checkpoint_is_set_aside_and_the_run_repeated(
+    finished, tmp_path, capsys, monkeypatch
+):
     config, workdir, summary = finished
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-r", workdir, copy], check=True)
     for path in (copy / "checkpoints" / "2" / "default").rglob("*"):
         if path.is_file():
             path.write_bytes(b"damaged")
+    monkeypatch.setattr("experiments.training.summary.commit", lambda: "the one that trained")
     again = train(dataclasses.replace(config, workdir=str(copy)))
+    assert again["commit"] == "the one that trained"  # not that of the summary in the folder
     assert "checkpoint 2 is damaged" in capsys.readouterr().err
     assert again["test_loss"] == summary["test_loss"]
     assert {p.name for p in (copy / "checkpoints").iterdir()} == {"2", "2.damaged"}
