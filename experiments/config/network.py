@@ -71,15 +71,14 @@ def choose_input_norm(config: Config, channels: int, steps: Sequence[tuple]) -> 
       steps: from an image to that input, as :class:`capsjax.Preprocessing` has them.
 
     Returns:
-      The configuration with ``image`` where ``auto`` means that. ``auto`` stands for the
-      normalization of the preset otherwise, as it does in saved runs.
+      The configuration with ``image`` where ``auto`` means that, and with ``auto`` in place of
+      ``preset`` where both mean the same.
     """
     network = PRESETS.get(f"{config.model}_{config.preset}")
     plain = isinstance(network, CapsNetConfig) and network.input_norm == "none"
     normalized = any(name in NORMALIZING for name, *_ in steps)
-    if config.input_norm == "auto" and plain and channels >= 2 and not normalized:
-        return dataclasses.replace(config, input_norm="image")
-    return config
+    same = {"auto": "image"} if plain and channels >= 2 and not normalized else {"preset": "auto"}
+    return dataclasses.replace(config, input_norm=same.get(config.input_norm, config.input_norm))
 
 
 def preset_values(network: CapsNetConfig, routing: str | None) -> dict:

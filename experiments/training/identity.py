@@ -77,6 +77,9 @@ def differences(config: Config, record: dict, stored: dict) -> list[str]:
     moved = {"frozen_from", "init_from"} & same
     if "data" in same and all(is_own(str(d)) for d in (stored.get("dataset"), config.dataset)):
         moved.add("dataset")
+    # A record says auto where that meant the preset's; before 2026-12 it said so for preset, too.
+    if (config.input_norm, stored.get("input_norm", "auto")) == ("preset", "auto"):
+        moved.add("input_norm")
     found = [
         f"{name}={stored.get(name, getattr(usual, name))} there, {value} here"
         for name, value in config.identity().items()

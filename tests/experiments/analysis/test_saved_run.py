@@ -69,7 +69,7 @@ def test_colour_images_are_normalized_as_in_training(written, stored, tmp_path):
     assert contents.pop("input_norm") == "image"
     path.write_text(json.dumps(contents | ({"input_norm": written} if written else {})))
     older = saved_run.open_run(folder).setup
-    assert older.model_config.input_norm == "none" and older.config.input_norm == "auto"
+    assert older.model_config.input_norm == "none" and older.config.input_norm == "preset"
     # The command that continues such a run.
     setup = prepare_run(dataclasses.replace(config_of(folder), input_norm="preset"))
     assert not identity.differences(setup.config, {}, read_json(path))

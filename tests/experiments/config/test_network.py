@@ -290,6 +290,8 @@ def test_depth_is_no_change_of_kernels():
         ("auto", 4, "unit", "image", "image"),
         ("auto", 3, "standardize", "auto", "none"),
         ("preset", 3, "unit", "preset", "none"),
+        ("preset", 1, "unit", "auto", "none"),
+        ("preset", 3, "standardize", "auto", "none"),
         ("none", 3, "unit", "none", "none"),
         ("batch", 1, "unit", "batch", "batch"),
     ],
