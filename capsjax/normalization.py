@@ -54,6 +54,7 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: chex.Array) -> jax.Array:
         """Normalize ``[B, ..., C]``; the result has its type."""
+        chex.assert_axis_dimension(x, -1, self.mean.shape[0])
         wide = x.astype(accumulator(x.dtype))
         if self.use_running_average:
             mean, var = self.mean[...], self.var[...]
@@ -114,7 +115,7 @@ class InstanceNorm(nnx.Module):
 
     def __call__(self, x: chex.Array) -> jax.Array:
         """Normalize ``[B, H, W, C]``; the result has its type."""
-        chex.assert_rank(x, 4)
+        chex.assert_shape(x, (None, None, None, self.scale.shape[0]))
         wide = x.astype(accumulator(x.dtype))
         mean = jnp.mean(wide, self.axes, keepdims=True)
         var = jnp.mean(jnp.square(wide - mean), self.axes, keepdims=True)
@@ -156,7 +157,7 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x: chex.Array) -> jax.Array:
         """Normalize ``[B, H, W, C]``; the result has its type."""
-        chex.assert_rank(x, 4)
+        chex.assert_shape(x, (None, None, None, self.scale.shape[0]))
         wide = x.astype(accumulator(x.dtype))
         parts = wide.reshape(*x.shape[:3], self.groups, x.shape[3] // self.groups)
         mean = jnp.mean(parts, (1, 2, 4), keepdims=True)

@@ -18,6 +18,9 @@ class CNNConfig:
     """The sizes of a convolutional baseline: SAME convolutions, then dense layers.
 
     The defaults are the baseline for MNIST (section 5: 256, 256 and 128 channels, 5x5 kernels).
+
+    Raises:
+      ValueError: pooling leaves no pixel.
     """
 
     image_shape: tuple[int, int, int] = (28, 28, 1)
@@ -28,6 +31,15 @@ class CNNConfig:
     dense: tuple[int, ...] = (328, 192)
     dropout: float = 0.5  # rate before the last layer, in training
     dtype: str = "float32"
+
+    def __post_init__(self):
+        needed = 2 ** len(self.channels) if self.pool else 1
+        if min(self.image_shape[:2]) < needed:
+            height, width, _ = self.image_shape
+            raise ValueError(
+                f"pooling after {len(self.channels)} convolutions needs {needed} pixels in each "
+                f"direction, and images have {height}x{width}"
+            )
 
 
 class CNN(nnx.Module):

@@ -14,6 +14,7 @@ from experiments.config.flags import names_of
 from experiments.config.optimization import check_optimization
 
 NORMALIZING = ("standardize", "standardize_channels")  # steps that leave mean zero, variance one
+IN_RECIPE = ("init", "routing_bias", "primary_scale")
 # Fields of the configuration that are handed to the network as they are.
 SAME_NAME = (
     "routing",
@@ -24,9 +25,7 @@ SAME_NAME = (
     "votes",
     "squash",
     "pose_norm",
-    "init",
-    "routing_bias",
-    "primary_scale",
+    *IN_RECIPE,
 )
 
 
@@ -174,9 +173,9 @@ def network_config(
         if not config.reconstruction:
             changes["decoder"] = None
     else:
-        defaults = type(config)()
-        for field in names_of(config, "capsules"):
-            if getattr(config, field) != getattr(defaults, field):
+        usual = vars(type(config)()) | RECIPES[config.recipe]
+        for field in (*names_of(config, "capsules"), *IN_RECIPE):
+            if getattr(config, field) != usual[field]:
                 raise UserError(
                     f"--{field} applies only to capsule networks, and --model={config.model} is "
                     "not one"

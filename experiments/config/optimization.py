@@ -105,8 +105,14 @@ def check_optimization(config) -> None:
     """Checks flags that contradict each other, in a (resolved) configuration.
 
     Raises:
-      UserError: label smoothing does not apply to the loss.
+      UserError: label smoothing does not apply to the loss, or a decay to the schedule.
     """
+    if config.schedule != "exponential":
+        for name in ("decay_rate", "decay_steps"):
+            if getattr(config, name) != getattr(Optimization, name):
+                raise UserError(
+                    f"--{name} applies to --schedule=exponential, not to {config.schedule}"
+                )
     loss = config.loss if config.model == "capsnet" else "cross_entropy"
     if config.label_smoothing and loss != "cross_entropy":
         raise UserError(

@@ -8,7 +8,7 @@ from flax import nnx
 from helpers import as_float64, compiled, filled
 
 from capsjax import BatchNorm, InstanceNorm, Variables, from_module
-from capsjax.normalization import ExampleNorm
+from capsjax.normalization import ExampleNorm, GroupNorm
 
 SHAPE = (6, 4, 3, 2)
 
@@ -150,3 +150,19 @@ def test_a_module_of_flax_learns_of_training_and_axis():
     np.testing.assert_allclose(got.reshape(SHAPE), want, atol=1e-3)
     for whole, each in zip(jax.tree.leaves(state), jax.tree.leaves(states), strict=True):
         np.testing.assert_allclose(each, np.stack([whole] * 2), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: BatchNorm(4),
+        lambda: BatchNorm(4, scale=False, offset=False),
+        lambda: InstanceNorm(4, rngs=nnx.Rngs(0)),
+        lambda: ExampleNorm(4, rngs=nnx.Rngs(0)),
+        lambda: GroupNorm(4, groups=2),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 2, 8])
+def test_other_numbers_of_channels_are_refused(make, channels):
+    with pytest.raises(AssertionError, match=str(channels)):
+        make()(jnp.ones((2, 3, 3, channels)))

@@ -25,6 +25,13 @@ def test_cnn_equals_reference(pool):
         np.testing.assert_allclose(out.scores[n], exact, rtol=1e-4, atol=1e-5)
 
 
+def test_pooling_needs_pixels():
+    CNNConfig((4, 5, 1), channels=(2, 2), kernels=(3, 3), pool=True)
+    CNNConfig((1, 1, 1), channels=(2, 2), kernels=(3, 3))
+    with pytest.raises(ValueError, match="needs 4 pixels .* images have 3x9"):
+        CNNConfig((3, 9, 1), channels=(2, 2), kernels=(3, 3), pool=True)
+
+
 def test_dropout_is_applied_only_with_a_key():
     config = CNNConfig((4, 4, 1), 3, channels=(2,), kernels=(1,), dense=(8,), dropout=0.25)
     model = create_model(config)

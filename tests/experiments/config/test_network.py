@@ -136,6 +136,15 @@ def test_networks_of_capsules_without_routing():
         network_config(config, (28, 28, 1), 3)
 
 
+@pytest.mark.parametrize("flag", ["init=official", "routing_bias=true", "primary_scale=0.5"])
+def test_a_cnn_refuses_switches_of_capsules(flag):
+    with pytest.raises(UserError, match=f"--{flag.split('=')[0]} applies only to capsule"):
+        config = resolve(parse_mnist("--model=cnn", f"--{flag}"), "digits")
+        network_config(config, (28, 28, 1), 10)
+    config = resolve(parse_mnist("--model=cnn", "--recipe=official"), "digits")
+    assert network_config(config, (28, 28, 1), 10) == preset("cnn_mnist")
+
+
 def test_defaults_depend_on_the_dataset():
     assert (resolve(MNIST, "digits").epochs, resolve(MNIST, "digits").batch_size) == (10, 64)
     assert resolve(MNIST, "mnist").batch_size == 128
