@@ -77,8 +77,8 @@ def _correlate(axes, x, w):
 
     The backward pass is written out for the order of the operands. XLA's CPU backend is fast at
     sums over the last axis of the first operand; sums over another axis take up to twice as long,
-    in bfloat16 three times. So the transforms are transposed in advance, and of the operands of the
-    gradient by W the smaller one is transposed, which gives a gradient ``[P, O, C]``.
+    in bfloat16 three times. So the transforms are transposed in advance, and so is one operand of
+    the gradient by W, see :func:`_kernel_gradient`.
     """
     return _correlate_forward(axes, x, w)[0]
 
@@ -94,8 +94,22 @@ def _correlate_backward(axes, residuals, dy):
     image, kernel, result = (jnp.asarray(m.T, X.dtype) for m in transforms(*axes))
     dY = product(result, dy, "pn,nbo->pbo")
     dx = product(image, product(dY, W, "pbo,pco->pbc"), "np,pbc->nbc")
+    return dx, _kernel_gradient(kernel, X, dY)
+
+
+def _kernel_gradient(kernel, X, dY):
+    """Compute the gradient ``[kernel kernel, C, O]``.
+
+    Transposing dY gives ``[P, O, C]``, which is transposed once it is transformed back; transposing
+    X gives ``[P, C, O]``. The cheaper one is taken, where what is transposed last, and read once
+    more, counts twice, as measured.
+    """
+    (P, rows, C), O = X.shape, dY.shape[2]
+    if P * typical_size(rows) * (C - O) < 2 * len(kernel) * C * O:
+        dW = product(materialize(X.transpose(0, 2, 1)), dY, "pcb,pbo->pco")
+        return product(kernel, dW, "np,pco->nco")
     dW = product(materialize(dY.transpose(0, 2, 1)), X, "pob,pbc->poc")
-    return dx, product(kernel, dW, "np,poc->noc").transpose(0, 2, 1)
+    return product(kernel, dW, "np,poc->noc").transpose(0, 2, 1)
 
 
 _correlate.defvjp(_correlate_forward, _correlate_backward)

@@ -116,6 +116,26 @@ def test_tiled_convolution_equals_reference(x64, tiles):
             assert relative_error(got, true) < 1e-13, size
 
 
+@pytest.mark.parametrize(
+    "size, last",
+    [
+        ((1, 5, 5, 6, 3, 1, 2), (6, 2)),  # few tiles: X is transposed
+        ((8, 8, 8, 6, 3, 1, 2), (2, 6)),  # many: the gradient, once it is transformed back
+        ((8, 8, 8, 2, 3, 1, 6), (2, 6)),  # X is smaller than the gradient of Y
+    ],
+    ids=str,
+)
+def test_gradient_of_the_kernel_transposes_what_is_cheaper(x64, size, last):
+    x, w, g = data(*size)
+
+    def gradient(x, w, g):
+        return jax.vjp(lambda w: conv2d(x, w, size[5], implementation="winograd"), w)[1](g)[0]
+
+    shapes = [p.outvars[0].aval.shape for p in products(jax.make_jaxpr(gradient)(x, w, g).jaxpr)]
+    assert (size[4] ** 2, *last) in shapes and (size[4] ** 2, *last[::-1]) not in shapes
+    assert relative_error(jax.jit(gradient)(x, w, g), expected(x, w, size[5], g)[2]) < 1e-13
+
+
 @pytest.mark.parametrize("kernel", [1, 2, 3, 5, 9])
 def test_transforms_are_a_correlation(kernel):
     """Sums of their products are one where sample = result + tap, along both axes, else zero."""
