@@ -15,8 +15,9 @@ probabilities instead of lengths. A figure shows each image, the input of the ne
 reconstruction by its decoder. If a folder is given, everything is also written as CSV next to the
 figure, with --json as JSON, with the scores of all classes. Runs on pairs name two classes, runs on
 images with sets of labels all classes of 0.5 or more; ensembles have the mean scores of their
-networks. The file - is standard input. Files are written beside the run, those of a pretrained
-network only with --output.
+networks. A network of stereo pairs, or of another number of channels than 1 and 3, takes the grey
+files of an image joined by commas, left.png,right.png. The file - is standard input. Files are
+written beside the run, those of a pretrained network only with --output.
 
 --invert=auto inverts an image if its border is as far from that of the training images as black is
 from white: MNIST is white on black. --fit=pad gives the whole image to the network. --fit=digit

@@ -52,7 +52,7 @@ class PreparedImage(NamedTuple):
     """An image file, and the example that is made from it."""
 
     file: Path
-    image: np.ndarray  # [h, w, 1 or 3] in 0..1, small
+    image: np.ndarray  # [h, w, 1, 3 or C] in 0..1, small
     pixels: np.ndarray  # uint8 [H, W, C], as an example of the data set
     inverted: bool
     fit: str  # a key of FITS
@@ -86,25 +86,25 @@ def prepare_images(
 
     Args:
       classifier: which will classify them.
-      files: of images.
+      files: of images; for a network of neither grey nor RGB images, the files of the channels of
+        an image joined by commas.
       invert: yes, no, or auto, see :func:`experiments.data.image_files.is_negative`.
       fit: a key of FITS, or auto.
 
     Raises:
-      UserError: the network was trained on neither grey nor RGB images.
+      UserError: the network has images of several channels, and an image has other files.
     """
     taken = classifier.preprocessing
     *shape, channels = taken.image_shape
-    if channels not in (1, 3):
-        raise UserError(f"the network was trained on {channels} channels, image files have 1 or 3")
     prepared = []
     for file in files:
         try:
-            image = image_files.read(_standard_input() if str(file) == "-" else file)
+            image = _read(file, channels)
         except image_files.UnreadableImage as error:
             print(f"{file}: {error}", file=sys.stderr)
             continue
-        pixels = image_files.with_channels(image, channels)
+        single = channels in (1, 3)
+        pixels = image_files.with_channels(image, channels) if single else image
         inverted = invert == "yes"
         if invert == "auto":
             inverted = image_files.is_negative(pixels, taken.border)
@@ -115,10 +115,26 @@ def prepare_images(
             how = "pad"
         pixels = FITS[how](pixels, tuple(shape))
         pixels = np.uint8(np.rint(255 * pixels))
-        image = image_files.with_channels(image, 1 if image.ndim == 2 else 3)
+        image = image[..., None] if image.ndim == 2 else image
         small = image_files.resize(image, min(1, FIGURE_SIDE / max(image.shape)))
         prepared.append(PreparedImage(file, small, pixels, inverted, how))
     return prepared
+
+
+def _read(file: Path, channels: int) -> np.ndarray:
+    """Reads the image of a file, or one channel from each of several files."""
+    if channels in (1, 3):
+        return image_files.read(_standard_input() if str(file) == "-" else file)
+    parts = str(file).split(",")
+    if len(parts) != channels:
+        raise UserError(
+            f"{file}: an image of this network has {channels} channels; give the {channels} files "
+            "of its channels, joined by commas"
+        )
+    found = [image_files.with_channels(image_files.read(Path(part)), 1) for part in parts]
+    if len({image.shape for image in found}) > 1:
+        raise image_files.UnreadableImage("the channels have different sizes")
+    return np.concatenate(found, axis=2)
 
 
 def _standard_input() -> bytes:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.plots.channels import drawable
 from experiments.plots.page import (
     GREY,
     INK,
@@ -19,9 +20,9 @@ TILE, COLUMNS = 0.95, 2  # inches; examples per line
 
 
 class Example(NamedTuple):
-    """An image, as floats in 0..1 with one or three channels, and its prediction."""
+    """An image, as floats in 0..1, and its prediction."""
 
-    image: np.ndarray  # [h, w, C] of any size
+    image: np.ndarray  # [h, w, 1, 3 or C] of any size
     seen: np.ndarray  # [H, W, C]
     reconstruction: np.ndarray | None  # [H, W, C]
     name: str
@@ -35,6 +36,8 @@ def plot_predictions(path, examples, title="") -> None:
 
 
 def _predictions_figure(examples, title=""):
+    seen = [example.seen for example in examples]
+    shown = drawable(seen[0].shape[-1], lambda: np.stack(seen))
     lines = -(-len(examples) // COLUMNS)
     pitch = TILE + 0.62
     page = blank_page(7.0, 0.12 + lines * pitch, title)
@@ -43,9 +46,10 @@ def _predictions_figure(examples, title=""):
         style = dict(color=INK) if example.confident else dict(color=RED, weight="bold")
         write_text(page, left, top + 0.02, _cut(example.name, 46), color=GREY)
         write_text(page, left, top + 0.19, _cut(example.found, 40), **style)
-        tiles = ("input", example.image), ("seen", example.seen)
+        given = example.image if example.image.shape[-1] in (1, 3) else shown(example.image)
+        tiles = ("input", given), ("seen", shown(example.seen))
         if example.reconstruction is not None:
-            tiles += (("reconstruction", example.reconstruction),)
+            tiles += (("reconstruction", shown(example.reconstruction)),)
         for n, (name, image) in enumerate(tiles):
             x, y = left + n * (TILE + 0.1), top + 0.3
             high, wide = TILE * np.divide(image.shape[:2], max(image.shape[:2]))

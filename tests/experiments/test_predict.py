@@ -16,6 +16,7 @@ import pytest
 from helpers import ROOT, TINY, load_digits, prepare_run, train
 from picture_files import BAD, of, write, written
 
+import capsjax
 from capsjax import functional
 from experiments import predict
 from experiments.analysis import classify_images, saved_run
@@ -264,6 +265,33 @@ def test_images_of_a_folder_are_fitted_as_in_training(tiny_run, tmp_path):
         dataset = datasets.load(folder, cache_dir="none", options=options)
         np.testing.assert_array_equal(dataset.test_images[0], seen.pixels)
         assert seen.fit == resize
+
+
+def test_stereo_pairs_are_read_from_two_files(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    pair = rng.integers(0, 256, (48, 48, 2), np.uint8)
+    left, right = (written(tmp_path, of(pair[..., k]), f"{'lr'[k]}.png") for k in (0, 1))
+    small = written(tmp_path, of(pair[:40, :, 0]), "small.png")
+    paths = [f"{left},{right}", f"{right},{left}"]
+    output = tmp_path / "p.png"
+    predict.main(Flags(model="smallnorb_matrix", json=True, output=str(output)), *paths)
+    model, variables, labels, preprocessing = capsjax.load_pretrained("smallnorb_matrix")
+    seen = preprocessing(np.stack([pair, pair[..., ::-1]]))
+    exact = np.asarray(model.apply(variables, seen).scores)
+    for found, path, scores in zip(
+        json.loads(output.with_suffix(".json").read_text()), paths, exact
+    ):
+        assert found["file"] == path
+        np.testing.assert_allclose([found["scores"][n] for n in labels], scores, atol=1e-5)
+    assert abs(exact[0] - exact[1]).max() > 1e-3  # the order counts
+    capsys.readouterr()
+    classifier = classify_images.open_pretrained("smallnorb_matrix")
+    files = [tmp_path / "l.png,r.png", Path(f"{left},{small}")]
+    assert not classify_images.prepare_images(classifier, files, "no", "auto")
+    assert "the channels have different sizes" in capsys.readouterr().err
+    for few in (str(left), "-", f"{left},{right},{left}"):
+        with pytest.raises(UserError, match="give the 2 files of its channels, joined by commas"):
+            classify_images.prepare_images(classifier, [Path(few)], "no", "auto")
 
 
 @pytest.mark.parametrize(

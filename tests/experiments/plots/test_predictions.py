@@ -26,3 +26,13 @@ def test_predictions_are_legible_and_show_all_three_images():
         assert extent.height / extent.width == pytest.approx(high / wide, rel=1e-3)
     (red,) = [text for text in figure.axes[0].texts if text.get_color() == page.RED]
     assert red.get_text().startswith("none")
+
+
+@pytest.mark.parametrize("channels, width", [(2, 60), (5, 30)])
+def test_images_of_other_numbers_of_channels_are_drawn(channels, width):
+    image = np.random.default_rng(0).uniform(size=(9, 30, channels))
+    example = predictions.Example(image, image, image, "a.png,b.png", "3 0.8, then 8 0.1", True)
+    figure = predictions._predictions_figure([example] * 2)
+    assert_legible(figure)
+    shapes = {image.get_array().shape[:2] for image in figure.axes[0].images}
+    assert len(figure.axes[0].images) == 6 and shapes == {(9, width)}
