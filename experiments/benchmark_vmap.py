@@ -106,6 +106,8 @@ def main(flags: Flags) -> None:
         rows.append(measure(preset, batch_size, flags.runs, flags.accelerator))
         print(rows[-1], file=sys.stderr)
     command = f"python -m experiments.benchmark_vmap --sizes='{flags.sizes}' --runs={flags.runs}"
+    if flags.accelerator != DEFAULTS.accelerator:
+        command += f" --accelerator={flags.accelerator}"
     seeds = list(range(flags.runs))
     result = provenance(command, seeds, jax.devices()[0]) | {"rows": rows}
     text = markdown(list(rows[0]), [[str(v) for v in row.values()] for row in rows])

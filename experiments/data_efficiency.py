@@ -9,12 +9,11 @@ over seeds. It is written next to the file: few/digits_examples.png.
 
 import dataclasses
 from collections import Counter
-from pathlib import Path
 
 from experiments import plots
 from experiments.config import Config, UserError, setting
 from experiments.config.flags import run
-from experiments.files import BadFile, is_number, is_plain, read_json
+from experiments.files import BadFile, is_number, is_plain, local_path, read_json
 from experiments.files.forms import is_percentage
 
 
@@ -43,7 +42,7 @@ def main(flags: Flags) -> None:
     Raises:
       UserError: the file is missing, or is not that of such a sweep.
     """
-    path = Path(flags.sweep)
+    path = local_path(flags.sweep, "sweep")
     try:
         rows = [
             {

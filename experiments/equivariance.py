@@ -26,6 +26,7 @@ from experiments.analysis import saved_run
 from experiments.analysis.equivariance_report import draw, measure, to_markdown
 from experiments.config import UserError, setting
 from experiments.config.flags import run
+from experiments.training.identity import check_same_data
 from experiments.training.results import output_path, provenance, write_results
 
 PROGRAMS = ("mnist", "affnist")  # their images show one object on black
@@ -98,7 +99,8 @@ def open_finished(folder: str, flags: Flags) -> saved_run.SavedRun:
     """Opens a finished run of one of :data:`PROGRAMS`, with its data.
 
     Raises:
-      UserError: the run is missing, not finished, or of another program.
+      UserError: the run is missing, not finished, or of another program, or of sets of labels; or
+        its summary is of other weights or data.
     """
     here = {name: getattr(flags, name) for name in ("accelerator", "data_dir", "cache_dir")}
     opened = saved_run.open_run(folder, **here, examples=True)
@@ -108,6 +110,10 @@ def open_finished(folder: str, flags: Flags) -> saved_run.SavedRun:
         )
     if not (opened.folder / "summary.json").exists():
         raise UserError(f"{folder} has not finished; the command that started it continues it")
+    if opened.setup.dataset.multi_label:
+        raise UserError(f"paths need images of one class each, and those of {folder} have sets")
+    summary, dataset = saved_run.current_summary(opened), opened.setup.dataset
+    check_same_data(dataset.name, summary.get("data_checksum", ""), dataset.checksum)
     return opened
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+import capsjax
 from experiments.analysis import saved_run
 from experiments.config import UserError, setting
 from experiments.config.flags import run
@@ -172,8 +173,9 @@ def compare(made: network.Network, runner: verification.Runner, opened) -> tuple
             raise UserError("--verify=test with --preprocess needs images, and this run has pairs")
         images = raw
     else:
+        to_input = jax.jit(jax.vmap(pipeline.input))
         images = np.asarray(
-            jax.lax.map(jax.jit(pipeline.input), raw, batch_size=verification.BATCH)
+            capsjax.map_batches(lambda batch, _: to_input(batch), raw, verification.BATCH)
         )
     found = verification.compare(made, runner, images, np.asarray(labels))
     line = f"{found.images:,} test images: {found.different} decisions differ from those of JAX"

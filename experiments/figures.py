@@ -60,6 +60,7 @@ def main(flags: Flags) -> None:
       UserError: a flag is wrong, a run can't be used, or the output can't be written.
     """
     folders, kinds = flags.run.split(","), flags.format.split(",")
+    folders = [str(local_path(folder, "run")) if folder else "" for folder in folders]
     if not all(folders) or len(set(folders)) < len(folders):
         raise UserError("give a run, or several different ones: --run=DIR,DIR")
     if not set(kinds) <= set(KINDS):
@@ -100,11 +101,15 @@ def of_run(flags: Flags) -> list[Figure]:
     setup, variables = opened.setup, opened.variables
     if getattr(setup.config, "ensemble", 1) > 1:
         raise UserError(f"{flags.run} is an ensemble, of which there are no figures")
-    if (flags.class_ or flags.image >= 0) and setup.pipeline.held_out("test")[1].ndim != 1:
+    raw, labels = setup.pipeline.held_out("test")
+    if (flags.class_ or flags.image >= 0) and labels.ndim != 1:
         raise UserError(f"--class and --image need one class an image, unlike {flags.run}")
     rows = read_rows(opened.folder / "metrics.jsonl")
     found = list(figures.of_training(setup, rows))
-    if figures.has_decoder(setup) and not setup.dataset.multi_label:
+    if figures.has_decoder(setup) and labels.ndim == 2 and not setup.dataset.multi_label:
+        values = make_evaluate(setup)(variables, raw, labels)
+        found += setup.task.figures(setup, variables, values)  # of pairs
+    elif figures.has_decoder(setup) and not setup.dataset.multi_label:
         changed, values = perturbed(opened, flags)
         for dim, effect in zip(changed.dims, changed.effects, strict=True):
             print(f"dim {dim:3}  mean squared change of a pixel {effect:.2e}")

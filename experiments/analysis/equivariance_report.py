@@ -16,6 +16,7 @@ from experiments.analysis.feature_paths import (
     probe_all,
 )
 from experiments.analysis.saved_run import SavedRun
+from experiments.data.batching import spread_rows
 from experiments.files import read_json
 from experiments.files.forms import SUMMARY, is_percentage
 from experiments.plots.text_tables import markdown
@@ -34,8 +35,8 @@ def measure(opened: SavedRun, test_count: int, train_count: int) -> tuple[dict, 
     """
     setup, data = opened.setup, opened.setup.dataset
     features = make_features(setup, opened.variables)
-    test = tuple(x[: test_count or None] for x in (data.test_images, data.test_labels))
-    train = tuple(x[: train_count or None] for x in (data.train_images, data.train_labels))
+    test = sample(data.test_images, data.test_labels, test_count)
+    train = sample(data.train_images, data.train_labels, train_count)
     summary = read_json(opened.folder / "summary.json", SUMMARY | REQUIRED)
     routing = f", {setup.config.routing} routing" if setup.config.routing else ""
     result = {
@@ -54,6 +55,12 @@ def measure(opened: SavedRun, test_count: int, train_count: int) -> tuple[dict, 
         mean_paths[name] = amounts, mean_path(paths[test[1] == data.test_labels[0]])
     result["features"] = paths.shape[2]
     return result | probe_all(features, train, test), mean_paths
+
+
+def sample(images: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns images and labels evenly from all, which may be sorted by class; 0 takes all."""
+    rows = spread_rows(len(labels), count or len(labels))
+    return images[rows], labels[rows]
 
 
 def to_markdown(results: list[dict]) -> str:

@@ -10,10 +10,9 @@ import numpy as np
 import capsjax
 from capsjax.pretrained import weights
 from experiments.analysis.run_network import preprocessing_of
-from experiments.analysis.saved_run import SavedRun
+from experiments.analysis.saved_run import SavedRun, current_summary
 from experiments.config import UserError
 from experiments.config.own_images import stem_of
-from experiments.files import is_plain, read_json
 from experiments.tasks.predictions import network_of
 from experiments.training.evaluate import make_evaluate
 from experiments.training.identity import check_same_data
@@ -41,7 +40,7 @@ def publish(run: SavedRun, folder: Path | str, dtype: str = "float32", fit: str 
     Raises:
       UserError: the run is not finished, has other data, is an ensemble, or a decision changes.
     """
-    setup, summary = run.setup, _summary(run)
+    setup, summary = run.setup, current_summary(run)
     check_same_data(setup.dataset.name, summary.get("data_checksum", ""), setup.dataset.checksum)
     if getattr(setup.config, "ensemble", 1) > 1:
         raise UserError(f"{run.folder} is an ensemble; a pretrained network is a single one")
@@ -82,16 +81,6 @@ def publish(run: SavedRun, folder: Path | str, dtype: str = "float32", fit: str 
     except capsjax.PretrainedError as error:
         raise UserError(str(error)) from error
     return facts
-
-
-def _summary(run: SavedRun) -> dict:
-    path = run.folder / "summary.json"
-    if not path.exists():
-        raise UserError(f"{run.folder} is not finished; repeat its command")
-    summary = read_json(path, {"*": is_plain})
-    if summary.get("steps") != run.step:
-        raise UserError(f"{run.folder} has gone on since its summary; repeat its command")
-    return summary
 
 
 def _facts(run: SavedRun, summary: dict) -> dict:

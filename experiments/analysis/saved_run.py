@@ -94,6 +94,21 @@ def _without_examples(config, facts):
     return datasets.Dataset(config.dataset, "network.json", *none * 3, tuple(facts["class_names"]))
 
 
+def current_summary(run: SavedRun) -> dict:
+    """Returns the contents of summary.json of a finished run.
+
+    Raises:
+      UserError: there is none, or it is of other weights than those of the newest checkpoint.
+    """
+    path = run.folder / "summary.json"
+    if not path.exists():
+        raise UserError(f"{run.folder} is not finished; repeat its command")
+    summary = read_json(path, {"*": is_plain})
+    if summary.get("steps") != run.step:
+        raise UserError(f"{run.folder} has gone on since its summary; repeat its command")
+    return summary
+
+
 def stored_config(workdir: Path | str, /, **changes) -> Config:
     """Returns the (resolved) configuration of a run, from its config.json, with fields changed.
 

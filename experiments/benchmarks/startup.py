@@ -1,5 +1,6 @@
 """Time from the start of a training command to its first finished step."""
 
+import dataclasses
 import subprocess
 import sys
 import tempfile
@@ -31,23 +32,20 @@ def first_step_seconds(config: Config, repetitions: int) -> dict[str, list[float
     return seconds
 
 
-def _start(config: Config, cache: Path, workdir: Path) -> float:
+def command_of(config: Config, cache: Path, workdir: Path) -> list[str]:
+    """Returns the training command of one step of the network and on the device of a benchmark."""
     flags = {
-        "dataset": "digits",
-        "batch_size": config.batch_size,
-        "preset": config.preset,
-        "recipe": config.recipe,
-        "dtype": config.dtype,
-        "routing_implementation": config.routing_implementation,
-        "accelerator": config.accelerator,
-        "parallel": config.parallel,
-        "num_devices": config.num_devices,
-        "cache_dir": cache,
-        "workdir": workdir,
-        "steps": 1,
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(Config)
+        if field.metadata.get("flag", True) and getattr(config, field.name) != field.default
     }
-    command = [sys.executable, "-m", "experiments.mnist"]
-    command += [f"--{name}={value}" for name, value in flags.items()]
+    flags |= {"dataset": "digits", "steps": 1, "cache_dir": cache, "workdir": workdir}
+    words = [f"--{name.removesuffix('_')}={value}" for name, value in flags.items()]
+    return [sys.executable, "-m", "experiments.mnist", *words]
+
+
+def _start(config: Config, cache: Path, workdir: Path) -> float:
+    command = command_of(config, cache, workdir)
     start = time.perf_counter()
     child = subprocess.Popen(
         command,

@@ -3,6 +3,7 @@
 import dataclasses
 
 from capsjax.optimizers import OPTIMIZERS, RATE_SCHEDULES
+from capsjax.recipes import RECIPES
 from experiments import UserError
 from experiments.config.flags import setting
 
@@ -107,6 +108,9 @@ def check_optimization(config) -> None:
     Raises:
       UserError: label smoothing does not apply to the loss, or a decay to the schedule.
     """
+    own = config.adam_epsilon_hat and not RECIPES[config.recipe]["adam_epsilon_hat"]
+    if own and config.optimizer != "adam":
+        raise UserError(f"--adam_epsilon_hat applies to --optimizer=adam, not {config.optimizer}")
     if config.schedule != "exponential":
         for name in ("decay_rate", "decay_steps"):
             if getattr(config, name) != getattr(Optimization, name):

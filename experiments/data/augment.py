@@ -14,6 +14,7 @@ from capsjax.preprocessing import Steps, pad, to_unit
 from experiments.data.distortions import RANGES, distort, random_mirror
 
 UNIT = Steps((("unit",),))
+SHIFTING = ("auto", "shift", "flip")  # augmentations that --max_shift applies to
 LARGE = 64  # side from which images are halved; smaller ones count as prepared
 
 

@@ -56,6 +56,11 @@ def image_source(
     return ImageSource(images[rows], labels[rows])
 
 
+def spread_rows(rows: int, count: int) -> np.ndarray:
+    """Returns ``count`` of ``rows`` row numbers, or all of fewer, evenly and in their order."""
+    return np.arange(min(rows, count)) * rows // min(rows, count)
+
+
 def steps_per_epoch(examples: int, batch_size: int) -> int:
     """Returns the number of whole batches; every epoch leaves out a different remainder."""
     return max(1, examples // batch_size)

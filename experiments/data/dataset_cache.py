@@ -14,7 +14,7 @@ from experiments.data import npz, tfds
 from experiments.data.errors import first_line
 from experiments.data.small_digits import DIGITS_SOURCE, enlarged_digits
 from experiments.data.stored_images import StoredImages, blocks
-from experiments.files import check_private
+from experiments.files import check_private, make_private
 
 # What the checksum of a data set is about.
 CONTENTS = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
@@ -109,7 +109,7 @@ def _write_cache(path, arrays):
 def _write(path, arrays):
     folder = os.path.dirname(path)
     try:
-        os.makedirs(folder, exist_ok=True)
+        make_private(pathlib.Path(os.path.dirname(folder)), os.path.basename(folder))
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             np.savez(os.path.join(scratch, "whole.npz"), **arrays)
             os.replace(os.path.join(scratch, "whole.npz"), path)

@@ -51,7 +51,7 @@ def make_pair_source(images: np.ndarray, labels: np.ndarray, num_classes: int) -
         )
     counts = np.bincount(labels, minlength=num_classes)
     if np.count_nonzero(counts) < 2:
-        raise UserError("pairs need digits of two classes in every split; raise --train_examples")
+        raise UserError("pairs need images of two classes, and all are of one")
     starts = np.append(0, np.cumsum(counts)).astype(np.int32)
     return PairSource(images, labels, np.argsort(labels, kind="stable").astype(np.int32), starts)
 

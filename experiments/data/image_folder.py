@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import psutil
 
 from experiments import UserError
 from experiments.data import image_files, image_size, image_splits
-from experiments.data.image_listing import SPLITS, Listing, leads_out, list_images
+from experiments.data.image_listing import Listing, list_images
+from experiments.data.listed_image import SPLITS, leads_out
 from experiments.data.stored_images import StoredImages, take
+from experiments.files import free_bytes, size
 
 NAMED = 10  # unreadable files, at most
 MEMORY_SHARE = 0.5  # of the free memory that images may take
@@ -122,8 +123,7 @@ def read(
     sizes, skipped = _readable(listing.images, folder, image_files.size_of)
     _check_skipped(dataset, listing, skipped, options)
     shape, how = image_size.choose(options.image_size, list(sizes.values()))
-    most_channels = 1 if options.channels == "1" else 3
-    stored = most_channels * len(sizes) * shape[0] * shape[1] > resident_bytes
+    stored = (1 if options.channels == "1" else 3) * len(sizes) * math.prod(shape) > resident_bytes
     if not stored:
         _check_memory(dataset, len(sizes), shape)
 
@@ -153,6 +153,7 @@ def read(
     notes = [
         f"{len(kept):,} images of {listing_words(listing)}, {shape[0]}x{shape[1]} pixels ({how}), "
         f"{channels} channel{'s' * (channels > 1)}, --resize={options.resize}",
+        *listing.notes,
         *_words_about_skipped(skipped),
         *_words_about_splits(kept, splits, listing),
         *image_splits.duplicates(kept, codes, splits),
@@ -189,12 +190,11 @@ def _check_skipped(dataset, listing, skipped, options) -> None:
 
 
 def _check_memory(dataset, count, shape) -> None:
-    needed, free = 6 * count * shape[0] * shape[1], psutil.virtual_memory().available
+    needed, free = 6 * count * shape[0] * shape[1], free_bytes()
     if needed > MEMORY_SHARE * free:
         raise UserError(
             f"--dataset={dataset}: {count:,} images of {shape[0]}x{shape[1]} pixels need "
-            f"{needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; choose a smaller "
-            "--image_size"
+            f"{size(needed)}, and {size(free)} are free; choose a smaller --image_size"
         )
 
 

@@ -7,7 +7,7 @@ import collections
 
 import numpy as np
 
-from experiments.data.image_listing import SPLITS, ListedImage
+from experiments.data.listed_image import SPLITS, ListedImage
 
 RARE = 10  # images with the same set of labels: sets that fewer have are divided together
 

@@ -113,8 +113,13 @@ def _from_one_hot(name, values):
     return values.argmax(axis=1)
 
 
+def as_text(values: np.ndarray) -> np.ndarray:
+    """Returns names as text: bytes are UTF-8, as in HDF5."""
+    return np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values.astype(str)
+
+
 def _from_text(parts, class_names):
-    parts = [np.char.decode(x, "utf-8") if x.dtype.kind == "S" else x for x in parts]
+    parts = [as_text(x) for x in parts]
     note = "labels are text, numbered in the order of class_names"
     if class_names is None:
         class_names = np.unique(np.concatenate(parts))

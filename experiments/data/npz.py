@@ -179,7 +179,11 @@ def complete(path: str, stored: Mapping[str, np.ndarray]) -> tuple[dict, list[st
     for name in images:
         arrays[name], said = pixels.as_images(name, _array(stored, name))
         notes += said
-    class_names = _array(stored, "class_names").astype(str) if "class_names" in stored else None
+    class_names = labels.as_text(_array(stored, "class_names")) if "class_names" in stored else None
+    if class_names is not None and class_names.ndim != 1:
+        raise ValueError(
+            f"class_names have the shape {class_names.shape}, not one name a class [J]"
+        )
     convert = labels.as_labels
     if "multi_label" in stored and _array(stored, "multi_label").any():
         convert = labels.as_label_sets

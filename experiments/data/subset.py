@@ -14,11 +14,16 @@ def limit_training_examples(dataset: Dataset, count: int) -> Dataset:
     """Keeps the first ``count`` training examples of :func:`balanced_order`; 0 keeps all.
 
     Raises:
-      UserError: there are fewer examples.
+      UserError: there are fewer examples, or they have sets of labels.
     """
     if not count:
         return dataset
     labels = dataset.train_labels
+    if dataset.multi_label:
+        raise UserError(
+            f"--train_examples={count} needs images of one class each, and those of "
+            f"{dataset.name} have sets of labels"
+        )
     if count > len(labels):
         raise UserError(f"--train_examples={count}: {dataset.name} has {len(labels)} to train on")
     rows = balanced_order(labels)[:count]

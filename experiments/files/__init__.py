@@ -7,6 +7,7 @@ from experiments.files.limits import (
     check_private,
     free_bytes,
     local_path,
+    make_private,
     size,
 )
 from experiments.files.reader import (
@@ -36,6 +37,7 @@ __all__ = [
     "is_number",
     "is_plain",
     "local_path",
+    "make_private",
     "one_line",
     "parse",
     "read_bytes",

@@ -8,25 +8,31 @@ import psutil
 from experiments import UserError
 
 SHARE = 0.9  # of the free memory that one thing may need
+# Folder of a control group, its limit of memory, what it takes, and the prefix of its statistics.
+GROUPS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current", ""),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+)
 ADDRESSES = 1.2e9  # bytes, without which XLA ends the process: its threads and programs need them
 
 
 def free_bytes() -> int:
     """Returns the memory that this process can still get, in bytes, within its control group."""
     free = psutil.virtual_memory().available
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
-    ):
+    for folder, limit, used, prefix in GROUPS:
+        group = Path(folder)
         try:
-            free = min(
-                free, int(Path(limit).read_text("ascii")) - int(Path(used).read_text("ascii"))
+            limited, taken = (int((group / name).read_text("ascii")) for name in (limit, used))
+            statistics = dict(
+                map(str.split, (group / "memory.stat").read_text("ascii").split("\n")[:-1])
+            )
+            # Pages of files that were read count as taken, and are given up when memory is needed.
+            files = sum(
+                int(statistics.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive")
             )
         except (OSError, ValueError):  # no such group, or no limit ("max")
             continue
+        free = min(free, limited - taken + files)
     return max(free, 0)
 
 
@@ -95,6 +101,17 @@ def check_private(folder: Path) -> None:
     else:
         return
     raise UserError(f"the cache {folder} {reason}: correct it, or choose another --cache_dir")
+
+
+def make_private(folder: Path, name: str) -> None:
+    """Makes a folder in that of a cache, and this one, where only this user writes with any umask.
+
+    Raises:
+      OSError: they can't be made.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for place in (folder, folder / name):
+        place.mkdir(mode=0o755, exist_ok=True)
 
 
 def local_path(place: str | Path, flag: str) -> Path:

@@ -9,7 +9,7 @@ from capsjax import functional, objectives
 from capsjax.models import CapsNetConfig
 from capsjax.models import Config as ModelConfig
 from experiments.config import Config, UserError
-from experiments.data.augment import Preprocessing, random_shifts
+from experiments.data.augment import SHIFTING, Preprocessing, random_shifts
 from experiments.data.batching import image_source
 from experiments.data.datasets import Dataset
 from experiments.tasks.base import InputPipeline, Objective, Task
@@ -78,8 +78,17 @@ def classify(config: Config, model_config: ModelConfig) -> Objective:
         raise UserError(f"--loss={config.loss}: {error}") from error
 
 
+def _shifts(config: Config) -> Preprocessing:
+    if config.augmentation not in SHIFTING and config.max_shift not in (0, Config.max_shift):
+        raise UserError(
+            f"--max_shift={config.max_shift} has no effect with "
+            f"--augmentation={config.augmentation}, but with {', '.join(SHIFTING)}"
+        )
+    return random_shifts(config.max_shift, config.augmentation)
+
+
 CLASSIFICATION = Task(
-    image_pipeline(lambda config: random_shifts(config.max_shift, config.augmentation)),
+    image_pipeline(_shifts),
     classify,
     figures=of_decoder,
 )

@@ -29,6 +29,7 @@ from experiments.data.digit_pairs import (
     pair_target,
     random_pair,
 )
+from experiments.data.npz import SPLITS
 from experiments.tasks.base import InputPipeline, Objective, Task
 from experiments.tasks.multimnist_report import of_pairs, summary_fields
 
@@ -64,6 +65,10 @@ def pair_pipeline(config: MultiMNISTConfig, dataset: Dataset) -> InputPipeline:
         arrays = (getattr(dataset, f"{split}_{part}") for part in ("images", "labels"))
         return make_pair_source(*arrays, dataset.num_classes)
 
+    for split in SPLITS:  # those of evaluation, too, before training
+        if len(set(getattr(dataset, f"{split}_labels").tolist())) == 1:
+            cure = "; raise --train_examples" if split == "train" and config.train_examples else ""
+            raise UserError(f"pairs need {split} images of two classes, and all are of one{cure}")
     if config.augmentation == "flip":
         raise UserError("--augmentation=flip: mirrored digits are others, use affine or strong")
     shift = 0 if config.augmentation == "none" else config.shift

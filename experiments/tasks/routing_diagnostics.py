@@ -9,6 +9,7 @@ import numpy as np
 from capsjax.models import CapsNetConfig
 from capsjax.routing.diagnostics import Diagnostics, diagnose
 from experiments import plots
+from experiments.data.batching import spread_rows
 from experiments.tasks.base import Setup
 
 IMAGES = 128
@@ -23,7 +24,8 @@ def make_probe(setup: Setup) -> Callable | None:
     if not setup.config.diagnostics or not can_trace(setup):
         return None
     held_out, _ = setup.pipeline.held_out("validation")
-    images = (held_out if len(held_out) else setup.pipeline.held_out("train")[0])[:IMAGES]
+    images = held_out if len(held_out) else setup.pipeline.held_out("train")[0]
+    images = images[spread_rows(len(images), IMAGES)]
 
     def measure(variables):
         values = diagnostics(setup, variables, images)._asdict()
@@ -63,7 +65,8 @@ def figures(
     of the trained network.
     """
     config = setup.model_config
-    d = diagnostics(setup, variables, setup.pipeline.held_out("test")[0][:IMAGES])
+    images = setup.pipeline.held_out("test")[0]
+    d = diagnostics(setup, variables, images[spread_rows(len(images), IMAGES)])
     names = setup.dataset.class_names
     arguments = (d.entropy, d.logit_change, d.activity, names, title)
     yield "routing", plots.plot_routing_diagnostics, arguments
@@ -74,6 +77,7 @@ def figures(
     if len(d.logit_change):
         measured = [row for row in rows if "logit_change" in row]
         if not measured:
-            measured = [rows[-1] | {"logit_change": d.logit_change.tolist()}]
+            last = rows[-1] if rows else {"step": 0, "epoch": 0.0}
+            measured = [last | {"logit_change": d.logit_change.tolist()}]
             title += "; measured after training alone"
         yield "logit_changes", plots.plot_logit_changes, (measured, title)

@@ -1,5 +1,6 @@
 """Accelerators and the ways to share a batch among them."""
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable
@@ -11,7 +12,13 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiments.config import UserError
-from experiments.files import check_addresses, check_private, check_programs, local_path
+from experiments.files import (
+    check_addresses,
+    check_private,
+    check_programs,
+    local_path,
+    make_private,
+)
 from experiments.training import collectives, memory, processes
 
 AXIS, CAPSULES = "data", "capsules"  # of the mesh of devices
@@ -42,6 +49,8 @@ def keep_compiled_programs(cache_dir: str) -> None:
     for place in (folder, folder / "xla"):
         check_private(place)
     check_programs(folder / "xla")
+    with contextlib.suppress(OSError):  # then JAX says what it can't write
+        make_private(folder, "xla")
     jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

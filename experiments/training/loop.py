@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from capsjax import train
 from experiments.config import Config, UserError
@@ -35,7 +36,7 @@ from experiments.training.first_step import before_first_step
 from experiments.training.identity import record_of
 from experiments.training.metrics import Metrics
 from experiments.training.profiling import Profile
-from experiments.training.progress import Display, Stop, leave
+from experiments.training.progress import Display, Stop, diverged, leave
 from experiments.training.setup import (
     initial_state,
     make_orders,
@@ -167,6 +168,11 @@ def make_stepper(setup: Setup, evaluate: Callable, step: int) -> Stepper:
     return stepper
 
 
+@jax.jit
+def _finite(params):
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()
+
+
 def fit(
     setup: Setup,
     runs: dict[int, TrainingRun],
@@ -196,9 +202,7 @@ def fit(
     current = selection.make_current(setup)
 
     def finished_early():
-        found = [(run.setup.config, run.metrics.rows) for run in runs.values()]
-        ends = (setup.task.should_stop, selection.out_of_patience)
-        return step % save_every == 0 and all(any(end(*one) for end in ends) for one in found)
+        return all(selection.ended(r.setup, r.metrics.rows, step) for r in runs.values())
 
     def record(n: int, run: TrainingRun, count: int, sums: Any) -> None:
         run.display.trained(step, count, stepper.select(sums, n))
@@ -207,6 +211,8 @@ def fit(
             return
         run.display.flush()
         own, config = stepper.select(state, n), run.setup.config
+        if not _finite(own.params):
+            raise UserError(diverged(f"the weights are not finite after step {step}"))
         variables = current(config, own)
         validated = due and len(held_out[1]) > 0
         if validated:

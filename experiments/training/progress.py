@@ -19,6 +19,11 @@ from experiments.training.metrics import Metrics
 SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 
 
+def diverged(what: str) -> str:
+    """Returns the message of a run that has diverged."""
+    return f"{what}; the last checkpoint is kept; try a smaller --learning_rate, or --dtype=float32"
+
+
 class Display:
     """Shows a progress bar on terminals and one line per epoch, and writes rows of metrics.jsonl.
 
@@ -61,10 +66,7 @@ class Display:
         (step, count, sums), self._pending = self._pending, None
         means = {name: float(value) / count for name, value in sums.items()}
         if not np.isfinite(means["loss"]):
-            raise UserError(
-                f"the loss is {means['loss']} after step {step}; the last checkpoint is kept; "
-                "try a smaller --learning_rate, or --dtype=float32"
-            )
+            raise UserError(diverged(f"the loss is {means['loss']} after step {step}"))
         seconds = self._clock()
         rate = count * self._config.batch_size / seconds
         self._metrics.write(self._where(step) | means | {"images_per_second": round(rate, 2)})
@@ -87,6 +89,10 @@ class Display:
                 row[f"validation_error{suffix}"] = 100 * (1 - float(metrics["accuracy"].mean()))
                 row[f"validation_loss{suffix}"] = float(metrics["loss"].mean())
         error = row["validation_error"]
+        if not np.isfinite(row["validation_loss"]):
+            raise UserError(
+                diverged(f"the loss of validation images is not finite after step {step}")
+            )
         self._clock()
         self._metrics.write(self._where(step) | row)
         self.say(

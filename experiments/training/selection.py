@@ -152,6 +152,17 @@ def out_of_patience(config: Config, rows: list[dict]) -> bool:
     return sum(row["step"] > best["step"] for row in found) >= config.early_stopping
 
 
+def ended(setup: Setup, rows: list[dict], step: int) -> bool:
+    """Returns whether the validation after this step, if there is one, says that training ends.
+
+    It doesn't ask how validations are spaced, which a continued run may have changed.
+    """
+    found, config = validations(rows), setup.config
+    if not found or found[-1]["step"] != step:
+        return False
+    return setup.task.should_stop(config, rows) or out_of_patience(config, rows)
+
+
 def summary_fields(config: Config, rows: list[dict], step: int) -> dict:
     """Returns what summary.json says of the reported weights and of their validation."""
     found = validations(rows)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import optax
 from capsjax import functional, make_schedule, optimizers, train
 from capsjax.models import CapsNetConfig
 from capsjax.models import Config as ModelConfig
-from capsjax.routing import PassKernels, has_pass_kernels
+from capsjax.routing import PassKernels, has_pass_kernels, make_routing
 from capsjax.update_factors import scale_updates
 from experiments.config import (
     Config,
@@ -182,8 +183,17 @@ def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
         epsilon_hat=config.adam_epsilon_hat,
         members=getattr(config, "ensemble", 1),
     )
-    factor = factor_of(config)
+    factor = _factor(config)
     return scale_updates(optimizer, factor) if factor else optimizer
+
+
+def _factor(config: Config) -> Callable[[str], float] | None:
+    """Returns the factor of updates by path; constants of the routing are not decayed either."""
+    given = factor_of(config)
+    constants = make_routing(config.routing).constants if config.routing else ()
+    if not constants or not config.weight_decay:
+        return given
+    return lambda path: 0.0 if path.split(".")[-1] in constants else given(path) if given else 1.0
 
 
 def first_state(setup: Setup, key: jax.Array) -> train.TrainState:

@@ -11,7 +11,7 @@ import numpy as np
 
 from capsjax.models import CapsNetConfig
 from capsjax.train import TrainState
-from experiments.config import command
+from experiments.config import UserError, command
 from experiments.data.errors import first_line
 from experiments.files import BadFile, read_json, write_json, write_text
 from experiments.files.forms import SUMMARY
@@ -19,6 +19,7 @@ from experiments.tasks import confusion, figures, label_sets
 from experiments.tasks.base import Setup
 from experiments.tasks.hard_examples import contact_sheet
 from experiments.training import collectives, processes, run_report, selection, shards
+from experiments.training.progress import diverged
 from experiments.training.results import peak_memory_mb, versions
 from kernels.cli import commit
 
@@ -150,12 +151,14 @@ def test_fields(setup: Setup, labels: np.ndarray, values: dict) -> dict:
       labels: of the test set.
       values: what the evaluation says of it, arrays ``[N]``.
     """
-    correct = values["accuracy"] > 0
+    correct, loss = values["accuracy"] > 0, float(values["loss"].mean())
+    if not np.isfinite(loss):
+        raise UserError(diverged("the loss of test images is not finite after the last step"))
     return {
         "test_examples": len(correct),
         "test_errors": int((~correct).sum()),
         "test_error": round(100 * float((~correct).mean()), 4),
-        "test_loss": float(values["loss"].mean()),
+        "test_loss": loss,
         "test_correct": pack(correct),
         **confusion.summary_fields(labels, values, setup.dataset.class_names),
     }

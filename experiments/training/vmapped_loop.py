@@ -101,17 +101,18 @@ def run(program: Program, configs: list[Config]) -> None:
             return
         if stopped:
             leave([one.setup for one in runs.values()], "stopped", stopped)
-        for n, one in runs.items():
-            write_summary(
-                one.setup,
-                stepper.select(state, n),
-                one.workdir,
-                one.metrics.rows,
-                functools.partial(stepper.evaluate, n),
-                time.monotonic() - started,
-                together=len(configs),
-                reported=one.reported,
-            )
+        for n, one in list(runs.items()):
+            with isolate(n):
+                write_summary(
+                    one.setup,
+                    stepper.select(state, n),
+                    one.workdir,
+                    one.metrics.rows,
+                    functools.partial(stepper.evaluate, n),
+                    time.monotonic() - started,
+                    together=len(configs),
+                    reported=one.reported,
+                )
 
 
 @contextlib.contextmanager

@@ -4,11 +4,12 @@ import dataclasses
 import importlib.util
 import json
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from helpers import read_json
+from helpers import MNIST, parse_mnist, read_json
 
 from capsjax import functional, preset
 from experiments import benchmark, benchmark_vmap
@@ -320,3 +321,13 @@ def test_torch_computes_the_same():
         (model.conv.weight.grad.permute(2, 3, 1, 0), gradient["conv"]["kernel"]),
     ):
         np.testing.assert_allclose(got, exact, rtol=1e-3, atol=1e-5 * np.abs(exact).max())
+
+
+def test_the_first_step_is_that_of_the_network_of_the_benchmark():
+    changes = {"routing": "em", "votes": "matrix", "primary_types": 2, "reconstruction": False}
+    config = dataclasses.replace(benchmark.DEFAULTS, preset="tiny", batch_size=32, **changes)
+    python, _, module, *words = startup.command_of(config, Path("c"), Path("w"))
+    assert module == "experiments.mnist"
+    got = parse_mnist(*words)
+    want = dict(changes, preset="tiny", batch_size=32, steps=1, dataset="digits", workdir="w")
+    assert got == dataclasses.replace(MNIST, cache_dir="c", **want)

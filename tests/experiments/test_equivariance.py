@@ -1,11 +1,13 @@
 """The command equivariance."""
 
 import dataclasses
+import json
 import shutil
 
 import jax
 import jax.numpy as jnp
 import matplotlib.image
+import npz_files
 import numpy as np
 import pytest
 from helpers import TINY, read_json, train
@@ -112,3 +114,37 @@ def test_user_errors(tiny_run, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(equivariance, "PROGRAMS", ("affnist",))
         assert "is a run of mnist, not of affnist" in fails(run=str(tiny_run))
+
+
+def test_summaries_of_other_weights_or_data_are_refused(tiny_run, tmp_path):
+    def fails(**changes):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        shutil.copytree(tiny_run, folder)
+        path = folder / "summary.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        with pytest.raises(UserError) as failed:
+            equivariance.open_finished(str(folder), Flags(accelerator="cpu"))
+        return str(failed.value)
+
+    assert "has gone on since its summary" in fails(steps=1)
+    assert "with the checksum 0123" in fails(data_checksum="0123")
+
+
+def test_sets_of_labels_are_refused(stored, tmp_path):
+    arrays = npz_files.arrays((28, 28), 3) | {"multi_label": True}
+    for split in ("train", "test"):
+        arrays[f"{split}_labels"] = np.eye(3, dtype=np.uint8)[arrays[f"{split}_labels"]]
+    train(npz_files.short("mnist", stored(arrays), tmp_path))
+    with pytest.raises(UserError, match="need images of one class each"):
+        equivariance.open_finished(str(tmp_path / "run"), Flags(accelerator="cpu"))
+
+
+def test_samples_are_spread_over_all_images():
+    """Arrays of users are often sorted by class."""
+    labels = np.repeat(np.arange(10), 7)
+    for count in (10, 20, 69, 70, 100, 0):
+        images, found = equivariance_report.sample(10 * labels, labels, count)
+        assert len(found) == min(count or 70, 70)
+        assert (np.bincount(found, minlength=10) >= len(found) // 10).all()
+        np.testing.assert_array_equal(images, 10 * found)
+        assert (np.diff(found) >= 0).all()

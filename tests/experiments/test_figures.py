@@ -7,7 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from helpers import read_json
+from helpers import read_json, train
 
 from experiments import figures, plots
 from experiments.analysis import saved_run
@@ -15,6 +15,7 @@ from experiments.config import UserError
 from experiments.figures import Flags
 from experiments.tasks import figures as run_figures
 from experiments.tasks import routing_diagnostics
+from experiments.tasks.registry import find_program
 from experiments.training.metrics import read_rows
 
 ALL = [
@@ -154,7 +155,8 @@ def shown(monkeypatch, name):
 def test_logit_changes_are_measured_if_training_did_not(opened, monkeypatch):
     rows = [{"step": 1, "epoch": 0.5, "loss": 1.0}, {"step": 2, "epoch": 1.0, "loss": 1.0}]
     setup = opened.setup
-    d = routing_diagnostics.diagnostics(setup, opened.variables, setup.dataset.test_images[:128])
+    images = setup.dataset.test_images[[k * 360 // 128 for k in range(128)]]
+    d = routing_diagnostics.diagnostics(setup, opened.variables, images)
 
     def changes(rows):
         for name, _, arguments in routing_diagnostics.figures(setup, opened.variables, rows, "T"):
@@ -199,6 +201,7 @@ def test_several_runs_are_named_by_what_differs(tiny_run, tmp_path, monkeypatch)
         ({"class_": "seven"}, "--class=seven"),
         ({"image": 360}, "--image=360: there are 360 test images"),
         ({"run": "a,b"}, "a: no such folder"),
+        ({"run": "~/a,~/b"}, "^[^~]*/a: no such folder"),
     ],
     ids=lambda x: str(x),
 )
@@ -212,3 +215,20 @@ def test_user_errors(changes, message, tiny_run, tmp_path):
 def test_classes_have_numbers_and_names():
     names = ("cat", "dog", "7")
     assert [figures.number(name, names) for name in ("", "dog", "1", "7")] == [None, 1, 1, 2]
+
+
+def test_runs_of_pairs_have_figures(tmp_path, capsys):
+    defaults = find_program("multimnist").defaults
+    here = {"num_devices": 1, "cache_dir": "none", "accelerator": "cpu"}
+    changes = {"dataset": "digits", "preset": "tiny", "steps": 2, "batch_size": 16}
+    folder = tmp_path / "run"
+    train(dataclasses.replace(defaults, test_pairs=16, workdir=str(folder), **here, **changes))
+    drawn = sorted(path.stem for path in (folder / "figures").iterdir())
+    shutil.rmtree(folder / "figures")
+    (folder / "metrics.jsonl").unlink()  # which may be lost
+    figures.main(Flags(run=str(folder), accelerator="cpu", cache_dir="none"))
+    again = sorted(path.stem for path in (folder / "figures").iterdir())
+    assert "segmentation" in drawn
+    # Those of training need metrics.jsonl; those of routing need no --diagnostics here.
+    assert set(drawn) - {"training_curves"} <= set(again)
+    assert {"couplings", "logit_changes", "routing"} <= set(again)

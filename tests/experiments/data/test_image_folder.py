@@ -21,7 +21,8 @@ from experiments.data import (
     npz,
 )
 from experiments.data.image_folder import ImageOptions
-from experiments.data.image_listing import ListedImage, list_images
+from experiments.data.image_listing import list_images
+from experiments.data.listed_image import ListedImage
 
 RNG = np.random.default_rng(0)
 
@@ -235,7 +236,7 @@ def test_unreadable_files_are_named_and_too_many_stop_the_run(tmp_path, capsys, 
     assert "13 files" in line and line.count("bad") == 10 and line.endswith("and 3 more")
     monkeypatch.setattr(image_files, "LARGEST_FILE", 10)
     assert "larger than" in refusal(name, max_bad_fraction=0.5)
-    with pytest.raises(UserError, match="need .* GiB"):
+    with pytest.raises(UserError, match="need 24.6 TB, and .* are free"):
         image_folder._check_memory("x", 10**9, (64, 64))
 
 
@@ -326,3 +327,76 @@ def test_what_is_a_folder(tmp_path, monkeypatch):
         load("digits", resize="crop")
     assert own_images.stem_of("a/b/") == "b" and own_images.stem_of("a/b.csv") == "b"
     assert own_images.stem_of("emnist/letters") == "emnist/letters"
+
+
+def test_names_of_splits_may_have_capitals(tmp_path):
+    for split in ("Train", "TEST"):
+        fill(tmp_path / "data" / split, {"a": 5, "b": 5})
+    dataset = load(tmp_path / "data")
+    assert dataset.class_names == ("a", "b") and len(dataset.test_labels) == 10
+    (tmp_path / "t.csv").write_text(
+        "path,label,split\n"
+        + "".join(f"data/Train/{c}/{k}.png,{c},Train\n" for c in "ab" for k in range(5))
+        + "".join(f"data/TEST/{c}/{k}.png,{c}, Testing\n" for c in "ab" for k in range(5))
+    )
+    assert len(load(tmp_path / "t.csv").test_labels) == 10
+    fill(tmp_path / "data" / "testing", {"a": 5, "b": 5})
+    assert "TEST and testing are both for test" in refusal(tmp_path / "data")
+
+
+def test_a_class_may_have_the_name_of_a_split(tmp_path):
+    dataset = load(fill(tmp_path / "vehicles", {"train": 10, "car": 10, "bus": 10}))
+    assert dataset.class_names == ("bus", "car", "train")
+
+
+def test_what_is_left_out_of_a_folder_is_said(tmp_path, capsys):
+    for split in ("train", "test"):
+        fill(tmp_path / "data" / split, {"a": 5, "b": 5})
+    fill(tmp_path / "data", {"more": 3})
+    save(tmp_path / "data" / "x.png", noise(8, 6))
+    fill(tmp_path / "data" / "extra", {"c": 9})
+    (tmp_path / "data" / "train" / "a" / "link").symlink_to(tmp_path / "data" / "extra" / "c")
+    dataset = load(tmp_path / "data")
+    assert len(dataset.train_labels) + len(dataset.validation_labels) == 10
+    told = capsys.readouterr().err
+    assert "1 images beside the folders are left out, such as x.png" in told
+    assert "folders beside those of splits are left out: extra, more" in told
+    assert "train/a/link is a link to a folder, which is left out" in told
+    load(fill(tmp_path / "plain", {"a": 5, "b": 5}))
+    assert "left out" not in capsys.readouterr().err
+
+
+def test_classes_that_are_equal_numbers_have_one_order(tmp_path):
+    fill(tmp_path / "data", {"1": 2, "01": 2, "001": 2, "a1": 2, "a01": 2})
+    names = list_images(f"{tmp_path / 'data'}/").class_names
+    assert names == ["001", "01", "1", "a01", "a1"]
+
+
+def test_sets_of_labels_have_no_order(tmp_path, capsys):
+    fill(tmp_path, {"x": 8})
+    twin = noise(8, 6)
+    lines = [f"x/{k}.png,{'cup;pen' if k % 2 else 'cup'}" for k in range(8)]
+    for name, labels in (("p", "cup;pen"), ("q", "pen; cup;pen")):
+        save(tmp_path / "x" / f"{name}.png", twin)
+        lines.append(f"x/{name}.png,{labels}")
+    (tmp_path / "t.csv").write_text("\n".join(["path,labels", *lines]))
+    load(tmp_path / "t.csv")
+    assert "different labels" not in capsys.readouterr().err
+
+
+def test_lines_of_json_mean_what_lines_of_csv_mean(tmp_path):
+    fill(tmp_path, {"x": 12})
+
+    def write(*rows):
+        (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        return tmp_path / "t.jsonl"
+
+    def row(k, **more):
+        return {"Path": f"x/{k}.png", "Label": " a" if k % 3 else "b ", **more}
+
+    rows = [row(k, Split="Train" if k < 8 else "test") for k in range(12)]
+    dataset = load(write(*rows))
+    assert dataset.class_names == ("a", "b") and len(dataset.test_labels) == 4
+    assert "line 2 has both label and labels" in refusal(write(row(0), row(1, labels=["a"])))
+    assert "line 1: 1.0 is no label: text or whole numbers" in refusal(write(row(0, Label=1.0)))
+    assert "line 1 has no label" in refusal(write({"path": "x/0.png"}))

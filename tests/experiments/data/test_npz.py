@@ -19,6 +19,12 @@ def test_npz_arrays_are_loaded_unchanged(stored):
     assert sorted(map(bytes, both)) == sorted(map(bytes, given["train_images"]))
 
 
+def test_names_of_classes_may_be_bytes(stored):
+    names = ("café", "thé", "eau")
+    path = stored(arrays((5, 4), 3) | {"class_names": np.array([n.encode() for n in names])})
+    assert datasets.load(path, cache_dir="none").class_names == names
+
+
 def test_grey_arrays_and_classes_without_names(stored):
     got = datasets.load(stored(arrays((5, 4), 3)), cache_dir="none")
     assert got.image_shape == (5, 4, 1) and got.class_names == ("0", "1", "2")
@@ -58,6 +64,8 @@ def test_grey_arrays_and_classes_without_names(stored):
         ),
         (lambda a: a.update(class_names=np.array(["x", "y"])), "train_labels contain 2, which"),
         (lambda a: a.update(class_names=np.array([{}], object)), "array of Python objects"),
+        (lambda a: a.update(class_names=np.array("xyz")), "class_names have the shape (), not one"),
+        (lambda a: a.update(class_names=np.array([["x", "y", "z"]])), "the shape (1, 3), not one"),
         (lambda a: a.update(class_names=np.array(["x", "y", "x", "z"])), "has 'x' 2 times"),
         (
             lambda a: a.update(test_images=a["test_images"][:0], test_labels=a["test_labels"][:0]),

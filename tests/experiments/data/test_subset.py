@@ -75,3 +75,11 @@ def test_classes_that_fall_out_are_said(capsys):
     subset.limit_training_examples(load_digits(), 9)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("--train_examples=9: class ") and "has no training images" in line
+
+
+def test_sets_of_labels_are_refused():
+    whole = load_digits()
+    sets = whole._replace(train_labels=np.eye(10, dtype=np.uint8)[whole.train_labels])
+    assert subset.limit_training_examples(sets, 0) is sets
+    with pytest.raises(UserError, match="--train_examples=5 needs images of one class each"):
+        subset.limit_training_examples(sets, 5)

@@ -18,13 +18,14 @@ from experiments.files import (
     formula_free,
     fresh,
     html,
+    limits,
     local_path,
     one_line,
     size,
     write_json,
     write_text,
 )
-from experiments.files.limits import free_bytes
+from experiments.files.limits import free_bytes, make_private
 from experiments.plots.text_tables import comma_separated, latex, markdown
 
 
@@ -149,3 +150,31 @@ check_addresses()
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.split() == ["inf", "True"]
     assert re.search(r"XLA needs 1.2 GB of addresses, .*ulimit -v.* leaves", done.stderr)
+
+
+def test_files_that_were_read_count_as_free(tmp_path, monkeypatch):
+    numbers = {"limit": "1000\n", "used": "900\n"}
+    numbers["memory.stat"] = "total_active_file 100\ntotal_inactive_file 250\nactive_file 9\n"
+    for name, text in numbers.items():
+        (tmp_path / name).write_text(text)
+    group = (str(tmp_path), "limit", "used", "total_")
+    monkeypatch.setattr(limits, "GROUPS", (group,))
+    assert free_bytes() == 450
+    (tmp_path / "memory.stat").write_text("anon 5\n")
+    assert free_bytes() == 100
+    (tmp_path / "used").write_text("1200\n")
+    assert free_bytes() == 0
+    (tmp_path / "limit").write_text("max\n")
+    assert free_bytes() > 10**6
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o002, 0o022, 0o077])
+def test_caches_are_private_with_any_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        for _ in range(2):
+            make_private(tmp_path / "a" / "cache", "xla")
+    finally:
+        os.umask(before)
+    for folder in (tmp_path / "a" / "cache", tmp_path / "a" / "cache" / "xla"):
+        check_private(folder)

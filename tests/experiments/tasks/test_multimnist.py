@@ -62,7 +62,8 @@ def test_input_is_the_sum_clipped_at_1():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"train_labels": np.zeros(1365, np.int32)}, "pairs need digits of two classes"),
+        ({"train_labels": np.zeros(1365, np.int32)}, "pairs need train images of two classes"),
+        ({"test_labels": np.full(360, 7, np.int32)}, "need test images of two classes, .* of one$"),
         ({"train_images": np.zeros((1365, 28, 28, 3), np.uint8)}, "grey images, not of images"),
     ],
 )

@@ -5,9 +5,10 @@ import re
 import subprocess
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import QUICK, prepare_run, train
+from helpers import QUICK, TINY, prepare_run, train
 
 from capsjax import functional
 from experiments.config import Config, UserError
@@ -90,3 +91,25 @@ def test_frozen_couplings_are_means_and_stay_constant(dynamic, tmp_path):
     np.testing.assert_array_equal(after["classes"]["prior"], before["classes"]["prior"])
     assert np.abs(after["classes"]["kernel"] - before["classes"]["kernel"]).max() > 0
     assert np.abs(before["classes"]["kernel"] - params["classes"]["kernel"]).max() > 0.01
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_constant_couplings_are_not_decayed(optimizer):
+    config = dataclasses.replace(
+        TINY, routing="random", optimizer=optimizer, weight_decay=0.1, freeze="^conv"
+    )
+    setup = prepare_run(config)
+    state = initial_state(setup)
+    before = jax.device_get(state.params)
+    gradients = jax.tree.map(jnp.ones_like, state.params)
+    updates, _ = setup.optimizer.update(gradients, state.opt_state, state.params)
+    after = jax.device_get(jax.tree.map(jnp.add, state.params, updates))
+    kept = {
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        for (path, a), b in zip(
+            jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True
+        )
+        if np.array_equal(a, b)
+    }
+    assert {name.split(".")[0] for name in kept} == {"conv", "classes"}
+    assert [name for name in kept if name.startswith("classes")] == ["classes.prior"]

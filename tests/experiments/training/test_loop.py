@@ -61,3 +61,21 @@ def test_non_finite_loss_ends_the_run(tmp_path):
     with pytest.raises(UserError, match="the loss is (nan|inf) after step"):
         train(config)
     assert not (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, what, kept",
+    [
+        ({"learning_rate": 1e30}, "the loss of validation images is", 0),
+        ({"learning_rate": 1e30, "validation_fraction": 0.0}, "the loss of test images is", 1),
+        ({"optimizer": "sgd", "learning_rate": 3e38, "margin_weight": 1e4}, "the weights are", 0),
+    ],
+    ids=str,
+)
+def test_a_last_update_that_diverges_ends_the_run(changes, what, kept, tmp_path):
+    """The loss of training is that before the update."""
+    config = dataclasses.replace(TINY, workdir=str(tmp_path / "run"), steps=1)
+    with pytest.raises(UserError, match=f"{what} not finite after .* a smaller"):
+        train(dataclasses.replace(config, **changes))
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == kept

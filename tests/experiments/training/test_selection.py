@@ -197,3 +197,12 @@ def test_averages_on_several_devices(parallel, tmp_path):
     several = train(dataclasses.replace(many, workdir=str(tmp_path / "several")))
     np.testing.assert_allclose(several["test_loss"], one["test_loss"], rtol=1e-4)
     np.testing.assert_allclose(several["test_loss_last"], one["test_loss_last"], rtol=1e-4)
+
+
+def test_an_early_end_does_not_depend_on_the_spacing_of_validations(tmp_path):
+    config = dataclasses.replace(
+        CONFIG, steps=12, learning_rate=0.0, early_stopping=1, workdir=str(tmp_path / "run")
+    )
+    first = train(dataclasses.replace(config, validate_every=2))
+    again = train(dataclasses.replace(config, validate_every=5))
+    assert first["steps"] == again["steps"] == 4

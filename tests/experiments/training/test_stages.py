@@ -166,6 +166,8 @@ def test_a_limit_of_time_is_no_part_of_the_run(tmp_path):
         (["--keep=best", "--validation_fraction=0"], "--keep=best needs validation data"),
         (["--early_stopping=3", "--validation_fraction=0"], "--early_stopping=3 needs validation"),
         (["--label_smoothing=0.1"], "not to --loss=margin"),
+        (["--adam_epsilon_hat", "--optimizer=sgd"], "applies to --optimizer=adam, not sgd"),
+        (["--augmentation=affine", "--max_shift=3"], "--max_shift=3 has no effect with --augment"),
         (["--schedule=cosine", "--decay_steps=9"], "--decay_steps applies to --schedule=expon"),
         (["--schedule=constant", "--decay_rate=1"], "exponential, not to constant"),
         (["--warmup_steps=9", "--steps=9"], "--warmup_steps=9 leaves none of the 9 steps"),
