@@ -83,7 +83,7 @@ PRESETS: dict[str, Config] = {
     ),
     # For a thousand classes of photographs of 224 pixels: the layers of ResNet-18 down to 14x14
     # positions, a convolutional capsule layer, and 1.2 billion weights from its 4,608 capsules to
-    # the class capsules. Training them takes 19 GB before the first image: docs/results/scale.md.
+    # the class capsules. Weights and Adam's moments take 14 GB: docs/results/scale.md.
     "capsnet_backbone_224": CapsNetConfig(
         image_shape=(224, 224, 3),
         num_classes=1000,

@@ -4,7 +4,7 @@ from typing import Any
 
 from capsjax.models.windows import smallest_image
 from capsjax.placed_capsules import side_with_coordinates
-from capsjax.routing import Routing
+from capsjax.routing import Routing, options_of
 from capsjax.votes import VOTES
 
 
@@ -65,7 +65,7 @@ def _check_grouping(config):
 
 
 def _check_schedule(config, routing):
-    if config.pose_norm == "batch" and not routing.traits.scores_are_logits:
+    if config.pose_norm == "batch" and "standardized" not in options_of(config.routing):
         raise ValueError(f"pose_norm 'batch' is for routing 'vb', not {config.routing!r}")
     if config.routing_schedule != "concurrent":
         return

@@ -57,6 +57,7 @@ def test_configurations_are_frozen_and_hashable():
         ({"routing_schedule": "random"}, "sequential, concurrent, not 'random'"),
         ({"pose_norm": "layer"}, "auto, none, batch, not 'layer'"),
         ({"pose_norm": "batch"}, "pose_norm 'batch' is for routing 'vb', not 'dynamic'"),
+        ({"pose_norm": "batch", "routing": "inverted"}, "routing 'vb', not 'inverted'"),
         ({"coordinates": "polar"}, "none, pixels, grid, tenths, not 'polar'"),
         ({"coordinates": "grid", "class_pose": 8}, "square matrices, not 8 numbers"),
         ({"input_norm": "layer"}, "none, batch, image, not 'layer'"),
