@@ -98,14 +98,13 @@ def _order(name):
 def _of_folder(root):
     folders, parts = _folders_in(root), {}
     for entry in folders:
-        if split := split_of(entry.name):
+        # Of images directly in them, they are classes: trains beside cars and buses.
+        if (split := split_of(entry.name)) and _folders_in(entry, root):
             if split in parts:
                 raise ValueError(
                     f"the folders {parts[split].name} and {entry.name} are both for {split}"
                 )
             parts[split] = entry
-    # Of images directly in them, they are classes: trains beside cars and buses.
-    parts = {split: entry for split, entry in parts.items() if _folders_in(entry, root)}
     loose = [e.name for e in os.scandir(root) if _is_image(e.name) and not e.is_dir()]
     if loose and not folders:
         raise ValueError(

@@ -16,12 +16,12 @@ from experiments.data.affnist_images import (
     transform_images,
     translate_images,
 )
-from experiments.data.augment import SHIFTING, random_shifts_on_canvas
+from experiments.data.augment import random_shifts_on_canvas
 from experiments.data.batching import image_source
 from experiments.data.datasets import Dataset
 from experiments.tasks import response_curves
 from experiments.tasks.base import Figure, InputPipeline, Setup, Task
-from experiments.tasks.classification import classify
+from experiments.tasks.classification import check_shift, classify
 from experiments.tasks.errors_in_bins import error_by_bin
 from experiments.tasks.figures import of_decoder
 
@@ -76,11 +76,7 @@ def canvas_pipeline(config: AffnistConfig, dataset: Dataset) -> InputPipeline:
         )
     if config.placement != "shift" and config.max_shift != BORDER:
         raise UserError(f"--max_shift={config.max_shift} applies to --placement=shift")
-    if config.augmentation not in SHIFTING and config.max_shift not in (0, BORDER):
-        raise UserError(
-            f"--max_shift={config.max_shift} has no effect with "
-            f"--augmentation={config.augmentation}, but with {', '.join(SHIFTING)}"
-        )
+    check_shift(config, BORDER)
     if config.affnist_dir and (dataset.image_shape != (28, 28, 1) or dataset.num_classes != 10):
         raise UserError(f"--affnist_dir requires MNIST, not --dataset={dataset.name}")
     # What is only needed after training fails before it.

@@ -78,12 +78,25 @@ def classify(config: Config, model_config: ModelConfig) -> Objective:
         raise UserError(f"--loss={config.loss}: {error}") from error
 
 
-def _shifts(config: Config) -> Preprocessing:
-    if config.augmentation not in SHIFTING and config.max_shift not in (0, Config.max_shift):
+def check_shift(config: Config, usual: int) -> None:
+    """Refuses ``--max_shift`` where images are not shifted.
+
+    Args:
+      config: of the run.
+      usual: the default of its program, which says nothing; nor does 0.
+
+    Raises:
+      UserError: another shift is given.
+    """
+    if config.augmentation not in SHIFTING and config.max_shift not in (0, usual):
         raise UserError(
             f"--max_shift={config.max_shift} has no effect with "
             f"--augmentation={config.augmentation}, but with {', '.join(SHIFTING)}"
         )
+
+
+def _shifts(config: Config) -> Preprocessing:
+    check_shift(config, Config.max_shift)
     return random_shifts(config.max_shift, config.augmentation)
 
 

@@ -71,7 +71,7 @@ def check_balance(config: Config, dataset: Dataset) -> None:
     if not dataset.multi_label:
         return
     for field in dataclasses.fields(config):
-        if field.name in ("class_weights", "sampler", "train_examples"):
+        if field.name in ("class_weights", "sampler"):
             if getattr(config, field.name) != field.default:
                 raise UserError(
                     f"--{field.name} needs images of one class each, and those of "
