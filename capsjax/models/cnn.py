@@ -9,7 +9,7 @@ from flax import nnx
 
 from capsjax.models.capsnet import Prediction
 from capsjax.pieces import bernoulli
-from capsjax.plain_layers import Conv
+from capsjax.plain_layers import Conv, max_pool
 from capsjax.preprocessing import check_pixels
 
 
@@ -70,9 +70,10 @@ class CNN(nnx.Module):
         check_pixels(images)
         x = images
         for conv in self.convs:
-            x = jax.nn.relu(conv(x))
+            x = conv(x)
             if self.config.pool:
-                x = nnx.max_pool(x, window_shape=(2, 2), strides=(2, 2))
+                x = max_pool(x)
+            x = jax.nn.relu(x)
         x = jax.lax.collapse(x, 1)
         for layer in self.dense[:-1]:
             x = jax.nn.relu(layer(x))
