@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import chex
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from capsjax import models
@@ -59,6 +60,7 @@ def from_module(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     Raises:
       TypeError: the module has other variables; or, from ``apply``, the variables lack the
         statistics of the network, or have some that it does not have.
+      ValueError: from ``apply``: the variables have other shapes than those from ``init``.
 
     Example:
       >>> model = from_module(lambda rngs: nnx.Linear(3, 2, rngs=rngs))
@@ -102,6 +104,7 @@ def from_module(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
             raise TypeError(f"the variables of this network are {needed}, as init returns them")
         state = _like(abstract_params, params), _like(abstract_stats, stats)
         module = nnx.merge(graph, *state[: 1 + has_state])
+        _check_shapes((abstract_params, abstract_stats), state)
         if has_state and train:
             module.train(axis_name=axis_name)
             if momentum is not None:
@@ -135,6 +138,17 @@ def _like(template: Any, tree: Any) -> Any:
         keys.get(str(key), key): _like(template.get(keys.get(str(key))), value)
         for key, value in tree.items()
     }
+
+
+def _check_shapes(template: Any, tree: Any) -> None:
+    """Refuse arrays of other shapes, with which a network may run: of other classes, say."""
+    for (path, wanted), found in zip(jax.tree.leaves_with_path(template), jax.tree.leaves(tree)):
+        if jnp.shape(found) != wanted.shape:
+            name = "/".join(str(key.key) for key in path[1:])
+            raise ValueError(
+                f"{name} of these variables has the shape {list(jnp.shape(found))}, and that of "
+                f"this network {list(wanted.shape)}"
+            )
 
 
 def split(variables: Any) -> tuple[Any, Any]:

@@ -26,7 +26,6 @@ from experiments.analysis import saved_run
 from experiments.analysis.equivariance_report import draw, measure, to_markdown
 from experiments.config import UserError, setting
 from experiments.config.flags import run
-from experiments.training.identity import check_same_data
 from experiments.training.results import output_path, provenance, write_results
 
 PROGRAMS = ("mnist", "affnist")  # their images show one object on black
@@ -108,12 +107,9 @@ def open_finished(folder: str, flags: Flags) -> saved_run.SavedRun:
         raise UserError(
             f"{folder} is a run of {opened.setup.config.program}, not of {' or '.join(PROGRAMS)}"
         )
-    if not (opened.folder / "summary.json").exists():
-        raise UserError(f"{folder} has not finished; the command that started it continues it")
+    saved_run.current_summary(opened)
     if opened.setup.dataset.multi_label:
         raise UserError(f"paths need images of one class each, and those of {folder} have sets")
-    summary, dataset = saved_run.current_summary(opened), opened.setup.dataset
-    check_same_data(dataset.name, summary.get("data_checksum", ""), dataset.checksum)
     return opened
 
 

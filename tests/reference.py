@@ -267,14 +267,15 @@ def capsnet(params, image, *, pose, stride, iterations, scale=1.0, label=None):
     return Network(routed.lengths, routed.v, decode(params["decoder"], routed.v, kept, image.shape))
 
 
-def cnn(params, image, pool):
-    """Zero-padded convolutions with ReLU, 2x2 maxima, dense layers; logits."""
+def cnn(params, image, pool, padding="SAME"):
+    """Convolutions with ReLU, 2x2 maxima, dense layers; logits."""
     x = image
     for n in range(len(params["convs"])):
         layer = params["convs"][str(n)]
         k = layer["kernel"].shape[0]
         before, after = (k - 1) // 2, k // 2
-        x = np.pad(x, ((before, after), (before, after), (0, 0)))
+        if padding == "SAME":
+            x = np.pad(x, ((before, after), (before, after), (0, 0)))
         x = positive(convolution(x, layer["kernel"]) + layer["bias"])
         if pool:
             height, width = x.shape[0] // 2, x.shape[1] // 2

@@ -125,6 +125,15 @@ PRESETS: dict[str, Config] = {
     "cnn_small": CNNConfig(channels=(128, 64), kernels=(9, 5), pool=True, dense=(256,)),
     # The MNIST baseline with an eighth of its channels and hidden units.
     "cnn_mnist_small": CNNConfig(channels=(32, 32, 16), dense=(41, 24)),
+    # For comparison with capsnet_m5_hvc and capsnet_m5, see capsjax.models.cnn.
+    "cnn_m5": CNNConfig(
+        channels=(32, 64, 96, 128, 160),
+        kernels=(5, 5, 5, 5, 5),
+        padding="VALID",
+        conv_norm="batch",
+        dense=(),
+        dropout=0.0,
+    ),
     "cnn_tiny": CNNConfig(channels=(8, 8), kernels=(5, 5), pool=True, dense=(32,)),
 }
 

@@ -18,10 +18,8 @@ of the digit, squeeze, a 4x4 erasure) and the average of the weights that is eva
 not those of a command here. With a momentum of 0.9997 running statistics take some ten thousand
 steps to forget their initial values, and the error in evaluation is far too high before.
 
-``m5`` and ``m5_hvc`` are not published as a whole. Both have the convolutions of the network M5 of
-An, Lee, Park, Yang & So, "An Ensemble of Simple Convolutional Neural Network Models for MNIST Digit
-Recognition" (2020): five times 5x5 with 32, 64, 96, 128 and 160 channels without padding or bias,
-batch normalization (momentum 0.9 and epsilon 1e-5), ReLU, 1,025,760 parameters. In place of its
+``m5`` and ``m5_hvc`` are not published as a whole. Both have the convolutions of the network M5
+(:mod:`capsjax.models.cnn`) with batch normalization and ReLU, 1,025,760 parameters. In place of its
 dense layer ``m5_hvc`` has one branch as above, with a capsule for each position and scales in the
 batch normalizations, 1,128,482 parameters; ``m5`` (a :class:`capsjax.CapsNet`) has the head of
 Efficient-CapsNet, a depthwise 8x8 convolution to 20 capsules of 8 numbers and self-attention

@@ -15,7 +15,6 @@ from experiments.config import UserError
 from experiments.config.own_images import stem_of
 from experiments.tasks.predictions import network_of
 from experiments.training.evaluate import make_evaluate
-from experiments.training.identity import check_same_data
 
 DECISIONS = ("prediction", "accuracy", "label_accuracy", "digits")  # measured of each test image
 PROBES = 32
@@ -41,7 +40,6 @@ def publish(run: SavedRun, folder: Path | str, dtype: str = "float32", fit: str 
       UserError: the run is not finished, has other data, is an ensemble, or a decision changes.
     """
     setup, summary = run.setup, current_summary(run)
-    check_same_data(setup.dataset.name, summary.get("data_checksum", ""), setup.dataset.checksum)
     if getattr(setup.config, "ensemble", 1) > 1:
         raise UserError(f"{run.folder} is an ensemble; a pretrained network is a single one")
     try:

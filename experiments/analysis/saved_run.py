@@ -18,7 +18,7 @@ from experiments.files.forms import NETWORK
 from experiments.tasks.base import Setup
 from experiments.tasks.registry import find_program
 from experiments.training.checkpoints import Checkpoints, has_checkpoints
-from experiments.training.identity import RECORDED
+from experiments.training.identity import RECORDED, check_same_data
 from experiments.training.setup import first_state, prepare
 
 
@@ -95,10 +95,11 @@ def _without_examples(config, facts):
 
 
 def current_summary(run: SavedRun) -> dict:
-    """Returns the contents of summary.json of a finished run.
+    """Returns the contents of summary.json of a finished run that was opened with its examples.
 
     Raises:
-      UserError: there is none, or it is of other weights than those of the newest checkpoint.
+      UserError: there is none, or it is of other weights than those of the newest checkpoint, or of
+        other examples.
     """
     path = run.folder / "summary.json"
     if not path.exists():
@@ -106,6 +107,8 @@ def current_summary(run: SavedRun) -> dict:
     summary = read_json(path, {"*": is_plain})
     if summary.get("steps") != run.step:
         raise UserError(f"{run.folder} has gone on since its summary; repeat its command")
+    dataset = run.setup.dataset
+    check_same_data(dataset.name, summary.get("data_checksum", ""), dataset.checksum)
     return summary
 
 

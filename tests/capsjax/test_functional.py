@@ -118,6 +118,23 @@ def test_wrong_variables_are_refused():
         linear.apply(Variables(linear.init(KEY), state), x)
 
 
+def test_variables_of_another_network_are_refused():
+    model, other = (
+        from_module(lambda rngs, n=n: nnx.Sequential(nnx.Linear(3, n, rngs=rngs), nnx.relu))
+        for n in (2, 4)
+    )
+    x = np.ones((1, 3), np.float32)
+    message = r"layers/0/bias of these variables has the shape \[4\], .* this network \[2\]"
+    with pytest.raises(ValueError, match=message):
+        model.apply(other.init(jax.random.key(0)), x)
+    sizes = (from_module(lambda rngs, n=n: nnx.BatchNorm(n, rngs=rngs)) for n in (3, 1))
+    wide, narrow = (model.init(jax.random.key(0)) for model in sizes)
+    with pytest.raises(ValueError, match=r"mean .* \[1\], .* \[3\]"):
+        from_module(lambda rngs: nnx.BatchNorm(3, rngs=rngs)).apply(
+            Variables(wide.params, narrow.state), x
+        )
+
+
 def test_from_module_rejects_other_variables():
     with pytest.raises(TypeError, match="only nnx.Param and nnx.BatchStat .*Rng"):
         from_module(lambda rngs: nnx.Dropout(0.5, rngs=rngs))

@@ -104,7 +104,7 @@ def test_user_errors(tiny_run, tmp_path):
         if path.name != "summary.json":
             copy = shutil.copytree if path.is_dir() else shutil.copy
             copy(path, unfinished / path.name)
-    assert "has not finished" in fails(run=str(unfinished))
+    assert "is not finished" in fails(run=str(unfinished))
     one = equivariance.open_finished(str(tiny_run), Flags(accelerator="cpu"))
     with pytest.MonkeyPatch.context() as patch:
         other = one._replace(setup=one.setup._replace(dataset=one.setup.dataset._replace(name="x")))
