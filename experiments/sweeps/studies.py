@@ -160,6 +160,15 @@ STUDIES: dict[str, Study] = {
         program="affnist",
         columns={"affNIST error, %": "affnist_error"},
     ),
+    # One trunk of five convolutions below three heads, of 1.06 to 1.13 million parameters together.
+    "heads": Study(
+        {
+            "dense layer": {"model": "cnn", "preset": "m5"},
+            "homogeneous vector capsules": {"preset": "m5_hvc"},
+            "self-attention routing": {"preset": "m5"},
+        },
+        seeds=SEEDS,
+    ),
     # Learning from few examples, of all classes alike, in as many steps: the CapsNet and both CNNs
     # of the paper, on MNIST; small ones of these, there and on the digits.
     "data_efficiency": few_examples(("10", "100", "1000", "10000", "57000"), 2000, 128, PAPERS),
