@@ -60,7 +60,7 @@ def from_module(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     Raises:
       TypeError: the module has other variables; or, from ``apply``, the variables lack the
         statistics of the network, or have some that it does not have.
-      ValueError: from ``apply``: the variables have other shapes than those from ``init``.
+      ValueError: from ``apply``: the variables have other names or shapes than those from ``init``.
 
     Example:
       >>> model = from_module(lambda rngs: nnx.Linear(3, 2, rngs=rngs))
@@ -103,8 +103,9 @@ def from_module(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
             needed = "Variables(params, state)" if has_state else "parameters alone"
             raise TypeError(f"the variables of this network are {needed}, as init returns them")
         state = _like(abstract_params, params), _like(abstract_stats, stats)
+        _check(abstract_params, state[0])
+        _check(abstract_stats, state[1])
         module = nnx.merge(graph, *state[: 1 + has_state])
-        _check_shapes((abstract_params, abstract_stats), state)
         if has_state and train:
             module.train(axis_name=axis_name)
             if momentum is not None:
@@ -127,10 +128,7 @@ def _with_text_keys(tree: Any) -> Any:
 
 
 def _like(template: Any, tree: Any) -> Any:
-    """Undo :func:`_with_text_keys`: give a tree the types of the template's keys.
-
-    A tree of another structure is returned as it is, for Flax to say what is wrong with it.
-    """
+    """Undo :func:`_with_text_keys`: give a tree the types of the template's keys, where it can."""
     if not (isinstance(template, dict) and isinstance(tree, dict)):
         return tree
     keys = {str(key): key for key in template}
@@ -140,15 +138,24 @@ def _like(template: Any, tree: Any) -> Any:
     }
 
 
-def _check_shapes(template: Any, tree: Any) -> None:
-    """Refuse arrays of other shapes, with which a network may run: of other classes, say."""
-    for (path, wanted), found in zip(jax.tree.leaves_with_path(template), jax.tree.leaves(tree)):
-        if jnp.shape(found) != wanted.shape:
-            name = "/".join(str(key.key) for key in path[1:])
+def _check(template: Any, tree: Any) -> None:
+    """Refuse variables of another network; with other shapes it may run, and with other classes."""
+    wanted, found = _named(template), _named(tree)
+    if missing := sorted(wanted.keys() - found.keys()):
+        raise ValueError(f"{missing[0]} is missing in these variables")
+    if unknown := sorted(found.keys() - wanted.keys()):
+        raise ValueError(f"{unknown[0]} of these variables is not one of this network")
+    for name, leaf in wanted.items():
+        if jnp.shape(found[name]) != leaf.shape:
             raise ValueError(
-                f"{name} of these variables has the shape {list(jnp.shape(found))}, and that of "
-                f"this network {list(wanted.shape)}"
+                f"{name} of these variables has the shape {list(jnp.shape(found[name]))}, and that "
+                f"of this network {list(leaf.shape)}"
             )
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def split(variables: Any) -> tuple[Any, Any]:

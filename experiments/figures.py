@@ -68,6 +68,8 @@ def main(flags: Flags) -> None:
     output = local_path(flags.output or str(Path(folders[0]) / "figures"), "output")
     if not flags.output:
         check_folder(output.parent)
+    if len(folders) > 1 and (flags.class_ or flags.image >= 0):
+        raise UserError("--class and --image are for the figures of one run")
     found = of_runs(folders) if len(folders) > 1 else of_run(flags)
     try:
         for path in figures.save(found, output, kinds):
@@ -121,8 +123,8 @@ def of_run(flags: Flags) -> list[Figure]:
     if routing_diagnostics.can_trace(setup):
         found += routing_diagnostics.figures(setup, variables, rows, figures.title_of(setup))
     summary = opened.folder / "summary.json"
-    if summary.exists():
-        found += setup.task.summary_figures(setup, read_json(summary, SUMMARY))
+    if summary.exists() and (values := read_json(summary, SUMMARY)).get("steps") == opened.step:
+        found += setup.task.summary_figures(setup, values)
     return found
 
 

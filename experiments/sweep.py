@@ -27,6 +27,7 @@ from experiments.sweeps.plan import PlannedRun
 from experiments.sweeps.runner import Sweep, complete, print_plan
 from experiments.sweeps.studies import STUDIES
 from experiments.tasks.registry import find_program
+from experiments.training.results import output_path
 from kernels import cli
 
 
@@ -68,7 +69,8 @@ DEFAULTS = Flags()
 def define_flags(words: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags of the sweep and of the program that a command line names."""
     flags_module.define_flags(DEFAULTS, flag_values)
-    flags_module.define_flags(find_program(program_of(words)).defaults, flag_values)
+    program = program_of(flag_values.read_flags_from_files(words))
+    flags_module.define_flags(find_program(program).defaults, flag_values)
 
 
 def program_of(words: list[str]) -> str:
@@ -92,29 +94,25 @@ def main() -> None:
     if own.dry_run:
         print_plan(sweep, tuning_runs, runs)
         return
-    for folder in (
-        sweep.folder,
-        *([local_path(own.output, "output").absolute().parent] if own.output else []),
-    ):
-        ledger.make_folder(folder)
+    ledger.make_folder(sweep.folder)
+    output = output_path(own.output) if own.output else sweep.folder / "table"
     failed = complete(sweep, tuning_runs)
     if tuning_runs:
-        missing = [run for run in tuning_runs if run.key not in sweep.entries()]
+        entries = sweep.entries()
+        missing = [run for run in tuning_runs if run.key not in entries]
         if missing:
             print(
                 f"{len(missing)} tuning runs belong to other parts of the sweep; repeat this "
                 "command when they have finished"
             )
             return
-        runs = sweep.runs(plan.choose(tuning_runs, sweep.entries()), study.seeds)
+        runs = sweep.runs(plan.choose(tuning_runs, entries), study.seeds)
     failed += complete(sweep, runs)
     entries = sweep.entries()
     if not failed and not any("summary" in entries.get(run.key, {}) for run in runs):
         print(f"--shard={own.shard}: no run of this sweep belongs to this part")
         return
-    show_report(
-        sweep, tuning_runs, runs, local_path(own.output or str(sweep.folder / "table"), "output")
-    )
+    show_report(sweep, tuning_runs, runs, output)
     if failed:
         names = ", ".join(run.workdir.name for run in failed)
         print(f"{len(failed)} of {len(tuning_runs + runs)} runs failed: {names}", file=sys.stderr)
@@ -133,7 +131,7 @@ def make_sweep(own: Flags) -> Sweep:
     study = plan.find_study(own.study, own.grid, own.seeds, own.yes)
     defaults = find_program(own.program or study.program).defaults
     given = plan.changed_flags(flags_module.from_flags(defaults), defaults)
-    if study.columns and own.program not in ("", study.program):
+    if (study.columns or study.affine) and own.program not in ("", study.program):
         raise UserError(f"--program={own.program}: --study={own.study} is of {study.program}")
     if own.seeds and own.grid and "seed" in plan.parse_grid(own.grid):
         raise UserError(f"--grid={own.grid} has seeds: leave out --seeds={own.seeds}")

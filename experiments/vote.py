@@ -24,6 +24,7 @@ from capsjax import map_batches
 from experiments.analysis import saved_run
 from experiments.config import UserError, setting
 from experiments.config.flags import run
+from experiments.files import local_path
 from experiments.plots.text_tables import markdown
 from experiments.sweeps.statistics import of_rate
 from experiments.tasks.classification import has_logits
@@ -57,8 +58,9 @@ def main(flags: Flags, *folders: str) -> None:
       UserError: there are fewer than two runs, one of them is missing or unsuitable, or the output
         can't be written.
     """
-    if len(set(folders)) < 2:
-        raise UserError("name two finished runs or more: DIR DIR")
+    places = {local_path(folder, "run").resolve() for folder in folders}
+    if len(places) < max(2, len(folders)):
+        raise UserError("name two different finished runs or more: DIR DIR")
     output = output_path(flags.output) if flags.output else None
     opened = [open_finished(folder, flags) for folder in folders]
     first = opened[0].setup

@@ -104,7 +104,7 @@ class CNN(nnx.Module):
             self.norms = nnx.List(BatchNorm(channels, **norm) for channels in norms)
 
     def features(self, images: chex.Array) -> jax.Array:
-        """Map images ``[B, H, W, C]`` to the inputs ``[B, config.dense[-1]]`` of the last layer."""
+        """Map images ``[B, H, W, C]`` to the inputs ``[B, F]`` of the last layer."""
         chex.assert_shape(images, (None, *self.config.image_shape))
         check_pixels(images)
         x = images

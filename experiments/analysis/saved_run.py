@@ -18,7 +18,7 @@ from experiments.files.forms import NETWORK
 from experiments.tasks.base import Setup
 from experiments.tasks.registry import find_program
 from experiments.training.checkpoints import Checkpoints, has_checkpoints
-from experiments.training.identity import RECORDED, check_same_data
+from experiments.training.identity import FORM, RECORDED, check_same_data
 from experiments.training.setup import first_state, prepare
 
 
@@ -49,7 +49,8 @@ def open_run(
       examples: load the data set; otherwise only the facts in network.json are read.
 
     Raises:
-      UserError: there is no such run, this version can't read it, or it has no checkpoint yet.
+      UserError: there is no such run, this version can't read it, it has no checkpoint yet, or it
+        was trained on other examples.
     """
     folder = local_path(folder, "run")
     here = {"accelerator": accelerator, "num_devices": 1, "parallel": "jit"}
@@ -64,6 +65,7 @@ def open_run(
         raise UserError(f"{folder} has no checkpoint yet; one is written after each validation")
     if examples:
         setup = prepare(program, config)
+        _check_recorded_data(folder, setup.dataset)
         facts = datasets.dataset_facts(setup.dataset)
     else:
         facts = _facts(folder / "network.json")
@@ -77,6 +79,11 @@ def open_run(
             raise UserError(f"{folder} has no checkpoint yet")
         variables = checkpoints.restore_variables(target)
     return SavedRun(folder, setup, facts, step, variables)
+
+
+def _check_recorded_data(folder: Path, dataset: datasets.Dataset) -> None:
+    stored = read_json(folder / "config.json", {f"{RECORDED}?": FORM, "*": is_plain})
+    check_same_data(dataset.name, stored.get(RECORDED, {}).get("data", ""), dataset.checksum)
 
 
 def _facts(path: Path) -> dict:

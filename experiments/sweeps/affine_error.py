@@ -35,7 +35,9 @@ def measure(
             without_checkpoint += 1  # it is on another machine
             continue
         if key not in entries:
-            entries[key] = {"key": key, "summary": {"affine_error": error_of(run)}}
+            data = entries[run.key]["summary"].get("data_checksum", "")
+            summary = {"affine_error": error_of(run), "data_checksum": data}
+            entries[key] = {"key": key, "summary": summary}
             ledger.append(ledger_path, entries[key])
         column[run.key] = {HEADING: entries[key]["summary"]["affine_error"]}
     if without_checkpoint:

@@ -1,10 +1,12 @@
 """Executors, which train the runs of a sweep in processes of this machine or of a Ray cluster."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -59,8 +61,10 @@ def perform(task: dict, started: Callable = lambda child: None) -> list[dict]:
         status = _child(job, log, started)
     if status in STOPPED:
         raise KeyboardInterrupt
-    # A summary that can't be used would be asked for again and again.
-    if len(todo) == 1 and (status or _entry(todo[0]) is None):
+    # A summary that can't be used would be asked for again and again. Without any summary the run
+    # was stopped by the clock.
+    unusable = os.path.lexists(log.parent / "summary.json") and todo and _entry(todo[0]) is None
+    if len(todo) == 1 and (status or unusable):
         text = log.read_text("utf-8", errors="replace") if log.exists() else ""
         lines = text.splitlines() or ["no message"]
         write_text(log.parent / "error.txt", f"{lines[-1]} (exit status {status})\n")
@@ -103,6 +107,31 @@ def _interrupt(child: subprocess.Popen) -> None:
         child.terminate()
 
 
+@contextlib.contextmanager
+def _signals_as_interrupts() -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP do once what Ctrl-C does, so that running processes save their work.
+
+    A hangup is ignored where ``nohup`` has turned it off.
+    """
+    before = {}
+
+    def interrupt(number, frame):
+        signal.signal(number, before[number])
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+        before = {n: signal.getsignal(n) for n in numbers}
+        before = {n: handler for n, handler in before.items() if handler != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _entry(run: dict) -> dict | None:
     workdir = Path(run["workdir"])
     if (summary := _summary(workdir)) is not None:
@@ -124,14 +153,15 @@ def _summary(workdir: Path) -> dict | None:
 def local(tasks: list[dict], jobs: int) -> Iterator[list[dict]]:
     """Yields what :func:`perform` returns for each task, in the order in which they end.
 
-    When this process is interrupted, running processes are interrupted once and waited for.
+    When this process is interrupted, or told to end by SIGTERM or SIGHUP, running processes are
+    interrupted once and waited for.
 
     Args:
       tasks: see :func:`task`.
       jobs: number of processes at once.
     """
     live: list[subprocess.Popen] = []
-    with ThreadPoolExecutor(jobs) as pool:
+    with _signals_as_interrupts(), ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(perform, task, live.append) for task in tasks]
         try:
             for future in as_completed(futures):

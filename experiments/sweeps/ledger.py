@@ -157,7 +157,8 @@ def with_path_of(data: str, dataset: str, entries: dict[str, dict]) -> dict[str,
             here = zip(words_of(key), there)
             key = shlex.join(f"--dataset={dataset}" if own else word for word, own in here)
             key += mark + measured
-        found.setdefault(key, entry | {"key": key})
+        if key not in found or "summary" in entry and "summary" not in found[key]:
+            found[key] = entry | {"key": key}
     return found
 
 

@@ -5,6 +5,7 @@ import difflib
 import itertools
 import math
 import re
+import shlex
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -188,6 +189,8 @@ def _run(row, seed, tuned, own, folder, defaults) -> PlannedRun:
     shape = network.image_shape if network else (28, 28, 1)
     network_config(resolve(config, "mnist"), shape, 10)
     key = identity(config, defaults)
+    if config.frozen_from:  # other couplings are another run
+        key += f" {shlex.quote(f'--frozen_from={config.frozen_from}')}"
     name = row + "".join(f",{n}={v}" for n, v in tuned.items()) + (f",seed={seed}" if seed else "")
     readable = re.sub(r"[^\w=.,-]+", "-", name.replace(", ", ",")).strip(",-")
     own = own | {"workdir": str(folder / f"{readable},{zlib.crc32(key.encode()):08x}".lstrip(","))}

@@ -101,6 +101,12 @@ def write(report: StudyReport, output: Path) -> list[Path]:
     return paths
 
 
+def _versions(every: list[dict[str, str]]) -> dict[str, str]:
+    """Returns the versions of each package, several separated by commas."""
+    names = {name: None for versions in every for name in versions}
+    return {n: ", ".join(sorted({v[n] for v in every if n in v})) for n in names}
+
+
 def _dataset_names(report: StudyReport) -> str:
     return " and ".join(sorted({summary["dataset"] for _, summary in report.done}))
 
@@ -119,7 +125,7 @@ def to_json(report: StudyReport) -> dict:
         "command": f.command,
         "commit": f.commits.split(", "),
         "device_kind": sorted({summary["device_kind"] for _, summary in f.done}),
-        "versions": f.done[0][1]["versions"],
+        "versions": _versions([summary["versions"] for _, summary in f.done]),
         "study": f.name,
         "rows": rows,
         "runs": [

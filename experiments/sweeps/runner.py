@@ -14,16 +14,22 @@ from tqdm import tqdm
 from experiments.config import Config, UserError
 from experiments.data import datasets
 from experiments.data.image_folder import ImageOptions
-from experiments.files import one_line
+from experiments.files import free_bytes, one_line
 from experiments.sweeps import executors, grouping, ledger, plan, time_estimate
 from experiments.sweeps.plan import PlannedRun
 from experiments.sweeps.report import REPORTED
 from experiments.sweeps.studies import Study
 from experiments.training.devices import cache_folder
 from experiments.training.identity import check_same_data
+from experiments.training.training_data import RESIDENT_SHARE
 
 # On which the contents of a data set depend, apart from the folders of the machine.
 DATA_FLAGS = ("dataset", "validation_fraction", *ImageOptions._fields)
+
+
+# Of an entry and its summary, beside what is reported of every run: reports compute with these.
+NEEDED = ("seconds", "together", "correct", "training_seconds", "images_per_second")
+NEEDED += ("peak_memory_mb", "test_error", "test_errors", "test_examples")
 
 
 class Sweep(NamedTuple):
@@ -68,7 +74,7 @@ class Sweep(NamedTuple):
                 found = ledger.with_path_of(found_here, name, found)
             for key, entry in found.items():
                 own = f"{key} ".startswith(f"python -m experiments.{self.defaults.program} ")
-                if own and _data_of(_flags_of(key), self.defaults) == data:
+                if own and "summary" in entry and _data_of_key(key, self.defaults) == data:
                     before = entry.get("summary", {}).get("data_checksum", "")
                     check_same_data(name, before, found_here)
         return found
@@ -80,6 +86,14 @@ def _data_of(flags: Mapping, defaults: Config) -> tuple:
     return tuple(type(usual[name])(flags.get(name, usual[name])) for name in DATA_FLAGS)
 
 
+def _data_of_key(key: str, defaults: Config) -> tuple | None:
+    """The same of a key of a ledger, None where somebody has written other values."""
+    try:
+        return _data_of(_flags_of(key), defaults)
+    except ValueError:
+        return None
+
+
 def _flags_of(key: str) -> dict[str, str]:
     words = ledger.words_of(key)
     return dict(word[2:].split("=", 1) for word in words if word[:2] == "--" and "=" in word)
@@ -88,9 +102,11 @@ def _flags_of(key: str) -> dict[str, str]:
 def _is_whole(key: str, entry: dict) -> bool:
     """Whether an entry has what reports are made of; measurements of runs have less."""
     whole = "summary" in entry and ledger.MEASURED not in key
-    missing = REPORTED - entry["summary"].keys() if whole else ()
+    found = entry["summary"] | entry if whole else {}
+    missing = [name for name in sorted({*REPORTED, *NEEDED}) if whole and name not in found]
+    missing += [name for name in NEEDED if found.get(name, 0) is None]
     if missing:
-        ledger.say(f"left out, because it has no {min(missing)}: {one_line(key)}")
+        ledger.say(f"left out, because it has no {missing[0]}: {one_line(key)}")
     return not missing
 
 
@@ -102,6 +118,7 @@ def _checksum(data: tuple, data_dir: str, cache_dir: str) -> str:
         with contextlib.redirect_stderr(io.StringIO()):
             places = {"data_dir": data_dir or None, "cache_dir": cache_folder(cache_dir)}
             how = {"validation_fraction": fraction, "options": ImageOptions(*options)}
+            how["resident_bytes"] = RESIDENT_SHARE * free_bytes()
             return datasets.load(name, **places, **how).checksum
     except UserError:
         return ""
@@ -145,7 +162,7 @@ def complete(sweep: Sweep, runs: list[PlannedRun]) -> list[PlannedRun]:
                 run for part in parts if len(part) == 1 for run in part if run in missing
             ]:
                 print(f"{len(paused)} runs have stopped; the same command continues them")
-                sys.exit(0)
+                sys.exit(1 if failed else 0)
             for part in parts:
                 # No run of the group came back: its process failed, and each run is tried alone.
                 if len(part) > 1 and all(run in missing for run in part):
@@ -166,8 +183,11 @@ def print_plan(sweep: Sweep, tuning_runs: list[PlannedRun], runs: list[PlannedRu
     entries = sweep.entries()
     missing = [run for run in mine if "summary" not in entries.get(run.key, {})]
     left = time_estimate.seconds_left(mine, missing, entries, sweep.defaults, sweep.jobs)
-    estimate = time_estimate.estimate_seconds(missing, sweep.defaults) if left is None else None
+    estimate = None
+    if left is None and (total := time_estimate.estimate_seconds(missing, sweep.defaults)):
+        estimate = total / sweep.jobs
     text = f"{len(mine)} runs, {len(missing)} missing: {time_estimate.in_words(estimate or left)}"
     text += ", estimated from their arithmetic" if estimate else ""
-    text += f"; {len(tuning_runs)} of them tune the flags of the others" if tuning_runs else ""
+    tune = len(plan.part(tuning_runs, *sweep.shard))
+    text += f"; {tune} of them tune the flags of the others" if tune else ""
     print(text, file=sys.stderr)

@@ -105,10 +105,10 @@ def _finished(name: str, runs: list[PlannedRun], entries: dict[str, dict]) -> di
 def _test_set(name: str, runs: list[PlannedRun]) -> set[tuple]:
     """Returns the values of the flags that decide which test images the runs of a row have.
 
-    Images of another size are the same images.
+    Images of another size are the same images. The last flags are those of single programs.
     """
-    flags = ("dataset", "test_fraction", "split_seed")
-    return {tuple(getattr(r.config, flag) for flag in flags) for r in runs if r.row == name}
+    flags = ("dataset", "test_fraction", "split_seed", "shift", "test_pairs", "placement")
+    return {tuple(getattr(r.config, flag, None) for flag in flags) for r in runs if r.row == name}
 
 
 def _correct(done: dict[str, dict]) -> dict[str, np.ndarray]:

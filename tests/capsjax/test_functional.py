@@ -135,6 +135,22 @@ def test_variables_of_another_network_are_refused():
         )
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda p: {"kernel": p["kernel"]}, "bias is missing"),
+        (lambda p: p | {"scale": p["bias"]}, "scale of these variables is not one of"),
+        (lambda p: p | {"bias": {"0": p["bias"]}}, "bias is missing"),
+        (lambda p: {"layers": {"0": p}}, "bias is missing"),
+        (lambda p: p | {"kernel": p["kernel"].tolist()}, "kernel is missing"),
+    ],
+)
+def test_variables_with_other_names_are_refused(change, message):
+    model = from_module(lambda rngs: nnx.Linear(3, 2, rngs=rngs))
+    with pytest.raises(ValueError, match=message):
+        model.apply(change(model.init(KEY)), np.ones((1, 3), np.float32))
+
+
 def test_from_module_rejects_other_variables():
     with pytest.raises(TypeError, match="only nnx.Param and nnx.BatchStat .*Rng"):
         from_module(lambda rngs: nnx.Dropout(0.5, rngs=rngs))

@@ -201,6 +201,8 @@ def test_several_runs_are_named_by_what_differs(tiny_run, tmp_path, monkeypatch)
         ({"class_": "seven"}, "--class=seven"),
         ({"image": 360}, "--image=360: there are 360 test images"),
         ({"run": "a,b"}, "a: no such folder"),
+        ({"run": "a,b", "image": 3}, "figures of one run"),
+        ({"run": "a,b", "class_": "7"}, "figures of one run"),
         ({"run": "~/a,~/b"}, "^[^~]*/a: no such folder"),
     ],
     ids=lambda x: str(x),

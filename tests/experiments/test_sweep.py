@@ -114,6 +114,7 @@ def workers(monkeypatch):
         (["--grid=routing=em,vb", "--routing=kde"], "--routing=kde: the runs of the sweep set"),
         (["--study=table1", "--seed=9"], "--seed=9: the runs of the sweep set --seed"),
         (["--study=affnist", "--program=mnist"], "--study=affnist is of affnist"),
+        (["--study=learned_coupling", "--program=multimnist"], "=learned_coupling is of mnist"),
         (["--grid=seed=5..7", "--seeds=2"], "leave out --seeds=2"),
         (["--grid=seed=0", "--shard=2/2"], "--shard=2/2"),
         (["--grid=seed=0", "--shard=1"], "--shard=1"),
@@ -214,7 +215,7 @@ def test_a_failure_is_recorded_and_only_what_is_missing_runs_again(
     assert not list(tmp_path.glob("runs/*/error.txt"))
     out, err = capsys.readouterr()
     assert "| em | 1.50 ± 0.71 |" in out and "| vb | 1.50 ± 0.71 |" in out
-    assert "failed" not in err and "missing" not in out.split("\n\n")[1:]
+    assert "failed" not in err and "runs are missing" not in out
 
     workers.groups.clear()
     run_sweep(GRID, f"--runs={tmp_path}/runs")
@@ -361,6 +362,29 @@ def test_tuning_waits_for_other_parts(run_sweep, workers, tmp_path, monkeypatch,
     assert len(workers.runs()) == 6
     run_sweep("--study=tuned", f"--runs={tmp_path}", "--shard=0/2")
     assert "| a | 1.50 ± 0.71 |" in capsys.readouterr().out and len(workers.runs()) == 8
+
+
+def test_flags_in_a_file_name_the_program(run_sweep, workers, tmp_path):
+    (tmp_path / "flags").write_text("--program=multimnist\n--grid=shift=4,6\n")
+    run_sweep(f"--flagfile={tmp_path}/flags", "--dry_run", f"--runs={tmp_path}/runs")
+    assert not workers.groups
+
+
+@pytest.mark.parametrize("name", [".", "/", ""])
+def test_an_output_that_is_a_folder_is_refused_before_training(run_sweep, workers, tmp_path, name):
+    output = name if name else str(tmp_path)
+    with pytest.raises(UserError, match="is a folder"):
+        run_sweep(GRID, f"--runs={tmp_path}/runs", f"--output={output}")
+    assert not workers.groups
+
+
+def test_the_dry_run_counts_tuning_runs_of_its_part(run_sweep, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(time_estimate, "estimate_seconds", lambda runs, defaults: 6000.0)
+    arguments = ("--study=learned_coupling", "--dataset=digits", f"--runs={tmp_path}/runs")
+    run_sweep(*arguments, "--dry_run", "--shard=0/16", "--jobs=2")
+    out, err = capsys.readouterr()
+    tune = out.count("--seed=1000")
+    assert 0 < tune < 42 and f"; {tune} of them tune" in err and "50 min" in err
 
 
 def test_the_command_can_be_given_to_a_shell_elsewhere(run_sweep, workers, tmp_path):

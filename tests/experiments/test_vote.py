@@ -92,7 +92,8 @@ def test_unsuitable_runs(runs, tmp_path, monkeypatch):
             vote.main(dataclasses.replace(HERE, **changes), *folders)
         return str(error.value)
 
-    assert "two finished runs" in fails(runs[0]) == fails(runs[0], runs[0])
+    assert "two different finished runs" in fails(runs[0]) == fails(runs[0], runs[0])
+    assert "two different finished runs" in fails(runs[1], runs[0], f"{runs[1]}/")
     assert "no such folder" in fails(runs[0], str(tmp_path / "none"))
     assert "is a folder" in fails(*runs, output=str(tmp_path))
     opened = {folder: vote.open_finished(folder, HERE) for folder in runs[:2]}

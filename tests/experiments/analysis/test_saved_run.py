@@ -82,6 +82,17 @@ def test_examples_are_loaded_on_request(copy):
     assert run.facts["class_names"] == list("0123456789")
 
 
+def test_other_examples_than_those_of_the_training_are_refused(stored, tmp_path):
+    train(short("mnist", stored(arrays((28, 28, 1), 10)), tmp_path))
+    saved_run.open_run(tmp_path / "run", examples=True)
+    others = arrays((28, 28, 1), 10)
+    others["test_images"] = others["test_images"][::-1]
+    stored(others)
+    with pytest.raises(UserError, match="with the checksum"):
+        saved_run.open_run(tmp_path / "run", examples=True)
+    assert saved_run.open_run(tmp_path / "run").step
+
+
 def test_local_settings_are_not_read_back(copy):
     path = copy / "config.json"
     there = {

@@ -26,7 +26,7 @@ def test_affine_error_column(tiny_run, tmp_path, monkeypatch):
     run = types.SimpleNamespace(key="a", workdir=tiny_run, config=config)
     failed = types.SimpleNamespace(key="b", workdir=tmp_path)
     entries, book = (
-        {"a": {"key": "a", "summary": {}}, "b": {"key": "b", "error": ""}},
+        {"a": {"key": "a", "summary": {"data_checksum": "c"}}, "b": {"key": "b", "error": ""}},
         (tmp_path / "ledger.jsonl"),
     )
     column, (note,) = affine_error.measure(STUDY, [run, failed], entries, book)
@@ -40,7 +40,8 @@ def test_affine_error_column(tiny_run, tmp_path, monkeypatch):
     # The ledger keeps it: nothing is measured again, and nobody else's column is made of it.
     again = affine_error.measure(STUDY, [run, failed], entries, book)
     assert again == (column, [note]) and len(shown) == 1
-    assert ledger.read(book)["a # affine"]["summary"] == {"affine_error": round(wrong, 4)}
+    kept = ledger.read(book)["a # affine"]["summary"]
+    assert kept == {"affine_error": round(wrong, 4), "data_checksum": "c"}
 
 
 def test_runs_of_another_machine_are_skipped(tmp_path):

@@ -85,7 +85,19 @@ def test_several_processes_at_once(tmp_path, child):
     assert sorted(found) == list("abcd")
 
 
-def test_interrupted_processes_are_signaled_once_and_awaited(tmp_path, monkeypatch):
+def test_a_run_without_a_summary_was_stopped_by_the_clock(tmp_path, child):
+    child(lambda folder: 0)
+    assert executors.perform(task(tmp_path, "a")) == []
+    assert not (tmp_path / "a" / "error.txt").exists()
+    child(lambda folder: (folder / "summary.json").write_text("{") and 0)
+    (entry,) = executors.perform(task(tmp_path, "b"))
+    assert entry == ledger.failure("b", "no message (exit status 0)")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_interrupted_processes_are_signaled_once_and_awaited(tmp_path, monkeypatch, name):
+    number = getattr(signal, name)
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)]
     saved = tmp_path / "saved"
     code = (
         f"import pathlib, signal, sys, time\n"
@@ -105,7 +117,7 @@ def test_interrupted_processes_are_signaled_once_and_awaited(tmp_path, monkeypat
     def interrupt():
         while not (tmp_path / "started").exists():
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)  # as a terminal does, to the main thread
+        os.kill(os.getpid(), number)  # as a terminal does, to the main thread
 
     # Tests that a shell started in the background ignore it.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -116,6 +128,7 @@ def test_interrupted_processes_are_signaled_once_and_awaited(tmp_path, monkeypat
             list(executors.local([task(tmp_path, "a")], 1))
         assert saved.exists()
         thread.join()
+        assert handlers == [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)]
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -137,6 +137,9 @@ def test_equal_arrays_at_another_place_have_the_same_runs():
     assert list(found) == ["mnist --dataset=/new.npz --seed=1", keys[2]]
     assert all(entry["key"] == key for key, entry in found.items())
     assert ledger.with_path_of("", "/new.npz", entries) == entries
+    new = "mnist --dataset=/new.npz --seed=1"
+    found = ledger.with_path_of("1", "/new.npz", {new: ledger.failure(new, "full")} | entries)
+    assert found[new] == entries[keys[0]] | {"key": new}, "a success comes before a failure"
 
 
 def test_a_ledger_that_is_a_link_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import shlex
 import subprocess
 
 import pytest
@@ -168,8 +169,11 @@ def test_frozen_runs_take_the_couplings_of_the_run_that_is_the_same_otherwise():
             same, workdir=""
         )
         assert f"--frozen_from={source.workdir}" in run.arguments
-    (run,) = grid("routing=frozen", frozen_from="/there")
-    assert run.config.frozen_from == "/there"
+    given = [grid("routing=frozen", frozen_from=f"/{place}")[0] for place in ("a b", "c")]
+    assert [run.config.frozen_from for run in given] == ["/a b", "/c"]
+    assert given[0].key != given[1].key and given[0].workdir != given[1].workdir
+    assert shlex.split(given[0].key)[-1] == "--frozen_from=/a b"
+    assert not any("frozen_from" in run.key for run in runs), "which are the same anywhere"
 
 
 @pytest.mark.parametrize("name", STUDIES)

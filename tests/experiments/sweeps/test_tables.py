@@ -2,6 +2,7 @@
 
 import csv
 import io
+import pathlib
 
 import pytest
 from made_up_sweep import IMAGES, STUDY, WRONG, correct, entry, runs_of
@@ -9,8 +10,9 @@ from scipy import stats
 
 from experiments.plots import text_tables as text_tables_module
 from experiments.plots.text_tables import comma_separated
-from experiments.sweeps import ledger, statistics, tables
+from experiments.sweeps import ledger, plan, statistics, tables
 from experiments.sweeps.studies import Study, product
+from experiments.tasks.registry import find_program
 
 
 def test_rows(made):
@@ -46,6 +48,24 @@ def test_rows_with_other_test_images_are_not_compared():
         entries = {r.key: entry(r.key, correct(8, int(r.seed))) for r in runs_of(study)}
         ((_, second),) = tables.rows(study, runs_of(study), entries)
         assert second.comparison.difference == 0
+
+
+@pytest.mark.parametrize(
+    "program, axis, values",
+    [
+        ("multimnist", "shift", ("4", "6")),
+        ("multimnist", "test_pairs", ("100", "200")),
+        ("affnist", "placement", ("shift", "canvas")),
+    ],
+)
+def test_programs_that_make_other_test_images_of_the_same_data(program, axis, values):
+    study = product({axis: values}, ("0",))
+    tuned = {row: [{}] for row in study.rows}
+    defaults = find_program(program).defaults
+    runs = plan.make(study, {}, pathlib.Path("/f"), defaults, tuned, study.seeds)
+    entries = {r.key: entry(r.key, correct(8)) for r in runs}
+    ((first, second),) = tables.rows(study, runs, entries)
+    assert first.comparison is None and second.comparison is None
 
 
 def test_runs_that_are_missing_or_failed_are_left_out(made):
