@@ -31,7 +31,7 @@ CONSOLE = re.compile(r"^\$ (.*)$", re.M)
 # What stands for a value of the reader's own, and a legal value.
 EXAMPLES = {"uniform,forgetful": "uniform", "=TARGET": "=h200", "=PROBLEM": "=tiny"}
 # The arguments that are not flags; all other commands have none.
-WORDS = {"experiments.predict", "experiments.vote"}
+WORDS = {"experiments.predict", "experiments.vote", "experiments.compare"}
 
 
 def blocks(language, text=README):

@@ -48,6 +48,22 @@ def of_rate(count: int, total: int) -> Interval:
     return Interval(float(low) if count else 0.0, float(high) if count < total else 1.0)
 
 
+def of_paired_difference(wins: int, losses: int, total: int) -> Interval:
+    """Computes Wald's interval of a difference of two error rates on the same examples, in percent.
+
+    It covers two trained networks over test sets of this size, and no other seeds. A difference is
+    -1, 0 or 1 for each example, and their mean is nearly normal.
+
+    Args:
+      wins, losses: examples on which only the second network is wrong, and only the first.
+      total: number of examples.
+    """
+    mean = (losses - wins) / total
+    variance = (wins + losses) / total - mean**2
+    half = stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt(variance / total)
+    return Interval(float(100 * (mean - half)), float(100 * (mean + half)))
+
+
 def discordant(correct: np.ndarray, baseline: np.ndarray) -> tuple[int, int]:
     """Counts images that are classified correctly by more seeds than in the baseline, and by fewer.
 

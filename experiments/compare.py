@@ -1,0 +1,197 @@
+"""Compare the test errors of finished runs, image by image.
+
+    python -m experiments.compare DIR DIR
+    python -m experiments.compare results/multimnist/cnn_18_epochs.json other/summary.json
+    python -m experiments.compare A0,A1,A2 B0,B1,B2            three seeds each
+
+Each argument is a row of the table: a run, or several that differ in their seeds, joined by commas.
+A run is its folder, or the file summary.json under any name; no data and no weights are read. The
+first row is the one with which the others are compared.
+
+p is that of the exact sign test over the images on which one row is right for more seeds than the
+other, with one seed McNemar's, with Holm's correction over the rows. With several seeds the
+interval of the difference is Student's, over the seeds that both rows have; with one it is that of
+paired images, and says nothing about other seeds: then there is no verdict.
+"""
+
+import base64
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from experiments.config import UserError, setting
+from experiments.config.flags import run
+from experiments.files import BadFile, is_integer, local_path, read_json
+from experiments.files.forms import SUMMARY, is_count, is_percentage
+from experiments.plots.text_tables import markdown
+from experiments.sweeps.ledger import words_of
+from experiments.sweeps.statistics import (
+    Comparison,
+    compare,
+    corrected,
+    of_mean,
+    of_paired_difference,
+    of_rate,
+)
+from experiments.training.results import output_path, provenance, write_results
+from experiments.training.summary import unpack
+
+# Of a summary: what decides which test images a run has.
+TEST_IMAGES = ("program", "data_checksum", "test_examples", "shift")
+NEEDED = {
+    "command": lambda text: isinstance(text, str) and len(words_of(text)) > 2,
+    "seed": is_integer,
+    "test_error": is_percentage,
+    "test_correct": str,
+}
+NEEDED |= {"test_errors": is_count, "test_examples": lambda n: is_count(n) and n > 0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Flags of this command."""
+
+    output: str = setting("", "path of the results without suffix; by default none are written")
+
+
+DEFAULTS = Flags()
+
+
+def main(flags: Flags, *places: str) -> None:
+    """Compares, prints the table, and writes the results.
+
+    Raises:
+      UserError: there are fewer than two rows, a run can't be read, runs of a row differ in more
+        than the seed, rows have other test images, or the output can't be written.
+    """
+    if len(set(places)) < max(2, len(places)):
+        raise UserError("name two different runs or more: DIR DIR, or A0,A1 B0,B1 with more seeds")
+    output = output_path(flags.output) if flags.output else None
+    rows = [read_row(place) for place in places]
+    first = test_images(rows[0])
+    for place, row in zip(places, rows, strict=True):
+        for name, value in test_images(row).items():
+            if None not in (value, first[name]) and value != first[name]:
+                raise UserError(f"{place} has other test images than {places[0]}: {name}={value}")
+    measured = measure(rows)
+    text = to_markdown(measured)
+    print(text)
+    if output:
+        words = " ".join(",".join(["RUN"] * len(row)) for row in rows)
+        seeds = sorted({seed for row in rows for seed in row})
+        origin = provenance(f"python -m experiments.compare {words}", seeds)
+        write_results(output, {"program": "compare"} | origin | {"rows": measured}, text)
+
+
+def read_row(place: str) -> dict[int, dict]:
+    """Returns the summaries of the runs of a row by seed.
+
+    Args:
+      place: folders or files, joined by commas.
+
+    Raises:
+      UserError: one of them is no finished run, or they differ in more than the seed.
+    """
+    row = {}
+    for part in place.split(","):
+        path = local_path(part, "run")
+        path = path / "summary.json" if path.is_dir() else path
+        try:
+            summary = read_json(path, SUMMARY | NEEDED)
+            packed = base64.b64decode(summary["test_correct"], validate=True)
+            if len(packed) != -(-summary["test_examples"] // 8):
+                raise ValueError("'test_correct' is not about all test images")
+        except (BadFile, ValueError) as error:
+            raise UserError(f"{part} is no finished run: {error}") from error
+        if summary["seed"] in row:
+            raise UserError(f"{place} has two runs with seed {summary['seed']}")
+        row[summary["seed"]] = summary
+    if len({_without_seed(summary) for summary in row.values()}) > 1:
+        raise UserError(f"{place}: these runs differ in more than the seed")
+    test_images(row)
+    return row
+
+
+def _without_seed(summary: dict) -> tuple[str, ...]:
+    return tuple(w for w in words_of(summary["command"]) if not w.startswith("--seed="))
+
+
+def test_images(row: dict[int, dict]) -> dict[str, Any]:
+    """Returns what decides which test images the runs of a row have; None is unknown."""
+    summary = next(iter(row.values()))
+    moved = [w for w in _without_seed(summary) if w.startswith("--placement=")]  # of affnist
+    found = {name: None if summary.get(name) == "" else summary.get(name) for name in TEST_IMAGES}
+    return found | {"placement": moved[0].partition("=")[2] if moved else ""}
+
+
+def measure(rows: list[dict[int, dict]]) -> list[dict]:
+    """Returns errors and comparisons with the first row.
+
+    Args:
+      rows: summaries by seed.
+    """
+    correct = [
+        {seed: unpack(s["test_correct"], s["test_examples"]) for seed, s in row.items()}
+        for row in rows
+    ]
+    pairs = [compare(one, correct[0]) for one in correct[1:]]
+    if None in pairs:
+        raise UserError("a row has no seed that the first row has")
+    return [
+        _own(row) | (_compared(pair, row) if pair else {})
+        for row, pair in zip(rows, [None, *corrected(pairs)], strict=True)
+    ]
+
+
+def _own(row: dict[int, dict]) -> dict:
+    errors, (one, *_) = [summary["test_error"] for summary in row.values()], row.values()
+    if len(row) > 1:
+        low, high = of_mean(errors)
+    else:
+        low, high = (100 * x for x in of_rate(one["test_errors"], one["test_examples"]))
+    return {
+        "name": name_of(one),
+        "seeds": list(row),
+        "test_errors": errors,
+        "mean": float(np.mean(errors)),
+        "interval": [max(0.0, low), min(100.0, high)],
+    }
+
+
+def _compared(pair: Comparison, row: dict[int, dict]) -> dict:
+    one = next(iter(row.values()))
+    of_images = of_paired_difference(pair.wins, pair.losses, one["test_examples"])
+    return {
+        "difference": pair.difference,
+        "difference_interval": list(pair.interval or of_images),
+        **{name: getattr(pair, name) for name in ("wins", "losses", "p", "verdict")},
+    }
+
+
+def name_of(summary: dict) -> str:
+    """Returns the flags of a run without its seed."""
+    _, _, module, *flags = _without_seed(summary)
+    return " ".join([module.removeprefix("experiments."), *flags])
+
+
+def to_markdown(rows: list[dict]) -> str:
+    """Returns the table for readers."""
+    headings = ["run", "test error, %", "95% interval", "difference", "its 95% interval"]
+    headings += ["images won and lost", "p", "verdict"]
+    lines = []
+    for row in rows:
+        line = [row["name"], f"{row['mean']:.2f}", _range(row["interval"])]
+        if "difference" in row:
+            line += [f"{row['difference']:+.2f}", _range(row["difference_interval"])]
+            line += [f"{row['wins']} and {row['losses']}", f"{row['p']:.2g}", row["verdict"]]
+        lines.append(line + [""] * (len(headings) - len(line)))
+    return markdown(headings, lines)
+
+
+def _range(interval: list[float]) -> str:
+    return "{:.2f} to {:.2f}".format(*interval)
+
+
+if __name__ == "__main__":
+    run(main, DEFAULTS, words=True)
