@@ -69,9 +69,9 @@ def main(flags: Flags, *places: str) -> None:
         raise UserError("name two different runs or more: DIR DIR, or A0,A1 B0,B1 with more seeds")
     output = output_path(flags.output) if flags.output else None
     rows = [read_row(place) for place in places]
-    first = test_images(rows[0])
-    for place, row in zip(places, rows, strict=True):
-        for name, value in test_images(row).items():
+    first, *others = (test_images(next(iter(row.values()))) for row in rows)
+    for place, other in zip(places[1:], others, strict=True):
+        for name, value in other.items():
             if None not in (value, first[name]) and value != first[name]:
                 raise UserError(f"{place} has other test images than {places[0]}: {name}={value}")
     measured = measure(rows)
@@ -107,9 +107,9 @@ def read_row(place: str) -> dict[int, dict]:
         if summary["seed"] in row:
             raise UserError(f"{place} has two runs with seed {summary['seed']}")
         row[summary["seed"]] = summary
-    if len({_without_seed(summary) for summary in row.values()}) > 1:
+    kinds = {(_without_seed(one), *test_images(one).values()) for one in row.values()}
+    if len(kinds) > 1:
         raise UserError(f"{place}: these runs differ in more than the seed")
-    test_images(row)
     return row
 
 
@@ -117,9 +117,8 @@ def _without_seed(summary: dict) -> tuple[str, ...]:
     return tuple(w for w in words_of(summary["command"]) if not w.startswith("--seed="))
 
 
-def test_images(row: dict[int, dict]) -> dict[str, Any]:
-    """Returns what decides which test images the runs of a row have; None is unknown."""
-    summary = next(iter(row.values()))
+def test_images(summary: dict) -> dict[str, Any]:
+    """Returns what decides which test images a run has; None is unknown."""
     moved = [w for w in _without_seed(summary) if w.startswith("--placement=")]  # of affnist
     found = {name: None if summary.get(name) == "" else summary.get(name) for name in TEST_IMAGES}
     return found | {"placement": moved[0].partition("=")[2] if moved else ""}

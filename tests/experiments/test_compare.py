@@ -101,6 +101,8 @@ def test_rows_that_can_not_be_compared(written, tmp_path):
     assert "two runs with seed 0" in fails(a, f"{b},{written('c', good)},{a}")
     other = written("d", summary(drawn(2, 0.3), 2, flags="--model=cnn --epochs=9"))
     assert "more than the seed" in fails(a, f"{b},{other}")
+    other = written("d", summary(drawn(2, 0.3), 2, data_checksum="d"))
+    assert "more than the seed" in fails(a, f"{b},{other}")
     for name, value in (("data_checksum", "d"), ("program", "affnist"), ("shift", 6)):
         given = written("e", good | {"shift": 4} if name == "shift" else good)
         assert f"other test images than {given}: {name}=" in fails(
