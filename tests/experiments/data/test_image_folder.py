@@ -400,3 +400,11 @@ def test_lines_of_json_mean_what_lines_of_csv_mean(tmp_path):
     assert "line 2 has both label and labels" in refusal(write(row(0), row(1, labels=["a"])))
     assert "line 1: 1.0 is no label: text or whole numbers" in refusal(write(row(0, Label=1.0)))
     assert "line 1 has no label" in refusal(write({"path": "x/0.png"}))
+
+
+def test_masks_of_0_and_1_are_refused_in_words_for_files(tmp_path):
+    for name in ("round", "square"):
+        for k in range(10):
+            save(tmp_path / name / f"{k}.png", noise(8, 6) // 128)
+    said = refusal(tmp_path)
+    assert "no pixel of the train images is above 1 of 255" in said and "* 255" not in said
