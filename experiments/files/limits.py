@@ -23,17 +23,19 @@ def free_bytes() -> int:
         group = Path(folder)
         try:
             limited, taken = (int((group / name).read_text("ascii")) for name in (limit, used))
-            statistics = dict(
-                map(str.split, (group / "memory.stat").read_text("ascii").split("\n")[:-1])
-            )
-            # Pages of files that were read count as taken, and are given up when memory is needed.
-            files = sum(
-                int(statistics.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive")
-            )
         except (OSError, ValueError):  # no such group, or no limit ("max")
             continue
-        free = min(free, limited - taken + files)
+        free = min(free, limited - taken + _of_files(group / "memory.stat", prefix))
     return max(free, 0)
+
+
+def _of_files(path: Path, prefix: str) -> int:
+    """Pages of files that were read count as taken, and are given up when memory is needed."""
+    try:
+        found = dict(map(str.split, path.read_text("ascii").split("\n")[:-1]))
+        return sum(int(found.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+    except (OSError, ValueError):
+        return 0
 
 
 def free_addresses() -> float:
