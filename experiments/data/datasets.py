@@ -138,8 +138,8 @@ def _from_files(name, options, validation_fraction, resident_bytes):
         pixels = found.arrays[f"{split}_images"]
         if isinstance(pixels, np.ndarray) and pixels.size and pixels.max() <= 1:
             raise UserError(
-                f"--dataset={name}: no pixel of the {split} images is above 1 of 255; save images of "
-                "0 and 1, such as masks, with 0 and 255"
+                f"--dataset={name}: no pixel of the {split} images is above 1 of 255; save images "
+                "of 0 and 1, such as masks, with 0 and 255"
             )
     try:
         arrays, notes = npz.complete(name, found.arrays)
