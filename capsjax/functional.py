@@ -103,8 +103,6 @@ def from_module(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Model:
             needed = "Variables(params, state)" if has_state else "parameters alone"
             raise TypeError(f"the variables of this network are {needed}, as init returns them")
         state = _like(abstract_params, params), _like(abstract_stats, stats)
-        _check(abstract_params, state[0])
-        _check(abstract_stats, state[1])
         module = nnx.merge(graph, *state[: 1 + has_state])
         if has_state and train:
             module.train(axis_name=axis_name)
@@ -128,18 +126,10 @@ def _with_text_keys(tree: Any) -> Any:
 
 
 def _like(template: Any, tree: Any) -> Any:
-    """Undo :func:`_with_text_keys`: give a tree the types of the template's keys, where it can."""
-    if not (isinstance(template, dict) and isinstance(tree, dict)):
-        return tree
-    keys = {str(key): key for key in template}
-    return {
-        keys.get(str(key), key): _like(template.get(keys.get(str(key))), value)
-        for key, value in tree.items()
-    }
+    """Undo :func:`_with_text_keys`: give a tree the keys of the template.
 
-
-def _check(template: Any, tree: Any) -> None:
-    """Refuse variables of another network; with other shapes it may run, and with other classes."""
+    Refuses variables of another network, which may run with other shapes: those of other classes.
+    """
     wanted, found = _named(template), _named(tree)
     if missing := sorted(wanted.keys() - found.keys()):
         raise ValueError(f"{missing[0]} is missing in these variables")
@@ -151,9 +141,11 @@ def _check(template: Any, tree: Any) -> None:
                 f"{name} of these variables has the shape {list(jnp.shape(found[name]))}, and that "
                 f"of this network {list(leaf.shape)}"
             )
+    return jax.tree.unflatten(jax.tree.structure(template), [found[name] for name in wanted])
 
 
 def _named(tree: Any) -> dict[str, Any]:
+    """List the leaves by their path, with keys as text."""
     leaves = jax.tree.leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 

@@ -88,8 +88,8 @@ def max_pool(x: chex.Array) -> jax.Array:
     """Take the maximum over windows of 2x2 pixels; an odd last row or column is dropped.
 
     The gradient goes to the first of equal pixels, row by row, and NaN to every output that sees
-    it, as with ``flax.nnx.max_pool``, whose gradient takes ten times as long on a CPU, where XLA
-    looks for the maximum of each window in a loop over pixels.
+    it, as with ``flax.nnx.max_pool``, of which XLA computes the gradient in a slow loop over pixels
+    on a CPU.
 
     Args:
       x: images ``[B, H, W, C]``.

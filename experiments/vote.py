@@ -27,9 +27,8 @@ from experiments.config.flags import run
 from experiments.files import local_path
 from experiments.plots.text_tables import markdown
 from experiments.sweeps.statistics import of_rate
-from experiments.tasks.classification import has_logits
 from experiments.tasks.figures import title_of
-from experiments.tasks.predictions import network_of
+from experiments.tasks.predictions import network_of, score_function
 from experiments.training.evaluate import BATCH
 from experiments.training.results import output_path, provenance, write_results
 
@@ -106,8 +105,8 @@ def scores(opened: saved_run.SavedRun) -> np.ndarray:
 
     @jax.jit
     def of_batch(variables: Any, pixels: jax.Array) -> jax.Array:
-        found = network.model.apply(variables, jax.vmap(setup.pipeline.input)(pixels)).scores
-        return jax.nn.softmax(found) if has_logits(network.config) else found
+        inputs = jax.vmap(setup.pipeline.input)(pixels)
+        return score_function(network)(network.model.apply(variables, inputs).scores)
 
     def some(pixels, count):
         return np.asarray(of_batch(opened.variables, pixels))

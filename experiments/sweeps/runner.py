@@ -25,8 +25,6 @@ from experiments.training.training_data import RESIDENT_SHARE
 
 # On which the contents of a data set depend, apart from the folders of the machine.
 DATA_FLAGS = ("dataset", "validation_fraction", *ImageOptions._fields)
-
-
 # Of an entry and its summary, beside what is reported of every run: reports compute with these.
 NEEDED = ("seconds", "together", "correct", "training_seconds", "images_per_second")
 NEEDED += ("peak_memory_mb", "test_error", "test_errors", "test_examples")

@@ -1,5 +1,6 @@
 """What the network of any run says of images: one class, two, or a set."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -41,6 +42,13 @@ def score_name(config: ModelConfig) -> str:
     return "length" if traits.squash_primary else "activation"
 
 
+def score_function(network: Network) -> Callable[[jax.Array], jax.Array]:
+    """Returns what makes lengths, activations or probabilities of the output of a network."""
+    if score_name(network.config) != "probability":
+        return lambda scores: scores
+    return jax.nn.softmax if network.labels_per_image == 1 else jax.nn.sigmoid
+
+
 def network_of(setup: Setup) -> Network:
     """Returns the network of a run."""
     labels = None if setup.dataset.multi_label else setup.pipeline.labels
@@ -61,8 +69,7 @@ def predict(network: Network, variables, inputs: np.ndarray) -> Predictions:
     with sets of labels all classes with a score of one half or more.
     """
     model, config, count = network
-    to_scores = {"probability": jax.nn.softmax if count == 1 else jax.nn.sigmoid}
-    to_scores = to_scores.get(score_name(config), lambda x: x)
+    scores_of = score_function(network)
     decodes = getattr(config, "decoder", None) is not None
 
     @jax.jit
@@ -71,7 +78,7 @@ def predict(network: Network, variables, inputs: np.ndarray) -> Predictions:
             return model.apply(variables, out.pose, mask, method="decode")
 
         out = model.apply(variables, x)
-        scores = to_scores(out.scores)
+        scores = scores_of(out.scores)
         classes = scores.shape[1]
         order = jnp.argsort(-scores, axis=1, stable=True)
         best = [jax.nn.one_hot(order[:, k], classes) for k in range(count or 1)]

@@ -145,6 +145,25 @@ def test_all_figures_in_two_formats(tiny_run, tmp_path, capsys):
     assert all(path.stat().st_size > 5000 for path in want)
 
 
+def test_a_summary_of_other_weights_is_not_drawn(tiny_run, tmp_path, monkeypatch):
+    drawn, later = [], [0]
+    monkeypatch.setattr(figures.figures, "save", lambda found, output, kinds: [])
+    real = saved_run.open_run
+
+    def open_run(*places, **options):
+        opened = real(*places, **options)
+        with_figures = {"summary_figures": lambda *_: drawn.append(1) or ()}
+        task = dataclasses.replace(opened.setup.task, **with_figures)
+        program = opened.setup.program._replace(task=task)
+        step = opened.step + later[0]
+        return opened._replace(setup=opened.setup._replace(program=program), step=step)
+
+    monkeypatch.setattr(saved_run, "open_run", open_run)
+    for later[0] in (0, 1):
+        figures.main(Flags(run=str(tiny_run), output=str(tmp_path / "x"), accelerator="cpu"))
+        assert len(drawn) == 1
+
+
 def shown(monkeypatch, name):
     """Records the arguments, after the path, with which a figure would be drawn."""
     calls = []

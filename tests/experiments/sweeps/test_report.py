@@ -22,6 +22,17 @@ def test_files(made, tmp_path):
     assert stored["rows"][0]["errors"] == {"0": 1.0, "1": 2.0, "2": 4.5}
 
 
+def test_all_versions_of_a_sweep_that_was_continued_are_named(made):
+    assert report.to_json(made)["versions"] == {"jax": "1"}
+    entries = dict(made.entries)
+    for run, version in zip(made.runs, ("3", "2")):
+        one = entries[run.key]
+        versions = {"jax": version, "flax": "0"}
+        entries[run.key] = one | {"summary": one["summary"] | {"versions": versions}}
+    found = report.to_json(made._replace(entries=entries))["versions"]
+    assert found == {"jax": "1, 2, 3", "flax": "0"}
+
+
 def test_further_columns_and_notes(made):
     study = STUDY._replace(columns={"validation loss": "validation_loss"})
     assert "| validation loss |" in report.to_markdown(made._replace(study=study))
