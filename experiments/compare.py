@@ -12,10 +12,15 @@ p is that of the exact sign test over the images on which one row is right for m
 other, with one seed McNemar's, with Holm's correction over the rows. With several seeds the
 interval of the difference is Student's, over the seeds that both rows have; with one it is that of
 paired images, and says nothing about other seeds: then there is no verdict.
+
+With ``--images=affnist`` it is about the transformed digits of runs of experiments.affnist.
 """
 
 import base64
 import dataclasses
+import itertools
+import shlex
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +28,7 @@ import numpy as np
 from experiments.config import UserError, setting
 from experiments.config.flags import run
 from experiments.files import BadFile, is_integer, local_path, read_json
+from experiments.files.bits import unpack
 from experiments.files.forms import SUMMARY, is_count, is_percentage
 from experiments.plots.text_tables import markdown
 from experiments.sweeps.ledger import words_of
@@ -35,23 +41,29 @@ from experiments.sweeps.statistics import (
     of_rate,
 )
 from experiments.training.results import output_path, provenance, write_results
-from experiments.training.summary import unpack
 
 # Of a summary: what decides which test images a run has.
-TEST_IMAGES = ("program", "data_checksum", "test_examples", "shift")
+TEST_IMAGES = ("program", "data_checksum", "test_examples", "shift", "affnist")
+IMAGES = ("test", "affnist")  # what the names of the fields about their errors begin with
 NEEDED = {
     "command": lambda text: isinstance(text, str) and len(words_of(text)) > 2,
     "seed": is_integer,
-    "test_error": is_percentage,
-    "test_correct": str,
 }
-NEEDED |= {"test_errors": is_count, "test_examples": lambda n: is_count(n) and n > 0}
+COUNTED = {
+    "error": is_percentage,
+    "errors": is_count,
+    "examples": lambda n: is_count(n) and n > 0,
+    "correct": str,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
     """Flags of this command."""
 
+    images: str = setting(
+        "test", "affnist: rotated, sheared and scaled digits of experiments.affnist", choices=IMAGES
+    )
     output: str = setting("", "path of the results without suffix; by default none are written")
 
 
@@ -62,13 +74,15 @@ def main(flags: Flags, *places: str) -> None:
     """Compares, prints the table, and writes the results.
 
     Raises:
-      UserError: there are fewer than two rows, a run can't be read, runs of a row differ in more
-        than the seed, rows have other test images, or the output can't be written.
+      UserError: there are fewer than two rows, a run can't be read or is named twice, runs of a
+        row differ in more than the seed, rows have other test images, or the output can't be
+        written.
     """
     if len(set(places)) < max(2, len(places)):
         raise UserError("name two different runs or more: DIR DIR, or A0,A1 B0,B1 with more seeds")
     output = output_path(flags.output) if flags.output else None
-    rows = [read_row(place) for place in places]
+    rows = [read_row(place, flags.images) for place in places]
+    check_different(rows)
     first, *others = (test_images(next(iter(row.values()))) for row in rows)
     for place, other in zip(places[1:], others, strict=True):
         for name, value in other.items():
@@ -78,17 +92,32 @@ def main(flags: Flags, *places: str) -> None:
     text = to_markdown(measured)
     print(text)
     if output:
-        words = " ".join(",".join(["RUN"] * len(row)) for row in rows)
+        # Absolute paths are of this machine alone.
+        words = [",".join(_name(part) for part in place.split(",")) for place in places]
+        words += [f"--images={flags.images}"] * (flags.images != DEFAULTS.images)
         seeds = sorted({seed for row in rows for seed in row})
-        origin = provenance(f"python -m experiments.compare {words}", seeds)
+        origin = provenance(shlex.join(["python", "-m", "experiments.compare", *words]), seeds)
         write_results(output, {"program": "compare"} | origin | {"rows": measured}, text)
 
 
-def read_row(place: str) -> dict[int, dict]:
+def _name(place: str) -> str:
+    return "RUN" if Path(place).expanduser().is_absolute() else place
+
+
+def check_different(rows: list[dict[int, dict]]) -> None:
+    """Raises a UserError if a run is in two rows, as a folder and as a copy of its summary."""
+    for one, other in itertools.combinations(rows, 2):
+        for seed in one.keys() & other.keys():
+            if one[seed] == other[seed]:
+                raise UserError(f"one run is named twice: {one[seed]['command']}")
+
+
+def read_row(place: str, images: str = IMAGES[0]) -> dict[int, dict]:
     """Returns the summaries of the runs of a row by seed.
 
     Args:
       place: folders or files, joined by commas.
+      images: of :data:`IMAGES`. Fields about those are in the place of the ones about test images.
 
     Raises:
       UserError: one of them is no finished run, or they differ in more than the seed.
@@ -98,10 +127,12 @@ def read_row(place: str) -> dict[int, dict]:
         path = local_path(part, "run")
         path = path / "summary.json" if path.is_dir() else path
         try:
-            summary = read_json(path, SUMMARY | NEEDED)
+            counted = {f"{images}_{name}": form for name, form in COUNTED.items()}
+            summary = read_json(path, SUMMARY | NEEDED | counted)
+            summary |= {f"test_{name}": summary[f"{images}_{name}"] for name in COUNTED}
             packed = base64.b64decode(summary["test_correct"], validate=True)
             if len(packed) != -(-summary["test_examples"] // 8):
-                raise ValueError("'test_correct' is not about all test images")
+                raise ValueError(f"'{images}_correct' is not about all images")
         except (BadFile, ValueError) as error:
             raise UserError(f"{part} is no finished run: {error}") from error
         if summary["seed"] in row:

@@ -5,9 +5,9 @@ import pathlib
 import numpy as np
 from helpers import MNIST
 
+from experiments.files.bits import pack
 from experiments.sweeps import ledger, plan
 from experiments.sweeps.studies import product
-from experiments.training.summary import pack
 
 IMAGES = 400
 

@@ -8,11 +8,12 @@ import dataclasses
 
 from flax import nnx
 
-from capsjax.models import efficient, hvc, matrix, variational
+from capsjax.models import efficient, hvc, matrix, resnet, variational
 from capsjax.models.capsnet import CapsNet, Prediction
 from capsjax.models.capsnet_config import CapsNetConfig
 from capsjax.models.cnn import CNN, CNNConfig
 from capsjax.models.hvc import HVCConfig, HVCNet
+from capsjax.models.resnet import ResNet, ResNetConfig
 from capsjax.models.small_images import fit_image
 
 __all__ = [
@@ -25,12 +26,14 @@ __all__ = [
     "HVCNet",
     "PRESETS",
     "Prediction",
+    "ResNet",
+    "ResNetConfig",
     "build",
     "fit_image",
     "preset",
 ]
 
-Config = CapsNetConfig | CNNConfig | HVCConfig
+Config = CapsNetConfig | CNNConfig | HVCConfig | ResNetConfig
 
 PRESETS: dict[str, Config] = {
     # Of Sabour, Frosst & Hinton (2017). Sizes are those of the text; it does not say whether there
@@ -134,6 +137,8 @@ PRESETS: dict[str, Config] = {
         dense=(),
         dropout=0.0,
     ),
+    # Residual networks, see capsjax.models.resnet.
+    **resnet.PRESETS,
     "cnn_tiny": CNNConfig(channels=(8, 8), kernels=(5, 5), pool=True, dense=(32,)),
 }
 
@@ -158,13 +163,18 @@ def preset(name: str, **changes) -> Config:
     return dataclasses.replace(PRESETS[name], **changes)
 
 
-def build(config: Config, *, rngs: nnx.Rngs) -> CapsNet | CNN | HVCNet:
+def build(config: Config, *, rngs: nnx.Rngs) -> CapsNet | CNN | HVCNet | ResNet:
     """Make the network that a configuration describes.
 
     Raises:
       TypeError: it is no configuration.
     """
-    networks = {CapsNetConfig: CapsNet, CNNConfig: CNN, HVCConfig: HVCNet}
+    networks = {
+        CapsNetConfig: CapsNet,
+        CNNConfig: CNN,
+        HVCConfig: HVCNet,
+        ResNetConfig: ResNet,
+    }
     for kind, network in networks.items():
         if isinstance(config, kind):
             return network(config, rngs=rngs)

@@ -8,11 +8,12 @@ from jax.sharding import PartitionSpec
 from capsjax.models.capsnet_config import CapsNetConfig
 from capsjax.models.cnn import CNNConfig
 from capsjax.models.hvc import HVCConfig
+from capsjax.models.resnet import ResNetConfig
 from capsjax.routing import CapsuleShards
 from capsjax.votes import VOTES
 
 
-def weight_specs(config: CapsNetConfig | CNNConfig | HVCConfig, tree: Any) -> Any:
+def weight_specs(config: CapsNetConfig | CNNConfig | HVCConfig | ResNetConfig, tree: Any) -> Any:
     """Return how each leaf of a pytree is divided among devices.
 
     Weights between the input capsules and the class capsules are divided along their first axis,

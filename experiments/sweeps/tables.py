@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.files.bits import unpack
 from experiments.sweeps.plan import PlannedRun
 from experiments.sweeps.statistics import Comparison, Interval, compare, corrected, of_mean, of_rate
 from experiments.sweeps.studies import Study
-from experiments.training.summary import unpack
 
 NOTE = (
     "Mean and standard deviation over seeds. 95% intervals: Student's t over seeds; of a single "

@@ -19,6 +19,7 @@ from experiments.data.affnist_images import (
 from experiments.data.augment import random_shifts_on_canvas
 from experiments.data.batching import image_source
 from experiments.data.datasets import Dataset
+from experiments.files.bits import pack
 from experiments.tasks import response_curves
 from experiments.tasks.base import Figure, InputPipeline, Setup, Task
 from experiments.tasks.classification import check_shift, classify
@@ -137,6 +138,7 @@ def evaluate_affnist(setup: Setup, evaluate, rows: list[dict]) -> dict:
         "affnist_examples": len(wrong),
         "affnist_errors": int(wrong.sum()),
         "affnist_error": round(100 * float(wrong.mean()), 4),
+        "affnist_correct": pack(~wrong),
         "affnist_error_by_distance": error_by_bin(
             accuracy, distance, DISTANCES, ("distance", "images")
         ),

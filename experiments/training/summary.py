@@ -1,6 +1,5 @@
 """The end of a run: test error, summary.json, figures and a table."""
 
-import base64
 import functools
 import sys
 from collections.abc import Callable, Iterable
@@ -14,6 +13,7 @@ from capsjax.train import TrainState
 from experiments.config import UserError, command
 from experiments.data.errors import first_line
 from experiments.files import BadFile, read_json, write_json, write_text
+from experiments.files.bits import pack
 from experiments.files.forms import SUMMARY
 from experiments.tasks import confusion, figures, label_sets
 from experiments.tasks.base import Setup
@@ -226,14 +226,3 @@ def summary_table(summary: dict, report: Iterable[str], workdir: Path, paths: li
     lines += [f"{'summary':12}{workdir / 'summary.json'}"]
     lines += [f"{'figure':12}{path}" for path in paths]
     return "\n".join(lines)
-
-
-def pack(correct: np.ndarray) -> str:
-    """Returns booleans ``[N]`` as text: one bit each, in base64."""
-    return base64.b64encode(np.packbits(correct)).decode()
-
-
-def unpack(text: str, count: int) -> np.ndarray:
-    """Returns the ``count`` booleans that :func:`pack` has packed."""
-    packed = np.frombuffer(base64.b64decode(text), np.uint8)
-    return np.unpackbits(packed, count=count).astype(bool)

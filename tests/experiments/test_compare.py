@@ -9,7 +9,7 @@ from scipy import stats
 
 from experiments import compare
 from experiments.config import UserError
-from experiments.training.summary import pack
+from experiments.files.bits import pack
 
 IMAGES = 500
 
@@ -63,6 +63,26 @@ def test_one_seed_each(written, tmp_path, capsys):
     assert read_json(tmp_path / "out.json")["command"] == "python -m experiments.compare RUN RUN"
 
 
+def test_transformed_digits(written, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = []
+    for n, flags in enumerate(("--model=cnn", "--preset=small")):
+        moved = {name.replace("test", "affnist"): v for name, v in summary(drawn(n, 0.4)).items()}
+        good = summary(drawn(9, 0.1), flags=flags, program="affnist", affnist="official affNIST")
+        names.append(written(f"run{n}", moved | good).rpartition("/")[2])
+    compare.main(compare.Flags(images="affnist", output="out"), *names)
+    found = read_json(tmp_path / "out.json")
+    wanted = "python -m experiments.compare run0.json run1.json --images=affnist"
+    assert found["command"] == wanted
+    errors = [100 * (~drawn(n, 0.4)).mean() for n in range(2)]
+    assert [row["mean"] for row in found["rows"]] == pytest.approx(errors)
+    assert found["rows"][1]["wins"] == (drawn(1, 0.4) & ~drawn(0, 0.4)).sum()
+    compare.main(compare.Flags(), *names)  # the same translated digits are right
+    other = summary(drawn(2, 0.4), flags="x")
+    with pytest.raises(UserError, match="has no 'affnist_error'"):
+        compare.main(compare.Flags(images="affnist"), names[0], written("no", other))
+
+
 def test_several_seeds(written, tmp_path):
     rows = []
     for name, error in (("a", 0.3), ("b", 0.1)):
@@ -93,6 +113,10 @@ def test_rows_that_can_not_be_compared(written, tmp_path):
         return str(error.value)
 
     good = summary(drawn(0, 0.3))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps(good))
+    assert "one run is named twice" in fails(str(folder), written("copy", good))
     a, b = written("a", good), written("b", summary(drawn(1, 0.3), 1))
     assert "two different runs" in fails(a) == fails(a, a)
     assert "no finished run" in fails(a, str(tmp_path / "none"))
@@ -103,8 +127,14 @@ def test_rows_that_can_not_be_compared(written, tmp_path):
     assert "more than the seed" in fails(a, f"{b},{other}")
     other = written("d", summary(drawn(2, 0.3), 2, data_checksum="d"))
     assert "more than the seed" in fails(a, f"{b},{other}")
-    for name, value in (("data_checksum", "d"), ("program", "affnist"), ("shift", 6)):
-        given = written("e", good | {"shift": 4} if name == "shift" else good)
+    for name, value in (
+        ("data_checksum", "d"),
+        ("program", "affnist"),
+        ("shift", 6),
+        ("affnist", "synthetic affNIST"),
+    ):
+        before = {"shift": 4, "affnist": "official affNIST"}
+        given = written("e", good | {name: before[name]} if name in before else good)
         assert f"other test images than {given}: {name}=" in fails(
             given, written("f", good | {name: value})
         )

@@ -19,10 +19,10 @@ from npz_files import arrays
 from experiments import sweep
 from experiments.config import UserError, resolve
 from experiments.config.flags import parse_flags
+from experiments.files.bits import pack, unpack
 from experiments.sweeps import executors, grouping, ledger, plan, studies, time_estimate
 from experiments.sweeps.studies import Study
 from experiments.tasks.registry import find_program
-from experiments.training.summary import pack, unpack
 
 GRID = "--grid=routing=em,vb;seed=0,1"
 

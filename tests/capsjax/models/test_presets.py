@@ -208,8 +208,8 @@ def test_number_of_primary_capsules():
 
 
 def test_invalid_presets_are_rejected():
-    with pytest.raises(ValueError, match="capsnet_mnist, .*cnn_tiny, not 'resnet'"):
-        preset("resnet")
+    with pytest.raises(ValueError, match="capsnet_mnist, .*cnn_tiny, not 'alexnet'"):
+        preset("alexnet")
     with pytest.raises(TypeError, match="depth"):
         preset("capsnet_mnist", depth=3)
     with pytest.raises(ValueError, match="lecun, official, efficient, .*, not 'zeros'"):

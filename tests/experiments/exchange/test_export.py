@@ -14,7 +14,7 @@ import stablehlo_artefact
 from helpers import ROOT, TINY, run_command, train
 
 import capsjax
-from capsjax.models import PRESETS, CapsNetConfig, CNNConfig, HVCConfig
+from capsjax.models import PRESETS, CapsNetConfig, CNNConfig, HVCConfig, ResNetConfig
 from capsjax.routing import ROUTINGS
 from experiments import export
 from experiments.config import UserError
@@ -29,6 +29,9 @@ def tiny(config):
         return dataclasses.replace(
             config, channels=(4,) * len(config.channels), dense=(8,) * len(config.dense)
         )
+    if isinstance(config, ResNetConfig):
+        stages = tuple((8, blocks, s) for _, blocks, s in config.stages)
+        return dataclasses.replace(config, conv_channels=8, stages=stages)
     if isinstance(config, HVCConfig) or config.primary_depthwise:
         return config
     few = {

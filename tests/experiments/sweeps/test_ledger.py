@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from experiments.config import UserError
+from experiments.files.bits import pack, unpack
 from experiments.sweeps import ledger
-from experiments.training.summary import pack, unpack
 
 
 def made_up(key, error=1.0, **more):

@@ -15,6 +15,7 @@ from experiments import affnist
 from experiments.config import UserError
 from experiments.data import affnist_images, datasets
 from experiments.data.affine import Affine, warp
+from experiments.files.bits import unpack
 from experiments.tasks import affnist as affnist_task
 from experiments.tasks import figures, response_curves
 from experiments.training import evaluate as evaluate_module
@@ -195,6 +196,7 @@ def test_program(quick, tmp_path, capsys):
     assert first["validation_examples"] == 40 and first["test_examples"] == 40
     assert first["affnist"] == "synthetic affNIST" and first["affnist_examples"] == 40
     assert first["affnist_error"] == 100 * first["affnist_errors"] / 40
+    assert (~unpack(first["affnist_correct"], 40)).sum() == first["affnist_errors"]
     bins = first["affnist_error_by_distance"]
     assert sum(row["images"] for row in bins) == 40
     errors = sum(row["images"] * row["error"] for row in bins) / 100
