@@ -23,6 +23,7 @@ from experiments.config import Config, UserError, names_of, setting
 from experiments.config import flags as flags_module
 from experiments.files import local_path
 from experiments.sweeps import affine_error, executors, ledger, plan, report
+from experiments.sweeps.grid import parse_grid
 from experiments.sweeps.plan import PlannedRun
 from experiments.sweeps.runner import Sweep, complete, print_plan
 from experiments.sweeps.studies import STUDIES
@@ -133,7 +134,7 @@ def make_sweep(own: Flags) -> Sweep:
     given = plan.changed_flags(flags_module.from_flags(defaults), defaults)
     if (study.columns or study.affine) and own.program not in ("", study.program):
         raise UserError(f"--program={own.program}: --study={own.study} is of {study.program}")
-    if own.seeds and own.grid and "seed" in plan.parse_grid(own.grid):
+    if own.seeds and own.grid and "seed" in parse_grid(own.grid):
         raise UserError(f"--grid={own.grid} has seeds: leave out --seeds={own.seeds}")
     of_rows = {*study.tuning, *(flag for flags_of in study.rows.values() for flag in flags_of)}
     of_rows |= {"seed"} if study.seeds else set()

@@ -19,6 +19,7 @@ from experiments.data.errors import DatasetUnavailable
 from experiments.data.image_folder import ImageOptions
 from experiments.data.image_listing import is_folder, is_image_files
 from experiments.data.stored_images import StoredImages, leave_stored, take
+from experiments.files import one_line
 
 SPLITS = ("train", "validation", "test")
 LOOKED_AT = 1000  # of stored images
@@ -112,7 +113,7 @@ def load(
         checksum=digest, skipped=skipped
     )
     for doubt in doubts(dataset):
-        print(f"--dataset={loaded}: {doubt}", file=sys.stderr)
+        print(f"--dataset={loaded}: {one_line(doubt)}", file=sys.stderr)
     return dataset
 
 
@@ -146,7 +147,7 @@ def _from_files(name, options, validation_fraction, resident_bytes):
     except ValueError as error:
         raise UserError(f"--dataset={name}: {error}") from error
     for note in [*found.notes, *notes]:
-        print(f"--dataset={name}: {note}", file=sys.stderr)
+        print(f"--dataset={name}: {one_line(note)}", file=sys.stderr)
     return arrays, found.skipped
 
 

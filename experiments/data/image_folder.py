@@ -241,7 +241,11 @@ def _words_about_splits(images, splits, listing) -> list[str]:
     counts = ", ".join(f"{np.sum(splits == split):,} {split}" for split in SPLITS)
     made = [split for split in ("test", "validation") if split not in given]
     made = [split for split in made if np.any(splits == split)]
-    lines = [f"{counts}" + (f"; {' and '.join(made)} drawn by class and --split_seed" * bool(made))]
+    own = [split for split in ("test", "validation") if split in given]
+    drawn = f"; {' and '.join(made)} drawn by class and --split_seed" if made else ""
+    without = " and ".join(f"--{split}_fraction" for split in own)
+    found = f"; {' and '.join(own)} as given, without {without}" if own else ""
+    lines = [counts + drawn + found]
     if "test" not in set(splits):
         raise UserError(
             "no image is left for testing: a class of one image keeps it for training; add images, "

@@ -17,7 +17,7 @@ from experiments import UserError
 from experiments.data import labels, pixels
 from experiments.data.errors import first_line
 from experiments.data.stored_images import StoredImages
-from experiments.files import check_memory
+from experiments.files import check_memory, one_line
 from experiments.files.forms import MOST_CLASSES
 
 ARRAY_SPECS = {  # dtype and rank
@@ -57,7 +57,7 @@ def read(path: str, resident_bytes: float = math.inf) -> dict[str, np.ndarray]:
         reason = (isinstance(error, OSError) and error.strerror) or first_line(error)
         raise UserError(f"--dataset={path}: {reason}") from error
     for note in notes:
-        print(f"--dataset={path}: {note}", file=sys.stderr)
+        print(f"--dataset={path}: {one_line(note)}", file=sys.stderr)
     return arrays
 
 

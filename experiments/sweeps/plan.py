@@ -15,6 +15,7 @@ from absl import flags
 from capsjax.models import PRESETS
 from experiments.config import Config, UserError, command, names_of, network_config, resolve
 from experiments.config.flags import parse_flags
+from experiments.sweeps.grid import parse_grid
 from experiments.sweeps.studies import STUDIES, Study, product
 
 LIMIT = 200  # more runs than this need a confirmation
@@ -45,7 +46,7 @@ def find_study(name: str | None, grid: str | None, seeds: int = 0, yes: bool = F
 
     Args:
       name: in :data:`experiments.sweeps.studies.STUDIES`; empty or None for a grid.
-      grid: see :func:`parse_grid`; empty or None for a named study.
+      grid: see :func:`experiments.sweeps.grid.parse_grid`; empty or None for a named study.
       seeds: number of seeds 0, 1, ... that replace the study's; 0: keep those.
       yes: allow any number of runs.
 
@@ -76,36 +77,6 @@ def find_study(name: str | None, grid: str | None, seeds: int = 0, yes: bool = F
     if runs > LIMIT and not yes:
         raise UserError(f"{runs:,} runs; to run all of them, add --yes")
     return study
-
-
-def parse_grid(text: str) -> dict[str, tuple[str, ...]]:
-    """Returns flags and their values from a text such as ``routing=em,vb;seed=0..4``.
-
-    A range a..b includes b.
-
-    Raises:
-      UserError: the text is not a valid grid.
-    """
-    axes = [axis.partition("=") for axis in text.split(";")]
-    grid = {}
-    for name, _, values in axes:
-        parts = [_values(value.strip()) for value in values.split(",")]
-        if sum(map(len, parts)) > 10**6:
-            raise UserError(f"--grid={text}: {name.strip()} has more than a million values")
-        grid[name.strip()] = tuple(str(v) for v in itertools.chain(*parts))
-    whole = all(n and all(v) and len(set(v)) == len(v) for n, v in grid.items())
-    if len(grid) < len(axes) or not whole or "workdir" in grid:
-        raise UserError(
-            f"--grid={text}: write it as 'routing=em,vb;seed=0..4', without empty or repeated "
-            "names and values, and without workdir"
-        )
-    return grid
-
-
-def _values(text: str) -> Sequence:
-    ends = re.fullmatch(r"(-?\d{1,18})\.\.(-?\d{1,18})", text)
-    # A range that runs backwards is empty, which is reported like a missing value.
-    return (range(int(ends[1]), int(ends[2]) + 1) or ("",)) if ends else (text,)
 
 
 def changed_flags(base: Config, defaults: Config) -> dict:
@@ -193,9 +164,13 @@ def _run(row, seed, tuned, own, folder, defaults) -> PlannedRun:
         key += f" {shlex.quote(f'--frozen_from={config.frozen_from}')}"
     name = row + "".join(f",{n}={v}" for n, v in tuned.items()) + (f",seed={seed}" if seed else "")
     readable = re.sub(r"[^\w=.,-]+", "-", name.replace(", ", ",")).strip(",-")
-    own = own | {"workdir": str(folder / f"{readable},{zlib.crc32(key.encode()):08x}".lstrip(","))}
+    own = own | {"workdir": str(folder / f"{readable},{_checksum(key)}".lstrip(","))}
     config = dataclasses.replace(config, workdir=own["workdir"])
     return PlannedRun(row, seed or str(config.seed), tuned, _arguments(own), config, key)
+
+
+def _checksum(key: str) -> str:
+    return f"{zlib.crc32(key.encode()):08x}"
 
 
 def _parse(defaults: Config, own: dict) -> Config:
@@ -231,9 +206,15 @@ def _with_couplings(
             "or name a finished run with --frozen_from"
         )
     source = next((r for r in found if r.tuned == run.tuned), found[0])
-    config = dataclasses.replace(run.config, frozen_from=source.config.workdir)
-    arguments = (*run.arguments, f"--frozen_from={source.config.workdir}")
-    return dataclasses.replace(run, config=config, arguments=arguments)
+    key, place = run.key, run.config.workdir
+    if source.tuned != run.tuned:  # with other data tuning may choose another source
+        key += f" --frozen_from={_checksum(source.key)}"
+        place = f"{place.rpartition(',')[0]},{_checksum(key)}"
+    changes = {"workdir": place, "frozen_from": source.config.workdir}
+    config = dataclasses.replace(run.config, **changes)
+    kept = [word for word in run.arguments if not word.startswith("--workdir=")]
+    arguments = (*kept, *_arguments(changes))
+    return dataclasses.replace(run, config=config, arguments=arguments, key=key)
 
 
 def part(runs: list[PlannedRun], which: int, parts: int) -> list[PlannedRun]:

@@ -226,14 +226,16 @@ def test_unreadable_files_are_named_and_too_many_stop_the_run(tmp_path, capsys, 
     name = fill(tmp_path / "pets", {"cat": 10, "dog": 10})
     for k in range(12):
         (tmp_path / "pets" / "dog" / f"bad{k:02}.jpg").write_bytes(b"hello")
+    (tmp_path / "pets" / "dog" / "bad03\x1b[2J.jpg").write_bytes(b"hello")
     (tmp_path / "pets" / "dog" / "notes.txt").write_text("no image")
     os.mkfifo(tmp_path / "pets" / "dog" / "pipe.png")
     error = refusal(name)
-    assert "13 of 33 files can't be read, more than --max_bad_fraction=0.05" in error
+    assert "14 of 34 files can't be read, more than --max_bad_fraction=0.05" in error
     assert "dog/bad00.jpg (not an image" in error
-    assert len(load(name, max_bad_fraction=0.5).skipped) == 13
+    assert len(load(name, max_bad_fraction=0.5).skipped) == 14
     (line,) = (x for x in capsys.readouterr().err.splitlines() if "left out" in x)
-    assert "13 files" in line and line.count("bad") == 10 and line.endswith("and 3 more")
+    assert "14 files" in line and line.count("bad") == 10 and line.endswith("and 4 more")
+    assert r"bad03\x1b[2J.jpg" in line
     monkeypatch.setattr(image_files, "LARGEST_FILE", 10)
     assert "larger than" in refusal(name, max_bad_fraction=0.5)
     with pytest.raises(UserError, match="need 24.6 TB, and .* are free"):
@@ -362,6 +364,8 @@ def test_what_is_left_out_of_a_folder_is_said(tmp_path, capsys):
     assert "1 images beside the folders are left out, such as x.png" in told
     assert "folders beside those of splits are left out: extra, more" in told
     assert "train/a/link is a link to a folder, which is left out" in told
+    drawn = "10 test; validation drawn by class and --split_seed; test as given, without --test_f"
+    assert drawn in told
     load(fill(tmp_path / "plain", {"a": 5, "b": 5}))
     assert "left out" not in capsys.readouterr().err
 

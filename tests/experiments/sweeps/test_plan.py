@@ -12,6 +12,7 @@ from capsjax.routing import ROUTINGS
 from experiments.config import UserError
 from experiments.config.flags import parse_flags
 from experiments.sweeps import grouping, plan
+from experiments.sweeps.grid import parse_grid
 from experiments.sweeps.studies import STUDIES, Study, product
 from experiments.tasks import registry
 
@@ -44,7 +45,7 @@ def grid(text, **given):
     ],
 )
 def test_parse_grid(text, want):
-    got = plan.parse_grid(text)
+    got = parse_grid(text)
     assert got == want and list(got) == list(want)
 
 
@@ -71,12 +72,12 @@ def test_parse_grid(text, want):
 )
 def test_invalid_grids_are_refused(text):
     with pytest.raises(UserError, match="--grid="):
-        plan.parse_grid(text)
+        parse_grid(text)
 
 
 def test_a_range_beyond_all_integers_is_a_text():
     text = f"0..{'9' * 5000}"
-    assert plan.parse_grid(f"seed={text}") == {"seed": (text,)}
+    assert parse_grid(f"seed={text}") == {"seed": (text,)}
 
 
 def test_find_study():
@@ -268,6 +269,17 @@ def test_the_smallest_validation_error_is_chosen():
         taken = source[run.config.frozen_from]
         assert (taken.seed, taken.config.learning_rate) == (run.seed, 0.01)
         assert run.config.learning_rate == 0.001
+    # With couplings of another run of the same flags it is another run, in another folder.
+    best = got | {"d": [plan.candidates(TUNED)["d"][0]]}
+    same = {r.seed: r for r in make(TUNED, tuned=best) if r.row == "f"}
+    assert got["f"] == best["d"] and not any("frozen_from" in r.key for r in same.values())
+    again = [r for r in make(TUNED, tuned=got) if r.row == "f"]
+    assert [r.key for r in again] == [r.key for r in frozen]
+    for run in frozen:
+        other = same[run.seed]
+        assert run.key != other.key and run.workdir != other.workdir
+        assert f"--workdir={run.workdir}" in run.arguments
+        assert sum(word.startswith("--workdir=") for word in run.arguments) == 1
 
 
 def test_parts_of_a_sweep_cover_all_runs():
