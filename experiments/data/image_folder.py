@@ -155,7 +155,7 @@ def read(
         f"{channels} channel{'s' * (channels > 1)}, --resize={options.resize}",
         *listing.notes,
         *_words_about_skipped(skipped),
-        *_words_about_splits(kept, splits, listing),
+        image_splits.describe(kept, splits),
         *image_splits.duplicates(kept, codes, splits),
     ]
     arrays = {"class_names": np.array(listing.class_names)}
@@ -234,21 +234,3 @@ def _words_about_skipped(skipped: Iterable[Skipped]) -> list[str]:
     more = f" and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
     names = "; ".join(f"{one.name} ({one.reason})" for one in skipped[:NAMED])
     return [f"{len(skipped)} files can't be read and are left out: {names}{more}"]
-
-
-def _words_about_splits(images, splits, listing) -> list[str]:
-    given = {image.split for image in images} - {None}
-    counts = ", ".join(f"{np.sum(splits == split):,} {split}" for split in SPLITS)
-    made = [split for split in ("test", "validation") if split not in given]
-    made = [split for split in made if np.any(splits == split)]
-    own = [split for split in ("test", "validation") if split in given]
-    drawn = f"; {' and '.join(made)} drawn by class and --split_seed" if made else ""
-    without = " and ".join(f"--{split}_fraction" for split in own)
-    found = f"; {' and '.join(own)} as given, without {without}" if own else ""
-    lines = [counts + drawn + found]
-    if "test" not in set(splits):
-        raise UserError(
-            "no image is left for testing: a class of one image keeps it for training; add images, "
-            "or raise --test_fraction"
-        )
-    return lines

@@ -7,6 +7,7 @@ import collections
 
 import numpy as np
 
+from experiments import UserError
 from experiments.data.listed_image import SPLITS, ListedImage
 
 RARE = 10  # images with the same set of labels: sets that fewer have are divided together
@@ -89,3 +90,29 @@ def duplicates(images: list[ListedImage], codes: list[bytes], splits: np.ndarray
     if differ:
         lines.append(f"{len(differ)} equal images have different labels, such as {differ[0]}")
     return lines
+
+
+def describe(images: list[ListedImage], splits: np.ndarray) -> str:
+    """Returns in one line the sizes of the splits, and where each comes from.
+
+    Args:
+      images: of the data set.
+      splits: of :func:`choose`.
+
+    Raises:
+      UserError: no image is for testing.
+    """
+    if "test" not in set(splits):
+        raise UserError(
+            "no image is left for testing: a class of one image keeps it for training; add images, "
+            "or raise --test_fraction"
+        )
+    given = {image.split for image in images}
+    words = [", ".join(f"{np.sum(splits == split):,} {split}" for split in SPLITS)]
+    tested = [split for split in ("test", "validation") if np.any(splits == split)]
+    if drawn := " and ".join(split for split in tested if split not in given):
+        words.append(f"{drawn} drawn by class and --split_seed")
+    if found := [split for split in tested if split in given]:
+        without = " and ".join(f"--{split}_fraction" for split in found)
+        words.append(f"{' and '.join(found)} as given, without {without}")
+    return "; ".join(words)

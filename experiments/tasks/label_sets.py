@@ -14,6 +14,7 @@ from capsjax.models import Config as ModelConfig
 from capsjax.recipes import margin_factor
 from experiments.config import Config, UserError
 from experiments.tasks.base import Objective, Setup
+from experiments.tasks.classification import has_logits
 
 PRESENT = 0.5  # length or probability from which a class is taken as present
 
@@ -33,7 +34,8 @@ def objective(config: Config, model_config: ModelConfig) -> Objective:
     there are also the scores, ``score_0`` to ``score_{J-1}``.
 
     Raises:
-      UserError: the network has another loss than the margin loss, or is an ensemble.
+      UserError: the network has another loss than the margin loss, its scores are logits, or it is
+        an ensemble.
     """
     model = functional.create_model(model_config)
     capsules = isinstance(model_config, CapsNetConfig)
@@ -41,6 +43,12 @@ def objective(config: Config, model_config: ModelConfig) -> Objective:
         raise UserError(
             f"--loss={config.loss} needs images of one class each, and these have sets of labels; "
             "choose --loss=margin and a routing whose scores are lengths, such as dynamic"
+        )
+    if capsules and has_logits(model_config):
+        raise UserError(
+            f"--preset={config.preset} with --routing={config.routing} has logits as scores, and "
+            "sets of labels need lengths or activations: choose a routing such as dynamic, with "
+            "another preset"
         )
     if getattr(config, "ensemble", 1) > 1:
         raise UserError("--ensemble needs images of one class each, and these have sets of labels")

@@ -109,5 +109,8 @@ def test_other_losses_are_refused():
     dataset = Dataset("made up", "", *(images, labels) * 3, NAMES)
     with pytest.raises(UserError, match="--loss=spread needs images of one class"):
         prepare_run(dataclasses.replace(QUICK, loss="spread"), dataset)
+    for flags in ({"routing": "inverted"}, {"preset": "vb"}):
+        with pytest.raises(UserError, match="has logits as scores"):
+            prepare_run(dataclasses.replace(QUICK, loss="margin", **flags), dataset)
     with pytest.raises(UserError, match="pairs are made of images of one class"):
         prepare_run(dataclasses.replace(QUICK, program="multimnist"), dataset)
