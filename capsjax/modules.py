@@ -26,7 +26,8 @@ from capsjax.routing import (
     route,
     routing_pass,
 )
-from capsjax.routing.base import check_choice
+from capsjax.routing.base import GRADIENTS, check_choice
+from capsjax.routing.engine import IMPLEMENTATIONS
 from capsjax.routing.initialization import NORMAL, initial_votes
 from capsjax.routing.passes import hold_constants
 from capsjax.votes import VOTES
@@ -45,7 +46,9 @@ class RoutedCapsules(nnx.Module):
       types: number T of capsule types, for votes whose parameters are shared by type.
       gradient: see :func:`capsjax.routing.route`.
       implementation: see :func:`capsjax.routing.route`.
-      kernel_init: initializer of the parameters of the votes, ``[I, J, D, K]`` for full votes.
+      kernel_init: initializer of the parameters of the votes, ``[I, J, D, K]`` for full votes. Its
+        numbers are multiplied by ``init_scale`` of :class:`capsjax.routing.RoutingTraits`, which is
+        1 for most algorithms and 10 / sqrt(K) for ``em`` and ``vb``, unless votes are matrices.
         None: normal, of standard deviation 0.1, with a factor on the sum of the votes that gives
         the output capsules the lengths that they have in the paper's network
         (:mod:`capsjax.routing.initialization`).
@@ -56,7 +59,7 @@ class RoutedCapsules(nnx.Module):
       rngs: source of the initial parameters.
 
     Raises:
-      ValueError: the sizes do not fit the votes.
+      ValueError: the sizes do not fit the votes, or a name is unknown.
     """
 
     def __init__(
@@ -79,6 +82,9 @@ class RoutedCapsules(nnx.Module):
     ):
         routing = make_routing(routing) if isinstance(routing, str) else routing or dynamic()
         check_choice("votes", votes, VOTES)
+        check_choice("gradient", gradient, GRADIENTS)
+        if isinstance(implementation, str):
+            check_choice("implementation", implementation, IMPLEMENTATIONS)
         sizes = Sizes(capsules_in, capsules_out, pose_out, pose_in)
         shape = VOTES[votes].shape(*sizes, types)
         key = rngs.params()
@@ -88,7 +94,8 @@ class RoutedCapsules(nnx.Module):
         if routing.for_sizes is not None:
             made = None
             if tolerance is not None:
-                made = initial_votes(sizes, votes, types, gain=gain, tolerance=tolerance)
+                options = {"gain": gain, "tolerance": tolerance, "identity": identity}
+                made = initial_votes(sizes, votes, types, **options)
             routing = routing.for_sizes(sizes, made)
         kernel = gain * (kernel_init or NORMAL)(key, shape, jnp.float32)
         if VOTES[votes].near_identity and identity:
@@ -127,6 +134,7 @@ class RoutedCapsules(nnx.Module):
 
     def input_capsules(self, x: Capsules) -> InputCapsules:
         """Compute the votes of a batch of input capsules."""
+        chex.assert_equal_shape_prefix([x.pose, x.activation], 2)
         W = self.kernel[...].astype(self.dtype)
         votes = jax.vmap(VOTES[self.votes].function, (0, None))(x.pose.astype(self.dtype), W)
         return InputCapsules(votes, x.pose.astype(votes.dtype), x.activation.astype(votes.dtype))

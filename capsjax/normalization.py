@@ -55,7 +55,7 @@ class BatchNorm(nnx.Module):
     def __call__(self, x: chex.Array) -> jax.Array:
         """Normalize ``[B, ..., C]``; the result has its type."""
         chex.assert_axis_dimension(x, -1, self.mean.shape[0])
-        wide = x.astype(accumulator(x.dtype))
+        wide = _widened(x)
         if self.use_running_average:
             mean, var = self.mean[...], self.var[...]
         else:
@@ -116,7 +116,7 @@ class InstanceNorm(nnx.Module):
     def __call__(self, x: chex.Array) -> jax.Array:
         """Normalize ``[B, H, W, C]``; the result has its type."""
         chex.assert_shape(x, (None, None, None, self.scale.shape[0]))
-        wide = x.astype(accumulator(x.dtype))
+        wide = _widened(x)
         mean = jnp.mean(wide, self.axes, keepdims=True)
         var = jnp.mean(jnp.square(wide - mean), self.axes, keepdims=True)
         return _affine(self, wide, mean, var).astype(x.dtype)
@@ -158,7 +158,7 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: chex.Array) -> jax.Array:
         """Normalize ``[B, H, W, C]``; the result has its type."""
         chex.assert_shape(x, (None, None, None, self.scale.shape[0]))
-        wide = x.astype(accumulator(x.dtype))
+        wide = _widened(x)
         parts = wide.reshape(*x.shape[:3], self.groups, x.shape[3] // self.groups)
         mean = jnp.mean(parts, (1, 2, 4), keepdims=True)
         centred = parts - mean
@@ -166,6 +166,12 @@ class GroupNorm(nnx.Module):
         normalized = (centred * jax.lax.rsqrt(var + self.epsilon)).reshape(x.shape)
         scale, bias = _along(self.scale[...], wide), _along(self.bias[...], wide)
         return (normalized * scale + bias).astype(x.dtype)
+
+
+def _widened(x):
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"normalization takes floats, not {x.dtype}")
+    return x.astype(accumulator(x.dtype))
 
 
 def _affine(norm, x, mean, var):

@@ -124,8 +124,10 @@ def make_optimizer(
     Args:
       name: a key of :data:`OPTIMIZERS`.
       schedule: see :func:`make_schedule`.
-      weight_decay: factor on the parameters, all of them. ``adamw``, ``lamb`` and ``lion`` decay
-        them apart from the gradient and times the rate; the others add it to the gradient.
+      weight_decay: factor on the parameters, all of them, also on constants such as the couplings
+        of the routing ``random``; :func:`scale_updates` keeps those. ``adamw``, ``lamb`` and
+        ``lion`` decay parameters apart from the gradient and times the rate; the others add the
+        decay to the gradient.
       clip_norm: the norm of the whole gradient above which it is scaled down; 0: never.
       epsilon_hat: whether ``adam`` has the epsilon of :func:`scale_by_adam_epsilon_hat`.
       members: number of networks whose parameters have a common leading axis. Each has the norms

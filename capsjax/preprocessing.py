@@ -11,6 +11,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from capsjax.precision import accumulator
+
 FITS = ("pad", "crop", "stretch", "digit")
 
 
@@ -66,9 +68,13 @@ def standardize(image: chex.Array) -> jax.Array:
 
     Args:
       image: pixels in [0, 1], or beyond after changes of contrast and brightness.
+
+    Raises:
+      TypeError: pixels are whole numbers.
     """
     centred = _centred(image, None)
-    return centred / _root(jnp.mean(jnp.square(centred)), image.size)
+    y = centred / _root(jnp.mean(jnp.square(centred)), image.size)
+    return y.astype(image.dtype)
 
 
 def standardize_channels(image: chex.Array) -> jax.Array:
@@ -80,16 +86,21 @@ def standardize_channels(image: chex.Array) -> jax.Array:
     errors of a mean.
 
     Args:
-      image: ``[H, W, C]``.
+      image: ``[H, W, C]``, pixels as for :func:`standardize`.
+
+    Raises:
+      TypeError: pixels are whole numbers.
     """
     centred = _centred(image, (0, 1))
     square = jnp.sum(jnp.square(centred), axis=(0, 1), keepdims=True)
     pixels = image.shape[0] * image.shape[1]
-    return centred / _root(square / max(pixels - 1, 1), pixels)
+    return (centred / _root(square / max(pixels - 1, 1), pixels)).astype(image.dtype)
 
 
 def _centred(image, axis):
     """Subtracts the mean, exactly that of equal pixels: sums of zeros have no rounding errors."""
+    check_pixels(image)
+    image = image.astype(accumulator(image.dtype))  # in float16 the floor of the divisor is zero
     differences = image - jax.lax.stop_gradient(
         image[:1, :1, :1] if axis is None else image[:1, :1]
     )
@@ -150,9 +161,9 @@ class Preprocessing:
 
     The steps, by name: ``unit`` divides by 255; ``pad`` adds zeros on each side, a number of
     pixels; ``halve`` averages 2x2 pixels of images whose sides have at least so many pixels;
-    ``resize`` reduces larger images to a square of this side, bilinearly; ``crop`` takes the
-    square of this side from the middle; ``standardize`` and ``standardize_channels``, see the
-    functions of these names; ``clip`` limits pixels to [0, 1].
+    ``resize`` reduces images of which both sides are larger to a square of this side, bilinearly;
+    ``crop`` takes the square of this side from the middle; ``standardize`` and
+    ``standardize_channels``, see the functions of these names; ``clip`` limits pixels to [0, 1].
 
     Calling it applies the steps to images ``[..., H, W, C]``, uint8, and returns float32; without
     a step that computes, such as ``unit``, it returns uint8, which no network takes.

@@ -140,13 +140,16 @@ def make_train_step(
       pieces: see :func:`make_gradient`.
 
     Returns:
-      ``step(state, images, labels, key) -> (state, metrics)``, to be wrapped in ``jax.jit``. Labels
+      ``step(state, images, labels, key) -> (state, metrics)``, to be wrapped in ``jax.jit``. It
+      raises ValueError if an average is kept without an ``ema``, or the reverse. Labels
       that are no class are refused only outside of it; see
       :func:`capsjax.objectives.capsnet_loss`.
     """
     gradient = _make_gradient(loss, axis_name, pieces)
 
     def step(state, images, labels, key):
+        if bool(jax.tree.leaves(state.average)) != bool(ema):
+            raise ValueError(f"ema={ema}, and the state has {'no' if ema else 'an'} average")
         progress = state.step.astype(jnp.float32) / total_steps if total_steps else 1.0
         batch = (images, labels, key, progress)
         grads, metrics, stats = gradient(state.params, state.stats, *batch)

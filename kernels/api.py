@@ -150,6 +150,8 @@ def prediction_vectors(
     if implementation not in VOTES_IMPLEMENTATIONS:
         legal = ", ".join(VOTES_IMPLEMENTATIONS)
         raise ValueError(f"implementation must be one of {legal}, not {implementation!r}")
+    if platform not in (None, *PLATFORMS):
+        raise ValueError(f"platform must be one of {', '.join(PLATFORMS)}, not {platform!r}")
     here = platform or backend()
     if implementation == "auto":
         small = here == "tpu" and u.shape[0] < 128

@@ -53,4 +53,5 @@ def asked_for() -> Iterator[set[Shapes]]:
     try:
         yield asked
     finally:
-        _listeners.remove(asked)
+        # Not remove, which takes the first set that is equal.
+        _listeners[:] = [one for one in _listeners if one is not asked]

@@ -83,7 +83,8 @@ def error(got, expected) -> float:
         # The gradient by an unused input (the prior, for votes) is zero.
         return float(np.max(np.abs(np.asarray(a, np.float64) - b)) / (np.max(np.abs(b)) or 1))
 
-    return max(jax.tree.leaves(jax.tree.map(one, got, expected)))
+    # Unlike max of Python, that of NumPy is NaN if any number is.
+    return float(np.max(jax.tree.leaves(jax.tree.map(one, got, expected))))
 
 
 def tolerance(dtype: str, precision: str, platform: str) -> float:

@@ -24,7 +24,7 @@ class Collective(NamedTuple):
 
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all"
-_OPERATION = re.compile(rf" = (.+?) ({_KINDS})(?:-start)?\((.*)")
+_OPERATION = re.compile(rf" = (.+?) ({_KINDS})(-start)?\((.*)")
 _ARRAY = re.compile(r"\b(pred|bf16|[fsuc]\d\w*)\[([\d,]*)\]")
 
 
@@ -38,9 +38,25 @@ def collectives(text: str, devices: int) -> list[Collective]:
     found = []
     for line in text.splitlines():
         if match := _OPERATION.search(line):
-            shape, kind, rest = match.groups()
+            shape, kind, start, rest = match.groups()
+            # What starts returns its operand, its result and what else it needs, in this order.
+            # all-reduce-start alone returns its result.
+            if start and kind != "all-reduce":
+                _, shape, *_ = _elements(shape)
             found.append(Collective(kind, _bytes(shape), _group(kind, rest, devices)))
     return found
+
+
+def _elements(shape: str) -> list[str]:
+    """The elements of a tuple of shapes, which may be tuples themselves."""
+    parts, depth = [""], 0
+    for letter in shape[1:-1]:
+        depth += (letter in "({[") - (letter in ")}]")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def _bytes(shape: str) -> int:

@@ -36,7 +36,7 @@ class CNNConfig:
     The defaults are the baseline for MNIST (section 5: 256, 256 and 128 channels, 5x5 kernels).
 
     Raises:
-      ValueError: a name is unknown, or convolutions and pooling leave no pixel.
+      ValueError: a name is unknown, convolutions and pooling leave no pixel, or a rate is no share.
     """
 
     image_shape: tuple[int, int, int] = (28, 28, 1)
@@ -55,6 +55,8 @@ class CNNConfig:
     def __post_init__(self):
         check_choice("padding", self.padding, PADDINGS)
         check_choice("conv_norm", self.conv_norm, NORMS)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and less than 1, not {self.dropout}")
         windows, pooling = [], [Window(2, 2, False)] * self.pool
         for kernel in self.kernels:
             windows += [Window(kernel, 1, self.padding == "SAME"), *pooling]

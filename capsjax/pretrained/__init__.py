@@ -178,7 +178,9 @@ def _described(folder: Path) -> Description:
     path = folder / files.CONFIG
     data = files.read(path, files.MOST_CONFIG)
     try:
-        return from_json(data.decode())
-    except ValueError as error:
+        described = from_json(data.decode())
+        _check_inputs(described)
+        return described
+    except (ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise PretrainedError(f"{path} is not understood: {reason[:300]}") from error

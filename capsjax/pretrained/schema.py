@@ -169,7 +169,8 @@ def _name(hint: Any) -> str:
 def _check_sizes(config: models.Config) -> None:
     """Refuse numbers of layers, iterations and pixels for which building would take too long."""
     layers = max(len(value) for value in vars(config).values() if isinstance(value, tuple))
-    blocks = sum(count for _, count, _ in getattr(config, "trunk", ()))
+    stages = (stage for name in ("trunk", "stages") for stage in getattr(config, name, ()))
+    blocks = sum(count for _, count, _ in stages)
     if max(layers, blocks) > MOST_LAYERS:
         raise ValueError(f"network has more than {MOST_LAYERS} layers of a kind")
     if getattr(config, "routing_iterations", 0) > MOST_ITERATIONS:

@@ -85,4 +85,5 @@ def over_field(routing: Routing, index: np.ndarray) -> Routing:
         normalizer=lambda logits: field_softmax(logits, index),
         first_normalizer="softmax" if routing.traits.starts_at_each_position else None,
         query=None,
+        gaussians=None,
     )

@@ -59,7 +59,13 @@ SQUASHED_LENGTHS: dict[str, Callable[[float], float]] = {
 
 
 def initial_votes(
-    sizes: Sizes, votes: str, types: int, *, gain: float = 1.0, tolerance: float = 1.0
+    sizes: Sizes,
+    votes: str,
+    types: int,
+    *,
+    gain: float = 1.0,
+    tolerance: float = 1.0,
+    identity: bool = True,
 ) -> InitialVotes:
     """Predict the votes of a layer before training.
 
@@ -70,14 +76,18 @@ def initial_votes(
         where they share a matrix, or where all matrices are near the identity.
       gain: factor on the deviation 0.1 of the matrices.
       tolerance: see :class:`InitialVotes`.
+      identity: whether the identity is added to matrices that may be near it.
     """
     kind = VOTES[votes]
     square = (gain * DEVIATION) ** 2 * SQUARED_LENGTH
+    near_identity = kind.near_identity and identity
     if votes == "elementwise":
         square /= sizes.K
-    if kind.near_identity:
+    elif kind.near_identity:  # a component is a sum over a row of the pose
+        square /= sizes.K**0.5
+    if near_identity:
         square = SQUARED_LENGTH / sizes.K
-    together = 1 if kind.per_input_capsule and not kind.near_identity else sizes.I / types
+    together = 1 if kind.per_input_capsule and not near_identity else sizes.I / types
     total = (sizes.D * square * sizes.I * (1 + COHERENCE * (together - 1))) ** 0.5
     return InitialVotes(square**0.5, total, tolerance)
 
@@ -90,6 +100,7 @@ def agreement_length(
     passes: int,
     squash: str,
     normalizer: str = "softmax",
+    competitors: int | None = None,
     query: Callable[[float, float], float] = lambda V, v: V + v,
 ) -> float:
     """Predict the length of the output capsules of routing by agreement.
@@ -100,10 +111,11 @@ def agreement_length(
       passes: the number of passes.
       squash: a key of :data:`SQUASHED_LENGTHS`.
       normalizer: a key of :data:`capsjax.routing.NORMALIZERS`.
+      competitors: number of capsules whose couplings sum to one; None: that of output capsules.
       query: ``(|V|, |v|)`` -> the length of V in the next pass.
     """
     V = length = 0.0
-    coupling, slope = even_coupling(normalizer, sizes.J)
+    coupling, slope = even_coupling(normalizer, competitors or sizes.J)
     for _ in range(min(passes, MOST_PASSES)):
         if normalizer == "maxmin":
             slope = stretched_slope(sizes, votes, V) if V else 0.0

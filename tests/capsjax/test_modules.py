@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from capsjax import (
     from_module,
     make_routing,
 )
+from capsjax.placed_capsules import PlacedCapsules
 from capsjax.routing import dynamic, route
 
 
@@ -222,6 +224,15 @@ def test_inputs_that_are_no_capsules_are_refused_by_name(wrong, named):
 def test_layers_without_inputs_or_of_unknown_votes_are_refused():
     with pytest.raises(ValueError, match="votes must be one of .* not 'ful'"):
         RoutedCapsules(4, 4, 2, 4, votes="ful", rngs=nnx.Rngs(0))
+    grid = functools.partial(ConvCapsules, (2, 2), 1, 4, 3, 4, 2, routing="em")
+    placed = functools.partial(PlacedCapsules, 4, 4, 2, 4, places=((0.0, 1.0), (0.0, 1.0)))
+    for layer in (grid, placed, functools.partial(RoutedCapsules, 4, 4, 2, 4)):
+        for option in ("implementation", "gradient"):
+            with pytest.raises(ValueError, match=f"{option} must be one of .* not 'steam'"):
+                layer(**{option: "steam"}, rngs=nnx.Rngs(0))
+    layer = placed(rngs=nnx.Rngs(0))
+    with pytest.raises(AssertionError):
+        layer(Capsules(np.ones((2, 4, 4), np.float32), np.ones((2, 1), np.float32)))
     for implementation in ("naive", "stream"):
         with pytest.raises(ValueError, match="there are no input capsules"):
             u, W = np.zeros((2, 0, 3), np.float32), np.zeros((0, 4, 5, 3), np.float32)

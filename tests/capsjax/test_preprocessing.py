@@ -31,6 +31,18 @@ def test_an_image_of_one_different_pixel_has_deviation_one(normalize):
 
 
 @pytest.mark.parametrize("normalize", STANDARD)
+def test_short_floats_are_normalized_in_float32_and_whole_numbers_refused(normalize):
+    image = np.random.default_rng(0).integers(0, 256, (28, 28, 1), np.uint8)
+    for dtype in (jnp.float16, jnp.bfloat16):
+        assert (normalize(jnp.full((28, 28, 1), 0.5, dtype)) == 0).all()
+        found = normalize(jnp.asarray(image / 255, dtype))
+        assert found.dtype == dtype
+        np.testing.assert_allclose(found, normalize(jnp.float32(image / 255)), atol=0.02)
+    with pytest.raises(TypeError, match="not uint8: divide by 255"):
+        normalize(jnp.asarray(image))
+
+
+@pytest.mark.parametrize("normalize", STANDARD)
 def test_derivatives_are_finite_at_constant_images(normalize):
     derivative = jax.jacrev(normalize)(jnp.full((4, 3, 2), 0.3))
     assert np.isfinite(derivative).all() and np.abs(derivative).max() > 1

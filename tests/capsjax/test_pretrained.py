@@ -15,6 +15,7 @@ from helpers import filled
 
 import capsjax
 from capsjax import Preprocessing, PretrainedError, Variables
+from capsjax.models import ResNetConfig
 from capsjax.pretrained import files, schema
 
 TINY = capsjax.preset("capsnet_tiny", decoder=(8,), conv_channels=4, primary_types=2)
@@ -156,6 +157,24 @@ def test_configurations_of_no_network_are_refused(config, changes, tmp_path):
     (folder / "config.json").write_text(json.dumps(text))
     with pytest.raises(PretrainedError, match="config.json"):
         capsjax.load_pretrained(folder)
+
+
+@pytest.mark.parametrize("steps", [[["unit"], ["crop", 20]], [], [["standardize"]]], ids=str)
+def test_preprocessing_has_to_make_the_input_of_the_network(steps, tmp_path):
+    folder, _ = save(tmp_path / "net", TINY)
+    text = json.loads((folder / "config.json").read_text())
+    text["preprocessing"]["steps"] = steps
+    (folder / "config.json").write_text(json.dumps(text))
+    for read in (capsjax.load_pretrained, capsjax.pretrained.describe_pretrained):
+        with pytest.raises(PretrainedError, match="config.json is not understood: .*uint8|takes"):
+            read(folder)
+
+
+def test_stages_of_residual_blocks_are_few():
+    many, steps = ResNetConfig(stages=((4, 200, 1),)), Preprocessing((32, 32, 3))
+    text = schema.to_json(schema.Description(many, tuple("abcdefghij"), steps))
+    with pytest.raises(ValueError, match="more than 100 layers"):
+        schema.from_json(text)
 
 
 def test_labels_may_be_an_array_and_are_as_many_as_classes(tmp_path):

@@ -396,3 +396,7 @@ def test_averages_follow_the_parameters():
         np.testing.assert_allclose(state.average, want, rtol=1e-5)
         np.testing.assert_allclose(state.params, plain.params, rtol=1e-6)
         assert plain.average == ()
+        with pytest.raises(ValueError, match="ema=0.*, and the state has no average"):
+            step(plain, None, None, KEY)
+        with pytest.raises(ValueError, match="ema=0.*, and the state has an average"):
+            make_train_step(loss, optax.sgd(0.1))(state, None, None, KEY)

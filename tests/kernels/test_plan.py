@@ -24,6 +24,11 @@ replica_groups=[2,8]<=[16], to_apply=%add
   %d = pred[] all-reduce(%x), replica_groups=mesh['a'=2,'b'=3] {'a','b'}, to_apply=%and
   %e = s32[5]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
   %h = f32[7]{0} all-reduce(%x), replica_groups={}, to_apply=%add
+  %i = (f32[4]{0}, f32[16]{0:T(128)}) all-gather-start(%x), replica_groups={{0,1,2,3}}
+  %j = ((f32[3]{0}, u8[8]{0}), (f32[6]{0}, u8[16]{0})) all-gather-start(%x, %y), \
+replica_groups={{0,1}}, dimensions={0}
+  %k = (f32[5]{0}, f32[5]{0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%x), \
+source_target_pairs={{0,1},{1,0}}
   %f = f32[3]{0} fusion(%a), kind=kLoop, calls=%all-reduce.1
   ROOT %g = (f32[2]{0}) tuple(%a)
 """
@@ -41,6 +46,9 @@ def test_collectives_of_a_program():
         Collective("all-reduce", 1, 6),
         Collective("collective-permute", 20, 2),
         Collective("all-reduce", 28, 16),
+        Collective("all-gather", 64, 4),
+        Collective("all-gather", 24 + 16, 2),
+        Collective("collective-permute", 20, 2),
     ]
 
 

@@ -60,6 +60,8 @@ def test_pallas_that_cannot_run_raises_and_auto_falls_back(devices, divided, rea
 def test_unknown_names():
     with pytest.raises(ValueError, match="implementation must be one of auto, naive, .* 'fast'"):
         api.select("fast", CPU)
+    with pytest.raises(ValueError, match="platform must be one of tpu, gpu, not 'cuda'"):
+        api.prediction_vectors(np.ones((2, 3, 4)), np.ones((3, 5, 6, 4)), platform="cuda")
     with pytest.raises(ValueError, match="platform must be one of tpu, gpu, not 'cpu'"):
         api.pass_kernels("cpu")
 

@@ -87,6 +87,12 @@ def test_convolutions_need_pixels():
         CNNConfig(padding="FULL")
 
 
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5])
+def test_the_rate_of_dropout_is_a_share(rate):
+    with pytest.raises(ValueError, match="dropout must be at least 0 and less than 1"):
+        CNNConfig(dropout=rate)
+
+
 def test_pooling_needs_pixels():
     CNNConfig((4, 5, 1), channels=(2, 2), kernels=(3, 3), pool=True)
     CNNConfig((1, 1, 1), channels=(2, 2), kernels=(3, 3))

@@ -128,6 +128,27 @@ def test_tolerance_leaves_layers_as_they_are():
     assert factor(100, 4.0) == pytest.approx(10)
 
 
+@pytest.mark.parametrize("I, J", [(1152, 10), (40, 100)])
+def test_couplings_over_inputs_start_as_those_over_outputs(I, J):
+    """They are shares of one among I capsules, and no longer among J."""
+    lengths = [activation("dynamic", I, J, over=over).mean() for over in ("inputs", "outputs")]
+    assert lengths[0] == pytest.approx(lengths[1], rel=0.1), lengths
+
+
+@pytest.mark.parametrize("identity", [True, False])
+@pytest.mark.parametrize("votes", ["matrix", "conv_matrix"])
+def test_matrices_with_and_without_identity_start_with_usual_lengths(votes, identity):
+    """Half of what the capsules of a type are is the same at all positions."""
+    rng, types = np.random.default_rng(0), 32
+    pose = rng.normal(size=(2, 1, types, 16)) + rng.normal(size=(2, 36, types, 16))
+    pose = np.float32(0.5 * pose / np.linalg.norm(pose, axis=-1, keepdims=True))
+    x = Capsules(pose.reshape(2, 1152, 16), np.full((2, 1152), 0.5, np.float32))
+    options = {"votes": votes, "types": types, "identity": identity}
+    model = from_module(lambda rngs: RoutedCapsules(1152, 16, 10, 16, rngs=rngs, **options))
+    length = model.apply(model.init(jax.random.key(0)), x).activation.mean()
+    assert BAND[0] < length < BAND[1]
+
+
 def test_a_kernel_init_of_one_s_own_has_no_factor():
     def lengths(**options):
         routing = make_routing("uniform", squash="none")

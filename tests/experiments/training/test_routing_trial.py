@@ -8,6 +8,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from helpers import QUICK, prepare_run, read_json, train
 
@@ -16,7 +17,7 @@ from experiments.tasks import figures
 from experiments.tasks.registry import find_program
 from experiments.training import routing_trial, vmapped_loop
 from experiments.training.routing_trial import UNFINISHED, read
-from kernels import api, approval, trial
+from kernels import api, approval, bench, trial
 from kernels.approval import Shapes
 from kernels.problems import PROBLEMS
 from kernels.trial import Verdict
@@ -90,6 +91,22 @@ def test_bad_kernels_end_in_stream(kind):
     verdict = trial.decide(SHAPES, kernels, iterations=2, seconds=seconds)
     assert verdict.implementation == "stream" and re.search(reason, verdict.reason), verdict
     assert "\n" not in verdict.reason
+
+
+@pytest.mark.parametrize("name", ["W", "prior", "u"])
+def test_no_array_hides_a_number_that_is_none(name):
+    right = {key: np.full((2, 3), 0.5) for key in ("W", "prior", "u")}
+    wrong = right | {name: np.array([[0.5, 0.5, np.nan], [0.5, 0.5, 0.5]])}
+    assert np.isnan(bench.error(wrong, right)) and bench.error(right, right) == 0
+    assert bench.error(right | {name: 2 * right[name]}, right) == 1
+
+
+def test_shapes_that_are_asked_for_are_told_to_every_context():
+    with approval.asked_for() as outer:
+        with approval.asked_for() as inner:
+            pass
+        approval.is_approved(SHAPES)
+    assert outer == {SHAPES} and not inner
 
 
 @pytest.mark.parametrize(
