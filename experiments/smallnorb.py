@@ -8,10 +8,10 @@
 
 The first paper uses its MNIST network unchanged and reports 2.7% test error; it does not state the
 schedule. With --epochs=20 --schedule=cosine --ema=0.999 the first command has 5.96%, the mean of
-three runs of 40 minutes to two hours on one core (docs/results/smallnorb.md). An epoch has 24,300 training images and takes
-about half as long as one of MNIST. The network standardizes each image, as the authors' code does
-(--input_norm); the decoder, which ends in a sigmoid, sees pixels in [0, 1]. With --noreconstruction
-images are standardized before they reach the network.
+three runs of 40 minutes to two hours on one core (docs/results/smallnorb.md). An epoch has 24,300
+training images and takes about half as long as one of MNIST. The network standardizes each image,
+as the authors' code does (--input_norm); the decoder, which ends in a sigmoid, sees pixels in
+[0, 1]. With --noreconstruction images are standardized before they reach the network.
 
 Images of less than 64x64 pixels are taken as prepared and not halved. The presets below have the
 crops and distortions of their authors; see :mod:`capsjax.models.matrix`,
