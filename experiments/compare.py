@@ -43,7 +43,7 @@ from experiments.sweeps.statistics import (
 from experiments.training.results import output_path, provenance, write_results
 
 # Of a summary: what decides which test images a run has.
-TEST_IMAGES = ("program", "data_checksum", "test_examples", "shift", "affnist")
+TEST_IMAGES = ("program", "data_checksum", "test_examples", "shift")
 IMAGES = ("test", "affnist")  # what the names of the fields about their errors begin with
 NEEDED = {
     "command": lambda text: isinstance(text, str) and len(words_of(text)) > 2,
@@ -83,13 +83,13 @@ def main(flags: Flags, *places: str) -> None:
     output = output_path(flags.output) if flags.output else None
     rows = [read_row(place, flags.images) for place in places]
     check_different(rows)
-    first, *others = (test_images(next(iter(row.values()))) for row in rows)
+    first, *others = (test_images(next(iter(row.values())), flags.images) for row in rows)
     for place, other in zip(places[1:], others, strict=True):
         for name, value in other.items():
             if None not in (value, first[name]) and value != first[name]:
                 raise UserError(f"{place} has other test images than {places[0]}: {name}={value}")
     measured = measure(rows)
-    text = to_markdown(measured)
+    text = to_markdown(measured, flags.images)
     print(text)
     if output:
         # Absolute paths are of this machine alone.
@@ -138,7 +138,7 @@ def read_row(place: str, images: str = IMAGES[0]) -> dict[int, dict]:
         if summary["seed"] in row:
             raise UserError(f"{place} has two runs with seed {summary['seed']}")
         row[summary["seed"]] = summary
-    kinds = {(_without_seed(one), *test_images(one).values()) for one in row.values()}
+    kinds = {(_without_seed(one), *test_images(one, images).values()) for one in row.values()}
     if len(kinds) > 1:
         raise UserError(f"{place}: these runs differ in more than the seed")
     return row
@@ -148,11 +148,13 @@ def _without_seed(summary: dict) -> tuple[str, ...]:
     return tuple(w for w in words_of(summary["command"]) if not w.startswith("--seed="))
 
 
-def test_images(summary: dict) -> dict[str, Any]:
-    """Returns what decides which test images a run has; None is unknown."""
-    moved = [w for w in _without_seed(summary) if w.startswith("--placement=")]  # of affnist
-    found = {name: None if summary.get(name) == "" else summary.get(name) for name in TEST_IMAGES}
-    return found | {"placement": moved[0].partition("=")[2] if moved else ""}
+def test_images(summary: dict, images: str = IMAGES[0]) -> dict[str, Any]:
+    """Returns what decides which images, of :data:`IMAGES`, a run has; None is unknown."""
+    names = (*TEST_IMAGES, "affnist") if images == "affnist" else TEST_IMAGES
+    found = {name: None if summary.get(name) == "" else summary.get(name) for name in names}
+    # Of affnist: where its translated digits are, which are the test images.
+    moved = [w for w in _without_seed(summary) if w.startswith("--placement=")]
+    return found | {"placement": moved[0] if moved and images == "test" else ""}
 
 
 def measure(rows: list[dict[int, dict]]) -> list[dict]:
@@ -205,9 +207,10 @@ def name_of(summary: dict) -> str:
     return " ".join([module.removeprefix("experiments."), *flags])
 
 
-def to_markdown(rows: list[dict]) -> str:
+def to_markdown(rows: list[dict], images: str = IMAGES[0]) -> str:
     """Returns the table for readers."""
-    headings = ["run", "test error, %", "95% interval", "difference", "its 95% interval"]
+    error = {"test": "test error, %", "affnist": "affNIST error, %"}[images]
+    headings = ["run", error, "95% interval", "difference", "its 95% interval"]
     headings += ["images won and lost", "p", "verdict"]
     lines = []
     for row in rows:
