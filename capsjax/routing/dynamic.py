@@ -90,14 +90,12 @@ def dynamic(
 
     def for_sizes(sizes, votes):
         options = {"normalizer": normalizer, "squash": squash}
-        if over == "inputs":
-            options["competitors"] = sizes.I
+        among = {"competitors": sizes.I if over == "inputs" else sizes.J}
 
         def length(scale):
-            return agreement_length(sizes, votes, scale, passes=iterations, **options)
+            return agreement_length(sizes, votes, scale, passes=iterations, **among, **options)
 
         found = scale_for(length, votes, passes=iterations, squash=squash)
-        options = {"normalizer": normalizer, "squash": squash}
         options |= {"prior": prior, "bias": bias, "over": over, "name": name}
         return dynamic(iterations, scale=found, **options)
 
