@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.config import UserError, setting
+from experiments.config import Config, UserError, names_of, setting
 from experiments.config.flags import run
-from experiments.files import BadFile, is_integer, local_path, read_json
+from experiments.files import BadFile, is_integer, local_path, read_json, split_paths
 from experiments.files.bits import unpack
 from experiments.files.forms import SUMMARY, is_count, is_percentage
 from experiments.plots.text_tables import markdown
@@ -93,7 +93,7 @@ def main(flags: Flags, *places: str) -> None:
     print(text)
     if output:
         # Absolute paths are of this machine alone.
-        words = [",".join(_name(part) for part in place.split(",")) for place in places]
+        words = [",".join(map(_name, split_paths(place))) for place in places]
         words += [f"--images={flags.images}"] * (flags.images != DEFAULTS.images)
         seeds = sorted({seed for row in rows for seed in row})
         origin = provenance(shlex.join(["python", "-m", "experiments.compare", *words]), seeds)
@@ -123,7 +123,7 @@ def read_row(place: str, images: str = IMAGES[0]) -> dict[int, dict]:
       UserError: one of them is no finished run, or they differ in more than the seed.
     """
     row = {}
-    for part in place.split(","):
+    for part in split_paths(place):
         path = local_path(part, "run")
         path = path / "summary.json" if path.is_dir() else path
         try:
@@ -138,14 +138,17 @@ def read_row(place: str, images: str = IMAGES[0]) -> dict[int, dict]:
         if summary["seed"] in row:
             raise UserError(f"{place} has two runs with seed {summary['seed']}")
         row[summary["seed"]] = summary
-    kinds = {(_without_seed(one), *test_images(one, images).values()) for one in row.values()}
+    kinds = {(_that_matter(one), *test_images(one, images).values()) for one in row.values()}
     if len(kinds) > 1:
         raise UserError(f"{place}: these runs differ in more than the seed")
     return row
 
 
-def _without_seed(summary: dict) -> tuple[str, ...]:
-    return tuple(w for w in words_of(summary["command"]) if not w.startswith("--seed="))
+def _that_matter(summary: dict) -> tuple[str, ...]:
+    """The words of the command but the seed and what has no part in the result."""
+    names = {"seed", *names_of(Config(), "neutral")}
+    words = words_of(summary["command"])
+    return tuple(w for w in words if w.partition("=")[0].removeprefix("--") not in names)
 
 
 def test_images(summary: dict, images: str = IMAGES[0]) -> dict[str, Any]:
@@ -153,7 +156,7 @@ def test_images(summary: dict, images: str = IMAGES[0]) -> dict[str, Any]:
     names = (*TEST_IMAGES, "affnist") if images == "affnist" else TEST_IMAGES
     found = {name: None if summary.get(name) == "" else summary.get(name) for name in names}
     # Of affnist: where its translated digits are, which are the test images.
-    moved = [w for w in _without_seed(summary) if w.startswith("--placement=")]
+    moved = [w for w in _that_matter(summary) if w.startswith("--placement=")]
     return found | {"placement": moved[0] if moved and images == "test" else ""}
 
 
@@ -203,7 +206,7 @@ def _compared(pair: Comparison, row: dict[int, dict]) -> dict:
 
 def name_of(summary: dict) -> str:
     """Returns the flags of a run without its seed."""
-    _, _, module, *flags = _without_seed(summary)
+    _, _, module, *flags = _that_matter(summary)
     return " ".join([module.removeprefix("experiments."), *flags])
 
 

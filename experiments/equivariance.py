@@ -62,9 +62,11 @@ def main(flags: Flags) -> None:
         raise UserError("name a finished run with --run=DIR")
     folders = list(dict.fromkeys(f for f in (flags.run, flags.compare) if f))
     opened = [open_finished(folder, flags) for folder in folders]
-    datasets = {one.setup.dataset.name for one in opened}
-    if len(datasets) > 1:
-        raise UserError(f"--compare={flags.compare}: trained on {' and '.join(sorted(datasets))}")
+    if len({one.setup.dataset.checksum for one in opened}) > 1:
+        names = sorted({one.setup.dataset.name for one in opened})
+        raise UserError(
+            f"--compare={flags.compare}: the runs have other data: {' and '.join(names)}"
+        )
     output = output_path(flags.output or Path(flags.run) / "equivariance")
     if not os.access(output.parent, os.W_OK):
         raise UserError(f"--output={output} can't be written")

@@ -20,7 +20,7 @@ from experiments.analysis import saved_run
 from experiments.analysis.saved_run import stored_config
 from experiments.config import UserError, setting
 from experiments.config.flags import run
-from experiments.files import check_folder, local_path, read_json
+from experiments.files import check_folder, local_path, read_json, split_paths
 from experiments.files.forms import SUMMARY
 from experiments.tasks import figures, routing_diagnostics
 from experiments.tasks.base import Figure
@@ -59,7 +59,7 @@ def main(flags: Flags) -> None:
     Raises:
       UserError: a flag is wrong, a run can't be used, or the output can't be written.
     """
-    folders, kinds = flags.run.split(","), flags.format.split(",")
+    folders, kinds = split_paths(flags.run), flags.format.split(",")
     folders = [str(local_path(folder, "run")) if folder else "" for folder in folders]
     if not all(folders) or len(set(folders)) < len(folders):
         raise UserError("give a run, or several different ones: --run=DIR,DIR")

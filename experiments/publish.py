@@ -20,7 +20,7 @@ from experiments.analysis import saved_run
 from experiments.analysis.publish import publish
 from experiments.config import UserError, setting
 from experiments.config.flags import run
-from experiments.files import local_path
+from experiments.files import fresh_folder, local_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +55,8 @@ def main(flags: Flags) -> None:
     if not flags.run or not flags.output:
         raise UserError("give a finished run and a folder: --run=DIR --output=FOLDER")
     output = local_path(flags.output, "output")
+    if output.exists():  # before the test images are evaluated
+        raise UserError(f"--output={output} exists already; name a new folder")
     opened = saved_run.open_run(
         flags.run,
         accelerator=flags.accelerator,
@@ -63,10 +65,12 @@ def main(flags: Flags) -> None:
         examples=True,
     )
     print(f"evaluating {len(opened.setup.dataset.test_labels):,} test images", file=sys.stderr)
-    try:
-        facts = publish(opened, output, flags.dtype, flags.fit)
-    except OSError as error:
-        raise UserError(f"--output={output} can't be written: {error.strerror}") from error
+    with fresh_folder(output, "output") as temporary:
+        inside = temporary / output.resolve().name  # the card has the name of its folder
+        facts = publish(opened, inside, flags.dtype, flags.fit)
+        for path in inside.iterdir():
+            path.rename(temporary / path.name)
+        inside.rmdir()
     print(f"weights {facts['weights']}")
     if "float16" in facts:
         print(f"float16 {facts['float16']}")

@@ -147,11 +147,13 @@ def save_pretrained(
         raise PretrainedError(f"{os.fspath(folder)} is not written: {error}") from error
     folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    files.write(folder / files.WEIGHTS, data)
-    files.write(folder / files.CONFIG, text.encode())
     shapes = weights.shapes_of(model)
-    text = card.to_markdown(folder.resolve().name, described, shapes, dtype)
-    files.write(folder / files.CARD, text.encode())
+    about = card.to_markdown(folder.resolve().name, described, shapes, dtype)
+    # Without it the folder can't be loaded: new weights never have the classes of older ones.
+    (folder / files.CONFIG).unlink(missing_ok=True)
+    files.write(folder / files.WEIGHTS, data)
+    files.write(folder / files.CARD, about.encode())
+    files.write(folder / files.CONFIG, text.encode())
     return folder
 
 

@@ -13,6 +13,7 @@ import capsjax
 from experiments.config import UserError
 from experiments.data import image_files
 from experiments.data.image_size import RESIZE
+from experiments.files import one_line
 from experiments.tasks.predictions import Network, predict
 
 CONFIDENT = 0.5  # a class with at least this score is present
@@ -101,7 +102,7 @@ def prepare_images(
         try:
             image = _read(file, channels)
         except image_files.UnreadableImage as error:
-            print(f"{file}: {error}", file=sys.stderr)
+            print(f"{one_line(file)}: {one_line(error)}", file=sys.stderr)
             continue
         single = channels in (1, 3)
         pixels = image_files.with_channels(image, channels) if single else image

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from capsjax.models import PRESETS, CapsNetConfig
 from capsjax.optimizers import OPTIMIZERS, RATE_SCHEDULES
 from capsjax.recipes import RECIPES
 from experiments import UserError
@@ -117,7 +118,8 @@ def check_optimization(config) -> None:
                 raise UserError(
                     f"--{name} applies to --schedule=exponential, not to {config.schedule}"
                 )
-    loss = config.loss if config.model == "capsnet" else "cross_entropy"
+    network = PRESETS.get(f"{config.model}_{config.preset}")
+    loss = config.loss if isinstance(network, CapsNetConfig) else "cross_entropy"
     if config.label_smoothing and loss != "cross_entropy":
         raise UserError(
             f"--label_smoothing={config.label_smoothing:g} applies to cross-entropy, not to "

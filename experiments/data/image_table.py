@@ -54,7 +54,7 @@ def _rows_of_csv(text):
 
 
 def _rows_of_json(text):
-    for line, one in enumerate(text.splitlines(), 1):
+    for line, one in enumerate(text.split("\n"), 1):
         if one.strip():
             try:
                 row = parse(one)
@@ -87,6 +87,8 @@ def _listed(folder, line, row, multi):
         raise ValueError(
             f"line {line}: {labels if multi else labels[0]!r} is no {what}: text or whole numbers"
         )
+    if not multi and labels == [""]:
+        raise ValueError(f"line {line} has no label")
     path = folder / name
     if leads_out(path, folder):
         raise ValueError(f"line {line}: {name!r} is outside of the folder of the table")

@@ -191,6 +191,9 @@ def complete(path: str, stored: Mapping[str, np.ndarray]) -> tuple[dict, list[st
         {name: _array(stored, name) for name in classes}, class_names
     )
     arrays |= dict(zip(classes, values, strict=True))
+    for name in arrays["class_names"].tolist():
+        if not name or not name.isprintable():
+            raise ValueError(f"class_names has {name!r}, which is empty or not printable")
     if len(arrays["class_names"]) < 2:
         raise ValueError("there is one class only, and nothing to tell apart")
     (name, count), *_ = collections.Counter(arrays["class_names"].tolist()).most_common(1)

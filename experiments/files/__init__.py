@@ -9,6 +9,7 @@ from experiments.files.limits import (
     local_path,
     make_private,
     size,
+    split_paths,
 )
 from experiments.files.reader import (
     BadFile,
@@ -50,6 +51,7 @@ __all__ = [
     "check_programs",
     "sha256",
     "size",
+    "split_paths",
     "write_json",
     "write_text",
 ]

@@ -6,6 +6,7 @@ from pathlib import Path
 import psutil
 
 from experiments import UserError
+from experiments.files.text import one_line
 
 SHARE = 0.9  # of the free memory that one thing may need
 # Folder of a control group, its limit of memory, what it takes, and the prefix of its statistics.
@@ -116,6 +117,18 @@ def make_private(folder: Path, name: str) -> None:
         place.mkdir(mode=0o755, exist_ok=True)
 
 
+def split_paths(text: str) -> list[str]:
+    """Returns the paths that are joined by commas; one that exists may have commas itself."""
+    parts, found = text.split(","), []
+    while parts:
+        joined = [",".join(parts[: n + 1]) for n in range(len(parts))]
+        there = [n for n, path in enumerate(joined) if os.path.exists(os.path.expanduser(path))]
+        last = there[-1] if there else 0
+        found.append(joined[last])
+        parts = parts[last + 1 :]
+    return found
+
+
 def local_path(place: str | Path, flag: str) -> Path:
     """Returns the path of a flag, ``~`` expanded.
 
@@ -129,6 +142,10 @@ def local_path(place: str | Path, flag: str) -> Path:
         )
     if "\0" in text:
         raise UserError(f"--{flag} contains a zero byte")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # which the library of checkpoints can't take
+        raise UserError(f"--{flag}={one_line(text)} is not UTF-8") from error
     try:
         return Path(text).expanduser()
     except RuntimeError as error:  # no such user, or no home

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.plots.page import GREY, INK, add_axes, blank_page, save_figure
+from experiments.plots.page import GREY, INK, LITERAL, add_axes, blank_page, save_figure
 
 MOST_NUMBERS = 25  # classes up to which the counts are written into the cells
 
@@ -36,8 +36,8 @@ def _confusion_figure(matrix, class_names, title=""):
             axes.text(prediction, label, number, **where)
     every = range(0, count, max(1, count // 50))
     names = [_short(class_names[n]) for n in every]
-    axes.set_xticks(every, names, rotation=90)
-    axes.set_yticks(every, names)
+    axes.set_xticks(every, names, rotation=90, **LITERAL)
+    axes.set_yticks(every, names, **LITERAL)
     axes.tick_params(labelsize=7, labelcolor=INK, length=0)
     axes.set_xlabel("prediction (colour: errors)", fontsize=8, color=GREY)
     axes.set_ylabel("label", fontsize=8, color=GREY)

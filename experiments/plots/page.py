@@ -11,6 +11,7 @@ INK, GREY, PALE, BLUE, RED = "#222222", "#6B6B6B", "#B9C4CC", "#0072B2", "#C4400
 LEGEND = dict(
     fontsize=8, frameon=False, labelcolor=GREY, columnspacing=1.2, borderpad=0, borderaxespad=0
 )
+LITERAL = {"parse_math": False}  # of names from users, in which $ is no formula
 
 
 def blank_page(width, height, title):

@@ -6,6 +6,7 @@ from experiments.plots.page import (
     BLUE,
     GREY,
     INK,
+    LITERAL,
     PALE,
     add_axes,
     blank_page,
@@ -53,7 +54,9 @@ def _intervals_figure(tables, title=""):
             axes.plot(row.errors, [y] * len(row.errors), "o", color=GREY, ms=2.6, alpha=0.8, mew=0)
             mean = sum(row.errors) / len(row.errors)
             axes.plot(mean, y, "o", color=BLUE, ms=5, mec="white", mew=0.7)
-        axes.set_yticks(range(len(table)), [_short(row.name) for row in table], color=INK)
+        axes.set_yticks(
+            range(len(table)), [_short(row.name) for row in table], color=INK, **LITERAL
+        )
         axes.tick_params(axis="y", length=0)
         axes.set(ylim=(len(table) - 0.4, -0.6), xlim=(max(0, low - edge), high + edge))
         top += height + 0.75

@@ -164,6 +164,7 @@ def _run(row, seed, tuned, own, folder, defaults) -> PlannedRun:
         key += f" {shlex.quote(f'--frozen_from={config.frozen_from}')}"
     name = row + "".join(f",{n}={v}" for n, v in tuned.items()) + (f",seed={seed}" if seed else "")
     readable = re.sub(r"[^\w=.,-]+", "-", name.replace(", ", ",")).strip(",-")
+    readable = readable.encode()[:150].decode(errors="ignore")  # the checksum tells them apart
     own = own | {"workdir": str(folder / f"{readable},{_checksum(key)}".lstrip(","))}
     config = dataclasses.replace(config, workdir=own["workdir"])
     return PlannedRun(row, seed or str(config.seed), tuned, _arguments(own), config, key)

@@ -96,8 +96,8 @@ def write(report: StudyReport, output: Path) -> list[Path]:
         [plots.Dots(", ".join(row.names), [*row.errors.values()], *row.interval) for row in table]
         for table in f.tables
     ]
-    plots.plot_intervals(paths[3], dots, title=f"{f.name}: test error of {_dataset_names(f)}")
     write_json(paths[4], to_json(f))
+    plots.plot_intervals(paths[3], dots, title=f"{f.name}: test error of {_dataset_names(f)}")
     return paths
 
 

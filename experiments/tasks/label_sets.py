@@ -34,8 +34,8 @@ def objective(config: Config, model_config: ModelConfig) -> Objective:
     there are also the scores, ``score_0`` to ``score_{J-1}``.
 
     Raises:
-      UserError: the network has another loss than the margin loss, its scores are logits, or it is
-        an ensemble.
+      UserError: the network has another loss than the margin loss, its scores are logits, it is an
+        ensemble, or labels are to be smoothed.
     """
     model = functional.create_model(model_config)
     capsules = isinstance(model_config, CapsNetConfig)
@@ -50,6 +50,8 @@ def objective(config: Config, model_config: ModelConfig) -> Objective:
             "sets of labels need lengths or activations: choose a routing such as dynamic, with "
             "another preset"
         )
+    if config.label_smoothing:
+        raise UserError("--label_smoothing needs images of one class each, not sets of labels")
     if getattr(config, "ensemble", 1) > 1:
         raise UserError("--ensemble needs images of one class each, and these have sets of labels")
 

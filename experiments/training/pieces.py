@@ -4,10 +4,10 @@ import dataclasses
 import sys
 
 import jax
-import psutil
 
 from capsjax import train
 from capsjax.functional import Model
+from experiments import files
 from experiments.config import Config, UserError
 from experiments.data import batching
 from experiments.tasks.base import Setup
@@ -88,7 +88,7 @@ def step_bytes(setup: Setup, make_body) -> int:
 
 
 def free_bytes(device: jax.Device) -> int:
-    """Returns the free memory of an accelerator, or of the machine on CPU."""
+    """Returns the free memory of an accelerator, or that of this process on CPU."""
     if stats := device.memory_stats():
         return stats["bytes_limit"] - stats["bytes_in_use"]
-    return psutil.virtual_memory().available
+    return files.free_bytes()

@@ -109,6 +109,15 @@ def test_several_seeds(written, tmp_path):
     np.testing.assert_allclose(second["interval"], own)
 
 
+def test_commas_in_names_and_flags_without_part_in_the_result(written):
+    """As the folders of sweeps are named, and as runs on other machines are started."""
+    flags_of_others = ("--model=cnn --log_every=5", "--accelerator=cpu --model=cnn")
+    places = [written("seed=0,a1", summary(drawn(0, 0.3)))]
+    for seed, flags in enumerate(flags_of_others, 1):
+        places.append(written(f"seed={seed},b{seed}", summary(drawn(seed, 0.3), seed, flags)))
+    assert set(compare.read_row(",".join(places))) == {0, 1, 2}
+
+
 def test_holm_over_rows(written):
     a, b, c = (summary(drawn(n, e)) for n, e in enumerate((0.3, 0.27, 0.2)))
     together = compare.measure([{0: one} for one in (a, b, c)])

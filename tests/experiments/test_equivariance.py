@@ -107,9 +107,10 @@ def test_user_errors(tiny_run, tmp_path):
     assert "is not finished" in fails(run=str(unfinished))
     one = equivariance.open_finished(str(tiny_run), Flags(accelerator="cpu"))
     with pytest.MonkeyPatch.context() as patch:
-        other = one._replace(setup=one.setup._replace(dataset=one.setup.dataset._replace(name="x")))
+        data = one.setup.dataset._replace(name="x", checksum="c")
+        other = one._replace(setup=one.setup._replace(dataset=data))
         patch.setattr(equivariance, "open_finished", lambda f, _: other if f == "b" else one)
-        assert "trained on digits and x" in fails(run="a", compare="b")
+        assert "the runs have other data: digits and x" in fails(run="a", compare="b")
         patch.setattr(equivariance, "PROGRAMS", ("affnist",))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(equivariance, "PROGRAMS", ("affnist",))

@@ -14,6 +14,7 @@ from picture_files import of, written
 import capsjax
 from capsjax.pretrained import files
 from experiments import predict
+from experiments import publish as publish_command
 from experiments.analysis import publish, saved_run
 from experiments.config import UserError
 from experiments.training import initial_weights
@@ -109,6 +110,20 @@ def test_a_home_folder_is_found(opened, tmp_path, monkeypatch):
     found = initial_weights.read_source("~/net")
     assert found.keys() == initial_weights.read_source(str(tmp_path / "net")).keys()
     assert initial_weights.read_source(str(opened.folder)).keys() == found.keys()
+
+
+def test_the_command_makes_a_new_folder(opened, tmp_path, monkeypatch):
+    monkeypatch.setattr(saved_run, "open_run", lambda *_, **__: opened)
+    flags = publish_command.Flags(run=str(opened.folder), output=str(tmp_path / "net"))
+    publish_command.main(flags)
+    names = {files.WEIGHTS, files.CONFIG, files.CARD}
+    assert set(os.listdir(tmp_path / "net")) == names and os.listdir(tmp_path) == ["net"]
+    assert "\n# net\n" in (tmp_path / "net" / files.CARD).read_text()
+    config = (opened.folder / "config.json").read_text()
+    for there in (tmp_path / "net", opened.folder):
+        with pytest.raises(UserError, match="exists already; name a new folder"):
+            publish_command.main(dataclasses.replace(flags, output=str(there)))
+    assert (opened.folder / "config.json").read_text() == config
 
 
 def test_missing_flags():

@@ -125,7 +125,9 @@ def test_tables_name_files_labels_and_splits(tmp_path, kind):
         text = "\n".join(["Path, label,split", *(",".join(row.values()) for row in rows)])
         path.write_text("\ufeff" + text, "utf-8")
     else:
-        path.write_text("\n".join(map(json.dumps, rows)))
+        rows = [row | {"caption": "one\u2028two\u0085three"} for row in rows]
+        lines = (json.dumps(row, ensure_ascii=False) for row in rows)
+        path.write_text("\r\n".join(lines), "utf-8")
     dataset = load(path)
     assert [len(getattr(dataset, f"{s}_labels")) for s in datasets.SPLITS] == [4, 2, 2]
     assert dataset.class_names == ("a", "b") and not dataset.multi_label
@@ -148,7 +150,7 @@ BAD_TABLES = {
     "path,label\n/etc/hostname,a\n": "is outside of the folder",
     "path,label\nlink.png,a\n": "'link.png' is outside of the folder",
     "name,label\nx.png,a\n": "the first line names the columns",
-    "path,label\nx.png,\n": "'' is no name of a class",
+    "path,label\nx.png,\n": "line 2 has no label",
     "path,label\nx.png,a,b,c\n": "line 2 has more fields",
     "path,label\n,a\n": "line 2 has no path",
     "path,label\n": "no lines",

@@ -67,6 +67,8 @@ def test_grey_arrays_and_classes_without_names(stored):
         (lambda a: a.update(class_names=np.array("xyz")), "class_names have the shape (), not one"),
         (lambda a: a.update(class_names=np.array([["x", "y", "z"]])), "the shape (1, 3), not one"),
         (lambda a: a.update(class_names=np.array(["x", "y", "x", "z"])), "has 'x' 2 times"),
+        (lambda a: a.update(class_names=np.array(["x", "\x1b[31m", "z"])), "not printable"),
+        (lambda a: a.update(class_names=np.array(["x", "", "z"])), "has '', which is empty"),
         (
             lambda a: a.update(test_images=a["test_images"][:0], test_labels=a["test_labels"][:0]),
             "0 test images and 0 labels",

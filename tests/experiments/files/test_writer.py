@@ -22,6 +22,7 @@ from experiments.files import (
     local_path,
     one_line,
     size,
+    split_paths,
     write_json,
     write_text,
 )
@@ -126,9 +127,17 @@ def test_a_cache_of_another_user_is_refused(tmp_path, monkeypatch):
 def test_places_on_this_machine(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert str(local_path("~/runs", "workdir")) == "/home/me/runs"
-    for text in ("gs://bucket/x", "s3://x", "a\0b", "~nobody-at-all/x"):
+    for text in ("gs://bucket/x", "s3://x", "a\0b", "~nobody-at-all/x", "a\udcffb"):
         with pytest.raises(UserError, match="--workdir"):
             local_path(text, "workdir")
+
+
+def test_paths_with_commas_that_exist_are_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "a,b", "c,d,e"):
+        (tmp_path / name).mkdir()
+    assert split_paths("a,b,c,d,e,x,y,a") == ["a,b", "c,d,e", "x", "y", "a"]
+    assert split_paths("x") == ["x"] and split_paths("") == [""]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="other systems have no such limit")

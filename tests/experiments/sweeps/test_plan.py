@@ -222,6 +222,12 @@ TUNED = Study(
 )
 
 
+def test_names_of_folders_have_a_length_that_systems_take():
+    runs = grid(f"freeze={'é' * 300},{'é' * 299}")
+    assert len({run.workdir for run in runs}) == 2
+    assert all(len(run.workdir.name.encode()) < 200 for run in runs)
+
+
 def test_tuning_tries_all_values_with_a_seed_of_its_own():
     tuned = plan.candidates(TUNED._replace(rows={"a": {}, "b": {"routing": "uniform"}}))
     assert (

@@ -109,6 +109,9 @@ def test_other_losses_are_refused():
     dataset = Dataset("made up", "", *(images, labels) * 3, NAMES)
     with pytest.raises(UserError, match="--loss=spread needs images of one class"):
         prepare_run(dataclasses.replace(QUICK, loss="spread"), dataset)
+    for flags in ({"model": "cnn"}, {"preset": "hvc"}):
+        with pytest.raises(UserError, match="--label_smoothing needs images of one class each"):
+            prepare_run(dataclasses.replace(QUICK, label_smoothing=0.1, **flags), dataset)
     for flags in ({"routing": "inverted"}, {"preset": "vb"}):
         with pytest.raises(UserError, match="has logits as scores"):
             prepare_run(dataclasses.replace(QUICK, loss="margin", **flags), dataset)
