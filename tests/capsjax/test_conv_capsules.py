@@ -308,11 +308,10 @@ def test_a_field_takes_parameters_that_are_wider_than_its_votes(x64):
 
 
 def test_unknown_gradients_of_a_field_are_refused(x64):
-    case = Case("em", gradient="foo")
-    params, x = example(layer(case))
+    params, x = example(layer(Case("em")))
     for how in ("naive", "stream"):
         with pytest.raises(ValueError, match="gradient must be one of full, stop, last, not 'foo'"):
-            layer(case, implementation=how).apply(params, x)
+            layer(Case("em", gradient="foo"), implementation=how).apply(params, x)
 
 
 @pytest.mark.parametrize("routing", ["em", "vb"])
