@@ -55,17 +55,15 @@ def main(flags: Flags) -> None:
     if not flags.run or not flags.output:
         raise UserError("give a finished run and a folder: --run=DIR --output=FOLDER")
     output = local_path(flags.output, "output")
-    if output.exists():  # before the test images are evaluated
-        raise UserError(f"--output={output} exists already; name a new folder")
-    opened = saved_run.open_run(
-        flags.run,
-        accelerator=flags.accelerator,
-        data_dir=flags.data_dir,
-        cache_dir=flags.cache_dir,
-        examples=True,
-    )
-    print(f"evaluating {len(opened.setup.dataset.test_labels):,} test images", file=sys.stderr)
     with fresh_folder(output, "output") as temporary:
+        opened = saved_run.open_run(
+            flags.run,
+            accelerator=flags.accelerator,
+            data_dir=flags.data_dir,
+            cache_dir=flags.cache_dir,
+            examples=True,
+        )
+        print(f"evaluating {len(opened.setup.dataset.test_labels):,} test images", file=sys.stderr)
         inside = temporary / output.resolve().name  # the card has the name of its folder
         facts = publish(opened, inside, flags.dtype, flags.fit)
         for path in inside.iterdir():

@@ -88,7 +88,7 @@ def step_bytes(setup: Setup, make_body) -> int:
 
 
 def free_bytes(device: jax.Device) -> int:
-    """Returns the free memory of an accelerator, or that of this process on CPU."""
+    """Returns the free memory of an accelerator, or on CPU what this process may take."""
     if stats := device.memory_stats():
         return stats["bytes_limit"] - stats["bytes_in_use"]
     return files.free_bytes()

@@ -147,11 +147,7 @@ def test_rows_that_can_not_be_compared(written, tmp_path):
     assert "more than the seed" in fails(a, f"{b},{other}")
     other = written("d", summary(drawn(2, 0.3), 2, data_checksum="d"))
     assert "more than the seed" in fails(a, f"{b},{other}")
-    for name, value in (
-        ("data_checksum", "d"),
-        ("program", "affnist"),
-        ("shift", 6),
-    ):
+    for name, value in (("data_checksum", "d"), ("program", "affnist"), ("shift", 6)):
         given = written("e", good | {"shift": 4} if name == "shift" else good)
         assert f"other test images than {given}: {name}=" in fails(
             given, written("f", good | {name: value})
